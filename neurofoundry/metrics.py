@@ -1,0 +1,369 @@
+"""Metrics, with intervals from a bootstrap over persons.
+
+Every metric takes ``weights`` of shape (resamples, scans), how often each scan counts in each
+resample, and gives one number a resample: NaN where a resample cannot give one (one class only).
+All resamples are computed at once, and models that share the weights can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_curve
+
+Values = NDArray[np.float64]
+
+LEVEL = 0.95
+"""Coverage that every interval aims at."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How people call a metric, and which way is better."""
+
+    title: str
+    higher_is_better: bool
+
+
+METRICS = {
+    "auc": Metric("AUC", True),
+    "balanced_accuracy": Metric("Balanced accuracy", True),
+    "sensitivity": Metric("Sensitivity", True),
+    "specificity": Metric("Specificity", True),
+    "average_precision": Metric("Average precision", True),
+    "brier": Metric("Brier score", False),
+    "ece": Metric("Calibration error", False),
+    "mae": Metric("Mean absolute error", False),
+    "rmse": Metric("Root mean square error", False),
+    "r2": Metric("R²", True),
+    "correlation": Metric("Correlation", True),
+}
+
+PRIMARY: Mapping[Literal["classification", "regression"], str] = {
+    "classification": "auc",
+    "regression": "mae",
+}
+"""The metric that a task is judged by."""
+
+
+def classification(
+    labels: NDArray[np.integer],
+    probabilities: Values,
+    weights: Values,
+    *,
+    threshold: float | None = None,
+) -> dict[str, Values]:
+    """All metrics of a classification.
+
+    ``labels`` (scans,) are indices of classes, ``probabilities`` (scans, classes). With two
+    classes the second is the one of interest and is called at ``threshold`` or above; without a
+    threshold what depends on it is NaN. With more, the likeliest class is called, AUC and average
+    precision are means of one class against the rest, and calibration is that of the call.
+    Beside the metrics stands ``ece_by_chance``, which ``estimate`` needs for the interval of ece.
+    """
+    classes = probabilities.shape[1]
+    of_interest = [1] if classes == 2 else range(classes)
+    ranked = [
+        (
+            auc(labels == k, probabilities[:, k], weights),
+            average_precision(labels == k, probabilities[:, k], weights),
+        )
+        for k in of_interest
+    ]
+    if classes > 2:
+        called = probabilities.argmax(axis=1)
+    elif threshold is not None:
+        called = (probabilities[:, 1] >= threshold).astype(int)
+    else:
+        called = np.full(len(labels), -1)
+    recalls = [share(called == k, weights, among=labels == k) for k in range(classes)]
+    unknown = np.full(len(weights), np.nan)
+    if called.min(initial=0) < 0:
+        recalls = [unknown] * classes
+    metrics = {
+        "auc": np.mean([area for area, _ in ranked], axis=0),
+        "balanced_accuracy": np.mean(recalls, axis=0),
+    }
+    if classes == 2:
+        metrics |= {"sensitivity": recalls[1], "specificity": recalls[0]}
+        confidence, right = probabilities[:, 1], labels == 1
+    else:
+        confidence, right = probabilities.max(axis=1), labels == called
+    error, by_chance = calibration_error(right, confidence, weights)
+    return metrics | {
+        "average_precision": np.mean([precision for _, precision in ranked], axis=0),
+        "brier": brier(labels, probabilities, weights),
+        "ece": error,
+        "ece_by_chance": by_chance,
+    }
+
+
+def regression(labels: Values, outputs: Values, weights: Values) -> dict[str, Values]:
+    """All metrics of a regression, errors in the unit of the labels: labels, outputs (scans,)."""
+    total = weights.sum(axis=1)
+    errors = outputs - labels
+    squared = _mean(errors**2, weights, total)
+    # Centred first: moments of raw ages would lose digits to cancellation.
+    y, p = labels - labels.mean(), outputs - outputs.mean()
+    mean_y, mean_p = _mean(y, weights, total), _mean(p, weights, total)
+    variance_y = _mean(y**2, weights, total) - mean_y**2
+    variance_p = _mean(p**2, weights, total) - mean_p**2
+    covariance = _mean(y * p, weights, total) - mean_y * mean_p
+    variance_y[variance_y <= 1e-12 * np.mean(y**2)] = np.nan
+    variance_p[variance_p <= 1e-12 * np.mean(p**2)] = np.nan
+    return {
+        "mae": _mean(np.abs(errors), weights, total),
+        "rmse": np.sqrt(squared),
+        "r2": 1 - squared / variance_y,
+        "correlation": covariance / np.sqrt(variance_y * variance_p),
+    }
+
+
+def auc(labels: ArrayLike, scores: Values, weights: Values) -> Values:
+    """Area under the ROC curve: how often a positive scan ranks above a negative; ties half.
+
+    ``labels`` (scans,) are true for positives.
+    """
+    positives, negatives = _weights_by_score(np.asarray(labels, bool), scores, weights)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    with np.errstate(invalid="ignore"):
+        return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+
+
+def average_precision(labels: ArrayLike, scores: Values, weights: Values) -> Values:
+    """Mean precision over the recalls reached by lowering the threshold; labels as in ``auc``."""
+    positives, negatives = _weights_by_score(np.asarray(labels, bool), scores, weights)
+    positives, negatives = positives[:, ::-1], negatives[:, ::-1]
+    found = np.cumsum(positives, axis=1)
+    called = found + np.cumsum(negatives, axis=1)
+    with np.errstate(invalid="ignore"):
+        precision = np.where(called > 0, found / called, 0)
+        return (positives * precision).sum(1) / found[:, -1]
+
+
+def share(hits: NDArray[np.bool_], weights: Values, *, among: NDArray[np.bool_]) -> Values:
+    """Share of scans ``among`` some that are hits: sensitivity among the diseased."""
+    with np.errstate(invalid="ignore"):
+        return (weights @ (hits & among)) / (weights @ among.astype(float))
+
+
+def brier(labels: NDArray[np.integer], probabilities: Values, weights: Values) -> Values:
+    """Mean squared error of probabilities (scans, classes), summed over classes; halved for two."""
+    errors = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
+    total = errors.sum(axis=1) / (2 if probabilities.shape[1] == 2 else 1)
+    return _mean(total, weights, weights.sum(axis=1))
+
+
+def calibration_bins(confidence: Values) -> NDArray[np.intp]:
+    """The bin of every scan: up to ten of equal mass, each of ten scans or more.
+
+    Ties share a bin. With fewer than 20 scans there is one bin, which says little.
+    """
+    count = int(np.clip(len(confidence) // 10, 1, 10))
+    edges = np.unique(np.quantile(confidence, np.arange(1, count) / count))
+    return np.searchsorted(edges, confidence, side="right")
+
+
+def calibration_error(
+    right: NDArray[np.bool_], confidence: Values, weights: Values
+) -> tuple[Values, Values]:
+    """Expected calibration error over ``calibration_bins``: mean |share right − confidence|.
+
+    The second result is the error that chance alone gives in each resample: that of the resample
+    measured from the sample, so that it is what a perfectly calibrated model would show. The bins
+    are those of the sample in all resamples. NaN with fewer than 20 scans.
+    """
+    if len(confidence) < 20:
+        unknown = np.full(len(weights), np.nan)
+        return unknown, unknown
+    bins = calibration_bins(confidence)
+    excess = np.where(bins[:, None] == np.unique(bins), (right - confidence)[:, None], 0.0)
+    found = (weights @ excess) / weights.sum(axis=1, keepdims=True)
+    return np.abs(found).sum(axis=1), np.abs(found - excess.mean(axis=0)).sum(axis=1)
+
+
+def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:
+    """The threshold with the largest sensitivity + specificity, between two observed scores.
+
+    Of equal ones the nearest to 0.5. None when a class is missing or all scores are the same.
+    """
+    if labels.all() or not labels.any() or np.ptp(scores) == 0:
+        return None
+    alarms, hits, cuts = roc_curve(labels, scores, drop_intermediate=False)
+    between = (cuts[1:-1] + cuts[2:]) / 2
+    gain = (hits - alarms)[1:-1]
+    best = between[np.isclose(gain, gain.max())]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def _weights_by_score(
+    labels: NDArray[np.bool_], scores: Values, weights: Values
+) -> tuple[Values, Values]:
+    """Weight of positives and of negatives at every distinct score, ascending."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] > ordered[:-1]])
+    weights = weights[:, order]
+    positives = weights * labels[order]
+    negatives = weights - positives
+    if len(starts) == len(scores):
+        return positives, negatives
+    return np.add.reduceat(positives, starts, axis=1), np.add.reduceat(negatives, starts, axis=1)
+
+
+def _mean(values: Values, weights: Values, total: Values) -> Values:
+    return (weights @ values) / total
+
+
+def resample(
+    statistic: Callable[[Values], Values],
+    persons: Sequence[str] | NDArray,
+    *,
+    count: int,
+    seed: int,
+    key: str = "",
+) -> Values:
+    """A statistic of the sample, and of ``count`` resamples of its persons with replacement.
+
+    ``persons`` (scans,) says whose each scan is: a person's scans are drawn together.
+    ``statistic`` maps weights (rows, scans) to values (..., rows). The result is
+    (..., 1 + count), the sample itself first, and does not depend on the order of the scans.
+    Another ``key`` draws independently.
+    """
+    names, person = np.unique(np.asarray(persons), return_inverse=True)
+    digest = hashlib.sha256(f"bootstrap\0{seed}\0{key}".encode()).digest()
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    parts = [statistic(np.ones((1, len(person))))]
+    rows_at_once = max(1, 1_000_000 // len(person))
+    for start in range(0, count, rows_at_once):
+        rows = min(rows_at_once, count - start)
+        drawn = random.integers(len(names), size=(rows, len(names)))
+        drawn += np.arange(rows)[:, None] * len(names)
+        times = np.bincount(drawn.ravel(), minlength=rows * len(names)).reshape(rows, -1)
+        parts.append(statistic(times[:, person].astype(float)))
+    return np.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, or the reason why there is none.
+
+    ``p`` is two-sided, for a difference of zero; only differences have it.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str | None = None
+    p: float | None = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def estimate(
+    samples: Values,
+    *,
+    exponent: int | None = None,
+    by_chance: Values | None = None,
+    reason: str = "",
+) -> Estimate:
+    """Value and percentile interval of what ``resample`` gave for one number, (1 + count,).
+
+    In simulated cohorts with several scans a person, such intervals of an AUC held the truth in
+    83 to 91 % with 10 to 14 persons a class, 89 to 93 % with 35, 93 % with 100; resampling scans
+    instead of persons, in 70 to 78 %.
+
+    ``exponent``: where everybody in the sample was judged rightly (or wrongly), all resamples
+    agree and say nothing of the uncertainty. The interval then ends where so perfect a result has
+    a chance of 2.5 %: P(perfect) is at most (true value)^exponent, see ``perfection_exponent``.
+    Without it such a value has no interval.
+
+    ``by_chance``: resampling noise adds to an error that cannot be negative, so that percentiles
+    never reach a true zero. The interval then begins at the value less the 95 % quantile of what
+    chance alone gives: a valid bound, by the triangle inequality.
+
+    ``reason`` explains a value that is NaN.
+    """
+    value, valid = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
+    if np.isnan(value):
+        return Estimate(None, None, None, reason or "not defined in this sample")
+    if len(valid) < 0.9 * (len(samples) - 1):
+        return Estimate(None, None, None, "too few subjects: many resamples lack a class")
+    tail = (1 - LEVEL) / 2
+    low, high = (float(edge) for edge in np.quantile(valid, [tail, 1 - tail]))
+    if _constant(samples) and exponent is None and abs(value - 1) < 1e-12:
+        return Estimate(value, None, None, "perfect in this sample: no interval can be given")
+    if _constant(samples) and exponent is not None:
+        bound = tail ** (1 / exponent)
+        low = bound if value > 1 - 1e-12 else low
+        high = 1 - bound if value < 1e-12 else high
+    if by_chance is not None:
+        low = max(0.0, value - float(np.nanquantile(by_chance[1:], LEVEL)))
+        high = max(value, high)
+    return Estimate(value, low, high)
+
+
+def _constant(samples: Values) -> bool:
+    return bool(np.nanmax(samples) - np.nanmin(samples) < 1e-12)
+
+
+def perfection_exponent(metric: str, persons: Sequence[int]) -> int | None:
+    """k in P(perfect result) ≤ (true value)^k, given the number of persons of every class.
+
+    Sensitivity: each of n persons is found with the true sensitivity, so k = n. AUC: among m =
+    min(n) disjoint pairs of a positive and a negative all must be ranked rightly, so k = m.
+    Balanced accuracy: the product of K recalls is at most their mean to the power of K, k = K·m.
+    """
+    fewest = min(persons)
+    exponents = {"auc": fewest, "balanced_accuracy": len(persons) * fewest}
+    if len(persons) == 2:
+        exponents |= {"specificity": persons[0], "sensitivity": persons[1]}
+    return exponents.get(metric) or None
+
+
+def difference(
+    first: Values, second: Values, *, exponent: int | None = None, reason: str = ""
+) -> Estimate:
+    """first − second, from resamples of the same persons (or of two independent groups).
+
+    Against something that never varies, such as chance, it is ``first`` and its interval, shifted:
+    ``exponent`` as in ``estimate``.
+    """
+    samples = first - second
+    if np.isnan(samples[0]) or not _constant(second):
+        result = estimate(samples, reason=reason)
+        exponent = None
+    else:
+        result = _shift(estimate(first, exponent=exponent, reason=reason), -float(second[0]))
+    if result.value is None or result.low is None:
+        return result
+    if exponent is not None and _constant(first) and first[0] in (0, 1):
+        # How likely is so perfect (or hopeless) a result when the truth is the second's value?
+        p = 2 * abs(1 - first[0] - second[0]) ** exponent
+    else:
+        valid = samples[1:][~np.isnan(samples[1:])]
+        p = 2 * (min((valid <= 0).sum(), (valid >= 0).sum()) + 1) / (len(valid) + 1)
+    return replace(result, p=min(1.0, float(p)))
+
+
+def _shift(found: Estimate, by: float) -> Estimate:
+    if found.value is None or found.low is None or found.high is None:
+        return found
+    return replace(found, value=found.value + by, low=found.low + by, high=found.high + by)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    scaled = np.asarray(p)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return [float(value) for value in adjusted]

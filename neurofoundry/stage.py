@@ -1,0 +1,267 @@
+"""What the five stages share: an output folder that appears whole, and explains itself."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import neurofoundry
+from neurofoundry import tracking
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.tracking import Tracker, TrackingParams
+
+SCHEMA_VERSION = 1
+
+PUBLISHES = {
+    "ingest": ("scans.tsv", "excluded.tsv"),
+    "preprocess": ("scans.tsv", "grid.json"),
+    "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv"),
+    "finetune": ("runs.tsv", "**/predictions.tsv"),
+    "evaluate": ("metrics.json",),
+}
+"""The contract files of each stage: their content is what a later stage depends on."""
+
+SOURCES = (".py", ".html", ".md")
+"""Files of a stage's package that decide what it writes."""
+
+
+@dataclass
+class Workspace:
+    """Where a stage's work happens until it is published."""
+
+    dir: Path
+    """The partial folder. It survives a kill and is handed to the next run of the same stage."""
+    previous: Path | None
+    """The folder published by an earlier run, whatever its parameters; read-only."""
+    tracker: Tracker
+    data_version: str
+    """Hash of the raw data. Ingest sets it; later stages inherit it."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """A few numbers for stage.json and the tracker: counts, losses, metrics."""
+
+
+def run(
+    name: str,
+    body: Callable[[Workspace], None],
+    *,
+    out: Path,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    track: TrackingParams,
+    resume_items: bool = False,
+) -> None:
+    """Run ``body`` in a partial folder beside ``out`` and publish it as ``out`` when it is whole.
+
+    ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
+    earlier stage to its published folder. With the same code, parameters and inputs nothing runs
+    again, and a killed run finds its partial folder. A stage that keys its own items (a scan, a
+    fine-tuning run) sets ``resume_items`` and gets the partial folder whatever has changed.
+    """
+    started = datetime.now(UTC)
+    upstream = {stage: _read_record(stage, folder) for stage, folder in inputs.items()}
+    identity = {
+        "stage": name,
+        "schema_version": SCHEMA_VERSION,
+        "code_sha256": code_hash(name),
+        "params": json.loads(json.dumps(params, default=_plain)),
+        "inputs": {stage: record["contents"] for stage, record in upstream.items()},
+    }
+    key = _hash_json(identity)
+    partial = out.with_name(f".{out.name}.partial")
+    replaced = out.with_name(f".{out.name}.replaced")
+    if replaced.exists() and not out.exists():
+        replaced.rename(out)  # killed between the two renames of _publish
+    # Ingest has no upstream: whether the raw data changed is known only once it has looked.
+    if inputs and _recorded_key(out) == key:
+        print(f"{out}: up to date")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not resume_items and key not in (_partial_key(partial), _recorded_key(partial)):
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    lock = _lock(partial, out)
+    try:
+        if _recorded_key(partial) != key or not inputs:
+            (partial / "stage.json").unlink(missing_ok=True)
+            (partial / ".key").write_text(key)
+            data_version = next((r["data_version"] for r in upstream.values()), "")
+            config = {
+                **identity["params"],
+                "data_version": data_version,
+                "git_commit": git_commit(),
+            }
+            # Without an upstream the key does not know the data: every run is a new one.
+            run_key = key if inputs else _hash_json([key, started.isoformat()])
+            with tracking.run(track, stage=name, key=run_key, config=config) as tracker:
+                work = Workspace(
+                    dir=partial,
+                    previous=out if (out / "stage.json").exists() else None,
+                    tracker=tracker,
+                    data_version=data_version,
+                )
+                body(work)
+                tracker.summary(work.summary)
+            _write_record(partial, name, key, identity, work, started)
+        _publish(partial, out, replaced)
+    finally:
+        os.close(lock)
+
+
+def code_hash(stage: str, *modules: str) -> str:
+    """Hash of a stage's package and of shared modules (all of them, unless some are named)."""
+    root = Path(neurofoundry.__file__).parent
+    shared = [root / module for module in modules] or sorted(root.glob("*.py"))
+    digest = hashlib.sha256()
+    package = (file for file in sorted((root / stage).rglob("*")) if file.suffix in SOURCES)
+    for source in [*package, *shared]:
+        if source.name not in ("cli.py", "project.py"):
+            digest.update(source.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that ``path`` holds the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(
+        json.dumps(content, indent=2, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+    temporary.replace(path)
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with '+' when files differ from it; '' if unknown."""
+    if commit := os.environ.get("NEUROFOUNDRY_GIT_COMMIT"):
+        return commit
+    root = str(Path(neurofoundry.__file__).parent)
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", "-C", root, *command], capture_output=True, text=True, check=True
+            )
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", root])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _publish(partial: Path, out: Path, replaced: Path) -> None:
+    (partial / ".key").unlink(missing_ok=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    partial.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _lock(partial: Path, out: Path) -> int:
+    """Hold the partial folder; the lock ends with the process, however it ends."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            os.close(descriptor)
+            raise UsageError(
+                f"{out}: another process is writing this output. Wait for it, or end it first."
+            ) from None
+        # Some network file systems cannot lock a folder; there, nothing guards against two writers.
+    return descriptor
+
+
+def _read_record(stage: str, folder: Path) -> dict[str, Any]:
+    path = folder / "stage.json"
+    if not path.exists():
+        raise UsageError(
+            f"{folder}: no finished output of '{stage}' (stage.json is missing). "
+            f"Run `neurofoundry {stage} --out {folder}` first."
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        found = (record["stage"], record["schema_version"])
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: not a stage record ({error}). Run '{stage}' again.") from error
+    if found != (stage, SCHEMA_VERSION):
+        raise DataError(
+            f"{path}: found the output of '{found[0]}' in schema {found[1]}, expected '{stage}' "
+            f"in schema {SCHEMA_VERSION}. Give the folder that '{stage}' wrote, or run it again."
+        )
+    return record
+
+
+def _write_record(
+    partial: Path,
+    name: str,
+    key: str,
+    identity: dict[str, Any],
+    work: Workspace,
+    started: datetime,
+) -> None:
+    contents = {
+        file.relative_to(partial).as_posix(): hash_file(file)
+        for pattern in PUBLISHES[name]
+        for file in sorted(partial.glob(pattern))
+    }
+    write_json(
+        partial / "stage.json",
+        {
+            **identity,
+            "key": key,
+            "package_version": neurofoundry.__version__,
+            "git_commit": git_commit(),
+            "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
+            "data_version": work.data_version,
+            "tracking_run": work.tracker.name,
+            "hardware": {
+                "processor": platform.machine(),
+                "cpus": len(os.sched_getaffinity(0)),
+                "python": platform.python_version(),
+            },
+            "started": started.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "summary": work.summary,
+            "contents": contents,
+        },
+    )
+
+
+def _recorded_key(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "stage.json").read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _partial_key(partial: Path) -> str | None:
+    path = partial / ".key"
+    return path.read_text() if path.exists() else None
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

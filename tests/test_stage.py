@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neurofoundry import stage
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.tracking import TrackingParams
+
+QUIET = TrackingParams(mode="disabled")
+
+
+def publish(
+    out: Path, name: str = "ingest", inputs: dict[str, Path] | None = None, **params: Any
+) -> list[Path]:
+    """Run a tiny stage; says in which folders its body ran."""
+    ran = []
+
+    def body(work: stage.Workspace) -> None:
+        ran.append(work.dir)
+        (work.dir / "scans.tsv").write_text(f"{params}\n")
+        work.data_version = work.data_version or "v1"
+        work.summary["scans"] = 3
+
+    stage.run(name, body, out=out, params=params, inputs=inputs or {}, track=QUIET)
+    return ran
+
+
+def test_an_output_appears_whole_and_explains_itself(tmp_path: Path) -> None:
+    publish(tmp_path / "cohort", seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    text = (tmp_path / "cohort/stage.json").read_text()
+    record = json.loads(text)
+    assert record["stage"] == "ingest"
+    assert record["params"] == {"seed": 1}
+    assert record["summary"] == {"scans": 3}
+    assert record["data_version"] == "v1"
+    assert record["contents"] == {"scans.tsv": stage.hash_file(tmp_path / "cohort/scans.tsv")}
+    assert str(tmp_path) not in text
+    assert os.uname().nodename not in text
+
+
+def test_an_unchanged_stage_does_not_run_again_and_a_changed_one_does(tmp_path: Path) -> None:
+    cohort, volumes = tmp_path / "cohort", tmp_path / "volumes"
+    publish(cohort)
+    assert publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    assert not publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    publish(cohort)  # the same content, at another time
+    assert not publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    assert publish(volumes, "preprocess", {"ingest": cohort}, grid=2)
+    publish(cohort, seed=2)  # other content
+    assert publish(volumes, "preprocess", {"ingest": cohort}, grid=2)
+    assert json.loads((volumes / "stage.json").read_text())["data_version"] == "v1"
+
+
+def test_a_failed_run_leaves_the_old_output_and_its_own_work(tmp_path: Path) -> None:
+    cohort, volumes = tmp_path / "cohort", tmp_path / "volumes"
+    publish(cohort)
+    publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    before = (volumes / "scans.tsv").read_text()
+
+    def broken(work: stage.Workspace) -> None:
+        (work.dir / "half").write_text("half")
+        assert work.previous == volumes
+        raise DataError("no usable scan")
+
+    arguments: dict[str, Any] = {"out": volumes, "inputs": {"ingest": cohort}, "track": QUIET}
+    with pytest.raises(DataError):
+        stage.run("preprocess", broken, params={"grid": 2}, **arguments)
+    assert (volumes / "scans.tsv").read_text() == before
+    seen: dict[int, bool] = {}
+    for grid in (2, 3):
+        with contextlib.suppress(DataError):
+            stage.run(
+                "preprocess",
+                lambda work, grid=grid: (
+                    seen.update({grid: (work.dir / "half").exists()}) or broken(work)
+                ),
+                params={"grid": grid},
+                **arguments,
+            )
+    assert seen == {2: True, 3: False}  # the same run finds its work, another one does not
+
+
+SLOW_STAGE = """
+import sys, time
+from pathlib import Path
+from neurofoundry import stage
+from neurofoundry.tracking import TrackingParams
+
+def body(work):
+    count = work.dir / "count"
+    count.write_text(str(int(count.read_text() if count.exists() else 0) + 1))
+    print("working", flush=True)
+    time.sleep(float(sys.argv[2]))
+    (work.dir / "scans.tsv").write_text("done")
+
+root = Path(sys.argv[1])
+stage.run("preprocess", body, out=root / "volumes", params={}, inputs={"ingest": root / "cohort"},
+          track=TrackingParams(mode="disabled"))
+"""
+
+
+def test_a_killed_stage_finds_its_work_again(tmp_path: Path) -> None:
+    publish(tmp_path / "cohort")
+    command = [sys.executable, "-c", SLOW_STAGE, str(tmp_path)]
+    with subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        with pytest.raises(UsageError, match="another process is writing"):
+            publish(tmp_path / "volumes", "preprocess", {"ingest": tmp_path / "cohort"})
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "volumes").exists()
+    subprocess.run([*command, "0"], check=True)
+    assert (tmp_path / "volumes/count").read_text() == "2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "volumes"]
+
+
+def test_a_kill_while_publishing_loses_nothing(tmp_path: Path) -> None:
+    cohort, volumes = tmp_path / "cohort", tmp_path / "volumes"
+    publish(cohort)
+    publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    volumes.rename(tmp_path / ".volumes.replaced")  # what a kill between two renames leaves
+    assert not publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    assert (volumes / "scans.tsv").exists()
+    volumes.rename(tmp_path / ".volumes.partial")  # finished, but not renamed yet
+    assert not publish(volumes, "preprocess", {"ingest": cohort}, grid=1)
+    assert (volumes / "scans.tsv").exists()
+
+
+def test_an_input_that_is_missing_or_of_another_stage_is_refused(tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    with pytest.raises(UsageError, match="no finished output of 'ingest'"):
+        publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
+    publish(cohort)
+    with pytest.raises(DataError, match=r"found the output of 'ingest'.*expected 'preprocess'"):
+        publish(tmp_path / "encoder", "pretrain", {"preprocess": cohort})
+    (cohort / "stage.json").write_text("{")
+    with pytest.raises(DataError, match="not a stage record"):
+        publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    stage.write_json(path, {"value": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        stage.write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text()) == {"value": 1}
+
+
+def test_the_code_hash_follows_the_stage_and_the_named_modules() -> None:
+    whole = stage.code_hash("preprocess")
+    named = stage.code_hash("preprocess", "volumes.py")
+    assert len({whole, named, stage.code_hash("pretrain"), stage.code_hash("preprocess")}) == 3
