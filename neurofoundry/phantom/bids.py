@@ -1,0 +1,191 @@
+"""Synthetic scans and their tables as BIDS datasets."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+import neurofoundry
+from neurofoundry.phantom.anatomy import Subject
+from neurofoundry.phantom.atlas import Atlas
+from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, Site, head
+
+_GENERATED_BY = [{"Name": "neurofoundry phantom", "Version": neurofoundry.__version__}]
+_README = """\
+Synthetic T1-weighted heads
+===========================
+
+Nobody was scanned: every head is computed by `neurofoundry phantom` from the ICBM 2009a nonlinear
+symmetric template. Its diagnosis (CN or AD, an Alzheimer's-like atrophy), stroke, sex and age are
+labels of the simulation and say nothing about patients. The scanners do not exist.
+
+`derivatives/truth` holds what the simulation knows: volumes, the rigid pose from the scanner to
+MNI space, and masks of lesions (infarcts and white matter lesions).
+
+Template: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal
+Neurological Institute, McGill University. Fonov et al., NeuroImage 54 (2011) 313-327.
+"""
+
+_PARTICIPANTS = {
+    "age": {"Description": "Age at the first session", "Units": "year"},
+    "sex": {"Levels": {"F": "female", "M": "male"}},
+    "site": {"Description": "Imaginary scanner"},
+    "diagnosis": {"Levels": {"CN": "no dementia", "AD": "Alzheimer's-like atrophy"}},
+    "stroke": {"Description": "Chronic infarct", "Levels": {"no": "none", "yes": "one"}},
+}
+_TRUTH = {
+    "age": {"Description": "Age at this session", "Units": "year"},
+    "territory": {"Description": "Artery whose territory holds the infarct"},
+    "brain_ml": {"Description": "Volume inside the hull of the brain", "Units": "ml"},
+    "pose_00": {
+        "Description": "pose_RC: row R, column C of the rigid 4x4 matrix from scanner to MNI space",
+        "Units": "mm",
+    },
+}
+
+
+def dataset_name(site: Site) -> str:
+    """Folder of the dataset a site belongs to."""
+    return "phantom-external" if site.external else "phantom"
+
+
+def write_scan(
+    tree: Path, subject: Subject, session: str, atlas_folder: Path, spacing_mm: float | None
+) -> dict[str, Any]:
+    """Scan one session and write image, sidecar and lesion mask; return its row of truth.tsv."""
+    site = SITES[subject.site]
+    scan = head(subject, session, site, _load_atlas(atlas_folder), spacing_mm)
+    dataset = tree / dataset_name(site)
+    place = Path(subject.participant) / f"ses-{session}" / "anat"
+    name = f"{subject.participant}_ses-{session}"
+    folder = dataset / place
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = np.clip(np.rint(scan.image), 0, np.iinfo(np.int16).max).astype(np.int16)
+    _write_nifti(folder / f"{name}_T1w.nii.gz", stored, scan.affine)
+    _write_json(folder / f"{name}_T1w.json", _sidecar(site))
+    if scan.lesion.any():
+        folder = dataset / "derivatives" / "truth" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        mask = scan.lesion.astype(np.uint8)
+        _write_nifti(folder / f"{name}_label-lesion_mask.nii.gz", mask, scan.affine)
+    return _truth(subject, session, scan)
+
+
+def write_tables(tree: Path, subjects: Sequence[Subject], truth: Sequence[dict[str, Any]]) -> None:
+    """Write descriptions and tables of both datasets; `truth` holds the rows of `write_scan`."""
+    for dataset in sorted({dataset_name(site) for site in SITES.values()}):
+        folder = tree / dataset
+        derivative = folder / "derivatives" / "truth"
+        derivative.mkdir(parents=True, exist_ok=True)
+        members = [s for s in subjects if dataset_name(SITES[s.site]) == dataset]
+        names = {subject.participant for subject in members}
+        _write_json(
+            folder / "dataset_description.json",
+            {
+                "Name": "Synthetic heads" + (", external site" if "external" in dataset else ""),
+                "BIDSVersion": "1.9.0",
+                "DatasetType": "raw",
+                "GeneratedBy": _GENERATED_BY,
+            },
+        )
+        _write_json(
+            derivative / "dataset_description.json",
+            {
+                "Name": "What the simulation knows",
+                "BIDSVersion": "1.9.0",
+                "DatasetType": "derivative",
+                "GeneratedBy": _GENERATED_BY,
+            },
+        )
+        (folder / "README").write_text(_README)
+        _write_json(folder / "participants.json", _PARTICIPANTS)
+        _write_table(
+            folder / "participants.tsv",
+            [
+                {
+                    "participant_id": subject.participant,
+                    "age": f"{subject.age:.1f}",
+                    "sex": subject.sex,
+                    "site": subject.site,
+                    "diagnosis": subject.diagnosis,
+                    "stroke": subject.stroke,
+                }
+                for subject in members
+            ],
+        )
+        for subject in members:
+            _write_table(
+                folder / subject.participant / f"{subject.participant}_sessions.tsv",
+                [
+                    {"session_id": f"ses-{session}", "age": f"{age:.1f}"}
+                    for session, age in subject.sessions
+                ],
+            )
+        _write_json(derivative / "truth.json", _TRUTH)
+        _write_table(
+            derivative / "truth.tsv", [row for row in truth if row["participant_id"] in names]
+        )
+
+
+@cache
+def _load_atlas(folder: Path) -> Atlas:
+    return Atlas.load(folder)
+
+
+def _truth(subject: Subject, session: str, scan: Head) -> dict[str, Any]:
+    return {
+        "participant_id": subject.participant,
+        "session_id": f"ses-{session}",
+        "age": f"{dict(subject.sessions)[session]:.1f}",
+        "sex": subject.sex,
+        "site": subject.site,
+        "diagnosis": subject.diagnosis,
+        "stroke": subject.stroke,
+        "territory": subject.infarct.territory if subject.infarct else "n/a",
+        **{f"{name}_ml": f"{scan.volumes_ml[name]:.3f}" for name in VOLUMES},
+        **{f"pose_{r}{c}": f"{scan.pose[r, c]:.6f}" for r in range(4) for c in range(4)},
+    }
+
+
+def _sidecar(site: Site) -> dict[str, Any]:
+    fields = {
+        "Modality": "MR",
+        "Manufacturer": site.manufacturer,
+        "ManufacturersModelName": site.model,
+        "MagneticFieldStrength": site.field_tesla,
+        "RepetitionTime": site.repetition_s,
+        "EchoTime": site.echo_s,
+        "InversionTime": site.inversion_s,
+        "FlipAngle": site.flip_deg,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    image = nibabel.Nifti1Image(values, affine)
+    image.set_qform(affine, code="scanner")
+    image.set_sform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    # Without name and time in the gzip header, equal scans are equal files.
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)

@@ -1,0 +1,26 @@
+"""What a synthetic cohort can be asked for."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from neurofoundry.params import Section
+
+
+class PhantomParams(Section):
+    """A cohort of synthetic heads: how many, how fine, and how strong the effects are."""
+
+    subjects: int = Field(default=160, ge=4, le=9999)
+    """Subjects over all four sites; every fourth one belongs to the external site."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random follows from it."""
+    spacing_mm: float | None = Field(default=None, ge=0.7, le=5)
+    """Isotropic voxel size of all scans, mm; by default each site has its own (2.2 to 3.6 mm)."""
+    two_session_fraction: float = Field(default=0.2, ge=0, le=1)
+    """Share of subjects scanned a second time, 1 to 3 years later."""
+    ad_effect: float = Field(default=1.0, ge=0, le=3)
+    """Strength of Alzheimer's-like atrophy; 0 makes diagnosis unlearnable."""
+    stroke_ml: float = Field(default=20.0, gt=0, le=150)
+    """Median volume of a stroke lesion, ml."""
+    lesion_load: float = Field(default=1.0, ge=0, le=3)
+    """Amount of age-related white matter lesions; 0 for none."""

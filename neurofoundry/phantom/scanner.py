@@ -1,0 +1,363 @@
+"""Four imagined scanners: pose, grid, contrast, shading, blur and noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from neurofoundry.phantom.anatomy import (
+    CSF,
+    GREY,
+    MATERIALS,
+    WHITE,
+    Subject,
+    closest_rigid,
+    generator,
+    grow,
+    paint,
+)
+from neurofoundry.phantom.atlas import Atlas
+from neurofoundry.phantom.grid import Array, Triple
+from neurofoundry.phantom.outside import SHELL_CHANNELS
+
+_SLAB = 100_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """A scanner and how people are placed in it."""
+
+    name: str
+    external: bool
+    manufacturer: str
+    model: str
+    field_tesla: float
+    repetition_s: float
+    echo_s: float
+    inversion_s: float | None
+    flip_deg: float
+    axes: str
+    """Directions of the array's axes, such as RAS."""
+    spacing: Triple
+    """Voxel size along right-left, posterior-anterior and inferior-superior, mm."""
+    field_of_view: Triple
+    """Along right-left, posterior-anterior and inferior-superior, mm."""
+    contrast: dict[str, float]
+    """Signal of each material relative to white matter."""
+    white_level: float
+    """Stored value of white matter."""
+    shading: float
+    """Standard deviation of the bias field."""
+    noise: float
+    """Standard deviation of the noise in each channel, relative to white matter."""
+    blur: float
+    """Width (sigma) of the point spread, voxels."""
+    tilt_deg: float
+    """Standard deviation of head rotation about each axis."""
+
+
+def _contrast(**values: float) -> dict[str, float]:
+    return {"air": 0.0, "white": 1.0, **values}
+
+
+SITES = {
+    site.name: site
+    for site in (
+        Site(
+            name="alder",
+            external=False,
+            manufacturer="Synthetic Imaging",
+            model="Phantom Alder 3T",
+            field_tesla=3.0,
+            repetition_s=2.3,
+            echo_s=0.00298,
+            inversion_s=0.9,
+            flip_deg=9,
+            axes="RAS",
+            spacing=(2.6, 2.6, 2.6),
+            field_of_view=(182, 236, 208),
+            contrast=_contrast(
+                csf=0.16,
+                grey=0.66,
+                gliosis=0.6,
+                bone=0.06,
+                marrow=0.85,
+                muscle=0.5,
+                fat=1.02,
+                skin=0.62,
+                vitreous=0.2,
+            ),
+            white_level=420,
+            shading=0.07,
+            noise=0.022,
+            blur=0.35,
+            tilt_deg=4,
+        ),
+        Site(
+            name="birch",
+            external=False,
+            manufacturer="Synthetic Imaging",
+            model="Phantom Birch 1.5T",
+            field_tesla=1.5,
+            repetition_s=0.6,
+            echo_s=0.012,
+            inversion_s=None,
+            flip_deg=90,
+            axes="LPS",
+            spacing=(2.2, 2.2, 3.6),
+            field_of_view=(184, 230, 162),
+            contrast=_contrast(
+                csf=0.34,
+                grey=0.8,
+                gliosis=0.72,
+                bone=0.08,
+                marrow=1.1,
+                muscle=0.62,
+                fat=1.75,
+                skin=0.8,
+                vitreous=0.36,
+            ),
+            white_level=260,
+            shading=0.05,
+            noise=0.028,
+            blur=0.4,
+            tilt_deg=6,
+        ),
+        Site(
+            name="cedar",
+            external=False,
+            manufacturer="Imaginary Magnets",
+            model="Cedar 1.5",
+            field_tesla=1.5,
+            repetition_s=2.4,
+            echo_s=0.0036,
+            inversion_s=1.0,
+            flip_deg=8,
+            axes="PSR",
+            spacing=(2.8, 2.8, 2.8),
+            field_of_view=(182, 236, 218),
+            contrast=_contrast(
+                csf=0.24,
+                grey=0.72,
+                gliosis=0.66,
+                bone=0.07,
+                marrow=0.95,
+                muscle=0.52,
+                fat=1.3,
+                skin=0.6,
+                vitreous=0.26,
+            ),
+            white_level=330,
+            shading=0.13,
+            noise=0.032,
+            blur=0.4,
+            tilt_deg=5,
+        ),
+        Site(
+            name="dogwood",
+            external=True,
+            manufacturer="Imaginary Magnets",
+            model="Dogwood 3",
+            field_tesla=3.0,
+            repetition_s=1.9,
+            echo_s=0.0022,
+            inversion_s=0.95,
+            flip_deg=10,
+            axes="LAS",
+            spacing=(3.0, 3.0, 3.0),
+            field_of_view=(186, 240, 213),
+            contrast=_contrast(
+                csf=0.12,
+                grey=0.6,
+                gliosis=0.55,
+                bone=0.05,
+                marrow=0.65,
+                muscle=0.42,
+                fat=0.9,
+                skin=0.5,
+                vitreous=0.15,
+            ),
+            white_level=360,
+            shading=0.16,
+            noise=0.042,
+            blur=0.45,
+            tilt_deg=8,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A scan and the truth about it. Arrays have the scan's shape and axes."""
+
+    image: Array
+    """Magnitude signal before rounding; white matter near the site's `white_level`."""
+    affine: NDArray[np.float64]
+    """Voxel indices to scanner millimetres (RAS+)."""
+    pose: NDArray[np.float64]
+    """Rigid 4x4: scanner millimetres to MNI millimetres."""
+    labels: NDArray[np.uint8]
+    """Index into MATERIALS of the largest share."""
+    brain: NDArray[np.bool_]
+    """Inside the brain's hull: sulci, ventricles and lesions included."""
+    ventricle: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+    """Infarct or white matter lesion."""
+    bias: Array
+    """Multiplicative shading."""
+    volumes_ml: dict[str, float]
+    """Volumes of VOLUMES within the field of view, partial voxels counted in part."""
+
+
+VOLUMES = (
+    "brain",
+    "ventricle",
+    "hippocampus",
+    "grey",
+    "white",
+    "csf",
+    "infarct",
+    "white_lesion",
+)
+
+
+def head(
+    subject: Subject, session: str, site: Site, atlas: Atlas, spacing_mm: float | None = None
+) -> Head:
+    """Scan one session of `subject` at `site`, isotropically at `spacing_mm` if that is given.
+
+    Pose, shading and noise belong to the session; the anatomy to the subject and the age.
+    """
+    rng = generator(subject.seed, "scan", subject.index, session)
+    anatomy = grow(subject, dict(subject.sessions)[session], atlas)
+    spacing = site.spacing if spacing_mm is None else (spacing_mm,) * 3
+    affine, shape = _grid(site, spacing)
+    affine[:3, 3] += rng.uniform(-4, 4, 3)
+    to_head = _placement(rng, site, atlas)
+    voxel_to_head = to_head @ affine
+
+    voxel_mm3 = float(np.prod(spacing))
+    edge = voxel_mm3 ** (1 / 3)
+    signal = np.zeros(shape, np.float32)
+    labels = np.zeros(shape, np.uint8)
+    brain, ventricle, lesion = (np.zeros(shape, np.bool_) for _ in range(3))
+    volumes = dict.fromkeys(VOLUMES, 0.0)
+    # Slabs bound the memory that a fine grid needs.
+    thickness = max(1, _SLAB // (shape[1] * shape[2]))
+    for first in range(0, shape[0], thickness):
+        slab = slice(first, min(first + thickness, shape[0]))
+        points = _points(voxel_to_head, shape, slab)
+        near = np.flatnonzero(_near_head(points, atlas))
+        painting = paint(anatomy, points[near], edge)
+        value = np.zeros(len(near), np.float32)
+        for material, share in zip(MATERIALS, painting.fractions, strict=True):
+            value += share * np.float32(site.contrast[material])
+        signal[slab].reshape(-1)[near] = value
+        labels[slab].reshape(-1)[near] = painting.fractions.argmax(axis=0)
+        brain[slab].reshape(-1)[near] = painting.brain > 0.5
+        ventricle[slab].reshape(-1)[near] = painting.ventricle > 0.5
+        lesion[slab].reshape(-1)[near] = np.maximum(painting.infarct, painting.white_lesion) > 0.5
+        for name, share in (
+            ("brain", painting.brain),
+            ("ventricle", painting.ventricle),
+            ("hippocampus", painting.hippocampus),
+            ("grey", painting.fractions[GREY]),
+            # The spinal cord is white matter too, but no part of the brain.
+            ("white", painting.fractions[WHITE] * painting.brain),
+            ("csf", painting.fractions[CSF] * painting.brain),
+            ("infarct", painting.infarct),
+            ("white_lesion", painting.white_lesion),
+        ):
+            volumes[name] += float(share.sum(dtype=np.float64)) * voxel_mm3 / 1000
+
+    bias = _shading(rng, shape, site.shading)
+    gain = np.float32(site.white_level * rng.uniform(0.85, 1.15))
+    signal = ndimage.gaussian_filter(signal * bias, site.blur, truncate=3)
+    real, imaginary = (
+        np.float32(site.noise) * rng.standard_normal(shape, np.float32) for _ in "ri"
+    )
+    return Head(
+        image=gain * np.sqrt((signal + real) ** 2 + imaginary**2),
+        affine=affine,
+        pose=closest_rigid(anatomy) @ to_head,
+        labels=labels,
+        brain=brain,
+        ventricle=ventricle,
+        lesion=lesion,
+        bias=bias,
+        volumes_ml=volumes,
+    )
+
+
+def _grid(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """Affine centred on scanner 0, and array shape, for the site's axes."""
+    affine = np.eye(4)
+    shape = []
+    for column, letter in enumerate(site.axes):
+        axis = "RLAPSI".index(letter) // 2
+        sign = 1 if letter in "RAS" else -1
+        count = round(site.field_of_view[axis] / spacing[axis])
+        affine[:3, column] = 0
+        affine[axis, column] = sign * spacing[axis]
+        affine[axis, 3] = -sign * spacing[axis] * (count - 1) / 2
+        shape.append(count)
+    return affine, tuple(shape)
+
+
+def _placement(rng: np.random.Generator, site: Site, atlas: Atlas) -> NDArray[np.float64]:
+    """Rigid 4x4 from the scanner to the person's head, mm."""
+    angles = np.deg2rad(site.tilt_deg * np.clip(rng.standard_normal(3), -2, 2))
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    # The field of view starts above the crown, 88 mm above the brain's centre.
+    middle = np.array([0, 16, 88 - site.field_of_view[2] / 2])
+    placement = np.eye(4)
+    placement[:3, :3] = about_z @ about_y @ about_x
+    placement[:3, 3] = np.asarray(atlas.centre) + middle + rng.uniform(-3, 3, 3)
+    return placement
+
+
+def _points(voxel_to_head: NDArray[np.float64], shape: tuple[int, ...], slab: slice) -> Array:
+    """Head coordinates (n, 3), mm, of the voxels of a slab."""
+    i = np.arange(slab.start, slab.stop, dtype=np.float64)[:, None, None]
+    j = np.arange(shape[1], dtype=np.float64)[None, :, None]
+    k = np.arange(shape[2], dtype=np.float64)[None, None, :]
+    # Sums rather than a matrix product: the same bits on every processor.
+    return np.stack(
+        [
+            (i * a + j * b + k * c + d).astype(np.float32).ravel()
+            for a, b, c, d in voxel_to_head[:3]
+        ],
+        axis=-1,
+    )
+
+
+def _near_head(points: Array, atlas: Atlas) -> NDArray[np.bool_]:
+    """Leaves out the air that surely holds nothing."""
+    # Heads are smaller than the atlas, and no deformation moves them by 12 mm.
+    vault = atlas.shell.nearest(points, SHELL_CHANNELS.index("hull")) < 34
+    lower = atlas.shell.nearest(points, SHELL_CHANNELS.index("lower")) < 12
+    return np.asarray(vault | lower)
+
+
+def _shading(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:
+    """Smooth multiplicative field around 1 with standard deviation `strength`: cosine modes."""
+    waves = [
+        [np.cos(np.pi * order * (np.arange(n) + 0.5) / n).astype(np.float32) for order in range(3)]
+        for n in shape
+    ]
+    modes = [(a, b, c) for a in range(3) for b in range(3) for c in range(3) if 1 <= a + b + c <= 2]
+    field = np.zeros(shape, np.float32)
+    variance = 0.0
+    for a, b, c in modes:
+        weight = 1 / (a + b + c)
+        amplitude = np.float32(weight * np.clip(rng.standard_normal(), -2, 2))
+        variance += weight**2 * 0.5 ** ((a > 0) + (b > 0) + (c > 0))
+        field += amplitude * (waves[0][a][:, None, None] * waves[1][b][:, None] * waves[2][c])
+    return np.maximum(1 + np.float32(strength / np.sqrt(variance)) * field, np.float32(0.3))
