@@ -1,0 +1,140 @@
+"""The section `ingest` of params.yaml."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from neurofoundry.cohort import VOLUMES, Splits
+from neurofoundry.params import Section
+
+_SEX = {
+    "F": ("F", "f", "female", "Female", "FEMALE"),
+    "M": ("M", "m", "male", "Male", "MALE"),
+}
+DESCRIBED = ("age", "sex", "site", "scanner", "field_strength")
+"""Columns of every cohort, whether params.yaml names them or not."""
+
+
+class Dataset(Section):
+    """A folder of scans that were kept in one way."""
+
+    name: str
+    """What the dataset is called in every table; subjects are numbered within it."""
+    kind: Literal["bids", "dicom", "table"]
+    path: str
+    """Folder (or the table itself) relative to the data root; '.' is the root."""
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.strip() or name != name.strip() or not name.isprintable():
+            raise ValueError("expected a name without line breaks or spaces at its ends")
+        return unicodedata.normalize("NFC", name)
+
+    @field_validator("path")
+    @classmethod
+    def _below_the_root(cls, path: str) -> str:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ValueError("expected a path below the data root, without '..'")
+        return str(parts)
+
+
+class Column(Section):
+    """Where datasets keep a fact about a scan, and what the values mean."""
+
+    from_: tuple[str, ...] = Field(alias="from", min_length=1)
+    """Column names in the datasets' tables; the first that holds a value is taken."""
+    values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Our value to theirs. Any other value becomes n/a. Left out: values are kept as they are."""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _as_text(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for word in [*values, *(one for many in values.values() for one in _listed(many))]:
+            if isinstance(word, bool):
+                raise ValueError(
+                    "YAML reads yes, no, on and off without quotes as true and false: "
+                    'write "yes" and "no"'
+                )
+        return {str(ours): [str(one) for one in _listed(many)] for ours, many in values.items()}
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        theirs = [one for many in values.values() for one in many]
+        if twice := {one for one in theirs if theirs.count(one) > 1}:
+            raise ValueError(f"{sorted(twice)[0]!r} stands for two values")
+        return values
+
+
+class IngestParams(Section):
+    """What is taken into the cohort, and how persons are dealt to splits."""
+
+    datasets: tuple[Dataset, ...] = ()
+    """`auto` (kept as the empty list): whatever lies below the data root; or a list."""
+    columns: dict[str, Column] = Field(default_factory=dict, validate_default=True)
+    """Common name to where datasets keep it. age, sex and site are looked for under their own
+    names unless they are declared here."""
+    splits: Splits
+    split_column: str | None = None
+    """A column of the datasets' tables that holds published splits (pretrain, train, val, test,
+    ood); persons without a value there are dealt like the others."""
+    shared_subjects: tuple[tuple[str, ...], ...] = ()
+    """Lists of datasets in which equal subject labels name the same person."""
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _auto(cls, datasets: Any) -> Any:
+        if datasets == "auto":
+            return ()
+        if not isinstance(datasets, list | tuple):
+            raise ValueError("expected 'auto' or a list of {name, kind, path}")
+        return datasets
+
+    @field_validator("datasets")
+    @classmethod
+    def _named_once(cls, datasets: tuple[Dataset, ...]) -> tuple[Dataset, ...]:
+        names = [dataset.name for dataset in datasets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two datasets are called {sorted(twice)[0]!r}")
+        return datasets
+
+    @field_validator("columns")
+    @classmethod
+    def _complete(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        reserved = set(VOLUMES.columns) - set(DESCRIBED)
+        if wrong := sorted(reserved & set(columns)):
+            raise ValueError(f"'{wrong[0]}' is set by the pipeline itself")
+        for name in ("age", "field_strength"):
+            if name in columns and columns[name].values:
+                raise ValueError(f"'{name}' is a number: `values` has no effect")
+        complete = {
+            name: Column.model_validate({"from": [name]}) for name in ("age", "sex", "site")
+        }
+        complete |= columns
+        sex = complete["sex"]
+        if not sex.values:
+            complete["sex"] = Column.model_validate({"from": sex.from_, "values": _SEX})
+        elif not set(sex.values) <= {"F", "M"}:
+            raise ValueError(f"sex: values are F and M, found {', '.join(sorted(sex.values))}")
+        return complete
+
+    @model_validator(mode="after")
+    def _shared_once(self) -> IngestParams:
+        names = [name for group in self.shared_subjects for name in group]
+        if len(set(names)) != len(names):
+            raise ValueError("shared_subjects: a dataset stands in two lists; join them")
+        if any(len(group) < 2 for group in self.shared_subjects):
+            raise ValueError("shared_subjects: a list needs at least two datasets")
+        return self
+
+
+def _listed(many: Any) -> list[Any]:
+    return list(many) if isinstance(many, list | tuple) else [many]

@@ -1,0 +1,157 @@
+"""A scan on its way into the cohort, and what is written down about the files that are not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+
+from neurofoundry.stage import hash_file
+
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+# Data versioning tools keep files under the hash of their content and may leave links to them.
+_CONTENT_STORE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/")
+
+
+class UnusableError(Exception):
+    """Why a file cannot be used: 'CATEGORY: what was found, what was expected'."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A file that a dataset offers as a T1w scan."""
+
+    dataset: str
+    subject: str
+    """'sub-LABEL', within the dataset."""
+    session: str
+    """'ses-LABEL'; 'ses-1' where a subject has no sessions."""
+    source: str
+    """The kind of dataset: bids, dicom or table."""
+    path: str
+    """Relative to the data root; to the cohort folder for dicom."""
+    file: Path
+    """Where the image is read."""
+    origin: str
+    """What people find it by: its path, or the pseudonym of a DICOM series."""
+    rank: tuple[object, ...]
+    """Orders the scans of one session: the lowest is preferred."""
+    cells: tuple[Mapping[str, str], ...]
+    """Rows of the dataset's tables that are about this scan, the most specific first."""
+    header: Mapping[str, str | float] = field(default_factory=dict)
+    """Columns known from the image's own header or sidecar."""
+    person: str = ""
+    sha256: str = ""
+    content: str = ""
+    """Hash of the voxel values: equal for copies of an image, however they are packed."""
+
+    @property
+    def scan_id(self) -> str:
+        return "_".join(map(slug, (self.dataset, self.subject, self.session)))
+
+
+@dataclass
+class Findings:
+    """What was found in the data: scans, what is excluded, what is worth knowing."""
+
+    data: Path
+    scans: list[Scan] = field(default_factory=list)
+    excluded: list[tuple[str, str, str]] = field(default_factory=list)
+    """dataset, path, reason"""
+    notes: list[tuple[str, str, str]] = field(default_factory=list)
+    """dataset, path, note: scans that are used, though not quite as they were found"""
+    read: dict[str, str] = field(default_factory=dict)
+    """Tables and sidecars that were read: path to SHA-256."""
+
+    def exclude(self, dataset: str, path: Path | str, reason: object) -> None:
+        self.excluded.append((dataset, self.name(path), _one_line(reason)))
+
+    def note(self, dataset: str, path: Path | str, note: str) -> None:
+        self.notes.append((dataset, self.name(path), _one_line(note)))
+
+    def name(self, path: Path | str) -> str:
+        """How a path is written in tables: relative to the data root, nothing unprintable."""
+        return printable(path.relative_to(self.data).as_posix() if isinstance(path, Path) else path)
+
+    def remember(self, path: Path) -> None:
+        """Count a table or sidecar into the data version."""
+        name = self.name(path)
+        if name not in self.read:
+            self.read[name] = hash_file(path)
+
+
+def natural(label: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that puts ses-2 before ses-10."""
+    parts = re.split(r"(\d+)", label)
+    return tuple((int(part), part) if part.isdecimal() else (-1, part) for part in parts)
+
+
+def printable(text: str) -> str:
+    """Text for a table: control characters and bytes that are not UTF-8 are escaped."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
+        for letter in text
+    )
+
+
+def check_place(file: Path, root: Path) -> None:
+    """Raise UnusableError unless ``file`` exists and lies in the dataset folder ``root``."""
+    name = str(file.relative_to(root))
+    if printable(name) != name:
+        raise UnusableError("odd name: it has control characters or is not UTF-8. Rename it")
+    if file.is_symlink() and not file.exists():
+        raise UnusableError(
+            "broken link: its target does not exist. Fetch the content (`datalad get`, "
+            "`dvc pull`) or copy the file"
+        )
+    real = os.path.realpath(file)
+    if not (Path(real).is_relative_to(os.path.realpath(root)) or _CONTENT_STORE.search(real)):
+        raise UnusableError(
+            "leads outside the dataset: expected a file within its folder. Copy the file there"
+        )
+    if not os.path.lexists(real):
+        raise UnusableError("no such file: expected it where the table says")
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def each(
+    function: Callable[[Item], Result], items: Iterable[Item], *, what: str, workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``function(item)``, in the order of the items, with a progress bar."""
+    items = list(items)
+    bar = Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with bar:
+            task = bar.add_task(what, total=len(items))
+            for item, result in zip(items, pool.map(function, items), strict=True):
+                bar.advance(task)
+                yield item, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(printable(str(text).replace("\n", " ")).split())
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name; the hash keeps apart labels that would look the same."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", label)
+    if plain == label:
+        return label
+    return f"{plain.strip('-')}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.errors import DataError
+
+from .building import DIAGNOSIS, bids, head, run, write_scan
+
+
+def test_ages_sexes_and_paths_of_a_plain_dataset_reach_the_table(tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "ds", 2, "participant_id\tage\tsex\nsub-01\t34.5\tF\nsub-02\t60\tm\n")
+    scans = run(tmp_path / "data", tmp_path / "out").scans
+    assert list(scans.index) == ["ds_sub-01_ses-1", "ds_sub-02_ses-1"]
+    first = scans.loc["ds_sub-01_ses-1"]
+    assert (first["dataset"], first["subject"], first["session"]) == ("ds", "sub-01", "ses-1")
+    assert (first["person"], first["source"]) == ("ds/sub-01", "bids")
+    assert (first["age"], first["sex"], first["site"]) == (34.5, "F", "ds")
+    assert first["path"] == "ds/sub-01/anat/sub-01_T1w.nii.gz"
+    assert scans.loc["ds_sub-02_ses-1", "sex"] == "M"
+
+
+def test_the_more_specific_table_wins_and_na_never_does(tmp_path: Path) -> None:
+    ds = bids(
+        tmp_path / "data" / "ds",
+        ["a", "b"],
+        "participant_id\tage\tsex\tsite\tdiagnosis\nsub-a\t50\tF\tX\tCN\nsub-b\t60\tM\tX\tCN\n",
+    )
+    shutil.rmtree(ds / "sub-a")
+    for number, session in enumerate(("ses-1", "ses-2")):
+        write_scan(ds / f"sub-a/{session}/anat/sub-a_{session}_T1w.nii.gz", 100 + number)
+    (ds / "sub-a/sub-a_sessions.tsv").write_text(
+        "session_id\tage_at_scan\tdiagnosis\nses-1\t50.2\tn/a\nses-2\t53.7\tAD\n"
+    )
+    (ds / "sub-a/ses-2/sub-a_ses-2_scans.tsv").write_text(
+        "filename\tsite\tsex\nanat/sub-a_ses-2_T1w.nii.gz\tY\tn/a\n"
+    )
+    scans = run(
+        tmp_path / "data",
+        tmp_path / "out",
+        columns={"age": {"from": ["age", "age_at_scan"]}, "diagnosis": DIAGNOSIS},
+    ).scans
+    columns = ["age", "sex", "site", "diagnosis"]
+    assert scans.loc["ds_sub-a_ses-1", columns].tolist() == [50.2, "F", "X", "CN"]
+    assert scans.loc["ds_sub-a_ses-2", columns].tolist() == [53.7, "F", "Y", "AD"]
+    assert scans.loc["ds_sub-b_ses-1", columns].tolist() == [60, "M", "X", "CN"]
+
+
+def test_of_several_t1w_the_plainest_name_then_the_lowest_run_is_used(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 1)
+    bids(ds, ["runs", "acqs", "broken"])
+    for name, files in {
+        "sub-runs": ["run-10_T1w", "run-2_T1w", "acq-a_run-1_T1w"],
+        "sub-acqs": ["acq-b_T1w", "acq-a_rec-x_T1w", "acq-a_T1w"],
+        "sub-broken": ["run-1_T1w", "run-2_T1w"],
+    }.items():
+        shutil.rmtree(ds / name)
+        for number, file in enumerate(files):
+            write_scan(ds / f"{name}/anat/{name}_{file}.nii.gz", hash_free_seed(name, number))
+    (ds / "sub-broken/anat/sub-broken_run-1_T1w.nii.gz").write_bytes(b"")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    used = set(outcome.scans["path"].str.rpartition("/")[2])
+    assert used == {
+        "sub-01_T1w.nii.gz",
+        "sub-runs_run-2_T1w.nii.gz",
+        "sub-acqs_acq-a_T1w.nii.gz",
+        "sub-broken_run-2_T1w.nii.gz",
+    }
+    assert outcome.excluded == {
+        "ds/sub-runs/anat/sub-runs_run-10_T1w.nii.gz": (
+            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used"
+        ),
+        "ds/sub-runs/anat/sub-runs_acq-a_run-1_T1w.nii.gz": (
+            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used"
+        ),
+        "ds/sub-acqs/anat/sub-acqs_acq-b_T1w.nii.gz": (
+            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used"
+        ),
+        "ds/sub-acqs/anat/sub-acqs_acq-a_rec-x_T1w.nii.gz": (
+            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used"
+        ),
+        "ds/sub-broken/anat/sub-broken_run-1_T1w.nii.gz": "empty file: 0 bytes",
+    }
+
+
+def hash_free_seed(name: str, number: int) -> int:
+    return 1000 + 10 * sum(map(ord, name)) + number
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("sub-x/anat/sub-x_FLAIR.nii.gz", "not T1w: its name ends in 'FLAIR'"),
+        ("sub-x/anat/sub-x_acq-T1w_T2w.nii.gz", "not T1w: its name ends in 'T2w'"),
+        ("sub-x/anat/sub-x_T1w.mgz", "not NIfTI: expected .nii or .nii.gz"),
+        ("sub-x/anat/sub-x_ce-gd_T1w.nii.gz", "contrast agent: its name says ce-gd"),
+        ("sub-x/anat/sub-x_part-phase_T1w.nii.gz", "not a magnitude image"),
+        ("sub-x/anat/sub-y_T1w.nii.gz", "misnamed: expected a name that begins with sub-x_"),
+        ("sub-x/anat/sub-x_ses-2_T1w.nii.gz", "misnamed: ses-2 contradicts its folders (sub-x)"),
+        ("sub-x/sub-x_T1w.nii.gz", "misplaced: expected in a folder called anat"),
+        ("sub-x/ses-1/anat/sub-x_T1w.nii.gz", "misnamed: expected a name that begins with sub-x_s"),
+        ("sub-x/anat/sub-x_a\nb_T1w.nii.gz", "odd name: it has control characters"),
+    ],
+)
+def test_other_images_are_excluded_with_their_reason(
+    file: str, reason: str, tmp_path: Path
+) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2)
+    write_scan(ds / file, 77)
+    excluded = run(tmp_path / "data", tmp_path / "out").excluded
+    assert excluded[f"ds/{file}".replace("\n", "\\n")].startswith(reason)
+
+
+def test_a_scan_outside_the_session_folders_is_excluded(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 3)
+    write_scan(ds / "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", 8)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert "ds_sub-01_ses-2" in outcome.scans.index
+    assert outcome.excluded["ds/sub-01/anat/sub-01_T1w.nii.gz"].startswith("misplaced")
+
+
+def test_hidden_and_derived_files_are_not_looked_at(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2)
+    for file in (
+        "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz",
+        "sourcedata/sub-09/anat/sub-09_T1w.nii.gz",
+        "code/sub-09/anat/sub-09_T1w.nii.gz",
+        ".git/sub-09/anat/sub-09_T1w.nii.gz",
+        "sub-01/anat/._sub-01_T1w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+    ):
+        write_scan(ds / file, 50)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert len(outcome.scans) == 2
+    assert not outcome.excluded
+
+
+def test_subjects_without_images_and_without_rows_are_named(tmp_path: Path) -> None:
+    ds = bids(
+        tmp_path / "data" / "ds", 3, "participant_id\tage\nsub-01\t30\nsub-07\t40\nsub-02\t50\n"
+    )
+    (ds / "sub-05" / "anat").mkdir(parents=True)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.excluded["ds/sub-05"].startswith("no T1w")
+    assert outcome.excluded["ds/participants.tsv"] == (
+        "no image: sub-07 is listed, but there is no such folder"
+    )
+    assert "2 subjects have no row" in outcome.notes
+    assert outcome.scans["age"].isna().tolist() == [False, False, True]
+
+
+def test_a_dataset_without_participants_is_used_and_says_so(tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "ds", 2, None)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert len(outcome.scans) == 2
+    assert "there is no such table: age, sex and labels are n/a" in outcome.notes
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (b"", "unreadable table: it is empty"),
+        (b"id\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id'"),
+        (b"PK\x03\x04\0\0", "unreadable table: not text"),
+    ],
+)
+def test_a_broken_participants_table_leaves_out_its_dataset_and_no_other(
+    table: bytes, reason: str, tmp_path: Path
+) -> None:
+    bids(tmp_path / "data" / "good", 2)
+    bids(tmp_path / "data" / "bad", 2, table, seed=1)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert set(outcome.scans["dataset"]) == {"good"}
+    assert outcome.excluded["bad/participants.tsv"].startswith(reason)
+    shutil.rmtree(tmp_path / "data" / "good")
+    with pytest.raises(DataError, match="not one scan can be used") as refused:
+        run(tmp_path / "data", tmp_path / "out")
+    assert reason in str(refused.value)
+
+
+def test_a_broken_row_excludes_its_subject_and_no_other(tmp_path: Path) -> None:
+    bids(
+        tmp_path / "data" / "ds",
+        3,
+        "participant_id\tage\tsex\nsub-01\t30\tF\nsub-02\t31\nsub-03\t32\tM\nsub-04\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert list(outcome.scans["subject"]) == ["sub-01", "sub-03"]
+    problem = "broken row: line 3 of participants.tsv has 2 fields, expected 3"
+    assert outcome.excluded["ds/sub-02/anat/sub-02_T1w.nii.gz"] == problem
+    assert outcome.excluded["ds/participants.tsv"].startswith("broken row: line 5")
+
+
+@pytest.mark.parametrize("table", ["sub-01/sub-01_sessions.tsv", "sub-01/sub-01_scans.tsv"])
+def test_a_broken_table_of_a_subject_excludes_its_scans(table: str, tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 3)
+    (ds / table).write_text("nothing\tof\tuse\n")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert list(outcome.scans["subject"]) == ["sub-02", "sub-03"]
+    reason = outcome.excluded["ds/sub-01/anat/sub-01_T1w.nii.gz"]
+    assert reason.startswith("unreadable table: no column")
+    assert table.rpartition("_")[2] in reason
+
+
+def test_names_with_spaces_and_unicode_work_in_folders_and_tables(tmp_path: Path) -> None:
+    composed, decomposed = "Zoe\u0308", "Zo\u00eb"
+    ds = bids(
+        tmp_path / "data" / "Universität  Köln",
+        ["with space", composed, "[bold]x"],
+        f"participant_id\tage\nsub-with space\t30\nsub-{decomposed}\t40\n[bold]x\t50\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert sorted(outcome.scans["age"]) == [30, 40, 50]
+    assert outcome.scans["path"].map(lambda path: (tmp_path / "data" / path).is_file()).all()
+    assert not outcome.excluded
+    assert ds.name in set(outcome.scans["dataset"])
+
+
+def test_labels_that_look_alike_once_written_as_ids_stay_apart(tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "ds", ["a b", "a.b", "a-b"])
+    ids = list(run(tmp_path / "data", tmp_path / "out").scans.index)
+    assert len(set(ids)) == 3
+    assert "ds_sub-a-b_ses-1" in ids
+
+
+def test_file_names_that_are_not_utf8_are_excluded(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2)
+    name = os.fsdecode(b"sub-01_acq-\xff_T1w.nii.gz")
+    write_scan(ds / "sub-01/anat/spare.nii.gz", 9).rename(ds / "sub-01/anat" / name)
+    excluded = run(tmp_path / "data", tmp_path / "out").excluded
+    assert excluded["ds/sub-01/anat/sub-01_acq-\\xff_T1w.nii.gz"].startswith("odd name")
+
+
+def test_links_are_followed_within_the_dataset_and_nowhere_else(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 3)
+    elsewhere = bids(tmp_path / "elsewhere", ["09", "10"], seed=1)
+    annex = tmp_path / "store/files/md5/ab" / ("c" * 30)
+    write_scan(tmp_path / "x.nii.gz", 99)
+    annex.parent.mkdir(parents=True)
+    (tmp_path / "x.nii.gz").rename(annex)
+
+    def link(place: str, target: Path) -> None:
+        (ds / place).parent.mkdir(parents=True, exist_ok=True)
+        (ds / place).symlink_to(target)
+
+    (ds / ".git/annex/objects").mkdir(parents=True)
+    write_scan(ds / ".git/annex/objects/key.nii.gz", 98)
+    link("sub-04/anat/sub-04_T1w.nii.gz", ds / ".git/annex/objects/key.nii.gz")
+    link("sub-05/anat/sub-05_T1w.nii.gz", annex)
+    link("sub-06/anat/sub-06_T1w.nii.gz", tmp_path / "nowhere.nii.gz")
+    link("sub-07/anat/sub-07_T1w.nii.gz", elsewhere / "sub-09/anat/sub-09_T1w.nii.gz")
+    link("sub-08/anat/sub-08_T1w.nii.gz", ds / "sub-08/anat/sub-08_T1w.nii.gz")
+    link("sub-10", elsewhere / "sub-10")
+    link("sub-11", tmp_path / "nowhere")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert list(outcome.scans["subject"]) == [f"sub-0{number}" for number in range(1, 6)]
+    categories = {
+        path: reason.partition(":")[0]
+        for path, reason in outcome.excluded.items()
+        if path != "ds/participants.tsv"
+    }
+    assert categories == {
+        "ds/sub-06/anat/sub-06_T1w.nii.gz": "broken link",
+        "ds/sub-07/anat/sub-07_T1w.nii.gz": "leads outside the dataset",
+        "ds/sub-08/anat/sub-08_T1w.nii.gz": "broken link",
+        "ds/sub-10": "leads outside the dataset",
+        "ds/sub-11": "broken link",
+    }
+
+
+def test_a_linked_dataset_folder_is_a_dataset(tmp_path: Path) -> None:
+    bids(tmp_path / "disk" / "adni", 2)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ds").symlink_to(tmp_path / "disk" / "adni")
+    assert len(run(tmp_path / "data", tmp_path / "out").scans) == 2
+
+
+def test_sidecars_are_inherited_and_give_scanner_and_field_strength_alone(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 3)
+    (ds / "T1w.json").write_text(
+        json.dumps({"Manufacturer": "Acme", "MagneticFieldStrength": 3, "PatientName": "Meier"})
+    )
+    (ds / "sub-01/anat/sub-01_T1w.json").write_text(
+        json.dumps({"ManufacturersModelName": "One ", "MagneticFieldStrength": 1.5})
+    )
+    (ds / "sub-02/anat/sub-02_T1w.json").write_text("{broken")
+    (ds / "sub-03/sub-09_T1w.json").write_text(json.dumps({"Manufacturer": "Other"}))
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["scanner"].tolist() == ["Acme One", "Acme", "Acme"]
+    assert outcome.scans["field_strength"].tolist() == [1.5, 3, 3]
+    assert "ds/sub-02/anat/sub-02_T1w.json\tnot valid JSON" in outcome.notes
+    assert b"Meier" not in outcome.bytes()
+
+
+def test_ages_in_other_units_become_years(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2, "participant_id\tage\nsub-01\t30\nsub-02\tn/a\n")
+    (ds / "participants.json").write_text(json.dumps({"age": {"Units": "months"}}))
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist()[0] == 2.5
+    assert "'age' is in months: turned into years" in outcome.notes
+
+
+def test_identical_images_are_excluded_when_nobody_can_know_whose_they_are(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 4)
+    twin = bids(tmp_path / "data" / "twin", 2, seed=1)
+    write_scan(ds / "sub-02/anat/sub-02_T1w.nii.gz", head(1))  # that of sub-01
+    write_scan(twin / "sub-01/anat/sub-01_T1w.nii.gz", head(3).astype("float32"))  # of ds/sub-03
+    write_scan(ds / "sub-05/ses-1/anat/sub-05_ses-1_T1w.nii.gz", 55)
+    write_scan(ds / "sub-05/ses-2/anat/sub-05_ses-2_T1w.nii.gz", 55)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert list(outcome.scans.index) == [
+        "ds_sub-04_ses-1",
+        "ds_sub-05_ses-1",
+        "twin_sub-02_ses-1",
+    ]
+    t1w = "{0}/sub-{1}/anat/sub-{1}_T1w.nii.gz".format
+    for path, other in [
+        (t1w("ds", "01"), t1w("ds", "02")),
+        (t1w("ds", "02"), t1w("ds", "01")),
+        (t1w("ds", "03"), t1w("twin", "01")),
+        (t1w("twin", "01"), t1w("ds", "03")),
+    ]:
+        assert outcome.excluded[path].startswith(
+            f"duplicate: the same image as {other}, of another person"
+        )
+    assert outcome.excluded["ds/sub-05/ses-2/anat/sub-05_ses-2_T1w.nii.gz"] == (
+        "duplicate: the same image as ds/sub-05/ses-1/anat/sub-05_ses-1_T1w.nii.gz, of the same "
+        "person"
+    )
+
+
+def test_datasets_that_share_subjects_share_persons(tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "one", 3)
+    bids(tmp_path / "data" / "two", 2, seed=1)
+    write_scan(tmp_path / "data/two/sub-01/anat/sub-01_T1w.nii.gz", head(1))
+    outcome = run(tmp_path / "data", tmp_path / "out", shared_subjects=[["one", "two"]])
+    persons = outcome.scans["person"].to_dict()
+    assert persons == {
+        "one_sub-01_ses-1": "one/sub-01",
+        "one_sub-02_ses-1": "one/sub-02",
+        "one_sub-03_ses-1": "one/sub-03",
+        "two_sub-02_ses-1": "one/sub-02",
+    }
+    assert outcome.excluded["two/sub-01/anat/sub-01_T1w.nii.gz"].endswith("of the same person")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from neurofoundry.errors import UsageError
+from neurofoundry.ingest.params import IngestParams
+
+from .building import ALL_PRETRAIN, DIAGNOSIS, Outcome, bids, run, write_scan
+
+
+def with_column(tmp_path: Path, name: str, cells: list[str], **params: Any) -> Outcome:
+    """A dataset whose subjects have ``cells`` in the column ``name``."""
+    labels = [f"{number:02d}" for number in range(1, len(cells) + 1)]
+    table = f"participant_id\t{name}\n" + "".join(
+        f"sub-{label}\t{cell}\n" for label, cell in zip(labels, cells, strict=True)
+    )
+    bids(tmp_path / "data" / "ds", labels, table)
+    return run(tmp_path / "data", tmp_path / "out", **params)
+
+
+def values(outcome: Outcome, column: str) -> list[Any]:
+    return outcome.scans[column].astype(object).where(outcome.scans[column].notna()).tolist()
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    return [None if value != value else value for value in found] == expected
+
+
+def test_ages_are_read_as_people_write_them(tmp_path: Path) -> None:
+    cells = ["45", "45.5", "45,5", "90+", "45 years", "045Y", "n/a", "", "-3", "130", "1950-02-03"]
+    outcome = with_column(tmp_path, "age", cells)
+    assert same(values(outcome, "age"), [45, 45.5, 45.5, 90, 45, 45, None, None, None, None, None])
+    assert "age is like '9999-99-99' in 1 scans, expected 0 to 120" in outcome.notes
+    assert b"1950" not in outcome.bytes()
+
+
+def test_sexes_are_read_as_people_write_them(tmp_path: Path) -> None:
+    cells = ["F", "m", "female", "MALE", "Female", "2", "other", "NaN"]
+    outcome = with_column(tmp_path, "sex", cells)
+    assert same(values(outcome, "sex"), ["F", "M", "F", "M", "F", None, None, None])
+    assert "sex is 'other' in 1 scans, expected one of F, M: set to n/a" in outcome.notes
+
+
+def test_labels_outside_the_declared_values_become_na_and_the_scans_stay(tmp_path: Path) -> None:
+    cells = ["CN", "AD", "ad", "MCI", "MCI", "n/a"]
+    outcome = with_column(tmp_path, "diagnosis", cells, columns={"diagnosis": DIAGNOSIS})
+    assert same(values(outcome, "diagnosis"), ["CN", "AD", "AD", None, None, None])
+    assert "diagnosis is 'MCI' in 2 scans, expected one of CN, AD: set to n/a" in outcome.notes
+
+
+def test_codes_and_words_for_nothing_can_be_values(tmp_path: Path) -> None:
+    stroke = {"from": ["lesion"], "values": {"no": ["none", 0], "yes": [1]}}
+    outcome = with_column(
+        tmp_path, "lesion", ["none", "0", "1.0", "1", "n/a"], columns={"stroke": stroke}
+    )
+    assert same(values(outcome, "stroke"), ["no", "no", "yes", "yes", None])
+
+
+def test_columns_are_kept_as_they_are_without_declared_values(tmp_path: Path) -> None:
+    outcome = with_column(
+        tmp_path, "Score", ["12", "x y", "n/a"], columns={"mmse": {"from": ["score"]}}
+    )
+    assert same(values(outcome, "mmse"), ["12", "x y", None])
+
+
+def test_a_regression_label_must_be_a_number(tmp_path: Path) -> None:
+    outcome = with_column(
+        tmp_path,
+        "mmse",
+        ["12", "27,5", "Meier"],
+        columns={"mmse": {"from": ["mmse"]}},
+        tasks={"mmse": {"kind": "regression", "column": "mmse", "required": False}},
+    )
+    assert same(values(outcome, "mmse"), ["12", "27.5", None])
+    assert b"Meier" not in outcome.bytes()
+
+
+def test_field_strengths_that_no_magnet_has_become_na(tmp_path: Path) -> None:
+    outcome = with_column(tmp_path, "field_strength", ["3", "0", "-1", "15000", "1.5"])
+    assert same(values(outcome, "field_strength"), [3, None, None, None, 1.5])
+    (tmp_path / "data/ds/T1w.json").write_text('{"MagneticFieldStrength": 30000}')
+    again = run(tmp_path / "data", tmp_path / "out")
+    assert same(values(again, "field_strength"), [3, None, None, None, 1.5])
+
+
+def test_a_declared_column_that_no_dataset_has_is_left_out(tmp_path: Path) -> None:
+    columns = {"diagnosis": DIAGNOSIS}
+    outcome = with_column(tmp_path, "age", ["1", "2"], columns=columns)
+    assert "diagnosis" not in outcome.scans
+    assert outcome.scans["site"].tolist() == ["ds", "ds"]
+
+
+def sessions(tmp_path: Path, rows: dict[str, tuple[str, str]]) -> Outcome:
+    """One subject with sessions of (age, sex), and another one."""
+    ds = bids(tmp_path / "data" / "ds", ["b", "c"])
+    for number, session in enumerate(rows):
+        write_scan(ds / f"sub-a/{session}/anat/sub-a_{session}_T1w.nii.gz", 60 + number)
+    lines = "".join(f"{session}\t{age}\t{sex}\n" for session, (age, sex) in rows.items())
+    (ds / "sub-a/sub-a_sessions.tsv").write_text(f"session_id\tage\tsex\n{lines}")
+    return run(tmp_path / "data", tmp_path / "out")
+
+
+def test_a_sex_that_contradicts_itself_is_na_everywhere(tmp_path: Path) -> None:
+    outcome = sessions(tmp_path, {"ses-1": ("50", "F"), "ses-2": ("51", "M"), "ses-3": ("n/a", "")})
+    assert outcome.scans.loc[outcome.scans["subject"] == "sub-a", "sex"].isna().all()
+    assert outcome.scans.loc[outcome.scans["subject"] != "sub-a", "sex"].notna().all()
+    assert "sex of ds/sub-a is F in one session and M in another" in outcome.notes
+    assert len(outcome.scans) == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ({"ses-2": ("50", "F"), "ses-10": ("49", "F")}, False),
+        ({"ses-M00": ("50", "F"), "ses-M12": ("45", "F")}, False),
+        ({"ses-2": ("50", "F"), "ses-10": ("55", "F")}, True),
+        ({"ses-1": ("50", "F"), "ses-2": ("50", "F")}, True),
+        ({"ses-pre": ("50", "F"), "ses-scan": ("45", "F")}, True),
+    ],
+)
+def test_an_age_that_goes_backwards_is_na_everywhere(
+    rows: dict[str, tuple[str, str]], kept: bool, tmp_path: Path
+) -> None:
+    outcome = sessions(tmp_path, rows)
+    ages = outcome.scans.loc[outcome.scans["subject"] == "sub-a", "age"]
+    assert ages.notna().all() if kept else ages.isna().all()
+    assert ("age of sub-a goes backwards" in outcome.notes) is not kept
+
+
+def test_a_class_that_its_column_cannot_hold_is_refused(tmp_path: Path) -> None:
+    task = {"kind": "classification", "column": "diagnosis", "classes": ["CN", "MCI"]}
+    with pytest.raises(
+        UsageError, match=r"the class 'MCI' is no value of ingest\.columns\.diagnosis"
+    ):
+        with_column(
+            tmp_path,
+            "diagnosis",
+            ["CN", "AD"],
+            columns={"diagnosis": DIAGNOSIS},
+            tasks={"dementia": task},
+        )
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"columns": {"split": {"from": ["x"]}}}, "'split' is set by the pipeline itself"),
+        ({"columns": {"age": {"from": ["x"], "values": {"1": ["a"]}}}}, "`values` has no effect"),
+        ({"columns": {"sex": {"from": ["x"], "values": {"f": ["a"]}}}}, "values are F and M"),
+        ({"columns": {"d": {"from": []}}}, "at least 1 item"),
+        ({"columns": {"d": {"from": ["x"], "values": {False: ["no"]}}}}, "without quotes"),
+        ({"columns": {"d": {"from": ["x"], "values": {"no": [False]}}}}, "without quotes"),
+        ({"columns": {"d": {"from": ["x"], "values": {"a": ["1"], "b": [1]}}}}, "two values"),
+        ({"datasets": "all"}, "expected 'auto' or a list"),
+        ({"datasets": [{"name": "a", "kind": "bids", "path": "../x"}]}, "below the data root"),
+        ({"datasets": [{"name": "a", "kind": "bids", "path": "/x"}]}, "below the data root"),
+        ({"datasets": [{"name": "a\n", "kind": "bids", "path": "x"}]}, "without line breaks"),
+        ({"datasets": [{"name": "a", "kind": "bids", "path": "x"}] * 2}, "two datasets are called"),
+        ({"shared_subjects": [["a", "b"], ["b", "c"]]}, "a dataset stands in two lists"),
+        ({"shared_subjects": [["a"]]}, "at least two datasets"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        IngestParams.model_validate({"splits": ALL_PRETRAIN, **params})

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.errors import DataError, UsageError
+
+from .building import DIAGNOSIS, head, run, write_scan
+
+
+def table(folder: Path, text: str, images: int = 4, name: str = "cohort.tsv") -> Path:
+    for number in range(images):
+        write_scan(folder / f"images/{number}.nii.gz", number)
+    (folder / name).write_text(text)
+    return folder
+
+
+def test_a_plain_table_becomes_a_cohort(tmp_path: Path) -> None:
+    table(
+        tmp_path / "data",
+        "path,dataset,subject,session,age,sex,site,diagnosis\n"
+        "images/0.nii.gz,A,1,1,40,f,X,CN\n"
+        "images/1.nii.gz,A,1,2,41,f,X,AD\n"
+        "images/2.nii.gz,A,sub-2,,50,M,,n/a\n"
+        "images/3.nii.gz,,7,,n/a,,Y,\n",
+        name="cohort.csv",
+    )
+    scans = run(tmp_path / "data", tmp_path / "out", columns={"diagnosis": DIAGNOSIS}).scans
+    assert scans["person"].tolist() == ["A/sub-1", "A/sub-1", "A/sub-2", "data/sub-7"]
+    assert scans["session"].tolist() == ["ses-1", "ses-2", "ses-1", "ses-1"]
+    assert scans["age"].tolist()[:3] == [40, 41, 50]
+    assert scans["site"].tolist() == ["X", "X", "A", "Y"]
+    assert scans["diagnosis"].tolist()[:2] == ["CN", "AD"]
+    assert set(scans["source"]) == {"table"}
+    assert scans["path"].tolist()[0] == "images/0.nii.gz"
+
+
+def test_without_a_subject_column_the_path_or_the_file_names_the_person(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_scan(data / "sub-a/ses-2/t1.nii.gz", 9)
+    table(data, "path\nsub-a/ses-2/t1.nii.gz\nimages/1.nii.gz\n./images/2.nii.gz\n")
+    outcome = run(data, tmp_path / "out", datasets=[{"name": "d", "kind": "table", "path": "."}])
+    assert outcome.scans["subject"].tolist() == ["sub-a", "sub-images-1", "sub-images-2"]
+    assert outcome.scans["session"].tolist() == ["ses-2", "ses-1", "ses-1"]
+    assert "every file counts as one person" in outcome.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("images/9.nii.gz\t9\t50", "no such file"),
+        ("/etc/images/9.nii.gz\t9\t50", "leads outside the dataset: found an absolute path"),
+        ("C:\\images\\9.nii.gz\t9\t50", "leads outside the dataset: found an absolute path"),
+        ("../outside.nii.gz\t9\t50", "leads outside the dataset: the path climbs out"),
+        ("images/link.nii.gz\t9\t50", "leads outside the dataset"),
+        ("images/gone.nii.gz\t9\t50", "broken link"),
+        ("images/0.mgz\t9\t50", "not NIfTI: expected .nii or .nii.gz, found '.mgz'"),
+        ("images/x_FLAIR.nii.gz\t9\t50", "not T1w: its name says 'flair'"),
+        ("n/a\t9\t50", "no image: the row has no path"),
+        ("images/0.nii.gz\t9", "broken row: line 6 of cohort.tsv has 2 fields, expected 3"),
+        ("images/0.nii.gz\t0\t40", "duplicate row: it repeats line 2"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_excluded_and_no_other(
+    row: str, reason: str, tmp_path: Path
+) -> None:
+    data = table(
+        tmp_path / "data",
+        "path\tsubject\tage\n"
+        + "".join(f"images/{number}.nii.gz\t{number}\t40\n" for number in range(4))
+        + f"{row}\n",
+    )
+    write_scan(tmp_path / "outside.nii.gz", 70)
+    write_scan(data / "images/x_FLAIR.nii.gz", 71)
+    write_scan(data / "images/x.nii.gz", 72).rename(data / "images/0.mgz")
+    (data / "images/link.nii.gz").symlink_to(tmp_path / "outside.nii.gz")
+    (data / "images/gone.nii.gz").symlink_to(data / "nothing.nii.gz")
+    outcome = run(data, tmp_path / "out")
+    assert outcome.scans["subject"].tolist() == ["sub-0", "sub-1", "sub-2", "sub-3"]
+    assert outcome.excluded["cohort.tsv, line 6"].startswith(reason)
+    assert b"/etc/" not in outcome.bytes()
+
+
+def test_a_file_listed_for_two_persons_belongs_to_nobody(tmp_path: Path) -> None:
+    rows = "path\tsubject\n" + "".join(f"images/{n}.nii.gz\t{n}\n" for n in range(4))
+    data = table(tmp_path / "data", rows + "images/0.nii.gz\tother\n")
+    outcome = run(data, tmp_path / "out")
+    assert outcome.scans["subject"].tolist() == ["sub-1", "sub-2", "sub-3"]
+    reason = outcome.excluded["cohort.tsv, line 2"]
+    assert reason == outcome.excluded["cohort.tsv, line 6"]
+    assert "listed for 2 persons (data/sub-0, data/sub-other)" in reason
+
+
+def test_several_rows_of_a_session_leave_the_first(tmp_path: Path) -> None:
+    rows = "path\tsubject\nimages/1.nii.gz\ta\nimages/0.nii.gz\ta\nimages/2.nii.gz\tb\n"
+    outcome = run(table(tmp_path / "data", rows), tmp_path / "out")
+    assert outcome.scans["path"].tolist() == ["images/1.nii.gz", "images/2.nii.gz"]
+    assert outcome.excluded["images/0.nii.gz"].startswith("several T1w: 1.nii.gz")
+
+
+def test_a_declared_table_must_have_paths(tmp_path: Path) -> None:
+    data = table(tmp_path / "data", "file\tsubject\nimages/1.nii.gz\ta\n")
+    declared = {"name": "d", "kind": "table", "path": "cohort.tsv"}
+    with pytest.raises(DataError, match="no column 'path', found 'file', 'subject'"):
+        run(data, tmp_path / "out", datasets=[declared])
+    with pytest.raises(UsageError, match=r"expected one \.tsv or \.csv with a column 'path'"):
+        run(data, tmp_path / "out", datasets=[{**declared, "path": "."}])
+
+
+def test_copies_under_two_names_are_found_in_tables_too(tmp_path: Path) -> None:
+    data = table(
+        tmp_path / "data",
+        "path\tsubject\n" + "".join(f"images/{number}.nii.gz\t{number}\n" for number in range(4)),
+    )
+    write_scan(data / "images/3.nii.gz", head(0).astype("float64"))
+    outcome = run(data, tmp_path / "out")
+    assert outcome.scans["subject"].tolist() == ["sub-1", "sub-2"]
+    assert outcome.excluded["images/3.nii.gz"].startswith("duplicate: the same image as images/0")
