@@ -1,0 +1,1 @@
+"""From heads in their scanners' space to brains on one standard grid."""

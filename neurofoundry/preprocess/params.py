@@ -1,0 +1,64 @@
+"""The preprocess section of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from neurofoundry.params import Section
+from neurofoundry.volumes import Grid
+
+
+class Bounds(Section):
+    """What a measure must lie within; an end that is left out is open."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError("min must be less than max")
+        return self
+
+
+class QualityParams(Section):
+    """A scan beyond any of these bounds is not usable. quality.py says how each is measured."""
+
+    coverage: Bounds = Bounds(min=0.9)
+    """Share of the template's brain that the scan's field of view holds."""
+    in_box: Bounds = Bounds(min=0.9)
+    """Share of the brain's surface that the standard box holds."""
+    contrast: Bounds = Bounds(min=0.25)
+    """(white - grey) / (their standard deviations, summed): negative in T2w and FLAIR."""
+    mask_ml: Bounds = Bounds(min=850, max=2000)
+    """Volume of the brain mask in ml."""
+    mask_dice: Bounds = Bounds(min=0.7)
+    """Overlap with the template's brain, after affine registration, of the brain as the scan alone
+    shows it. Loose, because atrophy and infarcts lower it and the template then mends the mask."""
+    template_correlation: Bounds = Bounds(min=0.5)
+    """Correlation of intensities with the template's, over the template's brain."""
+    local_correlation: Bounds = Bounds(min=0.4)
+    """Mean correlation with the template within windows of 20 mm: what tells good registrations
+    (0.52 and more) from failed ones (0.34 and less) best."""
+    rotation_deg: Bounds = Bounds(max=40)
+    """How far the scan had to be turned against what its header says. A header that is wrong by
+    90° can be mended, but then nobody knows left from right."""
+    determinant: Bounds = Bounds(min=0.5, max=1.08)
+    """Volume of the brain as a share of the template's, by the affine registration."""
+    stretch: Bounds = Bounds(max=1.28)
+    """The largest scale of the affine registration over the smallest."""
+
+
+class PreprocessParams(Section):
+    """From a head in its scanner's space to a brain on the standard grid."""
+
+    grid: Grid = Grid()
+    registration: Literal["rigid", "affine"] = "rigid"
+    """rigid keeps the brain's own size and shape; affine fits them to the template's."""
+    registration_spacing: float = Field(default=2.0, ge=1, le=8)
+    """mm; the finest resolution at which scan and template are compared."""
+    quality: QualityParams = QualityParams()

@@ -1,0 +1,72 @@
+"""Three planes of a registered scan, with what was found in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from scipy import ndimage
+
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix
+from neurofoundry.volumes import BOX_MM
+
+PIXEL_MM = 1.5
+PLANES = ((0, 4.0), (1, -20.0), (2, 10.0))
+"""Axis and position (mm): sagittal beside the midline, coronal, axial."""
+MASK_COLOUR = (255, 70, 60)
+TEMPLATE_COLOUR = (60, 200, 255)
+
+
+def write(
+    path: Path, scan: Image, to_scan: Matrix, *, mask: Image, depth: Image, to_template: Matrix
+) -> None:
+    """Write a PNG: the scan, the edge of its brain mask (red), the template's brain (blue).
+
+    ``to_scan`` maps MNI mm to the scan's mm; ``to_template`` maps MNI mm to where the affine
+    registration puts them in the template, so that its outline has the size of the subject.
+    """
+    panels = []
+    for axis, position in PLANES:
+        points, shape = _plane(axis, position)
+        grey = _lookup(scan, apply_affine(to_scan, points), order=1).reshape(shape)
+        panels.append(np.repeat(grey[..., None], 3, axis=2))
+    top = np.percentile(np.concatenate([panel.ravel() for panel in panels]), 99.5)
+    for (axis, position), panel in zip(PLANES, panels, strict=True):
+        points, shape = _plane(axis, position)
+        np.clip(panel * (255 / max(top, 1e-6)), 0, 255, out=panel)
+        inside_template = _lookup(depth, apply_affine(to_template, points), order=1) > 0
+        inside_mask = _lookup(mask, points, order=0) > 0
+        panel[_edge(inside_template.reshape(shape))] = TEMPLATE_COLOUR
+        panel[_edge(inside_mask.reshape(shape))] = MASK_COLOUR
+    height = max(panel.shape[0] for panel in panels)
+    rows = [np.pad(p, ((height - p.shape[0], 0), (0, 0), (0, 0))) for p in panels]
+    temporary = path.with_name(f".{path.name}.tmp")
+    Pillow.fromarray(np.concatenate(rows, axis=1).astype(np.uint8)).save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def _plane(axis: int, position: float) -> tuple[Array, tuple[int, int]]:
+    """Points (mm) of a plane in rows from the top, and how many rows and columns they make."""
+    across, up = (n for n in range(3) if n != axis)
+    columns, rows = (
+        np.arange(low + PIXEL_MM / 2, high, PIXEL_MM) for low, high in (BOX_MM[across], BOX_MM[up])
+    )
+    points = np.empty((len(rows), len(columns), 3))
+    points[..., axis] = position
+    points[..., across] = columns
+    points[..., up] = rows[::-1, None]
+    return points.reshape(-1, 3), (len(rows), len(columns))
+
+
+def _lookup(image: Image, points: Array, *, order: int) -> NDArray[np.float32]:
+    where = apply_affine(np.linalg.inv(image.affine), points)
+    return ndimage.map_coordinates(
+        image.values, where.T, order=order, cval=image.values.min(), output=np.float32
+    )
+
+
+def _edge(inside: Mask) -> Mask:
+    return inside & ~ndimage.binary_erosion(inside)

@@ -1,0 +1,78 @@
+"""The image of a scan, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from neurofoundry.preprocess.resample import Image
+
+MIN_VOXELS = 10
+VOXEL_MM = (0.2, 8.0)
+VIEW_MM = (90.0, 420.0)
+
+
+class UnusableScanError(Exception):
+    """Why nothing can be made of a scan, in words: what kind of fault, a colon, and details."""
+
+
+def read(path: Path) -> Image:
+    """The image with its axes in the order and direction nearest to RAS+, whatever the file's.
+
+    Raises UnusableScanError when the file is damaged or cannot show a whole head.
+    """
+    try:
+        stored: Any = nib.load(path)
+        shape = stored.shape[:3]
+        if len(shape) < 3 or np.prod(stored.shape) != np.prod(shape):
+            raise UnusableScanError(f"not one volume: its shape is {stored.shape}")
+        if stored.get_data_dtype().kind not in "iuf":
+            raise UnusableScanError(f"not intensities: its values are {stored.get_data_dtype()}")
+        _check_geometry(stored.affine, shape)
+        values = np.asarray(stored.dataobj, np.float32).reshape(shape)
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise UnusableScanError(f"the file cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # nibabel's own words for a file that is cut short; a failing disk has an error number.
+        raise UnusableScanError(f"the file cannot be read: {error}") from error
+
+    finite = np.isfinite(values)
+    if finite.mean() < 0.5:
+        raise UnusableScanError(
+            f"not intensities: {1 - finite.mean():.0%} of the values are not finite"
+        )
+    values[~finite] = values[finite].min()
+    if values.min() == values.max():
+        raise UnusableScanError(f"empty: every value is {values.min():g}")
+    orientation = nib.io_orientation(stored.affine)
+    return Image(
+        np.ascontiguousarray(nib.apply_orientation(values, orientation)),
+        stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape),
+    )
+
+
+def _check_geometry(affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    if min(shape) < MIN_VOXELS:
+        raise UnusableScanError(f"too few slices: {min(shape)}, expected at least {MIN_VOXELS}")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
+        raise UnusableScanError("no place in space: the header's affine cannot be inverted")
+    voxel = nib.affines.voxel_sizes(affine)
+    view = voxel * shape
+    for name, sizes, (least, most) in (("voxel", voxel, VOXEL_MM), ("view", view, VIEW_MM)):
+        if sizes.min() < least or sizes.max() > most:
+            found = " × ".join(f"{size:.3g}" for size in sizes)
+            raise UnusableScanError(
+                f"implausible {name} size: {found} mm, expected {least:g} to {most:g} mm"
+            )

@@ -1,0 +1,163 @@
+"""Affine registration to the template by mutual information, and the rotation within it.
+
+Intensities are compared at a fixed set of template points, from coarse to fine. Twelve degrees of
+freedom are estimated even where a rigid transform is wanted: turning and shifting a brain of its
+own size within the larger template brain has no well-defined best place, but the rotation closest
+to the best affine fit has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nibabel.affines import from_matvec
+from numpy.typing import NDArray
+
+from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen
+
+BINS = 32
+STEPS_PER_MM, FEWEST_STEPS = 6, 30
+"""Of the optimizer, for each mm of a level's spacing: a tilted head needs them at the coarse
+levels, where they cost next to nothing."""
+BRAIN_RADIUS_MM = 70.0
+"""Turns a change of the linear part into the mm by which it moves the brain's surface."""
+BRAIN_SCALE = 0.9
+"""Of a head relative to the template, as a start: the template is larger than most."""
+CHECKPOINT_MM = 8.0
+"""The level at which the fit from the header's orientation is judged."""
+GOOD_FIT = 0.8
+"""Mutual information, in nats, at that level. Heads have 0.9 to 1.3 (0.7 with a large infarct),
+misplaced ones at most 0.76; trying in vain costs a second."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The template at one resolution, at scattered points."""
+
+    spacing: float
+    points: NDArray[np.float32]
+    """mm from the template's centre, (n, 3)."""
+    values: NDArray[np.float32]
+    """Intensity, 0..1, (n,)."""
+
+
+def register(brain: Image, brain_centre: Array, levels: Sequence[Level], centre: Array) -> Matrix:
+    """The affine map from the template's mm to the scan's mm.
+
+    ``brain`` has intensities 0..1 and 0 outside the brain, whose centroid is ``brain_centre``;
+    ``centre`` is the template's. The header's orientation is tried first, and the other 23 ways
+    to turn a head by right angles if it does not fit.
+    """
+    judged = next(n for n, level in enumerate(levels) if level.spacing <= CHECKPOINT_MM) + 1
+    poses, fits = _climb(brain, levels[:judged], _start(brain_centre, [np.eye(3)]))
+    if fits[0] < GOOD_FIT:
+        others, other_fits = _climb(brain, levels[:judged], _start(brain_centre, _right_angles()))
+        if other_fits.max() > fits[0]:
+            poses = others[[other_fits.argmax()]]
+    poses, _ = _climb(brain, levels[judged:], poses)
+    linear, position = poses[0, :, :3], poses[0, :, 3]
+    return from_matvec(linear, position - linear @ centre)
+
+
+def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
+    """The rigid map that turns as ``affine`` does and moves ``centre`` to the same place.
+
+    The rotation is the orthogonal factor of the polar decomposition: the closest to the linear
+    part in the sense of least squares (Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174).
+    """
+    left, _, right = np.linalg.svd(affine[:3, :3])
+    rotation = left @ right
+    moved = affine[:3, :3] @ centre + affine[:3, 3]
+    return from_matvec(rotation, moved - rotation @ centre)
+
+
+def joint_histogram(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    """Joint distribution of intensities 0..1, (n,) and (batch, n): (batch, ``BINS``, ``BINS``).
+
+    A fixed value belongs to the nearest bin. A moving one is shared by the two nearest, so that
+    the histogram can be differentiated with respect to it.
+    """
+    row = (fixed.clamp(0, 1) * (BINS - 1)).round().long() * BINS
+    position = moving.clamp(0, 1) * (BINS - 1)
+    column = position.detach().floor().clamp(max=BINS - 2)
+    upper = position - column
+    index = row + column.long()
+    counts = torch.zeros(len(moving), BINS * BINS)
+    counts = counts.scatter_add(1, index, 1 - upper).scatter_add(1, index + 1, upper)
+    return counts.unflatten(1, (BINS, BINS)) / len(fixed)
+
+
+def mutual_information(joint: torch.Tensor) -> torch.Tensor:
+    """Mutual information in nats of joint distributions (batch, a, b): (batch,)."""
+    first, second, both = entropies(joint)
+    return first + second - both
+
+
+def entropies(joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Entropies in nats of the first and the second variable, and of both: (batch,) each."""
+    return _entropy(joint.sum(dim=2)), _entropy(joint.sum(dim=1)), _entropy(joint.flatten(1))
+
+
+def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    # The logarithm of an empty bin must have a derivative, too.
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1)
+
+
+def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, Array]:
+    """Follow each of ``poses`` (batch, 3, 4) to a maximum of mutual information, level by level.
+
+    A pose is the linear part and, in its last column, where the template's centre comes to lie.
+    Returns the poses and their mutual information at the last level, (batch,).
+    """
+    information = torch.full((len(poses),), -torch.inf)
+    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0])
+    pose = torch.from_numpy(poses.astype(np.float32))
+    for level in levels:
+        volume, to_unit = _sampler(coarsen(brain, level.spacing))
+        volume = volume.expand(len(poses), 1, *volume.shape)
+        points, values = torch.from_numpy(level.points), torch.from_numpy(level.values)
+        steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * level.spacing)), level.spacing / 8
+        start, change = pose, torch.zeros_like(pose, requires_grad=True)
+        optimizer = torch.optim.Adam([change], lr=rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 20)
+        for _ in range(steps):
+            pose = start + change * in_mm
+            where = points @ pose[..., :3].mT + pose[:, None, :, 3]
+            unit = where @ to_unit[:, :3].mT + to_unit[:, 3]
+            moving = torch.nn.functional.grid_sample(
+                volume, unit[:, None, None], align_corners=False
+            )
+            information = mutual_information(joint_histogram(values, moving.flatten(1)))
+            optimizer.zero_grad()
+            (-information.sum()).backward()
+            optimizer.step()
+            schedule.step()
+        pose = (start + change * in_mm).detach()
+    return pose.double().numpy(), information.detach().double().numpy()
+
+
+def _sampler(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """The volume, and the map (3, 4) from mm to where grid_sample looks for them in it."""
+    size = np.array(image.values.shape)
+    # -1..1 from face to face, the last axis of the volume first.
+    to_unit = from_matvec(np.diag(2 / size), 1 / size - 1) @ np.linalg.inv(image.affine)
+    return torch.from_numpy(image.values), torch.from_numpy(to_unit[[2, 1, 0]].astype(np.float32))
+
+
+def _start(brain_centre: Array, turns: Sequence[Array]) -> Array:
+    return np.stack([np.column_stack([BRAIN_SCALE * turn, brain_centre]) for turn in turns])
+
+
+def _right_angles() -> list[Array]:
+    """The 24 rotations that turn the axes into one another."""
+    turns = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            turn = np.diag(signs)[list(order)]
+            if np.linalg.det(turn) > 0:
+                turns.append(turn)
+    return turns

@@ -1,0 +1,262 @@
+"""Preprocess: every scan of the cohort, in parallel, each done once.
+
+A scan's files are kept under a key: the hash of its image, of the parameters and of the code.
+After a kill, and when scans come or go, only those whose key is new are done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
+
+from neurofoundry.cohort import SCANS, VOLUMES, read_table, scan_path, write_table
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.preprocess import report, template
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.quality import MEASURES
+from neurofoundry.preprocess.scan import OUTPUTS, Result, preprocess_scan
+from neurofoundry.stage import Workspace, code_hash, write_json
+
+TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv")
+FEWEST_SCANS = 2
+
+
+def preprocess(
+    work: Workspace, *, data: Path, cohort: Path, params: PreprocessParams, workers: int
+) -> None:
+    """Write a volume, its transform and its picture for every scan, and scans.tsv about them.
+
+    A scan that cannot be used stays in the table, with the reason. Raises DataError when fewer
+    than two can be used, and UsageError when a worker process is killed.
+    """
+    scans = read_table(cohort / "scans.tsv", SCANS)
+    code = code_hash("preprocess", "volumes.py")
+    settings = params.model_dump_json()
+    keys = {
+        scan["scan_id"]: hashlib.sha256(
+            f"{scan['sha256']}\0{settings}\0{code}".encode()
+        ).hexdigest()
+        for scan in scans.to_dict("records")
+    }
+    results = {
+        scan_id: result
+        for scan_id, key in keys.items()
+        if (result := _reuse(work, scan_id, key)) is not None
+    }
+    reused, seconds = len(results), {}
+    waiting = [scan for scan in scans.to_dict("records") if scan["scan_id"] not in results]
+    for scan_id, result, taken in _process(
+        waiting,
+        keys,
+        results,
+        data=data,
+        cohort=cohort,
+        out=work.dir,
+        params=params,
+        workers=workers,
+    ):
+        results[scan_id], seconds[scan_id] = result, taken
+    _remove_strays(work.dir, results)
+
+    table = _table(scans, results)
+    write_table(table, work.dir / "scans.tsv", VOLUMES)
+    write_json(work.dir / "grid.json", {"grid": params.grid.describe(), "params": params})
+    (work.dir / "qc.html").write_text(report.render(table, work.dir, params), encoding="utf-8")
+    timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
+    write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
+
+    faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
+    counts = ", ".join(f"{count} × {fault}" for fault, count in sorted(faults.items()))
+    usable = int(table["usable"].sum())
+    if usable < FEWEST_SCANS:
+        raise DataError(
+            f"{usable} of {len(table)} scans can be used, at least {FEWEST_SCANS} are needed. "
+            f"Not usable: {counts or 'none'}. Pictures and measures: {work.dir / 'qc.html'}. Mend "
+            "the scans, or widen the bounds of preprocess.quality."
+        )
+    work.summary |= {"scans": len(table), "usable": usable, "reused": reused, "faults": faults}
+
+
+def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
+    """The result of an earlier run with the same key, its files brought into the work folder."""
+    for folder in (work.dir, work.previous):
+        if folder is None:
+            continue
+        try:
+            result = Result(**json.loads((folder / OUTPUTS[-1].format(scan_id)).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            continue
+        if result.key != key:
+            continue
+        names = [
+            name.format(scan_id) for name in OUTPUTS if result.volume_sha256 or name == OUTPUTS[-1]
+        ]
+        if not all((folder / name).exists() for name in names):
+            continue
+        if folder != work.dir:
+            for name in names:
+                _link(folder / name, work.dir / name)
+        return result
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+
+
+def _process(
+    waiting: Sequence[Mapping[Any, str]],
+    keys: Mapping[str, str],
+    done: Mapping[str, Result],
+    *,
+    data: Path,
+    cohort: Path,
+    out: Path,
+    params: PreprocessParams,
+    workers: int,
+) -> Iterator[tuple[str, Result, float]]:
+    """Preprocess scans in worker processes of one thread each; results as they come."""
+    if not waiting:
+        return
+    context = multiprocessing.get_context("forkserver")
+    # Workers that fork from a process that has imported everything share its memory. Optimizers
+    # import the last of it when the first one is made.
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    failures = sum(result.reason is not None for result in done.values())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    failed = TextColumn("{task.fields[failures]} not usable")
+    with (
+        Progress(*columns, TimeRemainingColumn(), failed, console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(
+            min(workers, len(waiting)),
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(params, template.build(params.registration_spacing)),
+        ) as pool,
+    ):
+        bar = progress.add_task(
+            "preprocess", total=len(waiting) + len(done), completed=len(done), failures=failures
+        )
+        futures = {
+            pool.submit(
+                _work,
+                scan_path(scan, data=data, cohort=cohort),
+                scan["scan_id"],
+                scan["sha256"],
+                keys[scan["scan_id"]],
+                out,
+            ): scan["scan_id"]
+            for scan in waiting
+        }
+        try:
+            for future in as_completed(futures):
+                result, seconds = future.result()
+                failures += result.reason is not None
+                progress.update(bar, advance=1, failures=failures)
+                yield futures[future], result, seconds
+        except BrokenProcessPool as error:
+            raise UsageError(
+                f"A worker process was ended from outside, as happens when memory runs out. Run "
+                f"the same command with fewer --workers (now {workers}); finished scans are kept."
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_params: PreprocessParams
+_template: template.Template
+
+
+def _start_worker(params: PreprocessParams, prepared: template.Template) -> None:
+    global _params, _template
+    _params, _template = params, prepared
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # A worker whose parent was killed would wait for work forever.
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _work(path: Path, scan_id: str, sha256: str, key: str, out: Path) -> tuple[Result, float]:
+    started = time.perf_counter()
+    try:
+        result = preprocess_scan(
+            path,
+            scan_id=scan_id,
+            sha256=sha256,
+            key=key,
+            out=out,
+            params=_params,
+            template=_template,
+        )
+    except (OSError, MemoryError):
+        raise  # the machine's fault, not the scan's
+    except Exception as error:
+        # A defect that one odd scan brings to light must not cost the cohort. It is shown, and
+        # not kept: the next run tries again.
+        print(f"{scan_id}: {traceback.format_exc()}", file=sys.stderr)
+        result = Result(key, f"defect of preprocess: {type(error).__name__}: {error}")
+    return result, round(time.perf_counter() - started, 2)
+
+
+def _remove_strays(folder: Path, results: Mapping[str, Result]) -> None:
+    """Remove files of scans that left the cohort, and what killed runs have left."""
+    kept = {".key", *TABLES}
+    for scan_id, result in results.items():
+        kept |= {
+            name.format(scan_id) for name in (OUTPUTS if result.volume_sha256 else OUTPUTS[-1:])
+        }
+    for file in folder.iterdir():
+        if file.name not in kept:
+            file.unlink()
+
+
+def _table(scans: pd.DataFrame, results: Mapping[str, Result]) -> pd.DataFrame:
+    """The cohort with the results beside it, in the order of the cohort."""
+    ordered = [results[scan_id] for scan_id in scans["scan_id"]]
+    return scans.assign(
+        usable=[result.reason is None for result in ordered],
+        reason=pd.Series([result.reason for result in ordered], index=scans.index, dtype=object),
+        volume_sha256=pd.Series(
+            [result.volume_sha256 for result in ordered], index=scans.index, dtype=object
+        ),
+        **{
+            name: pd.Series(
+                [result.measures.get(name) for result in ordered], index=scans.index, dtype=float
+            )
+            for name in MEASURES
+        },
+    )

@@ -1,0 +1,140 @@
+"""What happens to one scan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from neurofoundry.preprocess import brain, intensity, picture, quality, registration
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.reading import UnusableScanError, read
+from neurofoundry.preprocess.resample import (
+    Array,
+    Image,
+    Matrix,
+    antialias,
+    coarsen,
+    interpolate,
+    resample,
+)
+from neurofoundry.preprocess.template import Template
+from neurofoundry.preprocess.transform import write_itk
+from neurofoundry.stage import hash_file, write_json
+from neurofoundry.volumes import write_volume
+
+OUTPUTS = ("{}.nii", "{}_to-mni.txt", "{}.png", "{}.json")
+"""Files of a scan; the last one is written last and holds the scan's ``Result``."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known about a scan when it is done. Contains no time: it is the same every run."""
+
+    key: str
+    """Hash of everything the scan's files depend on."""
+    reason: str | None
+    """Why the scan is not usable; None when it is."""
+    volume_sha256: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+def preprocess_scan(
+    path: Path,
+    *,
+    scan_id: str,
+    sha256: str,
+    key: str,
+    out: Path,
+    params: PreprocessParams,
+    template: Template,
+) -> Result:
+    """Mask, register, resample, normalize and judge one scan; write its files into ``out``."""
+    for name in reversed(OUTPUTS):
+        (out / name.format(scan_id)).unlink(missing_ok=True)
+    # The key speaks of the image as ingest saw it. What another image gives must not be kept
+    # under it: the right one may come back.
+    if not path.exists():
+        return Result(key, "the file is gone: run ingest again, or bring it back")
+    if hash_file(path) != sha256:
+        return Result(key, "the file has changed since ingest: run ingest again")
+    try:
+        result = _preprocess(read(path), scan_id, key, out, params, template)
+    except UnusableScanError as unusable:
+        result = Result(key, str(unusable))
+    write_json(out / OUTPUTS[-1].format(scan_id), asdict(result))
+    return result
+
+
+def _preprocess(
+    scan: Image, scan_id: str, key: str, out: Path, params: PreprocessParams, template: Template
+) -> Result:
+    head, surface = _find_brain(scan, params.registration_spacing)
+    intensities, centre = _normalize(head, surface)
+    affine = registration.register(intensities, centre, template.levels, template.centre)
+    to_scan = affine
+    if params.registration == "rigid":
+        to_scan = registration.closest_rigid(affine, template.centre)
+    to_template = np.linalg.inv(affine) @ to_scan
+
+    grid = params.grid
+    mask = brain.fill(apply_affine(np.linalg.inv(to_scan), surface), grid.affine, grid.shape)
+    depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
+    mask = brain.correct(mask, depth.values)
+    points = apply_affine(to_scan @ grid.affine, np.argwhere(mask))
+    in_view = quality.in_view(scan, points)
+    mask[mask] = in_view
+    if mask.sum() < 2:
+        raise UnusableScanError("registration failed: the brain does not lie in the standard box")
+    values = np.zeros(grid.shape, np.float32)
+    # The one interpolation: from the scan as it was stored to the standard grid.
+    values[mask] = interpolate(antialias(scan, grid.spacing), points[in_view])
+    if values[mask].std() == 0:
+        raise UnusableScanError("empty: the brain is uniform")
+
+    measures = quality.measure(
+        scan,
+        intensities,
+        surface=surface,
+        affine=affine,
+        to_scan=to_scan,
+        mask_ml=mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan)),
+        template=template,
+    )
+    volume, transform, image = (out / name.format(scan_id) for name in OUTPUTS[:-1])
+    write_volume(volume, intensity.zscore(values, mask), mask, grid)
+    write_itk(transform, to_scan)
+    picture.write(
+        image,
+        scan,
+        to_scan,
+        mask=Image(mask.astype(np.float32), grid.affine),
+        depth=template.depth,
+        to_template=to_template,
+    )
+    return Result(key, quality.judge(measures, params.quality), hash_file(volume), measures)
+
+
+def _find_brain(scan: Image, registration_spacing: float) -> tuple[Image, Array]:
+    """The head as registration needs it, and the surface of its brain (mm)."""
+    background = float(scan.values.min())
+    head = coarsen(scan, min(brain.SPACING_MM, registration_spacing), outside=background)
+    return head, brain.find_surface(coarsen(head, brain.SPACING_MM, outside=background))
+
+
+def _normalize(head: Image, surface: Array) -> tuple[Image, Array]:
+    """The brain alone with intensities 0..1, and its centroid (mm)."""
+    inside = brain.fill(surface, head.affine, head.values.shape)
+    if not inside.any():
+        raise UnusableScanError("no brain: the surface that should hold it is empty")
+    low, high = np.percentile(head.values, 2), np.percentile(head.values[inside], 99.5)
+    if high <= low:
+        raise UnusableScanError("no brain: what should be it is as dark as the background")
+    values = ((head.values - low) / (high - low)).clip(0, 1) * inside
+    return Image(values.astype(np.float32), head.affine), _centroid(head.affine, inside)
+
+
+def _centroid(affine: Matrix, inside: np.ndarray) -> Array:
+    return apply_affine(affine, np.argwhere(inside).mean(axis=0))

@@ -1,0 +1,84 @@
+"""The template: ICBM 2009a nonlinear symmetric, 1 mm, as it ships inside nilearn.
+
+Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without skull.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from neurofoundry.preprocess.registration import Level
+from neurofoundry.preprocess.resample import Array, Image, antialias, coarsen, resample
+
+COMPARISON_MM = 4.0
+"""Spacing at which a registered scan is compared with the template, whatever the parameters:
+the bounds of quality hold at this resolution."""
+COARSEST_MM = 16.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """What the scans are compared with, made once and handed to every worker."""
+
+    centre: Array
+    """Centroid of the brain, mm."""
+    levels: tuple[Level, ...]
+    """The template as registration sees it, coarse to fine."""
+    t1: Image
+    grey: Image
+    white: Image
+    """Intensity and tissue probabilities at ``COMPARISON_MM``, 0..1."""
+    depth: Image
+    """Signed distance to the edge of the brain in mm, positive inside, at 2 mm."""
+
+
+def build(registration_spacing: float) -> Template:
+    """Read the template from nilearn's package data and derive what workers need. About 1 s."""
+    t1 = load("t1")
+    inside = t1.values > 0
+    centre = apply_affine(t1.affine, np.argwhere(inside).mean(axis=0))
+    spacings = [COARSEST_MM]
+    while spacings[-1] > registration_spacing:
+        spacings.append(max(spacings[-1] / 2, registration_spacing))
+    comparison = coarsen(t1, COMPARISON_MM)
+    grid = (comparison.affine, comparison.values.shape)
+    brain = coarsen(Image(inside.astype(np.float32), t1.affine), 2.0)
+    edge = brain.values > 0.5
+    depth = ndimage.distance_transform_edt(edge) - ndimage.distance_transform_edt(~edge)
+    # Distances are to the nearest voxel centre across the edge; the edge lies half a voxel nearer.
+    depth = 2.0 * (depth - 0.5 * np.sign(depth))
+    return Template(
+        centre=centre,
+        levels=tuple(_level(t1, centre, spacing) for spacing in spacings),
+        t1=comparison,
+        grey=resample(antialias(load("gm"), COMPARISON_MM), *grid),
+        white=resample(antialias(load("wm"), COMPARISON_MM), *grid),
+        depth=Image(depth.astype(np.float32), brain.affine),
+    )
+
+
+def load(name: str) -> Image:
+    """One of nilearn's maps ('t1', 'gm' or 'wm'), scaled to 0..1."""
+    # Importing nilearn itself would cost a second.
+    spec = importlib.util.find_spec("nilearn")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    image: Any = nib.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+    return Image(np.asarray(image.dataobj, np.float32) / np.float32(255), image.affine)
+
+
+def _level(t1: Image, centre: Array, spacing: float) -> Level:
+    coarse = coarsen(t1, spacing)
+    # One voxel beyond the brain, where its edge shows.
+    voxels = np.argwhere(ndimage.binary_dilation(coarse.values > 0.1))
+    points = apply_affine(coarse.affine, voxels) - centre
+    return Level(spacing, points.astype(np.float32), coarse.values[tuple(voxels.T)])

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from neurofoundry.cohort import SCANS, write_table
+from neurofoundry.phantom.anatomy import sample_subject
+from neurofoundry.phantom.atlas import build_atlas
+from neurofoundry.phantom.params import PhantomParams
+from neurofoundry.phantom.scanner import SITES, Head, head
+from neurofoundry.preprocess import template as templates
+from neurofoundry.preprocess.resample import Image
+from neurofoundry.preprocess.template import Template
+from neurofoundry.stage import hash_file
+
+WriteCohort = Callable[[Mapping[str, Path]], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def heads() -> list[Head]:
+    """Synthetic heads with known pose and brain, of several sites."""
+    atlas = build_atlas(2)
+    subjects = [sample_subject(PhantomParams(seed=3), index) for index in range(4)]
+    return [head(s, s.sessions[0][0], SITES[s.site], atlas, 3.0) for s in subjects]
+
+
+@pytest.fixture(scope="session")
+def template() -> Template:
+    return templates.build(4.0)
+
+
+@pytest.fixture(scope="session")
+def head_files(heads: list[Head], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("heads")
+    paths = [folder / f"head-{number}.nii.gz" for number in range(len(heads))]
+    for path, scan in zip(paths, heads, strict=True):
+        nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), path)
+    return paths
+
+
+@pytest.fixture
+def write_cohort(tmp_path: Path) -> WriteCohort:
+    """Write a cohort of named files, whose paths are relative to the root of the file system."""
+
+    def write(files: Mapping[str, Path]) -> Path:
+        rows: list[dict[str, Any]] = [
+            {
+                "scan_id": name,
+                "dataset": "heads",
+                "subject": name,
+                "session": "1",
+                "person": f"heads/{name}",
+                "source": "bids",
+                "path": str(path.relative_to("/")),
+                "sha256": hash_file(path),
+                "split": "train",
+                "age": 50.0,
+                "sex": "F",
+                "site": "here",
+                "scanner": None,
+                "field_strength": None,
+            }
+            for name, path in files.items()
+        ]
+        folder = tmp_path / "cohort"
+        folder.mkdir(exist_ok=True)
+        write_table(pd.DataFrame(rows), folder / "scans.tsv", SCANS)
+        return folder
+
+    return write
+
+
+def image_of(scan: Head) -> Image:
+    return Image(scan.image.astype(np.float32), scan.affine)

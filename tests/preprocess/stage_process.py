@@ -1,0 +1,24 @@
+"""Runs the stage in a process of its own, so that a test can kill it: COHORT OUT PARAMS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from neurofoundry import stage
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.run import preprocess
+from neurofoundry.tracking import TrackingParams
+
+if __name__ == "__main__":
+    cohort, out = Path(sys.argv[1]), Path(sys.argv[2])
+    params = PreprocessParams.model_validate_json(sys.argv[3])
+    stage.run(
+        "preprocess",
+        lambda work: preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=2),
+        out=out,
+        params={"preprocess": params},
+        inputs={"ingest": cohort},
+        track=TrackingParams(mode="disabled"),
+        resume_items=True,
+    )

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nibabel.affines import apply_affine, from_matvec
+from scipy import linalg
+from scipy.spatial.transform import Rotation
+
+from neurofoundry.phantom.scanner import Head
+from neurofoundry.preprocess import registration
+from neurofoundry.preprocess.registration import (
+    BINS,
+    closest_rigid,
+    entropies,
+    joint_histogram,
+    mutual_information,
+)
+from neurofoundry.preprocess.resample import Image, Matrix
+from neurofoundry.preprocess.scan import _find_brain, _normalize
+from neurofoundry.preprocess.template import Template
+from tests.preprocess.conftest import image_of
+
+RNG = np.random.default_rng(0)
+
+
+def to_scan(scan: Image, template: Template) -> Matrix:
+    intensities, centre = _normalize(*_find_brain(scan, 4.0))
+    affine = registration.register(intensities, centre, template.levels, template.centre)
+    return closest_rigid(affine, template.centre)
+
+
+def apart(first: Matrix, second: Matrix, template: Template) -> float:
+    """Mean distance in mm between where two maps put points of the brain."""
+    points = template.centre + RNG.normal(size=(300, 3)) * [28, 35, 28]
+    difference = apply_affine(first, points) - apply_affine(second, points)
+    return float(np.linalg.norm(difference, axis=1).mean())
+
+
+def test_the_pose_of_synthetic_heads_is_found_within_two_mm(
+    heads: list[Head], template: Template
+) -> None:
+    errors = [
+        apart(to_scan(image_of(scan), template), np.linalg.inv(scan.pose), template)
+        for scan in heads
+    ]
+    assert max(errors) < 2.5
+    assert np.mean(errors) < 1.6
+
+
+@pytest.mark.parametrize("degrees", [25, 90])
+def test_a_turned_head_is_found_where_it_was_turned_to(
+    heads: list[Head], template: Template, degrees: float
+) -> None:
+    scan = image_of(heads[0])
+    turn = from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix(), [12, -7, 9])
+    turned = Image(scan.values, turn @ scan.affine)
+    assert apart(to_scan(turned, template), turn @ to_scan(scan, template), template) < 1.5
+
+
+def test_mutual_information_agrees_with_a_histogram_counted_by_hand() -> None:
+    fixed = RNG.random(400)
+    moving = np.clip(0.7 * fixed + 0.3 * RNG.random(400), 0, 1)
+    counts = np.zeros((BINS, BINS))
+    for a, b in zip(fixed, moving, strict=True):
+        row = round(a * (BINS - 1))
+        column = min(int(b * (BINS - 1)), BINS - 2)
+        share = b * (BINS - 1) - column
+        counts[row, column] += 1 - share
+        counts[row, column + 1] += share
+    joint = counts / counts.sum()
+    expected = 0.0
+    for row in range(BINS):
+        for column in range(BINS):
+            if joint[row, column] > 0:
+                independent = joint[row].sum() * joint[:, column].sum()
+                expected += joint[row, column] * np.log(joint[row, column] / independent)
+    found = joint_histogram(
+        torch.tensor(fixed, dtype=torch.float32), torch.tensor(moving, dtype=torch.float32)[None]
+    )
+    np.testing.assert_allclose(found[0].numpy(), joint, atol=1e-6)
+    np.testing.assert_allclose(float(mutual_information(found)), expected, atol=1e-4)
+
+
+def test_mutual_information_is_entropy_for_equal_images_and_zero_for_independent_ones() -> None:
+    values = torch.linspace(0, 1, BINS).repeat(50)
+    joint = joint_histogram(values, values[None])
+    np.testing.assert_allclose(float(mutual_information(joint)), np.log(BINS), atol=1e-4)
+    independent = torch.full((1, BINS, BINS), BINS**-2)
+    assert abs(float(mutual_information(independent))) < 1e-5
+    first, second, both = entropies(joint)
+    np.testing.assert_allclose([float(first), float(second), float(both)], np.log(BINS), atol=1e-4)
+
+
+def test_the_gradient_of_mutual_information_agrees_with_finite_differences() -> None:
+    fixed = torch.tensor(RNG.random(200), dtype=torch.float32)
+    # Between the centres of bins: there the shares of a value have a kink.
+    places = (RNG.integers(0, BINS - 1, 200) + RNG.uniform(0.2, 0.8, 200)) / (BINS - 1)
+    moving = torch.tensor(places, dtype=torch.float32, requires_grad=True)
+    direction = torch.tensor(RNG.normal(size=200), dtype=torch.float32)
+
+    def information(values: torch.Tensor) -> torch.Tensor:
+        return mutual_information(joint_histogram(fixed, values[None])).sum()
+
+    information(moving).backward()
+    step = 1e-4
+    with torch.no_grad():
+        ahead, behind = (information(moving + sign * step * direction) for sign in (1, -1))
+    assert moving.grad is not None
+    found = float((moving.grad * direction).sum())
+    np.testing.assert_allclose(found, float(ahead - behind) / (2 * step), rtol=0.05)
+
+
+def test_a_batch_of_poses_gives_what_each_pose_gives_alone(
+    heads: list[Head], template: Template
+) -> None:
+    intensities, centre = _normalize(*_find_brain(image_of(heads[1]), 4.0))
+    turns = [np.eye(3), Rotation.from_euler("z", 20, degrees=True).as_matrix()]
+    starts = registration._start(centre, turns)
+    together, fits = registration._climb(intensities, template.levels[:1], starts)
+    for number in range(2):
+        alone, fit = registration._climb(intensities, template.levels[:1], starts[[number]])
+        np.testing.assert_allclose(together[number], alone[0], atol=0.05)
+        np.testing.assert_allclose(fits[number], fit[0], atol=1e-3)
+
+
+def test_the_closest_rotation_is_the_polar_factor_and_keeps_the_centre() -> None:
+    linear = Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix() @ (
+        np.diag([0.9, 0.8, 1.1]) + 0.05 * RNG.normal(size=(3, 3))
+    )
+    affine, centre = from_matvec(linear, [10, -20, 30]), np.array([0.0, -22, 9])
+    rigid = closest_rigid(affine, centre)
+    np.testing.assert_allclose(rigid[:3, :3], linalg.polar(linear)[0], atol=1e-12)
+    np.testing.assert_allclose(apply_affine(rigid, centre), apply_affine(affine, centre))
+    assert np.linalg.det(rigid[:3, :3]) == pytest.approx(1)
+
+
+def test_there_are_24_ways_to_turn_by_right_angles() -> None:
+    turns = registration._right_angles()
+    assert len({turn.tobytes() for turn in map(np.round, turns)}) == 24
+    assert all(np.linalg.det(turn) == pytest.approx(1) for turn in turns)
+    assert all((turn @ turn.T == np.eye(3)).all() for turn in turns)

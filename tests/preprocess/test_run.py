@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry import stage
+from neurofoundry.cohort import VOLUMES, read_table
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.preprocess import run
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.quality import MEASURES
+from neurofoundry.stage import Workspace
+from neurofoundry.tracking import Tracker
+from neurofoundry.volumes import read_grid
+from tests.preprocess.conftest import WriteCohort
+from tests.preprocess.test_scan import PARAMS
+
+ROOT = Path(__file__).resolve().parents[2]
+Preprocess = Callable[..., Workspace]
+
+
+@pytest.fixture
+def preprocess(tmp_path: Path, tracker: Tracker) -> Preprocess:
+    def run_it(
+        cohort: Path,
+        name: str = "work",
+        previous: Path | None = None,
+        params: PreprocessParams = PARAMS,
+        workers: int = 2,
+    ) -> Workspace:
+        work = Workspace(tmp_path / name, previous, tracker, data_version="")
+        work.dir.mkdir(exist_ok=True)
+        run.preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=workers)
+        return work
+
+    return run_it
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker(None)  # type: ignore[arg-type]  # preprocess records its summary only
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Files and bytes of an output, but for what holds times."""
+    timed = ("timings.tsv", "stage.json")
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name not in timed}
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_ino for file in folder.glob("head*")}
+
+
+def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    cube = rng.random((70, 70, 70), dtype=np.float32) * 0.01
+    cube[18:52, 18:52, 18:52] += 1
+    bad = {"cube": cube, "noise": rng.random((70, 70, 70), dtype=np.float32)}
+    files = {"head0": head_files[0], "head1": head_files[1]}
+    for name, values in bad.items():
+        files[name] = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(values, np.diag([3.0, 3, 3, 1])), files[name])
+    files["cut"] = tmp_path / "cut.nii.gz"
+    files["cut"].write_bytes(head_files[2].read_bytes()[:30_000])
+    files["changed"] = tmp_path / "changed.nii.gz"
+    shutil.copy(head_files[2], files["changed"])
+    cohort = write_cohort(files)
+    files["changed"].write_bytes(files["changed"].read_bytes()[:30_000])
+
+    work = preprocess(cohort)
+    table = read_table(work.dir / "scans.tsv", VOLUMES).set_index("scan_id")
+    assert list(table.index) == list(files)
+    assert table["usable"].tolist() == [True, True, False, False, False, False]
+    assert table.loc["head0", "reason"] is np.nan or pd.isna(table.loc["head0", "reason"])
+    assert "cannot be read" in table.loc["cut", "reason"]
+    assert "changed since ingest" in table.loc["changed", "reason"]
+    for name in bad:
+        assert ":" in table.loc[name, "reason"]
+    measured = table.loc[["head0", "head1"], list(MEASURES)].astype(float)
+    assert np.isfinite(measured.to_numpy()).all()
+    assert read_grid(work.dir) == PARAMS.grid
+    for name in ("head0", "head1"):
+        for ending in (".nii", "_to-mni.txt", ".png", ".json"):
+            assert (work.dir / f"{name}{ending}").stat().st_size > 0
+    page = (work.dir / "qc.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.index("changed since ingest") < page.index("<h3>head0")
+    assert work.summary["usable"] == 2
+    assert work.summary["scans"] == 6
+
+
+def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess
+) -> None:
+    heads = {f"head{number}": path for number, path in enumerate(head_files[:3])}
+    first = preprocess(write_cohort(heads))
+    made = inodes(first.dir)
+    before = content(first.dir)
+
+    # Nothing new, in the same folder.
+    assert preprocess(write_cohort(heads)).summary["reused"] == 3
+    assert inodes(first.dir) == made
+    assert content(first.dir) == before
+
+    # One left, one came, in another folder beside the published one.
+    changed = {"head0": heads["head0"], "head2": heads["head2"], "head3": head_files[3]}
+    second = preprocess(write_cohort(changed), "second", previous=first.dir)
+    found, second_content = inodes(second.dir), content(second.dir)
+    assert second.summary["reused"] == 2
+    assert {name for name in found if name.startswith("head1")} == set()
+    kept = {name for name in made if name.startswith(("head0", "head2"))}
+    assert {name for name in found if found[name] in made.values()} == kept
+    assert content(first.dir) == before
+
+    # Other parameters: the same work folder, and nothing of it is trusted.
+    affine = PARAMS.model_copy(update={"registration": "affine"})
+    third = preprocess(write_cohort(changed), "second", previous=first.dir, params=affine)
+    assert third.summary["reused"] == 0
+    for name in ("head0.json", "head2_to-mni.txt", "head3.nii"):
+        assert content(third.dir)[name] != second_content[name]
+    assert content(first.dir) == before
+
+
+def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    heads = {f"head{number}": path for number, path in enumerate([*head_files, *head_files[:2]])}
+    cohort = write_cohort(heads)
+    record = {"stage": "ingest", "schema_version": stage.SCHEMA_VERSION, "data_version": "v"}
+    stage.write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
+
+    clean = preprocess(cohort, workers=1).dir
+    module, out = "tests.preprocess.stage_process", tmp_path / "killed"
+    command = [sys.executable, "-m", module, str(cohort), str(out), PARAMS.model_dump_json()]
+    partial = tmp_path / ".killed.partial"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(partial.glob("head*.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = inodes(partial)
+    finished = [name for name in done if name.endswith(".json")]
+    assert 0 < len(finished) < len(heads)
+    assert not out.exists()
+
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert content(out) == content(clean)
+    again = inodes(out)
+    assert all(again[name] == done[name] for name in finished)
+
+
+def test_too_few_usable_scans_are_an_error_that_counts_the_reasons(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.nii"
+    nib.save(nib.Nifti1Image(np.zeros((40, 40, 40)), np.diag([4.0, 4, 4, 1])), empty)
+    cohort = write_cohort({"head0": head_files[0], "b": empty, "c": empty})
+    with pytest.raises(DataError, match=r"1 of 3 scans can be used.*2 × empty"):
+        preprocess(cohort)
+
+
+def test_a_folder_that_cannot_be_written_is_not_the_fault_of_a_scan(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    # A folder in the place of a file cannot be unlinked, whoever asks.
+    (tmp_path / "work" / "head0.nii").mkdir(parents=True)
+    cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
+    with pytest.raises(OSError, match=r"head0\.nii"):
+        preprocess(cohort, workers=1)
+
+
+def test_a_worker_that_is_killed_gives_an_error_that_says_what_to_do(
+    head_files: list[Path],
+    write_cohort: WriteCohort,
+    preprocess: Preprocess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The template is what a worker gets first; unpacking this one kills it.
+    monkeypatch.setattr(run.template, "build", lambda spacing: Deadly())
+    cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
+    with pytest.raises(UsageError, match="fewer --workers"):
+        preprocess(cohort)
+
+
+class Deadly:
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[int, int]]:
+        return _kill_worker, (os.getpid(), signal.SIGKILL)
+
+
+def _kill_worker(parent: int, number: int) -> None:
+    assert os.getpid() != parent
+    os.kill(os.getpid(), number)

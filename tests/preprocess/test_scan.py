@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from neurofoundry.phantom.scanner import Head
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.scan import Result, preprocess_scan
+from neurofoundry.preprocess.template import Template
+from neurofoundry.stage import hash_file
+from neurofoundry.volumes import SLOPE, Grid, open_volume
+
+PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
+
+
+def run(path: Path, out: Path, template: Template, params: PreprocessParams = PARAMS) -> Result:
+    out.mkdir(exist_ok=True)
+    return preprocess_scan(
+        path,
+        scan_id="a",
+        sha256=hash_file(path),
+        key="k",
+        out=out,
+        params=params,
+        template=template,
+    )
+
+
+def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
+    head_files: list[Path], heads: list[Head], template: Template, tmp_path: Path
+) -> None:
+    result = run(head_files[0], tmp_path, template)
+    assert result.reason is None
+    assert json.loads((tmp_path / "a.json").read_text()) == asdict(result)
+    assert result.volume_sha256 == hash_file(tmp_path / "a.nii")
+    steps = open_volume(tmp_path / "a.nii", PARAMS.grid)
+    inside = steps[steps != 0] * SLOPE
+    assert inside.mean() == pytest.approx(0, abs=1e-3)
+    assert inside.std() == pytest.approx(1, abs=1e-3)
+    # Where the head really is: the true brain, carried over by the true pose.
+    voxels = np.argwhere(steps.T != 0)
+    at = apply_affine(
+        np.linalg.inv(heads[0].affine) @ np.linalg.inv(heads[0].pose) @ PARAMS.grid.affine, voxels
+    )
+    index = np.rint(at).astype(int).clip(0, np.array(heads[0].brain.shape) - 1)
+    common = heads[0].brain[tuple(index.T)].sum() * PARAMS.grid.spacing**3
+    sizes = len(voxels) * PARAMS.grid.spacing**3 + heads[0].brain.sum() * 27.0
+    assert 2 * common / sizes > 0.93
+
+
+def test_the_transform_is_what_itk_needs_to_repeat_the_resampling(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    run(head_files[1], tmp_path, template)
+    volume = SimpleITK.ReadImage(str(tmp_path / "a.nii"), SimpleITK.sitkFloat32)
+    moved = SimpleITK.Resample(
+        SimpleITK.ReadImage(str(head_files[1]), SimpleITK.sitkFloat32),
+        volume,
+        SimpleITK.ReadTransform(str(tmp_path / "a_to-mni.txt")),
+        SimpleITK.sitkBSpline,
+    )
+    ours, theirs = SimpleITK.GetArrayFromImage(volume), SimpleITK.GetArrayFromImage(moved)
+    inside = ours != 0
+    theirs = (theirs[inside] - theirs[inside].mean()) / theirs[inside].std()
+    np.testing.assert_allclose(ours[inside], theirs, atol=0.02)
+
+
+def test_the_order_and_direction_of_stored_axes_make_no_difference(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    image = nib.load(head_files[2])
+    expected = run(head_files[2], tmp_path / "stored", template)
+    for codes in ("RAS", "LPS", "SAL", "PIR"):
+        change = ornt_transform(nib.io_orientation(image.affine), axcodes2ornt(tuple(codes)))
+        turned = nib.Nifti1Image(
+            apply_orientation(np.asarray(image.dataobj), change),
+            image.affine @ inv_ornt_aff(change, image.shape),
+        )
+        nib.save(turned, tmp_path / f"{codes}.nii.gz")
+        assert nib.aff2axcodes(turned.affine) == tuple(codes)
+        found = run(tmp_path / f"{codes}.nii.gz", tmp_path / codes, template)
+        first, second = (
+            open_volume(tmp_path / folder / "a.nii", PARAMS.grid).astype(float) * SLOPE
+            for folder in ("stored", codes)
+        )
+        assert np.abs(first - second).mean() < 1e-3
+        assert found.measures == pytest.approx(expected.measures, rel=1e-2, abs=1e-2)
+
+
+def test_rigid_registration_keeps_the_size_of_the_brain_and_affine_fits_the_template(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    params = {"rigid": PARAMS, "affine": PARAMS.model_copy(update={"registration": "affine"})}
+    determinants = {}
+    for name, chosen in params.items():
+        result = run(head_files[3], tmp_path / name, template, chosen)
+        text = (tmp_path / name / "a_to-mni.txt").read_text().splitlines()[3]
+        linear = np.array(text.split()[1:10], float).reshape(3, 3)
+        determinants[name] = np.linalg.det(linear)
+        volume = open_volume(tmp_path / name / "a.nii", PARAMS.grid)
+        native_ml = (volume != 0).sum() * 0.027 * determinants[name]
+        assert result.measures["mask_ml"] == pytest.approx(native_ml, rel=1e-3)
+    assert determinants["rigid"] == pytest.approx(1)
+    assert 0.5 < determinants["affine"] < 0.95
+
+
+def test_a_result_without_volume_leaves_no_file_of_an_earlier_one(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    run(head_files[0], tmp_path / "out", template)
+    noise = np.random.default_rng(0).random((60, 60, 60), dtype=np.float32)
+    nib.save(nib.Nifti1Image(np.zeros_like(noise), np.diag([3.0, 3, 3, 1])), tmp_path / "b.nii")
+    result = run(tmp_path / "b.nii", tmp_path / "out", template)
+    assert result.reason == "empty: every value is 0"
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.json"]
+
+
+def test_a_file_that_changed_or_left_is_reported_and_not_remembered(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    for path, words in ((head_files[0], "changed since ingest"), (tmp_path / "no", "is gone")):
+        result = preprocess_scan(
+            path,
+            scan_id="a",
+            sha256="0" * 64,
+            key="k",
+            out=tmp_path,
+            params=PARAMS,
+            template=template,
+        )
+        assert words in (result.reason or "")
+        assert not (tmp_path / "a.json").exists()
+
+
+def test_real_heads_pass_and_a_flair_does_not(
+    real_mri: Path, template: Template, tmp_path: Path
+) -> None:
+    for number, path in enumerate(sorted(real_mri.rglob("*.nii.gz"))):
+        result = run(path, tmp_path / str(number), template)
+        if "FLAIR" in path.name:
+            assert "contrast" in (result.reason or "")
+        else:
+            assert result.reason is None
+            assert result.measures["local_correlation"] > 0.55
