@@ -1,0 +1,1 @@
+"""Contrastive pretraining of an encoder on unlabelled scans (SimCLR)."""

@@ -1,0 +1,31 @@
+"""A picture of augmented pairs, to see what the encoder is asked to call the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+
+def draw_pairs(path: Path, volumes: torch.Tensor, views: torch.Tensor, *, scans: int = 6) -> None:
+    """Write a PNG: a column a scan; its volume and two views, in axial and coronal middle slices.
+
+    ``volumes`` are z-scores (batch, 1, z, y, x), ``views`` (2, batch, 1, z, y, x).
+    """
+    rows = {"scan": volumes, "view 1": views[0], "view 2": views[1]}
+    scans = min(scans, len(volumes))
+    figure = Figure(figsize=(2 * scans, 12), layout="constrained")
+    axes = figure.subplots(6, scans, squeeze=False)
+    for row, (name, batch) in enumerate(rows.items()):
+        each = batch[:scans, 0].cpu().numpy()
+        middle_z, middle_y = each.shape[1] // 2, each.shape[2] // 2
+        for column, volume in enumerate(each):
+            for plane, picture in enumerate((volume[middle_z], volume[:, middle_y])):
+                axis = axes[2 * row + plane, column]
+                axis.imshow(picture, cmap="gray", vmin=-3, vmax=3, origin="lower")
+                axis.set_axis_off()
+        axes[2 * row, 0].set_title(name, loc="left")
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=80)
+    temporary.replace(path)

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+
+from neurofoundry import cohort, encoders
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.pretrain import train
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.run import pretrain, select_scans
+from neurofoundry.stage import Workspace, hash_file
+from neurofoundry.tracking import TrackingParams
+from neurofoundry.tracking import run as tracking_run
+from neurofoundry.volumes import Grid, write_volume
+
+SMALL = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4, "projection": 16}
+STILL = {"crop": [1, 1], "stretch": 1, "flip": 0, "rotation": 0}
+STILL |= {"gamma": 1, "bias": 0, "blur": 0, "noise": 0}
+GRID = Grid(spacing=6.0)
+
+
+def params_of(**values: object) -> PretrainParams:
+    return PretrainParams.model_validate({**SMALL, **values})
+
+
+def run_stage(volumes: Path, work_dir: Path, **values: object) -> Workspace:
+    work_dir.mkdir(exist_ok=True)
+    with tracking_run(
+        TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
+    ) as tracker:
+        work = Workspace(dir=work_dir, previous=None, tracker=tracker, data_version="v1")
+        pretrain(work, volumes=volumes, params=params_of(**values), seed=7)
+    return work
+
+
+def scans_of(volumes: Path) -> pd.DataFrame:
+    return cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+
+
+class TestOutputs:
+    def test_the_folder_keeps_its_contract(self, volumes: Path, tmp_path: Path) -> None:
+        work = run_stage(volumes, tmp_path / "w", epochs=3, licence="CC0-1.0")
+        names = {path.name for path in work.dir.iterdir()}
+        assert names == {
+            "encoder.safetensors",
+            "plan.json",
+            "subjects.tsv",
+            "history.tsv",
+            "views.png",
+            "checkpoint",
+        }
+        encoder, plan = encoders.load(work.dir)
+        encoders.check_grid(plan, GRID)
+        assert encoder(torch.randn(2, 1, 25, 32, 32)).shape == (2, plan.features)
+        assert (plan.method, plan.licence) == ("simclr", "CC0-1.0")
+        assert plan.pretraining is not None
+        assert plan.pretraining.model_dump() == {
+            "data_version": "v1",
+            "persons": 12,
+            "scans": 14,
+            "epochs": 3,
+            "seed": 7,
+        }
+        subjects = pd.read_csv(work.dir / "subjects.tsv", sep="\t")["person"].tolist()
+        assert subjects == [f"heads/{person:02d}" for person in range(12)]
+        history = pd.read_csv(work.dir / "history.tsv", sep="\t")
+        assert list(history) == [
+            "epoch",
+            "step",
+            "loss",
+            "learning_rate",
+            "alignment",
+            "uniformity",
+            "effective_rank",
+        ]
+        assert history["epoch"].tolist() == [1, 2, 3]
+        assert history["step"].tolist() == [3, 6, 9]
+        assert set(work.summary) == {"loss", "effective_rank", "scans", "persons", "epochs"}
+        assert work.summary["loss"] == pytest.approx(history["loss"].iloc[-1])
+
+    def test_it_learns_to_tell_persons_apart(self, volumes: Path, tmp_path: Path) -> None:
+        light = {**STILL, "crop": [0.9, 1], "rotation": 5, "noise": 0.1}
+        work = run_stage(volumes, tmp_path / "w", epochs=20, augment=light)
+        history = pd.read_csv(work.dir / "history.tsv", sep="\t")
+        guessing = math.log(2 * 4 - 1)
+        assert history["loss"].iloc[-1] < 0.5 * guessing
+        assert history["effective_rank"].iloc[-1] > 3
+
+    def test_the_seed_decides_the_weights(self, volumes: Path, tmp_path: Path) -> None:
+        hashes = []
+        for name in "ab":
+            torch.manual_seed(ord(name))
+            work = run_stage(volumes, tmp_path / name, epochs=1)
+            hashes.append(hash_file(work.dir / "encoder.safetensors"))
+        assert hashes[0] == hashes[1]
+
+    def test_bf16_trains_too(self, volumes: Path, tmp_path: Path) -> None:
+        work = run_stage(volumes, tmp_path / "w", epochs=1, precision="bf16")
+        assert math.isfinite(work.summary["loss"])
+
+
+class TestData:
+    def test_only_usable_scans_of_the_splits_are_seen(self, volumes: Path) -> None:
+        chosen = select_scans(scans_of(volumes), params_of())
+        assert len(chosen) == 14
+        assert set(chosen["split"]) == {"pretrain"}
+        assert "sub-00_ses-0" not in set(chosen["scan_id"])
+        chosen = select_scans(scans_of(volumes), params_of(splits=["pretrain", "train"]))
+        assert len(chosen) == 15
+
+    @pytest.mark.parametrize("split", ["val", "test", "ood"])
+    def test_held_out_splits_are_refused(self, split: str) -> None:
+        with pytest.raises(ValidationError, match="'pretrain' or 'train'"):
+            params_of(splits=["pretrain", split])
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"splits": []},
+            {"splits": ["train", "train"]},
+            {"epochs": 0},
+            {"warmup": 1},
+            {"batch_size": 1},
+            {"precision": "fp16"},
+            {"workers": 4},
+        ],
+    )
+    def test_impossible_parameters_are_refused(self, values: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            params_of(**values)
+
+    def test_an_epoch_sees_a_scan_at_most_once_in_an_order_of_its_own(self, volumes: Path) -> None:
+        params = params_of(epochs=3)
+        scans = select_scans(scans_of(volumes), params)
+        epochs = []
+        batches = train.read_batches(volumes, scans, GRID, params, seed=7, start=0)
+        for three in zip(batches, batches, batches, strict=True):
+            epochs.append([scan_id for batch, _ in three for scan_id in batch["scan_id"]])
+        assert [len(set(epoch)) for epoch in epochs] == [12, 12, 12]
+        assert epochs[0] != epochs[1] != epochs[2]
+        later = train.read_batches(volumes, scans, GRID, params, seed=7, start=5)
+        resumed = [scan_id for batch, _ in later for scan_id in batch["scan_id"]]
+        assert resumed == (epochs[1] + epochs[2])[8:]
+
+    def test_the_learning_rate_rises_and_falls(self) -> None:
+        params = params_of(learning_rate=0.01, warmup=0.2)
+        rates = [train.learning_rate(step, 100, params) for step in range(100)]
+        assert 0 < rates[0] < 0.001
+        assert rates[:20] == sorted(rates[:20])
+        assert rates[20] == max(rates) == 0.01
+        assert rates[20:] == sorted(rates[20:], reverse=True)
+        assert rates[-1] < 1e-5
+
+
+class TestFailures:
+    def test_fewer_scans_than_a_batch(self, volumes: Path) -> None:
+        with pytest.raises(DataError, match=r"14 usable scans.*Lower pretrain\.batch_size \(32\)"):
+            select_scans(scans_of(volumes), params_of(batch_size=32))
+
+    def test_one_person_only(self, volumes: Path) -> None:
+        scans = scans_of(volumes).query("subject == '01'")
+        with pytest.raises(DataError, match="all of one person"):
+            select_scans(scans, params_of(batch_size=2))
+
+    def test_no_scan_at_all(self, volumes: Path) -> None:
+        with pytest.raises(DataError, match="0 usable scans"):
+            select_scans(scans_of(volumes).iloc[:0], params_of())
+
+    def test_an_empty_volume_is_named(self, volumes: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(volumes, tmp_path / "volumes")
+        empty = np.zeros(GRID.shape)
+        write_volume(copy / "sub-05_ses-0.nii", empty, empty != 0, GRID)
+        with pytest.raises(DataError, match=r"sub-05_ses-0\.nii: no voxel of brain"):
+            run_stage(copy, tmp_path / "w", epochs=2)
+
+    def test_a_missing_volume_is_named(self, volumes: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(volumes, tmp_path / "volumes")
+        (copy / "sub-05_ses-0.nii").unlink()
+        with pytest.raises(DataError, match=r"sub-05_ses-0\.nii: cannot be read"):
+            run_stage(copy, tmp_path / "w", epochs=2)
+
+    def test_a_loss_that_is_no_number_names_the_step_and_the_scans(
+        self, volumes: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageError, match=r"in step \d+.*sub-\d\d_ses-.*learning_rate"):
+            run_stage(volumes, tmp_path / "w", epochs=3, learning_rate=1e30, warmup=0)
+        assert not (tmp_path / "w" / "encoder.safetensors").exists()
+
+    def test_a_collapse_is_announced(
+        self, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        copy = shutil.copytree(volumes, tmp_path / "volumes")
+        for path in copy.glob("*.nii"):  # nothing tells one scan from another
+            shutil.copy(volumes / "sub-05_ses-0.nii", path)
+        run_stage(copy, tmp_path / "w", epochs=2, augment=STILL)
+        assert "the embeddings have collapsed (effective rank 1." in capsys.readouterr().err
+
+
+RESUMED = {"epochs": 8, "checkpoint_minutes": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run that was never stopped leaves."""
+    return run_stage(volumes, tmp_path_factory.mktemp("whole"), **RESUMED).dir
+
+
+class TestResume:
+    @staticmethod
+    def assert_same(one: Path, other: Path, how: object) -> None:
+        for name in ("encoder.safetensors", "plan.json", "subjects.tsv", "history.tsv"):
+            assert hash_file(one / name) == hash_file(other / name), (name, how)
+
+    def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "killed"
+        checkpoints = tmp_path / ".killed.partial" / "checkpoint"
+        script = Path(__file__).with_name("stage_process.py")
+        values = json.dumps({**SMALL, **RESUMED})
+        kills = sorted(random.sample(range(1, 23), 2))
+        for step in [*kills, None]:
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(volumes), str(out), values],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            while step and process.poll() is None and last_step(checkpoints) < step:
+                time.sleep(0.002)
+            if step:
+                assert process.poll() is None
+                time.sleep(random.uniform(0, 0.1))
+                process.kill()
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == (-signal.SIGKILL if step else 0), errors
+            assert out.exists() != bool(step)
+        self.assert_same(whole, out, kills)
+
+    def test_sigterm_leaves_a_checkpoint_to_go_on_from(
+        self, volumes: Path, whole: Path, tmp_path: Path
+    ) -> None:
+        def terminate_in_training() -> None:
+            while not (tmp_path / "views.png").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        values = {**RESUMED, "checkpoint_minutes": 60}
+        thread = threading.Thread(target=terminate_in_training)
+        thread.start()
+        with pytest.raises(SystemExit) as ended:
+            run_stage(volumes, tmp_path, **values)
+        thread.join()
+        assert ended.value.code == 143
+        step = last_step(tmp_path / "checkpoint")
+        assert 0 < step < 24
+        self.assert_same(whole, run_stage(volumes, tmp_path, **values).dir, step)
+
+
+def last_step(checkpoints: Path) -> int:
+    return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy import fft, ndimage
+
+from neurofoundry import augment
+from neurofoundry.augment import AugmentParams, Draws
+
+SHAPE = (20, 28, 24)  # z, y, x: no two alike, so that mixed-up axes show
+GEOMETRY = AugmentParams(gamma=1, bias=0, blur=0, noise=0)
+STILL = AugmentParams(crop=(1, 1), stretch=1, flip=0, rotation=0, gamma=1, bias=0, blur=0, noise=0)
+
+
+def heads(batch: int = 2) -> torch.Tensor:
+    """Ellipsoids of smooth texture, z-scored, background 0."""
+    random = np.random.default_rng(8)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    mask = (z / 0.8) ** 2 + (y / 0.9) ** 2 + (x / 0.7) ** 2 < 1
+    volumes = []
+    for _ in range(batch):
+        texture = ndimage.gaussian_filter(random.standard_normal(SHAPE), 1.0)
+        volumes.append(numpy_standardise(texture, mask))
+    return torch.tensor(np.array(volumes), dtype=torch.float32)[:, None]
+
+
+def numpy_standardise(volume: NDArray, mask: NDArray) -> NDArray:
+    inside = volume[mask]
+    return np.where(mask, (volume - inside.mean()) / inside.std(), 0)
+
+
+def draw(params: AugmentParams, *scans: str, view: int = 0, epoch: int = 0, seed: int = 1) -> Draws:
+    return augment.draw(params, seed=seed, epoch=epoch, scans=scans, view=view, shape=SHAPE)
+
+
+def rows(draws: Draws) -> list[bytes]:
+    """Each sample's parameters as bytes."""
+    columns = [getattr(draws, field.name).numpy() for field in fields(draws)]
+    return [b"".join(column[i].tobytes() for column in columns) for i in range(len(columns[0]))]
+
+
+def in_voxels(affine: torch.Tensor) -> tuple[NDArray, NDArray]:
+    """Matrix and offset from a view's to the volume's voxel indices, in the order z y x."""
+    size = np.array(SHAPE[::-1])
+    matrix, shift = affine[:, :3].double().numpy(), affine[:, 3].double().numpy()
+    linear = size[:, None] * matrix / size
+    offset = (matrix @ (1 / size - 1) + shift + 1) * size / 2 - 0.5
+    return linear[::-1, ::-1], offset[::-1]
+
+
+class TestDraw:
+    def test_the_same_key_draws_the_same_view(self) -> None:
+        assert rows(draw(AugmentParams(), "a", "b")) == rows(draw(AugmentParams(), "a", "b"))
+
+    def test_no_two_views_are_alike(self) -> None:
+        scans = [f"scan-{number}" for number in range(50)]
+        drawn = [
+            row
+            for seed in (1, 2)
+            for epoch in range(3)
+            for view in range(2)
+            for row in rows(draw(AugmentParams(), *scans, view=view, epoch=epoch, seed=seed))
+        ]
+        assert len(set(drawn)) == len(drawn) == 600
+
+    def test_no_parameter_is_shared_between_views(self) -> None:
+        views = [draw(AugmentParams(), *map(str, range(40)), view=view) for view in range(2)]
+        for field in fields(Draws):
+            values = torch.cat([getattr(view, field.name) for view in views])
+            assert field.name == "negative" or len(values.unique(dim=0)) == 80
+
+    def test_the_batch_does_not_change_a_scans_view(self) -> None:
+        together = rows(draw(AugmentParams(), "a", "b", "c", view=1))
+        assert rows(draw(AugmentParams(), "c", "a", view=1)) == [together[2], together[0]]
+
+    def test_the_random_numbers_are_those_of_every_machine(self) -> None:
+        assert augment.generator(1, "order", 2).integers(1000, size=4).tolist() == [
+            4,
+            834,
+            495,
+            854,
+        ]
+
+    def test_a_view_is_a_rigid_turn_of_a_bounded_nearly_isotropic_crop(self) -> None:
+        params = AugmentParams(crop=(0.5, 0.9), stretch=1.2)
+        flipped = 0
+        for affine in draw(params, *map(str, range(200))).affine:
+            linear, _ = in_voxels(affine)
+            gram = linear.T @ linear
+            edges = np.sqrt(np.diag(gram))
+            np.testing.assert_allclose(gram, np.diag(edges**2), atol=1e-6)
+            assert 0.5 - 1e-6 <= edges.min() <= edges.max() <= 0.9 + 1e-6
+            assert edges.max() / edges.min() <= 1.2 + 1e-6
+            flipped += np.linalg.det(linear) < 0
+        assert 70 < flipped < 130
+
+    @pytest.mark.parametrize(
+        "params",
+        [
+            AugmentParams(rotation=0, min_overlap=0.8),
+            AugmentParams(rotation=0, crop=(0.3, 0.9), stretch=1.4, min_overlap=0.5),
+        ],
+    )
+    def test_two_views_share_what_was_asked(self, params: AugmentParams) -> None:
+        scans = [str(number) for number in range(200)]
+        views = [draw(params, *scans, view=view).affine.double() for view in range(2)]
+        axis = (torch.arange(30, dtype=torch.float64) + 0.5) / 15 - 1
+        points = torch.cartesian_prod(axis, axis, axis)
+        shares = []
+        for affines in zip(*views, strict=True):
+            seen = [
+                (torch.linalg.solve(affine[:, :3], (points - affine[:, 3]).T).abs() <= 1).all(0)
+                for affine in affines
+            ]
+            shares.append(((seen[0] & seen[1]).sum() / min(seen[0].sum(), seen[1].sum())).item())
+        assert min(shares) > params.min_overlap - 0.05  # as finely as a lattice of 30³ points sees
+        assert min(shares) < params.min_overlap + 0.1
+        assert max(shares) > 0.9
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"crop": [0.9, 0.5]},
+            {"crop": [0.0, 1.0]},
+            {"crop": [0.5, 1.1]},
+            {"min_overlap": 1.0},
+            {"min_overlap": 0.9, "stretch": 1.5},
+            {"gamma": 0.5},
+            {"shift": 0.1},
+        ],
+    )
+    def test_impossible_parameters_are_refused(self, values: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            AugmentParams.model_validate(values)
+
+
+class TestApply:
+    def test_geometry_is_that_of_scipy(self) -> None:
+        volumes = heads(6)
+        draws = draw(GEOMETRY, *"abcdef", view=1)
+        views = augment.apply(volumes, draws).numpy()
+        for volume, view, affine in zip(volumes.numpy(), views, draws.affine, strict=True):
+            matrix, offset = in_voxels(affine)
+            brain, share = (
+                ndimage.affine_transform(
+                    image.astype(float), matrix, offset, order=1, mode="grid-constant"
+                )
+                for image in (volume[0], volume[0] != 0)
+            )
+            sure = abs(share - 0.5) > 1e-4
+            mask = share >= 0.5
+            np.testing.assert_array_equal((view[0] != 0)[sure], mask[sure])
+            expected = numpy_standardise(brain / np.maximum(share, 0.5), mask)
+            np.testing.assert_allclose(view[0][sure], expected[sure], atol=2e-3)
+
+    def test_a_still_view_is_the_volume(self) -> None:
+        volumes = heads()
+        views = augment.apply(volumes, draw(STILL, "a", "b"))
+        torch.testing.assert_close(views, volumes, atol=1e-5, rtol=0)
+
+    def test_a_flip_exchanges_left_and_right_and_nothing_else(self) -> None:
+        volumes = heads()
+        views = augment.apply(volumes, draw(STILL.model_copy(update={"flip": 1.0}), "a", "b"))
+        torch.testing.assert_close(views, volumes.flip(4), atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("negative", [False, True])
+    def test_gamma_is_a_power_of_the_intensity_or_of_its_negative(self, negative: bool) -> None:
+        volumes = heads(1)
+        draws = replace(
+            draw(STILL, "a"), gamma=torch.tensor([1.7]), negative=torch.tensor([negative])
+        )
+        z = volumes[0, 0].double().numpy()
+        x = np.clip(z / 10 + 0.5, 0, 1)
+        expected = numpy_standardise(1 - (1 - x) ** 1.7 if negative else x**1.7, z != 0)
+        found = augment.apply(volumes, draws)[0, 0].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_the_bias_field_is_a_sum_of_cosines(self) -> None:
+        volumes = heads(1)
+        draws = replace(draw(STILL, "a"), bias=torch.randn(1, 3, 3, 3) * 0.1)
+        spectrum = np.zeros(SHAPE)
+        spectrum[:3, :3, :3] = draws.bias[0].numpy()
+        for axis, n in enumerate(SHAPE):
+            scale = np.full(n, float(n))
+            scale[0] *= 2  # scipy's inverse DCT-II halves the constant
+            spectrum *= np.expand_dims(scale, [other for other in range(3) if other != axis])
+        field = np.exp(fft.idctn(spectrum, type=2))
+        z = volumes[0, 0].double().numpy()
+        expected = numpy_standardise(np.clip(z / 10 + 0.5, 0, 1) * field, z != 0)
+        found = augment.apply(volumes, draws)[0, 0].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_the_bias_field_is_as_strong_as_asked(self) -> None:
+        params = STILL.model_copy(update={"bias": 0.3})
+        fields_ = augment._cosines(draw(params, *map(str, range(200))).bias, torch.Size(SHAPE))
+        strengths = fields_.std((1, 2, 3, 4))
+        assert strengths.max() < 0.302
+        assert abs(strengths.mean() - 0.15) < 0.02
+
+    def test_blur_is_the_gaussian_filter_of_scipy(self) -> None:
+        volumes = heads(2)
+        widths = np.array([[0.4, 0.9, 1.6], [1.2, 0.0, 0.6]])
+        draws = replace(draw(STILL, "a", "b"), blur=torch.tensor(widths, dtype=torch.float32))
+        views = augment.apply(volumes, draws).numpy()
+        for volume, view, sigma in zip(volumes.double().numpy(), views, widths, strict=True):
+            z = volume[0]
+            blurred = ndimage.gaussian_filter(z, sigma, mode="constant", truncate=12)
+            expected = numpy_standardise(blurred, z != 0)
+            np.testing.assert_allclose(view[0], expected, atol=1e-4)
+
+    def test_noise_is_gaussian_and_as_strong_as_asked(self) -> None:
+        volumes = heads(2)
+        draws = replace(draw(STILL, "a", "b"), noise=torch.tensor([0.5, 0.0]))
+        views = augment.apply(volumes, draws)
+        torch.testing.assert_close(views[1], volumes[1], atol=1e-5, rtol=0)
+        inside = volumes[0] != 0
+        clean, noisy = volumes[0][inside].numpy(), views[0][inside].numpy()
+        # Standardised again, signal and noise have the variances 1 / 1.25 and 0.25 / 1.25.
+        noise = noisy - clean / np.sqrt(1.25)
+        assert abs(np.corrcoef(clean, noisy)[0, 1] - 1 / np.sqrt(1.25)) < 0.03
+        assert abs(noise.std() - 0.5 / np.sqrt(1.25)) < 0.02
+        assert abs((noise**4).mean() / noise.var() ** 2 - 3) < 0.4
+
+    @pytest.mark.parametrize("step", [{"gamma": 2.0}, {"bias": 0.3}, {"blur": 1.0}, {"noise": 0.3}])
+    def test_standardisation_undoes_no_step(self, step: dict[str, float]) -> None:
+        volumes = heads(8)
+        draws = draw(STILL.model_copy(update=step), *"abcdefgh")
+        change = (augment.apply(volumes, draws) - volumes).square().sum((1, 2, 3, 4)).sqrt()
+        change /= volumes.square().sum((1, 2, 3, 4)).sqrt()
+        assert change.mean() > 0.05
+
+    def test_views_are_standardised_and_their_background_is_zero(self) -> None:
+        views = augment.apply(heads(4), draw(AugmentParams(), *"abcd"))
+        assert views.shape == (4, 1, *SHAPE)
+        for view in views:
+            inside = view[view != 0]
+            assert 0.1 < len(inside) / view.numel() < 0.9
+            assert abs(inside.mean()) < 1e-4
+            assert abs(inside.std() - 1) < 1e-3
+
+    def test_the_batch_does_not_change_a_scans_view(self) -> None:
+        volumes = heads(3)
+        together = augment.apply(volumes, draw(AugmentParams(), *"abc", view=1))
+        alone = augment.apply(volumes[2:], draw(AugmentParams(), "c", view=1))
+        torch.testing.assert_close(alone, together[2:], atol=1e-4, rtol=0)
+
+    def test_nothing_of_the_global_random_state_is_used(self) -> None:
+        volumes, draws = heads(), draw(AugmentParams(), "a", "b")
+        torch.manual_seed(1)
+        first = augment.apply(volumes, draws)
+        state = torch.get_rng_state()
+        assert torch.equal(augment.apply(volumes, draws), first)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_a_crop_that_misses_the_brain_is_zero(self) -> None:
+        volumes = torch.zeros(1, 1, *SHAPE)
+        volumes[..., :2] = 1.0  # brain at the left face alone
+        away = torch.tensor([[[0.2, 0, 0, 0.8], [0, 0.2, 0, 0], [0, 0, 0.2, 0]]])
+        assert not augment.apply(volumes, replace(draw(STILL, "a"), affine=away)).any()
