@@ -1,0 +1,133 @@
+"""One model: where it starts from, how it comes to its weights, and what it predicts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neurofoundry import cohort, encoders, stage
+from neurofoundry.augment import generator
+from neurofoundry.cohort import Task
+from neurofoundry.encoders import Encoder, Plan
+from neurofoundry.finetune import probe, subsets
+from neurofoundry.finetune.network import Network, Reader, columns, infer
+from neurofoundry.finetune.params import FinetuneParams, Initialization
+from neurofoundry.finetune.train import train
+
+DESCRIBED = ["scan_id", "dataset", "person", "session", "split", "site", "label"]
+"""Columns of predictions.tsv before those of the output."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder that models start from; they leave it as it is."""
+
+    encoder: Encoder
+    plan: Plan
+    weights: str
+    """What the weights are a function of: the hash of their file, or a seed."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """By scan: those that probes have asked for so far."""
+
+
+def find_starts(
+    folder: Path, run_seeds: Sequence[int], *, seed: int
+) -> dict[tuple[str, int], Start]:
+    """The pretrained encoder in ``folder``, and an untrained one, for each seed of a run."""
+    encoder, plan = encoders.load(folder)
+    weights = stage.hash_file(folder / "encoder.safetensors")
+    pretrained = Start(_placed(encoder), plan, weights)
+    untrained = plan.model_copy(update={"method": "random", "pretraining": None})
+    starts = {}
+    for run_seed in run_seeds:
+        drawn = int(generator(seed, run_seed, "encoder").integers(2**63))
+        random = _placed(encoders.build(plan.encoder, seed=drawn))
+        starts["pretrained", run_seed] = pretrained
+        starts["random", run_seed] = Start(random, untrained, f"seed {drawn}")
+    return starts
+
+
+def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The scans of a task with their ``label`` and what stands for it, the number ``target``."""
+    chosen = task.select(scans)
+    target = task.targets(chosen)
+    label = target if task.kind == "regression" else chosen[task.column]
+    return chosen.assign(label=label, target=target)
+
+
+def make(
+    folder: Path,
+    *,
+    name: str,
+    start: Start,
+    init: Initialization,
+    task: Task,
+    rows: pd.DataFrame,
+    learn: pd.DataFrame,
+    read: Reader,
+    params: FinetuneParams,
+    seed: int,
+    advance: Callable[[], None],
+) -> None:
+    """Make a model and write model.safetensors, history.tsv and predictions.tsv.
+
+    ``rows`` are the scans of the task in all splits, with ``label`` and ``target``; ``learn`` are
+    those of split 'train' whose labels may be seen. Scans of test and ood are opened only when the
+    weights are on disk.
+    """
+    if init.mode == "probe":
+        network = Network(start.encoder, task)
+        network.head, history = probe.fit(
+            _features(start, learn["scan_id"], read).numpy(),
+            learn["target"].to_numpy(),
+            subsets.folds(learn, task),
+            task,
+        )
+    else:
+        network = Network(copy.deepcopy(start.encoder), task)
+        history = train(
+            network,
+            task,
+            name=name,
+            learn=learn,
+            val=rows[rows["split"] == "val"],
+            scans_per_epoch=int((rows["split"] == "train").sum()),
+            read=read,
+            params=params,
+            seed=seed,
+            advance=advance,
+        )
+    encoders.write_weights(folder / "model.safetensors", network)
+    cohort.write_table(history, folder / "history.tsv")
+
+    held_out = rows[rows["split"].isin(["val", "test", "ood"])]
+    if init.mode == "probe":
+        with torch.no_grad():
+            outputs = network.head(_features(start, held_out["scan_id"], read))
+    else:
+        outputs = infer(network, held_out["scan_id"], read)
+    predictions = held_out[DESCRIBED].assign(**columns(outputs, task))
+    cohort.write_table(predictions, folder / "predictions.tsv")
+
+
+def _features(start: Start, scan_ids: Iterable[str], read: Reader) -> Tensor:
+    """Features (scans, features) of the frozen encoder; each scan is seen once."""
+    scan_ids = list(scan_ids)
+    new = [scan_id for scan_id in scan_ids if scan_id not in start.features]
+    if new:
+        start.features.update(zip(new, infer(start.encoder, new, read), strict=True))
+    return torch.stack([start.features[scan_id] for scan_id in scan_ids])
+
+
+def _placed(encoder: Encoder) -> Encoder:
+    """On the GPU if there is one, and with its weights in the faster order."""
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    # A quarter less time than the default order, on a CPU too.
+    encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return encoder

@@ -1,0 +1,64 @@
+"""An encoder with a linear head, and what it says of a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neurofoundry.cohort import Task
+from neurofoundry.encoders import Encoder
+from neurofoundry.volumes import SLOPE
+
+BATCH = 8
+"""Scans in a forward pass without gradients."""
+
+Reader = Callable[[Sequence[str]], Tensor]
+"""From scan ids to volumes, int16 steps of ``SLOPE``, (batch, 1, z, y, x)."""
+
+
+class Network(nn.Module):
+    """z-scores (batch, 1, z, y, x) to logits (batch, classes), or to values (batch, 1)."""
+
+    def __init__(self, encoder: Encoder, task: Task) -> None:
+        super().__init__()
+        self.encoder = encoder
+        device = next(encoder.parameters()).device
+        self.head = nn.Linear(encoder.features, len(task.classes) or 1, device=device)
+        # From zero, all models of a task start with the same predictions, whatever their encoder.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Outputs of the head."""
+        output: Tensor = self.head(self.encoder(volumes))
+        return output
+
+
+@torch.no_grad()
+def infer(module: nn.Module, scan_ids: Iterable[str], read: Reader) -> Tensor:
+    """Outputs of ``module`` in evaluation mode, (scans, outputs), on the CPU.
+
+    Batches have one size, the last one filled up, so that the output for a scan does not depend,
+    not even in its last bit, on the scans beside it.
+    """
+    device = next(module.parameters()).device
+    module.eval()
+    scan_ids = list(scan_ids)
+    outputs = []
+    for start in range(0, len(scan_ids), BATCH):
+        batch = scan_ids[start : start + BATCH]
+        volumes = read(batch + batch[-1:] * (BATCH - len(batch))).to(device).float() * SLOPE
+        outputs.append(module(volumes)[: len(batch)].cpu())
+    return torch.cat(outputs)
+
+
+def columns(outputs: Tensor, task: Task) -> dict[str, NDArray[np.float64]]:
+    """Outputs of a network as columns of predictions.tsv."""
+    if task.kind == "regression":
+        return {"output": outputs[:, 0].double().numpy()}
+    probabilities = outputs.double().softmax(1).numpy()
+    return {f"p_{name}": probabilities[:, index] for index, name in enumerate(task.classes)}

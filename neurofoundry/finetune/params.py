@@ -1,0 +1,61 @@
+"""What the finetune stage reads from params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from neurofoundry.params import Section
+
+
+class Initialization(Section):
+    """Where a model starts from, and how much of it learns."""
+
+    encoder: Literal["pretrained", "random"]
+    """pretrained: the weights of the pretrain stage. random: the same network, untrained."""
+    mode: Literal["finetune", "probe"]
+    """finetune: all weights learn. probe: the encoder is frozen and a linear model learns."""
+
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("a value stands twice")
+    return values
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class FinetuneParams(Section):
+    """Every task is learned from every initialization, fraction of labels and seed."""
+
+    initializations: dict[Name, Initialization] = Field(min_length=1)
+    """Name (of a folder and of a row in every table) to where a model starts from."""
+    fractions: Annotated[tuple[Fraction, ...], AfterValidator(_distinct)] = Field(
+        default=(1.0,), min_length=1
+    )
+    """Shares of the persons of split 'train' whose labels are seen. Subsets are nested and the
+    same for every initialization; 'val' is always whole."""
+    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(default=(0,), min_length=1)
+    """Each draws its own subsets, random weights, order of scans and augmentation."""
+    epochs: int = Field(default=30, ge=1)
+    """Of fine-tuning. An epoch has as many steps for a small fraction of the labels as for all of
+    them, so that every model gets the same budget; the best epoch on 'val' is kept."""
+    batch_size: int = Field(default=16, ge=2)
+    """Scans in a step of fine-tuning."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of AdamW, for the head and, unless ``layer_decay`` says less, for the encoder."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the rate from each level of the network to the one below it."""
+    augmentation: Literal["light", "none"] = "light"
+    """light: random views as in pretraining, but milder. On a CPU it doubles the time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of fine-tuning. bf16 halves the memory on a GPU; on a CPU it needs one that computes it."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW, on weights; not on biases and norms."""
+
+    def training(self) -> dict[str, object]:
+        """What a fine-tuned model depends on, and a probe does not."""
+        return self.model_dump(mode="json", exclude={"initializations", "fractions", "seeds"})

@@ -1,0 +1,64 @@
+"""Linear models on the features of a frozen encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from neurofoundry.cohort import Task
+
+PENALTIES = np.logspace(-1, 5, 13)
+"""Of the squared weights of standardized features: to choose from."""
+
+
+def fit(
+    features: NDArray[np.float32],
+    targets: NDArray[np.float64],
+    folds: NDArray[np.int64],
+    task: Task,
+) -> tuple[nn.Linear, pd.DataFrame]:
+    """A penalized linear model of ``features`` (scans, features), and how its penalty was chosen.
+
+    Logistic regression with balanced classes, or ridge regression, of features standardized with
+    the statistics of these scans. The penalty has the least loss in cross-validation over
+    ``folds``: the cross-entropy, or the squared error in the label's unit. Standardization is
+    folded into the weights: the model takes the features as the encoder gives them.
+    """
+    if task.kind == "classification":
+        model: Any = LogisticRegression(class_weight="balanced", max_iter=2000)
+        choices = {"logisticregression__C": 1 / PENALTIES}
+        scoring = "neg_log_loss"
+    else:
+        model = Ridge()
+        choices = {"ridge__alpha": PENALTIES}
+        scoring = "neg_mean_squared_error"
+    pipeline = make_pipeline(StandardScaler(), model)
+    search = GridSearchCV(pipeline, choices, scoring=scoring, cv=PredefinedSplit(folds))
+    search.fit(features.astype(np.float64), targets)
+
+    scaler, model = search.best_estimator_
+    weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+    if len(task.classes) == 2:
+        # One logit, of the second class, is two logits of which the first is zero.
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    losses = -search.cv_results_["mean_test_score"]
+    return head, pd.DataFrame(
+        {
+            "penalty": PENALTIES,
+            "loss": losses,
+            "chosen": np.arange(len(losses)) == search.best_index_,
+        }
+    )

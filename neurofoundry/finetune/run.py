@@ -1,0 +1,245 @@
+"""The stage: `neurofoundry finetune --volumes volumes --encoder encoder --out models`.
+
+The sample cohort takes about a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from neurofoundry import cohort, encoders, stage
+from neurofoundry.augment import generator
+from neurofoundry.cohort import Task
+from neurofoundry.errors import DataError
+from neurofoundry.finetune import subsets
+from neurofoundry.finetune.model import DESCRIBED, find_starts, labelled, make
+from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.stage import Workspace
+from neurofoundry.volumes import read_batch, read_grid
+
+SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
+"""encoder/subjects.tsv: everyone the encoder was pretrained on."""
+
+SHARED_CODE = ("augment.py", "cohort.py", "encoders.py", "volumes.py")
+"""The shared modules that a model depends on: when they change, it is made again."""
+
+POLICY = {"min_subjects", "required"}
+"""What a task demands of a cohort, and no model depends on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to make: of which task, from where, with which share of the labels and draw."""
+
+    task: str
+    init: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder within the output."""
+        return f"{self.task}/{self.init}/{self.fraction}/{self.seed}"
+
+
+def finetune(
+    work: Workspace,
+    *,
+    volumes: Path,
+    encoder: Path,
+    params: FinetuneParams,
+    tasks: Mapping[str, Task],
+    seed: int,
+) -> None:
+    """Make every declared model, or reuse it, and let it predict val, test and ood.
+
+    Writes the files of docs/architecture.md, `models/`. A model that ``work.dir`` or
+    ``work.previous`` holds, made of the same code, parameters, weights and scans, is not made
+    again. Raises DataError and UsageError.
+    """
+    torch.backends.cudnn.deterministic = True
+    starts = find_starts(encoder, params.seeds, seed=seed)
+    grid = read_grid(volumes)
+    encoders.check_grid(starts["pretrained", params.seeds[0]].plan, grid)
+    scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    scans = scans[scans["usable"]]
+    pretrained_on = cohort.read_table(encoder / "subjects.tsv", SUBJECTS)["person"]
+    cohort.guard_leaks(scans, pretrained_on=pretrained_on)
+
+    declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
+    runs = [Run(*values) for values in declared]
+    gaps = find_gaps(runs, tasks, scans, seed=seed)
+    possible = [run for run in runs if run not in gaps]
+    _remove_all_but([work.dir / run.name for run in possible], work.dir)
+
+    code = stage.code_hash("finetune", *SHARED_CODE)
+    step = 0
+    with _progress_bar() as progress:
+        bar = progress.add_task("", total=sum(_effort(run, params) for run in possible))
+        for run in possible:
+            progress.update(bar, description=run.name)
+            task, init = tasks[run.task], params.initializations[run.init]
+            start = starts[init.encoder, run.seed]
+            rows = labelled(scans, task)
+            learn = _learn_from(rows, run, task, seed)
+            plan = {
+                "schema_version": 1,
+                "task": {"name": run.task, **task.model_dump(mode="json", exclude=POLICY)},
+                "initialization": {"name": run.init, **init.model_dump(mode="json")},
+                "fraction": run.fraction,
+                "seed": run.seed,
+                "learned_from": {
+                    "persons": learn["person"].nunique(),
+                    "scans": len(learn),
+                    "scan_ids_sha256": _hash_table(learn[["scan_id"]]),
+                },
+                "encoder": start.plan.model_dump(mode="json"),
+            }
+            ingredients = {
+                **plan,
+                "stage_seed": seed,
+                "training": params.training() if init.mode == "finetune" else None,
+                "weights": start.weights,
+                "scans_sha256": _hash_table(rows[[*DESCRIBED, "volume_sha256"]]),
+                "code_sha256": code,
+            }
+            folder = work.dir / run.name
+            if _reuse(folder, work.previous and work.previous / run.name, ingredients):
+                progress.advance(bar, _effort(run, params))
+            else:
+                folder.mkdir(parents=True)
+                stage.write_json(folder / "plan.json", plan)
+                make(
+                    folder,
+                    name=run.name,
+                    start=start,
+                    init=init,
+                    task=task,
+                    rows=rows,
+                    learn=learn,
+                    read=partial(read_batch, volumes, grid=grid),
+                    params=params,
+                    seed=int(generator(seed, run.seed, run.task).integers(2**63)),
+                    advance=partial(progress.advance, bar),
+                )
+                stage.write_json(folder / "run.json", ingredients)
+            for record in pd.read_csv(folder / "history.tsv", sep="\t").to_dict("records"):
+                work.tracker.log({f"{run.name}/{k}": v for k, v in record.items()}, step=step)
+                step += 1
+
+    table = pd.DataFrame(
+        [
+            (run.task, run.init, str(run.fraction), run.seed)
+            + (("not estimable", gaps[run]) if run in gaps else ("done", None))
+            for run in runs
+        ],
+        columns=["task", "init", "fraction", "seed", "status", "reason"],
+    )
+    cohort.write_table(table, work.dir / "runs.tsv")
+    work.summary.update(runs=len(runs), done=len(possible), not_estimable=len(gaps))
+
+
+def find_gaps(
+    runs: Iterable[Run], tasks: Mapping[str, Task], scans: pd.DataFrame, *, seed: int
+) -> dict[Run, str]:
+    """Why models cannot be made, in words, for those that cannot.
+
+    Raises DataError with all the reasons when a task that is required has one.
+    """
+    reasons: dict[tuple[str, float, int], str | None] = {}
+    refused: dict[str, None] = {}
+    for run in runs:
+        task, draw = tasks[run.task], (run.task, run.fraction, run.seed)
+        if draw not in reasons:
+            reason = task.gap(scans)
+            if reason is None:
+                learn = _learn_from(labelled(scans, task), run, task, seed)
+                if shortage := subsets.shortage(learn, task):
+                    reason = f"fraction {run.fraction} of split 'train' has {shortage}"
+            reasons[draw] = reason
+            if reason is not None and task.required:
+                refused[f"{run.task}: {reason}"] = None
+    if refused:
+        raise DataError(
+            "The usable scans cannot serve tasks that are required:\n  "
+            + "\n  ".join(refused)
+            + "\nAdd scans, change the task or finetune.fractions, or set tasks.TASK.required to "
+            "false: then it is reported as not estimable."
+        )
+    found = {run: reasons[run.task, run.fraction, run.seed] for run in runs}
+    return {run: reason for run, reason in found.items() if reason is not None}
+
+
+def _learn_from(rows: pd.DataFrame, run: Run, task: Task, seed: int) -> pd.DataFrame:
+    key = f"{seed} {run.seed} {run.task}"
+    return subsets.fraction_of(rows[rows["split"] == "train"], task, run.fraction, key=key)
+
+
+def _effort(run: Run, params: FinetuneParams) -> int:
+    """Steps of the progress bar."""
+    return params.epochs if params.initializations[run.init].mode == "finetune" else 1
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("finetune"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    )
+
+
+def _hash_table(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+
+def _reuse(folder: Path, previous: Path | None, ingredients: dict[str, Any]) -> bool:
+    """Whether ``folder`` now holds a whole model of these ingredients; if not, it is gone."""
+    if _made_of(folder) == ingredients:
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    if previous is None or _made_of(previous) != ingredients:
+        return False
+    copied = folder.with_name(f".{folder.name}.copied")
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(previous, copied, copy_function=_link)
+    copied.rename(folder)
+    return True
+
+
+def _made_of(folder: Path) -> dict[str, Any] | None:
+    """Content of run.json, which is written last."""
+    path = folder / "run.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _remove_all_but(folders: Iterable[Path], root: Path) -> None:
+    """Remove what models of other parameters have left in ``root``."""
+    kept = {path for folder in folders for path in (folder, *folder.parents)}
+    for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from neurofoundry.finetune.params import FinetuneParams
+from tests.finetune.tiny import FINETUNED
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"initializations": {}}, "at least 1 item"),
+        ({"initializations": {"a/b": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
+        ({"initializations": {"..": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
+        ({"initializations": {"a": {"encoder": "imagenet", "mode": "probe"}}}, "pretrained"),
+        ({"fractions": [0.5, 0.5]}, "a value stands twice"),
+        ({"fractions": [0]}, "greater than 0"),
+        ({"fractions": [1.5]}, "less than or equal to 1"),
+        ({"fractions": []}, "at least 1 item"),
+        ({"seeds": [1, 1]}, "a value stands twice"),
+        ({"seeds": []}, "at least 1 item"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"batch_size": 1}, "greater than or equal to 2"),
+        ({"epoch": 3}, "Extra inputs"),
+    ],
+)
+def test_parameters_without_sense_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        FinetuneParams.model_validate({**FINETUNED, **change})

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from neurofoundry.cohort import Condition, Task
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.volumes import Grid
+from tests.finetune import tiny
+from tests.finetune.tiny import AGE, DIAGNOSIS
+
+BOTH: dict[str, Any] = {
+    **tiny.FINETUNED,
+    "epochs": 3,
+    "initializations": {
+        "scratch": {"encoder": "random", "mode": "finetune"},
+        "simclr": {"encoder": "pretrained", "mode": "finetune"},
+        "probe": {"encoder": "pretrained", "mode": "probe"},
+    },
+}
+TASKS = {"diagnosis": DIAGNOSIS, "age": AGE}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, volumes: Path, encoder: Path) -> Path:
+    """Every task from every initialization, made in one go."""
+    return tiny.run(tmp_path_factory.mktemp("models") / "models", volumes, encoder, BOTH, TASKS)
+
+
+@pytest.fixture
+def own_volumes(tmp_path: Path, volumes: Path) -> Path:
+    """A copy of the volumes that a test may change."""
+    return Path(shutil.copytree(volumes, tmp_path / "volumes"))
+
+
+def folders(models: Path) -> list[str]:
+    return sorted(
+        path.parent.relative_to(models).as_posix() for path in models.rglob("predictions.tsv")
+    )
+
+
+def when_made(models: Path) -> dict[str, int]:
+    return {name: (models / name / "run.json").stat().st_ino for name in folders(models)}
+
+
+class TestOutputs:
+    def test_every_declared_model_has_its_files_and_its_row(self, models: Path) -> None:
+        declared = [f"{task}/{init}/1.0/0" for task in TASKS for init in BOTH["initializations"]]
+        assert folders(models) == sorted(declared)
+        for name in declared:
+            assert sorted(path.name for path in (models / name).iterdir()) == [
+                "history.tsv",
+                "model.safetensors",
+                "plan.json",
+                "predictions.tsv",
+                "run.json",
+            ]
+        table = pd.read_csv(models / "runs.tsv", sep="\t", dtype=str)
+        assert list(table) == ["task", "init", "fraction", "seed", "status", "reason"]
+        assert table[["task", "init", "fraction", "seed"]].agg("/".join, axis=1).to_list() == (
+            declared
+        )
+        assert set(table["status"]) == {"done"}
+        summary = json.loads((models / "stage.json").read_text())["summary"]
+        assert summary == {"runs": 6, "done": 6, "not_estimable": 0}
+
+    def test_predictions_hold_every_labelled_scan_of_the_splits_held_out(
+        self, models: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        held_out = scans[scans["split"].isin(["val", "test", "ood"])]
+        for name in folders(models):
+            table = tiny.predictions(models / name)
+            described = ["scan_id", "dataset", "person", "session", "split", "site"]
+            pd.testing.assert_frame_equal(
+                table[described], held_out[described].reset_index(drop=True), check_dtype=False
+            )
+            column = name.split("/")[0]
+            assert table["label"].to_list() == held_out[column].to_list()
+            if column == "age":
+                assert list(table)[7:] == ["output"]
+            else:
+                assert list(table)[7:] == ["p_CN", "p_AD"]
+                np.testing.assert_allclose(table["p_CN"] + table["p_AD"], 1, atol=1e-9)
+
+    def test_fine_tuning_finds_what_was_planted(self, models: Path) -> None:
+        for init in ("scratch", "simclr"):
+            table = tiny.predictions(models / f"diagnosis/{init}/1.0/0")
+            table = table[table["split"] == "test"]
+            assert roc_auc_score(table["label"] == "AD", table["p_AD"]) > 0.9
+
+    def test_labels_of_no_meaning_teach_nothing(
+        self, tmp_path: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        persons = scans["person"].drop_duplicates()
+        coins = pd.Series(np.random.default_rng(5).permutation(len(persons)) % 2, index=persons)
+        scans["diagnosis"] = scans["person"].map(coins).map({0: "CN", 1: "AD"})
+        tiny.with_scans(own_volumes, scans)
+        models = tiny.run(tmp_path / "m", own_volumes, encoder, BOTH, {"diagnosis": DIAGNOSIS})
+        for name in folders(models):
+            table = tiny.predictions(models / name)
+            table = table[table["split"].isin(["test", "ood"])]
+            assert 0.2 < roc_auc_score(table["label"] == "AD", table["p_AD"]) < 0.8
+
+    def test_the_plan_says_where_the_model_comes_from(self, models: Path) -> None:
+        plan = json.loads((models / "age/scratch/1.0/0/plan.json").read_text())
+        assert plan["task"]["name"] == "age"
+        assert plan["initialization"] == {"name": "scratch", **BOTH["initializations"]["scratch"]}
+        assert plan["encoder"]["method"] == "random"
+        plan = json.loads((models / "age/probe/1.0/0/plan.json").read_text())
+        assert plan["encoder"]["method"] == "simclr"
+        assert plan["encoder"]["grid"]["spacing_mm"] == 6
+
+
+class TestWhatIsLearnedFrom:
+    def test_volumes_of_test_and_ood_change_no_weight(
+        self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        one = own_volumes / f"{scans['scan_id'][0]}.nii"
+        for scan_id in scans["scan_id"][scans["split"].isin(["test", "ood"])]:
+            shutil.copy(one, own_volumes / f"{scan_id}.nii")
+        changed = tiny.run(tmp_path / "models", own_volumes, encoder, BOTH, TASKS)
+        for name in folders(models):
+            for file in ("model.safetensors", "history.tsv"):
+                assert (models / name / file).read_bytes() == (changed / name / file).read_bytes()
+            before, after = tiny.predictions(models / name), tiny.predictions(changed / name)
+            val = before["split"] == "val"
+            pd.testing.assert_frame_equal(before[val], after[val])
+            assert not np.allclose(before[~val].iloc[:, -1], after[~val].iloc[:, -1])
+
+    def test_weights_are_on_disk_before_a_volume_of_test_or_ood_is_opened(
+        self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        for scan_id in scans["scan_id"][scans["split"].isin(["test", "ood"])]:
+            (own_volumes / f"{scan_id}.nii").write_bytes(b"garbage")
+        for init in BOTH["initializations"]:
+            params = {**BOTH, "initializations": {init: BOTH["initializations"][init]}}
+            out = tmp_path / init
+            with pytest.raises(DataError, match="cannot be read"):
+                tiny.run(out, own_volumes, encoder, params, {"diagnosis": DIAGNOSIS})
+            written = out.with_name(f".{init}.partial") / f"diagnosis/{init}/1.0/0"
+            assert (written / "model.safetensors").read_bytes() == (
+                models / f"diagnosis/{init}/1.0/0/model.safetensors"
+            ).read_bytes()
+
+    def test_unusable_unlabelled_and_ineligible_scans_take_no_part(
+        self, tmp_path: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        scans.loc[[0, 20, 40], ["usable", "reason"]] = (False, "too dark")
+        scans.loc[[3, 23, 43], "diagnosis"] = None
+        scans.loc[[5, 25, 45], "diagnosis"] = "other"
+        left_out = (scans.index % 20).isin([0, 3, 5]) & (scans.index < 46) | (scans["age"] < 55)
+        for scan_id in scans["scan_id"][left_out]:
+            (own_volumes / f"{scan_id}.nii").unlink()
+        tiny.with_scans(own_volumes, scans)
+        task = DIAGNOSIS.model_copy(update={"eligible": {"age": Condition(min=55)}})
+        models = tiny.run(tmp_path / "models", own_volumes, encoder, tiny.PROBED, {"d": task})
+        held_out = scans[~left_out & scans["split"].isin(["val", "test", "ood"])]
+        table = tiny.predictions(models / "d/probe/1.0/0")
+        assert table["scan_id"].to_list() == held_out["scan_id"].to_list()
+
+    def test_fractions_and_seeds_choose_the_same_scans_for_all_initializations(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        inits = {name: BOTH["initializations"][name] for name in ("scratch", "probe")}
+        params = {**BOTH, "initializations": inits, "epochs": 1}
+        params |= {"fractions": [0.5, 0.8], "seeds": [0, 1]}
+        models = tiny.run(tmp_path / "models", volumes, encoder, params, {"diagnosis": DIAGNOSIS})
+        chosen: dict[str, set[str]] = {}
+        for name in folders(models):
+            learned = json.loads((models / name / "plan.json").read_text())["learned_from"]
+            chosen.setdefault(name.split("/", 2)[2], set()).add(json.dumps(learned))
+        assert [len(subsets) for subsets in chosen.values()] == [1, 1, 1, 1]
+        assert len(set.union(*chosen.values())) == 4
+        persons = [json.loads(chosen[f"{share}/0"].pop())["persons"] for share in (0.5, 0.8)]
+        assert persons == [12, 19]
+
+
+class TestResume:
+    def test_killed_and_run_again_it_writes_the_same_bytes(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = tmp_path / "models"
+        code = (
+            "import sys; from pathlib import Path; from tests.finetune import test_stage, tiny;"
+            "out, volumes, encoder = map(Path, sys.argv[1:]);"
+            "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS)"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(out), str(volumes), str(encoder)],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL,
+        )
+        partial = out.with_name(".models.partial")
+        # Two models are whole, and a third is being made.
+        while len(list(partial.rglob("run.json"))) < 2 or (
+            len(list(partial.rglob("plan.json"))) == len(list(partial.rglob("run.json")))
+        ):
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        whole = {path: path.stat().st_ino for path in partial.rglob("run.json")}
+        assert 2 <= len(whole) < 6
+        assert not out.exists()
+
+        tiny.run(out, volumes, encoder, BOTH, TASKS)
+        assert tiny.contents(out) == tiny.contents(models)
+        for path, inode in whole.items():
+            assert (out / path.relative_to(partial)).stat().st_ino == inode
+
+    def test_only_what_changed_is_made_again(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        tiny.run(out, volumes, encoder, {**BOTH, "epochs": 2}, TASKS)
+        after = when_made(out)
+        remade = sorted(name for name in before if after[name] != before[name])
+        assert remade == sorted(name for name in before if "probe" not in name)
+
+    def test_more_runs_are_added_to_those_there_are_and_others_vanish(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        kept = {"probe": BOTH["initializations"]["probe"]}
+        params = {**BOTH, "initializations": kept, "fractions": [0.5, 1.0]}
+        tiny.run(out, volumes, encoder, params, {"age": AGE})
+        after = when_made(out)
+        assert sorted(after) == ["age/probe/0.5/0", "age/probe/1.0/0"]
+        assert after["age/probe/1.0/0"] == before["age/probe/1.0/0"]
+        assert sorted(path.name for path in out.iterdir()) == ["age", "runs.tsv", "stage.json"]
+
+    def test_a_model_of_random_weights_does_not_depend_on_pretraining(
+        self, tmp_path: Path, models: Path, volumes: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        other = tiny.write_encoder(tmp_path / "encoder", seed=2)
+        tiny.run(out, volumes, other, BOTH, TASKS)
+        after = when_made(out)
+        assert {name for name in before if after[name] == before[name]} == {
+            "age/scratch/1.0/0",
+            "diagnosis/scratch/1.0/0",
+        }
+
+    def test_a_changed_scan_makes_only_its_tasks_again(
+        self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        scans = tiny.scans_table()
+        scans.loc[0, "diagnosis"] = None
+        scans["some_measure"] = 1.0
+        tiny.with_scans(own_volumes, scans)
+        tiny.run(out, own_volumes, encoder, BOTH, TASKS)
+        after = when_made(out)
+        assert all((after[name] == before[name]) == name.startswith("age") for name in before)
+
+
+class TestRefusals:
+    def test_an_optional_task_that_cannot_be_served_is_reported(
+        self, tmp_path: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        scans["flat"] = np.where(scans["split"] == "train", 3, scans["age"])
+        scans.loc[scans["split"] == "ood", "diagnosis"] = "CN"
+        tiny.with_scans(own_volumes, scans)
+        optional = {"required": False}
+        tasks = {
+            "diagnosis": DIAGNOSIS.model_copy(update=optional),
+            "flat": Task(kind="regression", column="flat", required=False),
+            "gone": Task(kind="regression", column="gone", required=False),
+        }
+        params = {**tiny.PROBED, "fractions": [0.02, 1.0]}
+        out = tiny.run(tmp_path / "models", own_volumes, encoder, params, tasks)
+        table = pd.read_csv(out / "runs.tsv", sep="\t", dtype=str)
+        assert set(table["status"]) == {"not estimable"}
+        assert table["reason"].to_list() == [
+            *["split 'ood' has 0 subjects with diagnosis=AD, 2 are needed"] * 2,
+            "fraction 0.02 of split 'train' has 0 subjects, 2 are needed",
+            "fraction 1.0 of split 'train' has one value of flat, 3, in all 30 scans",
+            *["no dataset has the column 'gone'"] * 2,
+        ]
+        assert sorted(path.name for path in out.iterdir()) == ["runs.tsv", "stage.json"]
+
+    def test_required_tasks_that_cannot_be_served_are_all_named(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        tasks = {
+            "ill": Task(kind="classification", column="diagnosis", classes=("CN", "FTD")),
+            "gone": Task(kind="regression", column="gone"),
+            "small": DIAGNOSIS,
+        }
+        params = {**BOTH, "fractions": [0.1]}
+        with pytest.raises(DataError) as error:
+            tiny.run(tmp_path / "models", volumes, encoder, params, tasks)
+        message = str(error.value)
+        assert "ill: split 'train' has 0 subjects with diagnosis=FTD, 2 are needed" in message
+        assert "gone: no dataset has the column 'gone'" in message
+        assert "small: fraction 0.1 of split 'train' has 1 subjects with diagnosis=" in message
+        assert not (tmp_path / "models").exists()
+
+    def test_a_cohort_without_tasks_has_no_models(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = tiny.run(tmp_path / "models", volumes, encoder, BOTH, {})
+        assert (out / "runs.tsv").read_text() == "task\tinit\tfraction\tseed\tstatus\treason\n"
+
+    def test_someone_pretrained_on_may_not_be_tested(self, tmp_path: Path, volumes: Path) -> None:
+        scans = tiny.scans_table()
+        person = scans["person"][scans["split"] == "test"].iloc[0]
+        encoder = tiny.write_encoder(tmp_path / "encoder", persons=("a/1", person))
+        with pytest.raises(DataError, match=f"{person} was pretrained on"):
+            tiny.run(tmp_path / "models", volumes, encoder, BOTH, TASKS)
+
+    def test_an_encoder_of_another_grid_is_refused(self, tmp_path: Path, volumes: Path) -> None:
+        encoder = tiny.write_encoder(tmp_path / "encoder", grid=Grid(spacing=3.0))
+        with pytest.raises(UsageError, match=r"spacing_mm 3\.0 \(volumes: 6\.0\)"):
+            tiny.run(tmp_path / "models", volumes, encoder, BOTH, TASKS)
+
+    def test_a_broken_volume_is_named(
+        self, tmp_path: Path, own_volumes: Path, encoder: Path
+    ) -> None:
+        scans = tiny.scans_table()
+        broken = own_volumes / f"{scans['scan_id'][scans['split'] == 'train'].iloc[0]}.nii"
+        broken.write_bytes(broken.read_bytes()[:-100])
+        with pytest.raises(DataError, match=rf"{broken.name}.* cut short"):
+            tiny.run(tmp_path / "models", own_volumes, encoder, BOTH, TASKS)
