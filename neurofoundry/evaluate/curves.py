@@ -1,0 +1,73 @@
+"""Curves behind the figures, as tables that other tools can draw: nothing in them names a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+
+from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.measures import gap
+from neurofoundry.metrics import calibration_bins
+
+ROC = ["task", "init", "split", "seed", "class", "fpr", "tpr"]
+RELIABILITY = ["task", "init", "split", "stated", "observed", "scans"]
+PREDICTED = ["task", "init", "split", "true", "predicted"]
+
+
+def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
+    """ROC curves with all labels; with several classes, of each against the rest."""
+    parts = []
+    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+        classes = evidence.task.classes
+        for seed, outputs in zip(model.seeds, model.outputs, strict=True):
+            for index in [1] if len(classes) == 2 else range(len(classes)):
+                alarms, hits, _ = roc_curve(evidence.targets[rows] == index, outputs[rows, index])
+                part = pd.DataFrame({"fpr": alarms, "tpr": hits})
+                head = {"task": evidence.name, "init": model.name, "split": split}
+                parts.append(part.assign(**head, seed=seed, **{"class": classes[index]}))
+    return pd.concat(parts)[ROC] if parts else pd.DataFrame(columns=ROC)
+
+
+def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
+    """Stated probability (of the call, with several classes) and observed share; seeds pooled."""
+    parts = []
+    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+        targets = np.tile(evidence.targets[rows], len(model.seeds))
+        outputs = np.concatenate(model.outputs[:, rows])
+        if len(evidence.task.classes) == 2:
+            stated, right = outputs[:, 1], targets == 1
+        else:
+            stated, right = outputs.max(axis=1), targets == outputs.argmax(axis=1)
+        points = pd.DataFrame({"stated": stated, "observed": right.astype(float)})
+        by_bin = points.groupby(calibration_bins(stated))
+        part = by_bin.mean().assign(scans=by_bin.size())
+        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(parts)[RELIABILITY] if parts else pd.DataFrame(columns=RELIABILITY)
+
+
+def predicted_against_true(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
+    """Outputs of regressions with all labels, mean over seeds, by the truth."""
+    parts = []
+    for evidence, model, split, rows in _judged(tasks, "regression", min_subjects):
+        outputs = model.outputs[:, rows].mean(axis=0)
+        part = pd.DataFrame({"true": evidence.targets[rows], "predicted": outputs})
+        part = part.sort_values(["true", "predicted"])
+        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(parts)[PREDICTED] if parts else pd.DataFrame(columns=PREDICTED)
+
+
+def _judged(
+    tasks: Sequence[Evidence], kind: str, min_subjects: int
+) -> Iterator[tuple[Evidence, Model, str, np.ndarray]]:
+    for evidence in tasks:
+        for model in evidence.models:
+            if evidence.task.kind != kind or model.is_floor or not model.seeds:
+                continue
+            if model.fraction != evidence.fraction:
+                continue
+            for split in ("test", "ood"):
+                if gap(evidence, split, min_subjects=min_subjects) is None:
+                    yield evidence, model, split, (evidence.scans["split"] == split).to_numpy()

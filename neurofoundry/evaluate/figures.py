@@ -1,0 +1,194 @@
+"""The figures of the report, as SVG to stand inside HTML: the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
+BASELINE = "#6b7280"
+COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
+FAMILIAR, NEW = "#1f5f8b", "#c4611f"
+
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names may hold dollar signs
+    "svg.fonttype": "none",
+    "svg.hashsalt": "neurofoundry",
+    "font.size": 8.5,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 1.5,
+}
+
+
+def colours(names: Sequence[str], baseline: str) -> dict[str, str]:
+    """A colour for every initialization; the baseline is grey."""
+    others = [name for name in names if name != baseline]
+    palette = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
+    return {name: palette.get(name, BASELINE) for name in names}
+
+
+def roc(curves: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
+    """ROC curves: a mean over seeds and classes where there are several."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        for name, rows in curves.groupby("init", sort=False):
+            parts = [part for _, part in rows.groupby(["seed", "class"])]
+            x, y = parts[0]["fpr"].to_numpy(), parts[0]["tpr"].to_numpy()
+            if len(parts) > 1:
+                x = np.linspace(0, 1, 201)
+                y = np.mean([np.interp(x, part["fpr"], part["tpr"]) for part in parts], axis=0)
+                x, y = np.r_[0, x], np.r_[0, y]
+            axes.plot(x, y, color=palette[str(name)], label=str(name))
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set(xlabel="1 − specificity", ylabel="Sensitivity", aspect="equal")
+        axes.legend(loc="lower right")
+
+    return _svg(draw, title)
+
+
+def reliability(points: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
+    """Stated probability against observed share, in bins of equal mass."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        for name, rows in points.groupby("init", sort=False):
+            axes.plot(
+                rows["stated"], rows["observed"], "o-", color=palette[str(name)], markersize=3.5
+            )
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel="Probability stated by the model", ylabel="Share observed")
+
+    return _svg(draw, title)
+
+
+def predicted_against_true(points: pd.DataFrame, unit: str, title: str) -> str:
+    """Outputs of one initialization, mean over seeds, against the truth."""
+
+    def draw(axes: Axes) -> None:
+        low = float(min(points["true"].min(), points["predicted"].min()))
+        high = float(max(points["true"].max(), points["predicted"].max()))
+        margin = 0.04 * (high - low or 1)
+        limits = (low - margin, high + margin)
+        axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        for split, colour, label in (("test", FAMILIAR, "familiar"), ("ood", NEW, "new sites")):
+            rows = points[points["split"] == split]
+            if len(rows):
+                axes.scatter(
+                    rows["true"],
+                    rows["predicted"],
+                    s=10,
+                    color=colour,
+                    alpha=0.7,
+                    linewidths=0,
+                    label=label,
+                    # Thousands of vector dots would make the page heavy.
+                    rasterized=len(points) > 1000,
+                )
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.set(xlabel=f"True{unit}", ylabel=f"Predicted{unit}")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.legend(loc="upper left", handletextpad=0.1, borderpad=0)
+
+    return _svg(draw, title)
+
+
+def label_efficiency(rows: pd.DataFrame, palette: Mapping[str, str], label: str, title: str) -> str:
+    """The metric against the share of labels learned from, with intervals."""
+
+    def draw(axes: Axes) -> None:
+        for position, (name, part) in enumerate(rows.groupby("init", sort=False)):
+            part = part.dropna(subset=["low"]).sort_values("fraction")
+            x = part["fraction"] * 1.02 ** (position - 1)  # side by side, to be told apart
+            reach = [part["value"] - part["low"], part["high"] - part["value"]]
+            axes.errorbar(
+                x,
+                part["value"],
+                np.maximum(reach, 0),
+                fmt="o-",
+                color=palette[str(name)],
+                markersize=3.5,
+                elinewidth=0.8,
+                label=str(name),
+            )
+        shares = sorted(set(rows["fraction"]))
+        axes.set_xscale("log")
+        axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="Share of the training labels", ylabel=label)
+        axes.legend(loc="best")
+
+    return _svg(draw, title)
+
+
+def pretraining(history: pd.DataFrame) -> str:
+    """Loss of the pretraining by epoch."""
+
+    def draw(axes: Axes) -> None:
+        losses = [name for name in history.columns if "loss" in name]
+        for name, colour in zip(losses, COLOURS, strict=False):
+            axes.plot(history["epoch"], history[name], color=colour, label=name.replace("_", " "))
+        axes.set(xlabel="Epoch", ylabel="Loss")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if len(losses) > 1:
+            axes.legend(loc="best")
+
+    return _svg(draw, "Pretraining loss by epoch", size=(4.4, 2.4))
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that span low to high."""
+    found = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(round(tick, 10)) for tick in found]
+
+
+def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (3.3, 3.2)) -> str:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            dpi=144,
+            metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]),
+        )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # The page gives the width and the typeface; several figures must not share identifiers.
+    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg)
+    svg = re.sub(r' id="[a-zA-Z][\w.]*_\d+"', "", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    label = f' role="img" aria-label="{html.escape(title)}"'
+    return svg.replace("<svg ", f"<svg{label} ", 1)

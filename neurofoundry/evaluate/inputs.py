@@ -1,0 +1,247 @@
+"""What the earlier stages left, read and checked against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+
+from neurofoundry import cohort
+from neurofoundry.cohort import Task
+from neurofoundry.errors import DataError
+from neurofoundry.metrics import Values
+
+HELD_OUT = ("val", "test", "ood")
+"""The splits that models predict. val has served to choose: only test and ood are evidence."""
+
+RUNS = pa.DataFrameSchema(
+    {
+        "task": pa.Column(str),
+        "init": pa.Column(str),
+        "fraction": pa.Column(float, [pa.Check.gt(0), pa.Check.le(1)]),
+        "seed": pa.Column(int),
+        "status": pa.Column(str, pa.Check.isin(["done", "not estimable"])),
+        "reason": pa.Column(str, nullable=True),
+    },
+    coerce=True,
+    unique=["task", "init", "fraction", "seed"],
+)
+"""models/runs.tsv: one row a declared run."""
+
+PREDICTIONS = pa.DataFrameSchema(
+    {
+        "scan_id": pa.Column(str, unique=True),
+        "person": pa.Column(str),
+        "split": pa.Column(str, pa.Check.isin(HELD_OUT)),
+        "label": pa.Column(str),
+    },
+    coerce=True,
+    strict=False,  # the outputs follow
+)
+"""predictions.tsv: one row a scan of val, test and ood."""
+
+HISTORY = pa.DataFrameSchema(
+    {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
+)
+"""encoder/history.tsv: one row an epoch."""
+
+SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What one row of a table predicts: the seeds of an initialization, or a floor."""
+
+    name: str
+    fraction: float
+    seeds: tuple[int, ...]
+    outputs: Values
+    """(seeds, scans, classes) probabilities, or (seeds, scans) values; scans as in Evidence."""
+    reason: str = ""
+    """Why there is no output; then ``seeds`` is empty."""
+
+    @property
+    def is_floor(self) -> bool:
+        return self.name.startswith("floor-")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A task, everybody held out of training who can be judged, and what the models say."""
+
+    name: str
+    task: Task
+    scans: pd.DataFrame
+    """Rows of volumes/scans.tsv in val, test and ood, by scan_id."""
+    targets: Values
+    """(scans,): index of the class, or the value."""
+    models: tuple[Model, ...]
+
+    @property
+    def labels(self) -> Any:
+        """``targets`` as the metrics take them."""
+        return self.targets.astype(int) if self.task.kind == "classification" else self.targets
+
+    @property
+    def fraction(self) -> float:
+        """The largest share of the labels that models learned from: the one that is reported."""
+        return max((m.fraction for m in self.models if not m.is_floor), default=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The folders of the four earlier stages."""
+
+    scans: pd.DataFrame
+    """volumes/scans.tsv: the whole cohort, with ``usable`` and ``reason``."""
+    excluded: pd.DataFrame
+    history: pd.DataFrame
+    pretrained_on: frozenset[str]
+    runs: pd.DataFrame
+    plan: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, Any]]
+    """stage.json of each stage that has one."""
+
+
+def read(*, cohort_dir: Path, volumes: Path, encoder: Path, models: Path) -> Inputs:
+    """Read the tables. Raises DataError on a broken contract, and on leakage."""
+    scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    listed = cohort.read_table(cohort_dir / "scans.tsv", cohort.SCANS)
+    if set(listed["scan_id"]) != set(scans["scan_id"]):
+        raise DataError(
+            f"{volumes / 'scans.tsv'}: {len(scans)} scans, but the cohort "
+            f"({cohort_dir / 'scans.tsv'}) has {len(listed)} or others. Run preprocess again."
+        )
+    subjects = cohort.read_table(encoder / "subjects.tsv", SUBJECTS)
+    cohort.guard_leaks(scans, pretrained_on=subjects["person"])
+    folders = {"ingest": cohort_dir, "preprocess": volumes, "pretrain": encoder, "finetune": models}
+    return Inputs(
+        scans=scans,
+        excluded=cohort.read_table(cohort_dir / "excluded.tsv", cohort.EXCLUDED),
+        history=_read_history(encoder / "history.tsv"),
+        pretrained_on=frozenset(subjects["person"]),
+        runs=cohort.read_table(models / "runs.tsv", RUNS),
+        plan=_read_json(encoder / "plan.json"),
+        records={
+            name: _read_json(folder / "stage.json")
+            for name, folder in folders.items()
+            if (folder / "stage.json").exists()
+        },
+    )
+
+
+def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Evidence:
+    """The held-out scans of a task and the predictions of all its runs.
+
+    Raises DataError when predictions are not about exactly these scans, or are not numbers.
+    """
+    usable = inputs.scans[inputs.scans["usable"]]
+    chosen = task.select(usable[usable["split"].isin(HELD_OUT)]).sort_values("scan_id")
+    evidence = Evidence(name, task, chosen, task.targets(chosen), ())
+    runs = inputs.runs[inputs.runs["task"] == name]
+    found = []
+    for names, rows in runs.groupby(["init", "fraction"], sort=False):
+        init, fraction = str(names[0]), float(rows["fraction"].iloc[0])
+        if init.startswith("floor-"):
+            raise DataError(
+                f"{models / 'runs.tsv'}: '{init}': names that begin with 'floor-' are taken by "
+                "the floors. Name the initialization differently."
+            )
+        done = rows[rows["status"] == "done"].sort_values("seed")
+        outputs = [
+            _read_outputs(models / name / init / str(fraction) / str(seed), evidence)
+            for seed in done["seed"]
+        ]
+        reasons = rows["reason"].dropna()
+        found.append(
+            Model(
+                name=init,
+                fraction=fraction,
+                seeds=tuple(int(seed) for seed in done["seed"]),
+                outputs=np.array(outputs),
+                reason="" if outputs else str(reasons.iloc[0] if len(reasons) else "no run done"),
+            )
+        )
+    return Evidence(name, task, chosen, evidence.targets, tuple(found))
+
+
+def _read_outputs(folder: Path, evidence: Evidence) -> Values:
+    path = folder / "predictions.tsv"
+    task, scans = evidence.task, evidence.scans
+    table = cohort.read_table(path, PREDICTIONS)
+    columns = [f"p_{name}" for name in task.classes] or ["output"]
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}. "
+            "The models belong to other parameters: run finetune again."
+        )
+    table = table.set_index("scan_id")
+    absent, surplus = scans["scan_id"][~scans["scan_id"].isin(table.index)], len(table) - len(scans)
+    if len(absent) or surplus:
+        raise DataError(
+            f"{path}: {len(table)} scans, but {len(scans)} usable scans of val, test and ood have "
+            f"a label and are eligible; {len(absent)} of these are missing"
+            + (f", such as {absent.iloc[0]}" if len(absent) else "")
+            + ". Models are only comparable on the same scans: run finetune again."
+        )
+    table = table.loc[scans["scan_id"]]
+    for column in ("person", "split"):
+        differs = table[column].to_numpy() != scans[column].to_numpy()
+        if differs.any():
+            first = table.index[differs][0]
+            raise DataError(
+                f"{path}: {column} of {first} is '{table[column][first]}', but not in "
+                "volumes/scans.tsv. The models belong to another cohort: run finetune again."
+            )
+    labels = table["label"]
+    truth = (
+        pd.to_numeric(labels, errors="coerce")
+        if task.kind == "regression"
+        else labels.map({name: index for index, name in enumerate(task.classes)})
+    ).to_numpy(np.float64)
+    differs = ~np.isclose(truth, evidence.targets, rtol=1e-6, atol=1e-6)
+    if differs.any():
+        first = table.index[differs][0]
+        raise DataError(
+            f"{path}: the label of {first} is '{labels[first]}', but not in volumes/scans.tsv. "
+            "The models belong to another cohort: run finetune again."
+        )
+    outputs = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    broken = ~np.isfinite(outputs).all(axis=1)
+    if broken.any():
+        raise DataError(
+            f"{path}: {broken.sum()} of {len(outputs)} predictions are not numbers, the first for "
+            f"{table.index[broken][0]}. Training has diverged: lower finetune.learning_rate, or "
+            "leave this run out."
+        )
+    if task.kind == "regression":
+        return outputs[:, 0]
+    wrong = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)
+    if wrong.any():
+        raise DataError(
+            f"{path}: the probabilities of {table.index[wrong][0]} are "
+            f"{outputs[wrong][0].tolist()}; expected numbers of 0 or more that sum to 1."
+        )
+    return outputs
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    history = cohort.read_table(path, HISTORY)
+    return history.apply(pd.to_numeric, errors="coerce").dropna(axis="columns", how="all")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object, found {type(content).__name__}.")
+    return content

@@ -1,0 +1,346 @@
+"""Every number of the evaluation, with its interval: one long table each of values, of paired
+differences, and of changes out of distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from neurofoundry import metrics
+from neurofoundry.cohort import Task
+from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.metrics import METRICS, PRIMARY, Estimate, Values
+
+MEASURES = [
+    *("task", "init", "fraction", "split", "metric", "value", "low", "high"),
+    *("seed_sd", "seeds", "subjects", "scans", "reason"),
+]
+DIFFERENCES = [
+    *("task", "init", "versus", "fraction", "split", "metric", "value", "low", "high"),
+    *("p", "p_holm", "verdict", "reason"),
+]
+GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reason"]
+
+THRESHOLDED = ("balanced_accuracy", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The three tables of an evaluation."""
+
+    measures: pd.DataFrame
+    """MEASURES: a row a task, model, fraction, split and metric."""
+    differences: pd.DataFrame
+    """DIFFERENCES: init − versus on the same resampled persons. ``verdict`` is better, worse or
+    none: the side of zero on which the whole interval lies, if any."""
+    gaps: pd.DataFrame
+    """GAPS: ood − test of the same model."""
+
+
+def metric_names(task: Task) -> list[str]:
+    """The metrics of a task."""
+    if task.kind == "regression":
+        return ["mae", "rmse", "r2", "correlation"]
+    names = ["auc", *THRESHOLDED, "average_precision", "brier", "ece"]
+    if len(task.classes) > 2:
+        names = [name for name in names if name not in ("sensitivity", "specificity")]
+    return names
+
+
+def gap(evidence: Evidence, split: str, *, min_subjects: int) -> str | None:
+    """Why nothing can be measured in a split, in words; None when something can."""
+    counts = persons_per_class(evidence, split)
+    labels = [f" with {evidence.task.column}={name}" for name in evidence.task.classes] or [""]
+    for count, label in zip(counts, labels, strict=True):
+        if count < min_subjects:
+            return f"split '{split}' has {count} subjects{label}, {min_subjects} are needed"
+    return None
+
+
+def persons_per_class(evidence: Evidence, split: str) -> list[int]:
+    """Persons of every class (of a regression: all of them) in a split."""
+    inside = (evidence.scans["split"] == split).to_numpy()
+    persons = evidence.scans["person"].to_numpy()
+    if not evidence.task.classes:
+        return [len(set(persons[inside]))]
+    return [
+        len(set(persons[inside & (evidence.targets == index)]))
+        for index in range(len(evidence.task.classes))
+    ]
+
+
+def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
+    """Measure every model of every task on val, test and ood, and compare them in pairs."""
+    against = {params.baseline, *([params.promotion.over] if params.promotion else [])}
+    measures: list[dict[str, object]] = []
+    differences: list[dict[str, object]] = []
+    gaps: list[dict[str, object]] = []
+    for evidence in track(tasks, "resampling", console=Console(stderr=True), transient=True):
+        names = metric_names(evidence.task)
+        samples: dict[tuple[Model, str], dict[str, Values]] = {}
+        thresholds = _thresholds(evidence)
+        for split in _splits(evidence):
+            rows = (evidence.scans["split"] == split).to_numpy()
+            persons = evidence.scans["person"].to_numpy()[rows]
+            missing = gap(evidence, split, min_subjects=params.min_subjects)
+            exponents = _exponents(evidence, split)
+            models = [] if missing else [m for m in evidence.models if m.seeds]
+            resampled = _resample(evidence, models, split, thresholds, params.bootstraps, seed)
+            for model in evidence.models:
+                head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
+                found = resampled.get(model)
+                if found:
+                    samples[model, split] = found
+                for name in names:
+                    reason = f"no model was made: {model.reason}" if model.reason else missing
+                    spread = None
+                    if found and not reason:
+                        values = found[name]
+                        estimate = metrics.estimate(
+                            values.mean(axis=0),
+                            exponent=exponents.get(name),
+                            by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
+                            reason=_why_missing(name, split, thresholds[model], len(persons)),
+                        )
+                        if len(values) > 1 and estimate.value is not None:
+                            spread = float(values[:, 0].std(ddof=1))
+                    else:
+                        estimate = Estimate(None, None, None, reason)
+                    measures.append(
+                        {
+                            **head,
+                            "split": split,
+                            "metric": name,
+                            **_row(estimate),
+                            "seed_sd": spread,
+                            "seeds": len(model.seeds),
+                            "subjects": len(set(persons)),
+                            "scans": len(persons),
+                        }
+                    )
+        for split in _splits(evidence):
+            if split != "val":
+                differences += _compare(evidence, samples, split, against)
+        gaps += _gaps(evidence, samples)
+    return Measured(
+        _table(measures, MEASURES),
+        _judge(_table(differences, DIFFERENCES), tasks, params.baseline),
+        _table(gaps, GAPS),
+    )
+
+
+def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+    numbers = {"fraction", "value", "low", "high", "seed_sd", "p", "p_holm"} & set(columns)
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
+
+
+def on_validation(evidence: Evidence, model: Model) -> float:
+    """The metric that the task is judged by, on val, mean over seeds: good enough to choose by,
+    however few the subjects. NaN where val lacks a class."""
+    rows = (evidence.scans["split"] == "val").to_numpy()
+    once = np.ones((1, int(rows.sum())))
+    name = PRIMARY[evidence.task.kind]
+    of_kind = metrics.regression if evidence.task.kind == "regression" else metrics.classification
+    if not rows.any():
+        return float("nan")
+    return float(
+        np.mean([of_kind(evidence.labels[rows], p[rows], once)[name][0] for p in model.outputs])
+    )
+
+
+def _splits(evidence: Evidence) -> list[str]:
+    """val and test always; ood where the cohort has one."""
+    has_ood = (evidence.scans["split"] == "ood").any()
+    return ["val", "test", "ood"] if has_ood else ["val", "test"]
+
+
+def _thresholds(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
+    """For each model and seed of a two-class task the threshold that val suggests."""
+    val = (evidence.scans["split"] == "val").to_numpy()
+    binary = len(evidence.task.classes) == 2 and val.any()
+    return {
+        model: tuple(
+            metrics.youden_threshold(evidence.targets[val] == 1, outputs[val, 1])
+            if binary
+            else None
+            for outputs in model.outputs
+        )
+        for model in evidence.models
+    }
+
+
+def _resample(
+    evidence: Evidence,
+    models: Sequence[Model],
+    split: str,
+    thresholds: dict[Model, tuple[float | None, ...]],
+    bootstraps: int,
+    seed: int,
+) -> dict[Model, dict[str, Values]]:
+    """For each model its metrics in every resample: name to (seeds, 1 + bootstraps).
+
+    All models see the same resamples of persons, so that they can be compared in pairs.
+    """
+    if not models:
+        return {}
+    rows = (evidence.scans["split"] == split).to_numpy()
+    labels = evidence.labels[rows]
+    runs = [(model, index) for model in models for index in range(len(model.seeds))]
+
+    def measured(model: Model, index: int, weights: Values) -> dict[str, Values]:
+        outputs = model.outputs[index][rows]
+        if evidence.task.kind == "regression":
+            return metrics.regression(labels, outputs, weights)
+        # A threshold measured on the scans that it was chosen on would flatter.
+        threshold = None if split == "val" else thresholds[model][index]
+        return metrics.classification(labels, outputs, weights, threshold=threshold)
+
+    def statistic(weights: Values) -> Values:
+        return np.array([list(measured(*run, weights).values()) for run in runs])
+
+    names = list(measured(*runs[0], np.ones((1, int(rows.sum())))))
+    persons = evidence.scans["person"].to_numpy()[rows]
+    values = metrics.resample(statistic, persons, count=bootstraps, seed=seed, key=split)
+    return {
+        model: {
+            name: values[[run[0] is model for run in runs], position]
+            for position, name in enumerate(names)
+        }
+        for model in models
+    }
+
+
+def _exponents(evidence: Evidence, split: str) -> dict[str, int | None]:
+    if evidence.task.kind == "regression":
+        return {}
+    # Who has scans of several classes cannot stand on both sides of a pair.
+    inside = (evidence.scans["split"] == split).to_numpy()
+    classes = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
+    only = classes.min()[classes.min() == classes.max()]
+    persons = [int((only == index).sum()) for index in range(len(evidence.task.classes))]
+    names = metric_names(evidence.task)
+    return {name: metrics.perfection_exponent(name, persons) for name in names}
+
+
+def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
+    if name in THRESHOLDED and split == "val":
+        return "the threshold was chosen on these scans"
+    if name in THRESHOLDED and None in thresholds:
+        return "validation gives no threshold: one class only, or the same output for everybody"
+    if name == "ece":
+        return f"{scans} scans, 20 are needed"
+    if name == "correlation":
+        return "the outputs (or the labels) are all the same"
+    return ""
+
+
+def _compare(
+    evidence: Evidence,
+    samples: dict[tuple[Model, str], dict[str, Values]],
+    split: str,
+    against: Set[str],
+) -> list[dict[str, object]]:
+    """Every initialization against others, and with all labels against the floors."""
+    exponents = _exponents(evidence, split)
+    rows: list[dict[str, object]] = []
+    for model in evidence.models:
+        for other in evidence.models:
+            comparable = (
+                model.fraction == evidence.fraction
+                if other.is_floor
+                else other.name in against and other.fraction == model.fraction
+            )
+            if model.is_floor or model is other or not comparable:
+                continue
+            for name in metric_names(evidence.task):
+                first, second = samples.get((model, split)), samples.get((other, split))
+                if first and second:
+                    estimate = metrics.difference(
+                        first[name].mean(axis=0),
+                        second[name].mean(axis=0),
+                        exponent=exponents.get(name),
+                        reason="one of the two cannot be measured",
+                    )
+                else:
+                    reason = next(
+                        (f"no model was made: {m.reason}" for m in (model, other) if m.reason),
+                        "too few subjects",
+                    )
+                    estimate = Estimate(None, None, None, reason)
+                rows.append(
+                    {
+                        "task": evidence.name,
+                        "init": model.name,
+                        "versus": other.name,
+                        "fraction": model.fraction,
+                        "split": split,
+                        "metric": name,
+                        **_row(estimate),
+                        "p": estimate.p,
+                        "verdict": _side(estimate, name),
+                    }
+                )
+    return rows
+
+
+def _gaps(
+    evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]]
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    exponents = _exponents(evidence, "ood")
+    for model in evidence.models:
+        inside, outside = samples.get((model, "test")), samples.get((model, "ood"))
+        if inside and outside:
+            for name in metric_names(evidence.task):
+                # Different persons: the resamples of the two are independent.
+                estimate = metrics.difference(
+                    outside[name].mean(axis=0),
+                    inside[name].mean(axis=0),
+                    exponent=exponents.get(name),
+                    reason="one of the two cannot be measured",
+                )
+                head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
+                rows.append({**head, "metric": name, **_row(estimate), "p": estimate.p})
+    return rows
+
+
+def _row(estimate: Estimate) -> dict[str, object]:
+    return {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "reason": estimate.reason,
+    }
+
+
+def _side(estimate: Estimate, name: str) -> str | None:
+    if estimate.low is None or estimate.value is None:
+        return None
+    if not estimate.excludes_zero:
+        return "none"
+    return "better" if (estimate.value > 0) == METRICS[name].higher_is_better else "worse"
+
+
+def _judge(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) -> pd.DataFrame:
+    """Adjust the p-values of the comparisons that a reader draws conclusions from.
+
+    One family a split: every initialization against the baseline, by the metric that the task is
+    judged by, with all labels.
+    """
+    headline = pd.Series(False, index=differences.index)
+    for evidence in tasks:
+        headline |= (
+            (differences["task"] == evidence.name)
+            & (differences["metric"] == PRIMARY[evidence.task.kind])
+            & (differences["fraction"] == evidence.fraction)
+        )
+    headline &= (differences["versus"] == baseline) & differences["p"].notna()
+    for _, family in differences[headline].groupby("split"):
+        differences.loc[family.index, "p_holm"] = metrics.holm(family["p"].tolist())
+    return differences

@@ -1,0 +1,43 @@
+"""What the evaluate stage reads from params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from neurofoundry.metrics import METRICS
+from neurofoundry.params import Section
+
+
+class Promotion(Section):
+    """When a model is promoted: declared before the numbers are seen."""
+
+    task: str
+    initialization: str
+    metric: str
+    over: str
+    """Another initialization, or a floor: floor-prevalence, floor-mean or floor-age-sex."""
+    split: Literal["test", "ood"] = "test"
+    margin: float = Field(default=0, ge=0)
+    """The whole interval of the paired difference must be better than 'over' by more than this."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"must be one of {', '.join(METRICS)}")
+        return metric
+
+
+class EvaluateParams(Section):
+    """How the models are compared."""
+
+    bootstraps: int = Field(default=2000, ge=100)
+    """Resamples of the persons behind every interval."""
+    baseline: str
+    """The initialization that all others are compared with."""
+    min_subjects: int = Field(default=5, ge=3)
+    """Persons that a split must have, of every class, for its numbers to be given."""
+    promotion: Promotion | None = None
+    """Without it nothing is promoted."""

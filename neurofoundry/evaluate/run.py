@@ -1,0 +1,130 @@
+"""Evaluate: read the predictions, measure and compare them, and write it down for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from neurofoundry import stage
+from neurofoundry.cohort import Task, write_table
+from neurofoundry.errors import UsageError
+from neurofoundry.evaluate import curves, floors, inputs, measures, promotion, report
+from neurofoundry.evaluate.inputs import Evidence, Inputs
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.metrics import PRIMARY
+from neurofoundry.stage import Workspace
+
+
+def evaluate(
+    work: Workspace,
+    *,
+    cohort: Path,
+    volumes: Path,
+    encoder: Path,
+    models: Path,
+    params: EvaluateParams,
+    tasks: Mapping[str, Task],
+    seed: int,
+) -> None:
+    """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
+    found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
+    _check(params, tasks, found, models)
+    evidence = [
+        with_floors(inputs.read_evidence(name, tasks[name], found, models), found) for name in tasks
+    ]
+    measured = measures.measure(evidence, params=params, seed=seed)
+    drawn = report.Curves(
+        roc=curves.roc(evidence, min_subjects=params.min_subjects),
+        reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
+        predicted=curves.predicted_against_true(evidence, min_subjects=params.min_subjects),
+    )
+    fractions = {each.name: each.fraction for each in evidence}
+    rule = params.promotion
+    decision = promotion.decide(rule, measured, fractions.get(rule.task, 1.0) if rule else 1.0)
+
+    for name, table in (
+        ("tables/metrics.tsv", measured.measures),
+        ("tables/differences.tsv", measured.differences),
+        ("tables/gaps.tsv", measured.gaps),
+        ("plots/roc.tsv", drawn.roc),
+        ("plots/reliability.tsv", drawn.reliability),
+        ("plots/predicted_vs_true.tsv", drawn.predicted),
+        ("plots/pretraining.tsv", found.history),
+    ):
+        (work.dir / name).parent.mkdir(exist_ok=True)
+        write_table(table, work.dir / name)
+    stage.write_json(work.dir / "promotion.json", asdict(decision))
+    report.write(
+        work.dir,
+        inputs=found,
+        tasks=evidence,
+        measured=measured,
+        curves=drawn,
+        decision=decision,
+        params=params,
+        seed=seed,
+        volumes=volumes,
+        encoder=encoder,
+    )
+    stage.write_json(work.dir / "metrics.json", nested(measured.measures))
+    work.summary |= headlines(measured.measures, evidence)
+
+
+def _check(params: EvaluateParams, tasks: Mapping[str, Task], found: Inputs, models: Path) -> None:
+    initializations = list(dict.fromkeys(found.runs["init"]))
+    missing = sorted(set(tasks) - set(found.runs["task"]))
+    if missing:
+        raise UsageError(
+            f"{models / 'runs.tsv'}: no run of the task {', '.join(missing)}. "
+            "Run finetune with these parameters first."
+        )
+    if tasks and params.baseline not in initializations:
+        raise UsageError(
+            f"evaluate.baseline: '{params.baseline}' is not one of the initializations in "
+            f"{models / 'runs.tsv'} ({', '.join(initializations)})."
+        )
+    if params.promotion:
+        promotion.check(params.promotion, tasks, initializations)
+
+
+def with_floors(evidence: Evidence, found: Inputs) -> Evidence:
+    """The floors beside the models, fitted on the training scans of the task."""
+    usable = found.scans[found.scans["usable"]]
+    train = usable[usable["split"] == "train"]
+    return replace(
+        evidence,
+        models=(*evidence.models, *floors.fit(evidence.task, train, evidence.scans)),
+    )
+
+
+def nested(table: pd.DataFrame) -> dict[str, Any]:
+    """metrics.json: task, initialization, fraction, split and metric, one inside another."""
+    content: dict[str, Any] = {}
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        split = content.setdefault(row["task"], {}).setdefault(row["init"], {})
+        split = split.setdefault(str(row["fraction"]), {}).setdefault(row["split"], {})
+        split |= {"subjects": row["subjects"], "scans": row["scans"]}
+        entry = {name: row[name] for name in ("value", "low", "high")}
+        entry |= {name: row[name] for name in ("seed_sd", "reason") if row[name] is not None}
+        split[row["metric"]] = entry
+    return content
+
+
+def headlines(table: pd.DataFrame, tasks: list[Evidence]) -> dict[str, float]:
+    """The metric that each task is judged by, with its interval: task/init/split/metric."""
+    numbers: dict[str, float] = {}
+    for evidence in tasks:
+        metric = PRIMARY[evidence.task.kind]
+        rows = table[(table["task"] == evidence.name) & (table["metric"] == metric)]
+        rows = rows[rows["split"].isin(["test", "ood"]) & rows["value"].notna()]
+        rows = rows[rows["fraction"] == evidence.fraction]
+        for row in rows[~rows["init"].str.startswith("floor-")].to_dict("records"):
+            key = f"{row['task']}/{row['init']}/{row['split']}/{metric}"
+            numbers[key] = float(row["value"])
+            if pd.notna(row["low"]):
+                numbers |= {f"{key}_low": float(row["low"]), f"{key}_high": float(row["high"])}
+    return numbers

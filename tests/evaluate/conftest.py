@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from neurofoundry import tracking
+from neurofoundry.cohort import EXCLUDED, SCANS, VOLUMES, Task, write_table
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.run import evaluate
+from neurofoundry.stage import Workspace
+from neurofoundry.tracking import TrackingParams
+
+TASKS = {
+    "alzheimers": Task(
+        kind="classification",
+        column="diagnosis",
+        classes=("CN", "AD"),
+        eligible={"age": {"min": 55}},
+    ),
+    "stroke": Task(kind="classification", column="stroke", classes=("no", "yes")),
+    "sex": Task(kind="classification", column="sex", classes=("F", "M")),
+    "age": Task(kind="regression", column="age"),
+}
+
+# How well a model knows the answer: signal over noise, familiar and new sites.
+SKILL = {
+    "simclr": (2.4, 1.6),
+    "simclr-probe": (1.9, 1.4),
+    "scratch": (1.3, 0.8),
+    "frozen-random": (0.9, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The outputs of the four earlier stages, as their contracts describe them."""
+
+    root: Path
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {name: self.root / name for name in ("cohort", "volumes", "encoder", "models")}
+
+    def predictions(self, task: str, init: str, fraction: float = 1.0, seed: int = 0) -> Path:
+        run = self.root / "models" / task / init / str(fraction) / str(seed)
+        return run / "predictions.tsv"
+
+    def edit(self, path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        change(table).to_csv(path, sep="\t", index=False)
+
+
+def scans_table(subjects: int, *, seed: int = 0, dataset: str = "clinic") -> pd.DataFrame:
+    """A cohort with effects of age on diagnosis, a fifth scanned twice, one external site."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(subjects):
+        site = ("alder", "birch", "cedar", "dogwood")[number % 4]
+        external = site == "dogwood"
+        name = f"{dataset}-external" if external else dataset
+        age = round(float(random.uniform(40, 88)), 1)
+        ill = age > 55 and random.random() < 0.25 + 0.012 * (age - 55)
+        split = (
+            "ood"
+            if external
+            else random.choice(["pretrain", "train", "val", "test"], p=[0.3, 0.35, 0.12, 0.23])
+        )
+        person = f"{name}/sub-{number:04d}"
+        common = {
+            "dataset": name,
+            "subject": f"sub-{number:04d}",
+            "person": person,
+            "source": "bids",
+            "split": split,
+            "sex": "F" if random.random() < 0.52 else "M",
+            "site": site,
+            "scanner": "X",
+            "field_strength": 1.5 if site == "birch" else 3.0,
+            "diagnosis": "AD" if ill else "CN",
+            "stroke": "yes" if random.random() < 0.35 else "no",
+        }
+        for session in range(1 + (random.random() < 0.2)):
+            scan_id = f"{name}_sub-{number:04d}_ses-{session + 1}"
+            rows.append(
+                {
+                    **common,
+                    "scan_id": scan_id,
+                    "session": f"ses-{session + 1}",
+                    "path": f"{name}/sub-{number:04d}/ses-{session + 1}/anat/{scan_id}_T1w.nii.gz",
+                    "sha256": hashlib.sha256(scan_id.encode()).hexdigest(),
+                    "age": round(age + 2 * session, 1),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write_inputs(
+    root: Path,
+    scans: pd.DataFrame,
+    *,
+    tasks: dict[str, Task] = TASKS,
+    skill: dict[str, tuple[float, float]] = SKILL,
+    fractions: tuple[float, ...] = (1.0,),
+    seeds: tuple[int, ...] = (0,),
+    estimable: bool = True,
+    pictures: int = 8,
+) -> Folders:
+    """Write cohort/, volumes/, encoder/ and models/ for a table of scans."""
+    folders = Folders(root)
+    for folder in folders.inputs.values():
+        folder.mkdir(parents=True)
+    _write_cohort(folders, scans, pictures)
+    _write_encoder(folders, scans)
+    runs = []
+    random = np.random.default_rng(1)
+    volumes = pd.read_csv(root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
+    usable = scans[(volumes["usable"].astype(str).str.lower() == "true").to_numpy()]
+    for name, task in tasks.items():
+        rows = task.select(usable[usable["split"].isin(["val", "test", "ood"])])
+        for init in skill:
+            for fraction in fractions:
+                for seed in seeds:
+                    run = {"task": name, "init": init, "fraction": fraction, "seed": seed}
+                    done = {"status": "done", "reason": None}
+                    missing = {"status": "not estimable", "reason": "no labels in train"}
+                    runs.append(run | (done if estimable else missing))
+                    if estimable:
+                        outputs = simulate(task, rows, skill[init], fraction, random)
+                        path = folders.predictions(name, init, fraction, seed)
+                        path.parent.mkdir(parents=True)
+                        write_table(outputs, path)
+    columns = ["task", "init", "fraction", "seed", "status", "reason"]
+    write_table(pd.DataFrame(runs, columns=columns), root / "models/runs.tsv")
+    starts = {
+        init: {
+            "encoder": "pretrained" if "simclr" in init else "random",
+            "mode": "probe" if init in ("simclr-probe", "frozen-random") else "finetune",
+        }
+        for init in skill
+    }
+    write_record(folders.root / "models", "finetune", finetune={"initializations": starts})
+    return folders
+
+
+def simulate(
+    task: Task,
+    rows: pd.DataFrame,
+    skill: tuple[float, float],
+    fraction: float,
+    random: np.random.Generator,
+) -> pd.DataFrame:
+    """Predictions of a model that knows the answer as well as ``skill`` says."""
+    strength = np.where(rows["split"] == "ood", skill[1], skill[0]) * fraction**0.35
+    targets = task.targets(rows)
+    noise = random.normal(size=(len(rows), max(1, len(task.classes) - 1)))
+    head = rows[["scan_id", "dataset", "person", "session", "split", "site"]]
+    head = head.assign(label=rows[task.column].astype(str))
+    if task.kind == "regression":
+        centre = targets.mean() if len(targets) else 0
+        kept = strength / (strength + 0.6)
+        output = centre + kept * (targets - centre) + 9 * noise[:, 0] / (1 + strength)
+        return head.assign(output=output)
+    if len(task.classes) == 2:
+        logit = strength * (targets - 0.5) + noise[:, 0]
+        p = 1 / (1 + np.exp(-1.6 * logit))
+        return head.assign(**{f"p_{task.classes[0]}": 1 - p, f"p_{task.classes[1]}": p})
+    logits = random.normal(size=(len(rows), len(task.classes)))
+    logits += strength[:, None] * np.eye(len(task.classes))[targets.astype(int)]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return head.assign(**{f"p_{name}": p[:, k] for k, name in enumerate(task.classes)})
+
+
+def _write_cohort(folders: Folders, scans: pd.DataFrame, pictures: int) -> None:
+    cohort, volumes = folders.root / "cohort", folders.root / "volumes"
+    write_table(scans, cohort / "scans.tsv", SCANS)
+    excluded = [
+        ("clinic", "sub-9001/anat/sub-9001_T1w.nii.gz", "cut short: 10 of 90 bytes"),
+        ("clinic", "sub-9002/anat/sub-9002_T1w.nii.gz", "cut short: 40 of 90 bytes"),
+        ("clinic", "sub-9003/anat/sub-9003_T1w.nii.gz", "a copy of sub-0001/sub-0001_T1w.nii.gz"),
+    ]
+    write_table(
+        pd.DataFrame(excluded, columns=["dataset", "path", "reason"]),
+        cohort / "excluded.tsv",
+        EXCLUDED,
+    )
+    # Every fortieth scan fails, so that the page has something to show.
+    fails = np.arange(len(scans)) % 40 == 17
+    table = scans.assign(
+        usable=~fails,
+        reason=np.where(fails, "overlap with the template: 0.61, expected at least 0.8", None),
+        volume_sha256=[
+            hashlib.sha256(f"volume {scan_id}".encode()).hexdigest() for scan_id in scans["scan_id"]
+        ],
+    )
+    write_table(table, volumes / "scans.tsv", VOLUMES)
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[-1:1:100j, -1:1:128j]
+    for scan_id in [*scans["scan_id"][:pictures], *scans["scan_id"][fails][:2]]:
+        planes = []
+        for stretch in (0.75, 0.62, 0.68):
+            radius = np.hypot(x / stretch, y / 0.8)
+            grey = 90 * (radius < 1) + 70 * (radius < 0.8) - 90 * (np.hypot(x / 0.15, y / 0.3) < 1)
+            planes.append(grey + random.normal(0, 9, grey.shape) * (radius < 1))
+        pixels = np.clip(np.concatenate(planes, axis=1), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(volumes / f"{scan_id}.png")
+    write_record(cohort, "ingest")
+    write_record(volumes, "preprocess")
+
+
+def _write_encoder(folders: Folders, scans: pd.DataFrame) -> None:
+    encoder = folders.root / "encoder"
+    seen = scans[scans["split"].isin(["pretrain", "train"])]
+    write_table(pd.DataFrame({"person": sorted(set(seen["person"]))}), encoder / "subjects.tsv")
+    epochs = np.arange(1, 13)
+    history = pd.DataFrame(
+        {
+            "epoch": epochs,
+            "step": epochs * 9,
+            "loss": 1.9 + 2.1 * np.exp(-epochs / 3.5),
+            "learning_rate": 1e-3,
+            "effective_rank": 10 + epochs,
+        }
+    )
+    write_table(history, encoder / "history.tsv")
+    plan = {"method": "simclr", "licence": "MIT", "encoder": {"architecture": "resnet18"}}
+    (encoder / "plan.json").write_text(json.dumps(plan))
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, 255, (96, 96), dtype=np.uint8)
+    Image.fromarray(pixels).save(encoder / "views.png")
+    write_record(encoder, "pretrain")
+
+
+def write_record(folder: Path, name: str, **params: Any) -> None:
+    """stage.json, as far as people read it."""
+    record = {
+        "stage": name,
+        "schema_version": 1,
+        "package_version": "0.1.0",
+        "git_commit": "0123456789abcdef",
+        "image": "",
+        "data_version": "f" * 64,
+        "tracking_run": "offline-run",
+        "hardware": {"processor": "x86_64", "cpus": 2, "python": "3.11.9"},
+        "started": "2026-01-05T10:00:00+00:00",
+        "ended": "2026-01-05T10:04:30+00:00",
+        "params": params,
+        "contents": {},
+    }
+    (folder / "stage.json").write_text(json.dumps(record))
+
+
+def run(
+    folders: Folders, out: Path, *, tasks: dict[str, Task] = TASKS, seed: int = 0, **params: Any
+) -> Workspace:
+    """Run the stage into ``out``, without publishing."""
+    out.mkdir()
+    values = EvaluateParams.model_validate({"baseline": "scratch", "bootstraps": 200, **params})
+    with tracking.run(
+        TrackingParams(mode="disabled"), stage="evaluate", key="k" * 16, config={}
+    ) as t:
+        work = Workspace(dir=out, previous=None, tracker=t, data_version="v")
+        evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed)
+    return work
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """260 subjects, four tasks, four initializations; tests read it and never write to it."""
+    return write_inputs(tmp_path_factory.mktemp("usual") / "in", scans_table(260))
+
+
+@pytest.fixture(scope="session")
+def evaluated(usual: Folders, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return run(usual, tmp_path_factory.mktemp("evaluated") / "out")

@@ -1,0 +1,266 @@
+"""The numbers, against scikit-learn on the same predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from neurofoundry.cohort import Task
+from neurofoundry.evaluate import floors, inputs, measures
+from neurofoundry.evaluate.params import EvaluateParams
+
+from .conftest import TASKS, Folders, run, scans_table, write_inputs
+
+
+def read(out: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(out / "tables" / name, sep="\t", na_values=["n/a"], keep_default_na=False)
+
+
+def predictions(folders: Folders, task: str, init: str, split: str, seed: int = 0) -> pd.DataFrame:
+    table = pd.read_csv(folders.predictions(task, init, seed=seed), sep="\t")
+    return table[table["split"] == split]
+
+
+@pytest.mark.parametrize("split", ["val", "test", "ood"])
+def test_values_are_those_of_scikit_learn(usual, evaluated, split):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    for task, positive in (("alzheimers", "AD"), ("stroke", "yes"), ("sex", "M")):
+        table = predictions(usual, task, "simclr", split)
+        found = numbers[task]["simclr"]["1.0"][split]
+        area = sk.roc_auc_score(table["label"] == positive, table[f"p_{positive}"])
+        assert found["auc"]["value"] == pytest.approx(area)
+        assert found["subjects"] == table["person"].nunique()
+        assert found["scans"] == len(table)
+    table = predictions(usual, "age", "simclr", split)
+    found = numbers["age"]["simclr"]["1.0"][split]
+    assert found["r2"]["value"] == pytest.approx(sk.r2_score(table["label"], table["output"]))
+
+
+def test_every_number_lies_in_its_interval_or_says_why_there_is_none(evaluated):
+    table = read(evaluated.dir, "metrics.tsv")
+    measured = table["value"].notna() & table["low"].notna()
+    assert measured.mean() > 0.8
+    between = table["low"] <= table["value"] + 1e-12
+    assert (between & (table["value"] <= table["high"] + 1e-12))[measured].mean() > 0.99
+    assert table["reason"][~measured].notna().all()
+
+
+def test_the_threshold_comes_from_validation_and_is_carried_over(usual, evaluated):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    runs = numbers["alzheimers"]["simclr-probe"]["1.0"]
+    assert runs["val"]["sensitivity"]["value"] is None
+    assert runs["val"]["sensitivity"]["reason"] == "the threshold was chosen on these scans"
+    val = predictions(usual, "alzheimers", "simclr-probe", "val")
+    for split in ("test", "ood"):
+        table = predictions(usual, "alzheimers", "simclr-probe", split)
+        # Any threshold with the best gain on val calls the same scans of val.
+        cuts, ill = np.linspace(0, 1, 2001)[:, None], (val["label"] == "AD").to_numpy()
+        called = val["p_AD"].to_numpy() >= cuts
+        gain = called[:, ill].mean(axis=1) - called[:, ~ill].mean(axis=1)
+        recall = (table[table["label"] == "AD"]["p_AD"].to_numpy() >= cuts).mean(axis=1)
+        allowed = set(recall[gain > gain.max() - 1e-9])
+        assert any(
+            runs[split]["sensitivity"]["value"] == pytest.approx(recall) for recall in allowed
+        )
+
+
+def test_seeds_are_averaged_and_their_spread_is_told_apart(tmp_path):
+    tasks = {"stroke": TASKS["stroke"]}
+    folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, seeds=(0, 1, 2))
+    run(folders, tmp_path / "out", tasks=tasks)
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    found = numbers["stroke"]["simclr"]["1.0"]["test"]["auc"]
+    areas = []
+    for seed in range(3):
+        table = predictions(folders, "stroke", "simclr", "test", seed)
+        areas.append(sk.roc_auc_score(table["label"] == "yes", table["p_yes"]))
+    assert found["value"] == pytest.approx(np.mean(areas))
+    assert found["seed_sd"] == pytest.approx(np.std(areas, ddof=1))
+    # An ensemble would be another number.
+    assert found["low"] < found["value"] < found["high"]
+    assert "seed_sd" not in numbers["stroke"]["floor-prevalence"]["1.0"]["test"]["auc"]
+
+
+def test_differences_are_those_of_the_values_and_paired(evaluated):
+    table, differences = read(evaluated.dir, "metrics.tsv"), read(evaluated.dir, "differences.tsv")
+    values = table.set_index(["task", "init", "split", "metric"])["value"]
+    rows = differences[differences["value"].notna()]
+    assert set(rows["split"]) == {"test", "ood"}
+    assert set(rows["versus"]) == {"scratch", "floor-prevalence", "floor-mean", "floor-age-sex"}
+    for row in rows.to_dict("records"):
+        of = [
+            (row["task"], name, row["split"], row["metric"])
+            for name in (row["init"], row["versus"])
+        ]
+        assert row["value"] == pytest.approx(values[of[0]] - values[of[1]], abs=1e-7)
+    # Better means a smaller error and a larger AUC.
+    better = rows[rows["verdict"] == "better"]
+    assert (better[better["metric"] == "mae"]["high"] < 0).all()
+    assert (better[better["metric"] == "auc"]["low"] > 0).all()
+    assert {"mae", "auc"} <= set(better["metric"])
+
+
+def test_only_the_headline_comparisons_are_adjusted_for_their_number(evaluated):
+    rows = read(evaluated.dir, "differences.tsv")
+    adjusted = rows[rows["p_holm"].notna()]
+    assert set(adjusted["metric"]) == {"auc", "mae"}
+    assert set(adjusted["versus"]) == {"scratch"}
+    assert (adjusted.groupby("split").size() == 4 * 3).all()
+    assert (adjusted["p_holm"] >= adjusted["p"]).all()
+
+
+def test_the_change_out_of_distribution_has_an_interval(evaluated):
+    table, gaps = read(evaluated.dir, "metrics.tsv"), read(evaluated.dir, "gaps.tsv")
+    values = table.set_index(["task", "init", "split", "metric"])["value"]
+    row = gaps.query("task == 'age' and init == 'frozen-random' and metric == 'mae'").iloc[0]
+    inside, outside = (values["age", "frozen-random", split, "mae"] for split in ("test", "ood"))
+    assert row["value"] == pytest.approx(outside - inside)
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_the_same_answer_for_everybody_ranks_nobody(evaluated):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    floor = numbers["stroke"]["floor-prevalence"]["1.0"]["test"]
+    assert [floor["auc"][end] for end in ("value", "low", "high")] == [0.5, 0.5, 0.5]
+    assert floor["sensitivity"]["value"] is None
+    assert "no threshold" in floor["sensitivity"]["reason"]
+    assert numbers["age"]["floor-mean"]["1.0"]["test"]["correlation"]["value"] is None
+
+
+class TestFloors:
+    def test_age_and_sex_are_fitted_on_train_alone(self):
+        scans, task = scans_table(200), TASKS["alzheimers"]
+        train = scans[scans["split"] == "train"]
+        held_out = task.select(scans[scans["split"].isin(["test", "ood"])])
+        flipped = held_out.assign(diagnosis=held_out["diagnosis"].map({"AD": "CN", "CN": "AD"}))
+        for before, after in zip(
+            floors.fit(task, train, held_out), floors.fit(task, train, flipped), strict=True
+        ):
+            assert (before.outputs == after.outputs).all()
+
+    def test_it_is_a_logistic_regression(self):
+        scans, task = scans_table(200), TASKS["alzheimers"]
+        train, test = (task.select(scans[scans["split"] == split]) for split in ("train", "test"))
+        oracle = make_pipeline(
+            make_column_transformer(
+                (StandardScaler(), ["age"]),
+                (FunctionTransformer(lambda sex: (sex == "M") - 0.5), ["sex"]),
+            ),
+            LogisticRegression(),
+        ).fit(train, train["diagnosis"] == "AD")
+        _, floor = floors.fit(task, train, test)
+        expected = oracle.predict_proba(test)
+        assert np.allclose(floor.outputs[0], expected, atol=1e-4)
+
+    def test_it_finds_what_age_says(self):
+        random = np.random.default_rng(0)
+        scans = scans_table(300)
+        scans = scans.assign(bmi=20 + 0.1 * scans["age"] + random.normal(0, 0.5, len(scans)))
+        task = Task(kind="regression", column="bmi")
+        train, test = (scans[scans["split"] == split] for split in ("train", "test"))
+        mean, age_sex = floors.fit(task, train, test)
+        errors = [np.abs(f.outputs[0] - test["bmi"]).mean() for f in (mean, age_sex)]
+        assert errors[1] < 0.5 * errors[0]
+
+    def test_age_and_sex_are_not_predicted_from_themselves(self):
+        scans = scans_table(60)
+        for name in ("age", "sex"):
+            assert len(floors.fit(TASKS[name], scans[scans["split"] == "train"], scans)) == 1
+
+    def test_who_lacks_age_or_sex_stands_in_the_middle(self):
+        scans, task = scans_table(200), TASKS["stroke"]
+        train = scans[scans["split"] == "train"]
+        unknown = scans.iloc[:1].assign(age=np.nan, sex=None)
+        middle = scans.iloc[:2].assign(age=train["age"].mean(), sex=["F", "M"])
+        _, of_unknown = floors.fit(task, train, unknown)
+        _, of_middle = floors.fit(task, train, middle)
+        low, high = sorted(of_middle.outputs[0, :, 1])
+        assert low < of_unknown.outputs[0, 0, 1] < high
+
+    def test_without_a_training_scan_of_a_class_there_is_none(self):
+        scans = scans_table(60)
+        train = scans[(scans["split"] == "train") & (scans["stroke"] == "no")]
+        for floor in floors.fit(TASKS["stroke"], train, scans):
+            assert floor.seeds == ()
+            assert "some class" in floor.reason
+
+
+def test_too_few_subjects_of_a_class_give_a_reason_and_no_number(tmp_path):
+    scans = scans_table(160)
+    ill = scans[(scans["split"] == "test") & (scans["stroke"] == "yes")]["person"].unique()
+    scans.loc[scans["person"].isin(ill[4:]), "stroke"] = "no"
+    tasks = {"stroke": TASKS["stroke"]}
+    folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
+    run(folders, tmp_path / "out", tasks=tasks)
+    runs = json.loads((tmp_path / "out/metrics.json").read_text())["stroke"]["simclr"]["1.0"]
+    assert runs["test"]["auc"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "reason": "split 'test' has 4 subjects with stroke=yes, 5 are needed",
+    }
+    assert runs["ood"]["auc"]["value"] is not None
+    differences = read(tmp_path / "out", "differences.tsv")
+    assert differences[differences["split"] == "test"]["value"].isna().all()
+
+
+def test_a_perfect_model_is_not_certain(tmp_path):
+    tasks = {"sex": TASKS["sex"]}
+    skill = {"simclr": (60.0, 60.0), "scratch": (1.0, 1.0)}
+    folders = write_inputs(tmp_path / "in", scans_table(160), tasks=tasks, skill=skill)
+    run(folders, tmp_path / "out", tasks=tasks)
+    test = json.loads((tmp_path / "out/metrics.json").read_text())["sex"]["simclr"]["1.0"]["test"]
+    men = predictions(folders, "sex", "simclr", "test").query("label == 'M'")["person"].nunique()
+    assert test["sensitivity"]["value"] == 1
+    assert test["sensitivity"]["low"] == pytest.approx(0.025 ** (1 / men))
+    assert test["auc"]["low"] < 0.9
+
+
+def test_several_classes_are_measured_one_against_the_rest(tmp_path):
+    scans = scans_table(300)
+    scans["group"] = np.where(
+        scans["diagnosis"] == "AD", "AD", np.where(scans["stroke"] == "yes", "MCI", "CN")
+    )
+    tasks = {"group": Task(kind="classification", column="group", classes=("CN", "MCI", "AD"))}
+    folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
+    run(folders, tmp_path / "out", tasks=tasks)
+    table = predictions(folders, "group", "simclr", "test")
+    p = table[["p_CN", "p_MCI", "p_AD"]].to_numpy()
+    labels = table["label"].map({"CN": 0, "MCI": 1, "AD": 2}).to_numpy()
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["group"]["simclr"]["1.0"][
+        "test"
+    ]
+    expected = sk.roc_auc_score(labels, p, multi_class="ovr", average="macro")
+    assert found["auc"]["value"] == pytest.approx(expected)
+    assert "sensitivity" not in found
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Can a model tell group apart: CN, MCI, AD?" in page
+
+
+def test_a_comparison_of_equals_rarely_finds_a_difference(tmp_path):
+    """Two models of the same skill: the interval excludes zero in about one cohort of twenty."""
+    task, random = TASKS["sex"], np.random.default_rng(0)
+    wrong = 0
+    for number in range(60):
+        scans = task.select(scans_table(120, seed=number).query("split in ['val', 'test']"))
+        targets = task.targets(scans)
+        models = []
+        for name in ("simclr", "scratch"):
+            p = 1 / (1 + np.exp(-(targets - 0.5) - random.normal(0, 1, len(scans))))
+            models.append(inputs.Model(name, 1.0, (0,), np.stack([1 - p, p], axis=1)[None]))
+        # Everybody is tested: the splits play no part here.
+        evidence = inputs.Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
+        found = measures.measure(
+            [evidence], params=EvaluateParams(baseline="scratch", bootstraps=200), seed=number
+        ).differences
+        wrong += found.query("metric == 'auc'")["verdict"].iloc[0] != "none"
+    assert wrong <= 9

@@ -1,0 +1,215 @@
+"""What people read."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from neurofoundry.evaluate import words
+
+from .conftest import TASKS, run, scans_table, write_inputs
+
+
+class Page(HTMLParser):
+    """The text of a page, the resources it asks for, and whether its tags match."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.resources, self.open = [], [], []
+        self.html = path.read_text()
+        self.feed(self.html)
+        self.words = re.sub(r"\s+", " ", " ".join(self.text))
+
+    def handle_starttag(self, tag, attrs):
+        self.resources += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
+        ]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    return Page(evaluated.dir / "report.html")
+
+
+def test_it_is_one_whole_page_that_asks_for_nothing(page):
+    assert page.open == []
+    assert page.resources
+    for resource in page.resources:
+        assert resource.startswith(("#", "data:image/png;base64,"))
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", page.html)
+
+
+def test_no_subject_is_named_in_anything_that_evaluate_writes(usual, evaluated):
+    scans = pd.read_csv(usual.root / "cohort/scans.tsv", sep="\t")
+    excluded = pd.read_csv(usual.root / "cohort/excluded.tsv", sep="\t")
+    names = {*scans["person"], *scans["subject"], *scans["scan_id"], *scans["path"]}
+    names |= {*scans["sha256"], *excluded["path"], "sub-0001_T1w.nii.gz"}
+    files = [path for path in evaluated.dir.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        text = path.read_text()
+        assert "sub-" not in text
+        assert not any(name in text for name in names)
+
+
+def test_pictures_carry_their_pixels_alone(usual, tmp_path):
+    path = tmp_path / "scan.png"
+    info = PngInfo()
+    info.add_text("Comment", "sub-0001")
+    Image.new("L", (8, 8), 40).save(path, pnginfo=info)
+    assert b"sub-0001" in path.read_bytes()
+    from base64 import b64decode
+
+    from neurofoundry.evaluate.report import _embed
+
+    data = b64decode(_embed(path, width=100).split(",")[1])
+    assert b"sub-0001" not in data
+    assert data.startswith(b"\x89PNG")
+
+
+def test_the_answer_comes_first(page):
+    assert re.search(
+        r"<h1>In (none|\d) of 4 tasks (is )?the model chosen on validation (is )?"
+        r"shown to be better than scratch</h1>",
+        page.html,
+    )
+    assert page.html.index('class="answers"') < page.html.index('class="forest"')
+    for task in TASKS:
+        assert f">{task}</a>" in page.html
+
+
+def test_it_tells_where_every_scan_went(usual, page):
+    volumes = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
+    usable = volumes[volumes["usable"]]
+    failed = len(volumes) - len(usable)
+    for text in (
+        f"{len(volumes) + 3} files looked at",
+        "3 not used: cut short: 2 a copy of …: 1",
+        f"{len(volumes)} scans of {volumes['person'].nunique()} subjects",
+        f"{failed} failed quality control: overlap with the template: {failed}",
+        f"{len(usable)} usable scans of {usable['person'].nunique()} subjects",
+    ):
+        assert text in page.words.replace(" : ", ": ")
+
+
+def test_the_split_table_counts_persons_once(usual, page):
+    scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
+    test = scans[scans["usable"] & (scans["split"] == "test")]
+    first = test.sort_values("age").drop_duplicates("person")
+    row = [
+        "Test, familiar sites",
+        str(len(first)),
+        str(len(test)),
+        "3",
+        f"{first['age'].mean():.1f} ± {first['age'].std(ddof=0):.1f}",
+        f"{100 * (first['sex'] == 'F').mean():.0f} %",
+    ]
+    assert " ".join(row) in page.words
+
+
+def test_every_model_and_floor_has_a_row_with_its_numbers(evaluated, page):
+    table = pd.read_csv(evaluated.dir / "tables/metrics.tsv", sep="\t")
+    rows = table.query("metric in ['auc', 'mae'] and split in ['test', 'ood']")
+    assert len(rows) == 2 * (4 * 4 + 6)
+    for row in rows.to_dict("records"):
+        text = f"{words.number(row['value'], row['metric'])} ({words.interval(row, row['metric'])})"
+        assert text in page.words.replace("( ", "(")
+
+
+def test_a_model_that_does_not_beat_the_floor_says_so(evaluated, page):
+    table = pd.read_csv(evaluated.dir / "tables/differences.tsv", sep="\t", keep_default_na=False)
+    rows = table[
+        (table["versus"] == "floor-age-sex")
+        & (table["split"] == "test")
+        & (table["metric"] == "auc")
+    ]
+    assert set(rows["verdict"]) == {"better", "none"}
+    unbeaten = len(rows[rows["verdict"] == "none"])
+    forests = re.findall(r'<small class="doubt">\s*([^<]*)</small>', page.html)
+    assert sum("age and sex alone" in note for note in forests) == unbeaten
+
+
+def test_real_cohorts_are_not_called_synthetic(page, tmp_path):
+    assert "synthetic" not in page.words
+    folders = write_inputs(tmp_path / "in", scans_table(40, dataset="phantom"), tasks={})
+    run(folders, tmp_path / "out", tasks={})
+    assert "These are synthetic heads" in Page(tmp_path / "out/report.html").words
+
+
+def test_names_are_escaped(tmp_path):
+    tasks = {"<b>age & $x^2$": TASKS["age"]}
+    scans = scans_table(120).replace({"site": {"alder": "<script>alert(1)</script>"}})
+    folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
+    run(folders, tmp_path / "out", tasks=tasks)
+    page = Page(tmp_path / "out/report.html")
+    assert page.open == []
+    assert "<script" not in page.html
+    assert "<b>age & $x^2$" in page.words
+
+
+def test_four_subjects_without_labels_are_told_plainly(tmp_path):
+    scans = scans_table(4).assign(diagnosis=None, stroke=None)
+    folders = write_inputs(tmp_path / "in", scans, estimable=False)
+    work = run(folders, tmp_path / "out")
+    page = Page(tmp_path / "out/report.html")
+    assert page.open == []
+    assert "No task can be estimated in this cohort" in page.words
+    assert "No model was made: no labels in train." in page.words
+    assert "usable scans of 4 subjects" in page.words
+    assert "The loss went from" in page.words
+    assert work.summary == {}
+
+
+def test_without_tasks_the_cohort_and_the_pretraining_are_shown(tmp_path):
+    folders = write_inputs(tmp_path / "in", scans_table(8), tasks={}, skill={})
+    run(folders, tmp_path / "out", tasks={})
+    page = Page(tmp_path / "out/report.html")
+    assert "No task is declared" in page.words
+    assert "The loss went from" in page.words
+    assert (tmp_path / "out/metrics.json").read_text() == "{}\n"
+
+
+def test_the_model_card_holds_the_same_numbers(evaluated):
+    card = (evaluated.dir / "model_card.md").read_text()
+    row = pd.read_csv(evaluated.dir / "tables/metrics.tsv", sep="\t").iloc[0]
+    assert f"| {row['init']} |" in card
+    assert words.number(row["value"], "auc") in card
+    assert "Not for diagnosis" in card
+    assert "{{" not in card
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "signed", "text"),
+    [
+        (0.814, "auc", False, "0.81"),
+        (0.814, "auc", True, "+0.81"),
+        (-0.004, "auc", True, "+0.00"),
+        (-0.061, "auc", True, "−0.06"),
+        (5.7, "mae", False, "5.70"),
+        (12.34, "mae", False, "12.3"),
+        (1234.5, "mae", False, "1234"),
+        (0.00123, "mae", False, "0.0012"),
+        (None, "auc", False, "–"),
+    ],
+)
+def test_numbers_have_the_digits_that_people_need(value, metric, signed, text):
+    assert words.number(value, metric, signed=signed) == text

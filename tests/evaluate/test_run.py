@@ -1,0 +1,201 @@
+"""The stage as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry import params as parameters
+from neurofoundry import stage
+from neurofoundry.errors import UsageError
+from neurofoundry.evaluate import inputs, measures, promotion
+from neurofoundry.evaluate.params import EvaluateParams, Promotion
+from neurofoundry.evaluate.run import evaluate, with_floors
+from neurofoundry.tracking import TrackingParams
+
+from .conftest import TASKS, run, scans_table, write_inputs
+
+RULE = {"task": "alzheimers", "initialization": "simclr", "metric": "auc", "over": "scratch"}
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
+    assert list(files(evaluated.dir)) == sorted(
+        [
+            "metrics.json",
+            "model_card.md",
+            "promotion.json",
+            "report.html",
+            *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
+            *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
+            *(f"tables/{name}.tsv" for name in ("differences", "gaps", "metrics")),
+        ]
+    )
+
+
+def test_the_same_inputs_give_the_same_bytes(usual, evaluated, tmp_path):
+    run(usual, tmp_path / "again")
+    assert files(tmp_path / "again") == files(evaluated.dir)
+
+
+def test_another_seed_gives_other_intervals_and_the_same_values(usual, evaluated, tmp_path):
+    run(usual, tmp_path / "out", seed=1, tasks={"sex": TASKS["sex"]})
+    first, second = (
+        pd.read_csv(folder / "tables/metrics.tsv", sep="\t")
+        for folder in (evaluated.dir, tmp_path / "out")
+    )
+    first = first[first["task"] == "sex"]
+    assert np.allclose(first["value"], second["value"], equal_nan=True)
+    assert (first["low"].to_numpy() != second["low"].to_numpy()).mean() > 0.5
+
+
+def test_the_summary_is_the_headline_numbers(evaluated):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    found = numbers["age"]["simclr"]["1.0"]["ood"]["mae"]
+    assert evaluated.summary["age/simclr/ood/mae"] == found["value"]
+    assert evaluated.summary["age/simclr/ood/mae_low"] == found["low"]
+    assert len(evaluated.summary) == 4 * 4 * 2 * 3
+    assert all(isinstance(value, float) for value in evaluated.summary.values())
+
+
+def test_curves_are_those_of_the_predictions(usual, evaluated):
+    points = pd.read_csv(evaluated.dir / "plots/predicted_vs_true.tsv", sep="\t")
+    part = points.query("init == 'scratch' and split == 'test'")
+    table = pd.read_csv(usual.predictions("age", "scratch"), sep="\t").query("split == 'test'")
+    assert sorted(part["predicted"]) == pytest.approx(sorted(table["output"]))
+    curve = pd.read_csv(evaluated.dir / "plots/roc.tsv", sep="\t")
+    curve = curve.query("task == 'sex' and init == 'scratch' and split == 'ood'")
+    area = np.trapezoid(curve["tpr"], curve["fpr"])
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    assert area == pytest.approx(numbers["sex"]["scratch"]["1.0"]["ood"]["auc"]["value"])
+
+
+def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_path):
+    tasks = {name: TASKS[name] for name in ("sex", "age")}
+    folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, fractions=(0.1, 1.0))
+    work = run(folders, tmp_path / "out", tasks=tasks)
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())["age"]["simclr"]
+    assert list(numbers) == ["0.1", "1.0"]
+    assert work.summary["age/simclr/test/mae"] == numbers["1.0"]["test"]["mae"]["value"]
+    assert "AUC by number of labels" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def measured(usual):
+    found = inputs.read(
+        cohort_dir=usual.inputs["cohort"],
+        **{name: usual.inputs[name] for name in ("volumes", "encoder", "models")},
+    )
+    tasks = [
+        with_floors(inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"]), found)
+        for name in ("alzheimers", "age")
+    ]
+    rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
+    values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)
+    return measures.measure(tasks, params=values, seed=0)
+
+
+class TestPromotion:
+    def decide(self, measured, **change):
+        return promotion.decide(Promotion(**RULE | change), measured, 1.0)
+
+    def test_a_whole_interval_above_the_margin_promotes(self, measured):
+        decision = self.decide(measured, split="ood")
+        assert decision.difference["low"] > 0
+        assert decision.promoted
+        assert "the whole interval is better" in decision.reason
+
+    def test_a_margin_within_the_interval_does_not(self, measured):
+        decision = self.decide(measured, split="ood")
+        margin = (decision.difference["low"] + decision.difference["value"]) / 2
+        decision = self.decide(measured, split="ood", margin=margin)
+        assert not decision.promoted
+        assert f"not better by more than {margin:g}" in decision.reason
+
+    def test_smaller_errors_are_better(self, measured):
+        rule = {"task": "age", "metric": "mae", "over": "floor-mean"}
+        decision = self.decide(measured, **rule)
+        assert decision.difference["high"] < 0
+        assert decision.promoted
+        assert not self.decide(measured, **rule, margin=50).promoted
+
+    def test_it_may_be_over_any_other_initialization(self, measured):
+        ahead, behind = (
+            self.decide(measured, initialization=first, over=second)
+            for first, second in (("simclr", "scratch"), ("scratch", "simclr"))
+        )
+        assert behind.difference["value"] == pytest.approx(-ahead.difference["value"])
+        assert behind.difference["low"] == pytest.approx(-ahead.difference["high"])
+        assert not behind.promoted
+
+    def test_what_cannot_be_measured_is_not_promoted(self, tmp_path):
+        folders = write_inputs(tmp_path / "in", scans_table(12), estimable=False)
+        run(folders, tmp_path / "out", promotion=RULE)
+        decision = json.loads((tmp_path / "out/promotion.json").read_text())
+        assert decision["promoted"] is False
+        assert decision["rule"]["initialization"] == "simclr"
+        assert "cannot be decided: no model was made: no labels in train" in decision["reason"]
+
+    def test_without_a_rule_nothing_is(self, evaluated):
+        decision = json.loads((evaluated.dir / "promotion.json").read_text())
+        assert decision == {
+            "promoted": False,
+            "reason": "params.yaml declares no rule (evaluate.promotion).",
+            "rule": None,
+            "difference": None,
+        }
+
+
+def test_it_publishes_through_the_shared_stage(usual, tmp_path):
+    values = EvaluateParams(baseline="scratch", bootstraps=100)
+    tasks = {"sex": TASKS["sex"]}
+    names = {
+        "cohort": "ingest",
+        "volumes": "preprocess",
+        "encoder": "pretrain",
+        "models": "finetune",
+    }
+    stage.run(
+        "evaluate",
+        lambda work: evaluate(work, **usual.inputs, params=values, tasks=tasks, seed=0),
+        out=tmp_path / "evaluation",
+        params={"evaluate": values.model_dump(mode="json")},
+        inputs={names[name]: folder for name, folder in usual.inputs.items()},
+        track=TrackingParams(mode="disabled"),
+    )
+    record = json.loads((tmp_path / "evaluation/stage.json").read_text())
+    assert list(record["contents"]) == ["metrics.json"]
+    assert record["summary"]["sex/simclr/test/auc"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("baseline: scratch\nbootstraps: 10", "bootstraps"),
+        ("baseline: scratch\nmin_subjects: 1", "min_subjects"),
+        ("bootstraps: 2000", "baseline: missing"),
+        ("baseline: scratch\npromotion: {task: a, initialization: b, metric: f1, over: c}", "auc"),
+        (
+            "baseline: s\npromotion: {task: a, initialization: b, metric: r2, over: c, split: val}",
+            "promotion.split",
+        ),
+        ("baseline: scratch\nbootstrap: 2000", "Did you mean 'bootstraps'"),
+    ],
+)
+def test_parameters_that_cannot_be_used_are_named(tmp_path, text, message):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        parameters.load(path, EvaluateParams)
