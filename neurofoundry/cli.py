@@ -1,0 +1,295 @@
+"""The command line: one command a stage, and the only place that knows all of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import neurofoundry
+from neurofoundry.errors import NeurofoundryError
+
+if TYPE_CHECKING:
+    from neurofoundry.project import Params
+
+# Workers of a stage import this module again: what is heavy is imported where it is used.
+
+app = typer.Typer(
+    help="From raw 3D brain MRI to a pretrained, fine-tuned and honestly evaluated model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters of all stages.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter: pretrain.epochs=3"),
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder to write; it appears when whole.")]
+Data = Annotated[Path, typer.Option("--data", help="The raw data: BIDS, DICOM or a table.")]
+Cohort = Annotated[Path, typer.Option("--cohort", help="The output of ingest.")]
+Volumes = Annotated[Path, typer.Option("--volumes", help="The output of preprocess.")]
+Encoder = Annotated[Path, typer.Option("--encoder", help="The output of pretrain.")]
+Models = Annotated[Path, typer.Option("--models", help="The output of finetune.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")]
+
+
+@app.command()
+def ingest(
+    data: Data,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Look at every file of the raw data and make the table of usable scans and their splits."""
+    from neurofoundry import stage
+    from neurofoundry.ingest import run
+
+    values = _load(params, overrides)
+    stage.run(
+        "ingest",
+        lambda work: run.ingest(
+            work, data=data, params=values.ingest, tasks=values.tasks, seed=values.seed
+        ),
+        out=out,
+        params=_read(values, "ingest", "tasks", "seed"),
+        inputs={},
+        track=values.tracking,
+    )
+
+
+@app.command()
+def preprocess(
+    data: Data,
+    cohort: Cohort,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """Mask the brain, register it to MNI152, normalize it, and check the result."""
+    from neurofoundry import stage
+    from neurofoundry.preprocess import run
+
+    values = _load(params, overrides)
+    stage.run(
+        "preprocess",
+        lambda work: run.preprocess(
+            work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
+        ),
+        out=out,
+        params=_read(values, "preprocess"),
+        inputs={"ingest": cohort},
+        track=values.tracking,
+        resume_items=True,
+    )
+
+
+@app.command()
+def pretrain(
+    volumes: Volumes,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Train the encoder on unlabelled volumes, by contrasting views of them."""
+    from neurofoundry import stage
+    from neurofoundry.pretrain import run
+
+    values = _load(params, overrides)
+    stage.run(
+        "pretrain",
+        lambda work: run.pretrain(work, volumes=volumes, params=values.pretrain, seed=values.seed),
+        out=out,
+        params=_read(values, "pretrain", "seed"),
+        inputs={"preprocess": volumes},
+        track=values.tracking,
+    )
+
+
+@app.command()
+def finetune(
+    volumes: Volumes,
+    encoder: Encoder,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune and probe on the declared tasks, from every declared initialization."""
+    from neurofoundry import stage
+    from neurofoundry.finetune import run
+
+    values = _load(params, overrides)
+    stage.run(
+        "finetune",
+        lambda work: run.finetune(
+            work,
+            volumes=volumes,
+            encoder=encoder,
+            params=values.finetune,
+            tasks=values.tasks,
+            seed=values.seed,
+        ),
+        out=out,
+        params=_read(values, "finetune", "tasks", "seed"),
+        inputs={"preprocess": volumes, "pretrain": encoder},
+        track=values.tracking,
+        resume_items=True,
+    )
+
+
+@app.command()
+def evaluate(
+    cohort: Cohort,
+    volumes: Volumes,
+    encoder: Encoder,
+    models: Models,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Measure the models in and out of distribution, with intervals, and write the report."""
+    from neurofoundry import stage
+    from neurofoundry.evaluate import run
+
+    values = _load(params, overrides)
+    stage.run(
+        "evaluate",
+        lambda work: run.evaluate(
+            work,
+            cohort=cohort,
+            volumes=volumes,
+            encoder=encoder,
+            models=models,
+            params=values.evaluate,
+            tasks=values.tasks,
+            seed=values.seed,
+        ),
+        out=out,
+        params=_read(values, "evaluate", "tasks", "seed"),
+        inputs={
+            "ingest": cohort,
+            "preprocess": volumes,
+            "pretrain": encoder,
+            "finetune": models,
+        },
+        track=values.tracking,
+    )
+
+
+@app.command(name="run")
+def run_all(
+    data: Data,
+    out: Out,
+    params: ParamsFile = Path("params.yaml"),
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """All five stages, one after another, into one folder. Run again: only what changed runs."""
+    cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
+    models, evaluation = out / "models", out / "evaluation"
+    ingest(data, cohort, params, overrides)
+    preprocess(data, cohort, volumes, params, overrides, workers)
+    pretrain(volumes, encoder, params, overrides)
+    finetune(volumes, encoder, models, params, overrides)
+    evaluate(cohort, volumes, encoder, models, evaluation, params, overrides)
+    print(f"\nReport: {evaluation / 'report.html'}")
+
+
+@app.command()
+def phantom(
+    out: Out,
+    subjects: Annotated[int, typer.Option(help="Over all four sites.")] = 160,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxel size in mm; by default each site has its own.")
+    ] = None,
+    two_sessions: Annotated[float, typer.Option(help="Share of subjects scanned twice.")] = 0.2,
+    ad_effect: Annotated[float, typer.Option(help="Strength of Alzheimer's-like atrophy.")] = 1.0,
+    stroke_ml: Annotated[float, typer.Option(help="Median volume of a stroke, ml.")] = 20.0,
+    lesion_load: Annotated[float, typer.Option(help="Amount of white matter lesions.")] = 1.0,
+    workers: Workers = 0,
+) -> None:
+    """Generate the sample cohort: synthetic T1-weighted heads with known labels, as BIDS."""
+    from neurofoundry.params import validate
+    from neurofoundry.phantom.dataset import generate
+    from neurofoundry.phantom.params import PhantomParams
+
+    values = {
+        "subjects": subjects,
+        "seed": seed,
+        "spacing_mm": spacing,
+        "two_session_fraction": two_sessions,
+        "ad_effect": ad_effect,
+        "stroke_ml": stroke_ml,
+        "lesion_load": lesion_load,
+    }
+    generate(validate(values, PhantomParams, origin="phantom"), out, workers or cores())
+
+
+def cores() -> int:
+    """Cores that this process may use; in a container often fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> Params:
+    from neurofoundry.params import load
+    from neurofoundry.project import Params
+
+    return load(path, Params, overrides or ())
+
+
+def _read(values: Params, *sections: str) -> dict[str, Any]:
+    plain = values.model_dump(mode="json", by_alias=True)
+    return {name: plain[name] for name in sections}
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(neurofoundry.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Global options."""
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend end in one message and its exit code."""
+    try:
+        app()
+    except NeurofoundryError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        _fail(
+            f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space or "
+            "give write permission, then run the same command again; it resumes.",
+            2,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    text = f"[bold red]error:[/] {escape(message)}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""params.yaml as a whole: one section a stage, and what several stages must agree on."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from neurofoundry.cohort import SCANS, Task
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.ingest.params import IngestParams
+from neurofoundry.params import Section
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.tracking import TrackingParams
+
+
+class Params(Section):
+    """Everything that params.yaml holds."""
+
+    seed: int = Field(ge=0)
+    """Every random draw of every stage derives from it."""
+    tasks: dict[str, Task]
+    """Name to what is predicted. A cohort may have none: then only pretraining is evaluated."""
+    ingest: IngestParams
+    preprocess: PreprocessParams
+    pretrain: PretrainParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+    tracking: TrackingParams = TrackingParams()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Params:
+        known = {*SCANS.columns, *self.ingest.columns}
+        for name, task in self.tasks.items():
+            for column in (task.column, *task.eligible):
+                if column not in known:
+                    raise ValueError(
+                        f"tasks.{name}: no column '{column}'; ingest.columns declares "
+                        f"{', '.join(sorted(self.ingest.columns))}"
+                    )
+        if self.evaluate.baseline not in self.finetune.initializations:
+            raise ValueError(
+                f"evaluate.baseline: '{self.evaluate.baseline}' is not one of "
+                f"finetune.initializations ({', '.join(self.finetune.initializations)})"
+            )
+        promotion = self.evaluate.promotion
+        if promotion and promotion.task not in self.tasks:
+            raise ValueError(f"evaluate.promotion.task: no task '{promotion.task}'")
+        if promotion and promotion.initialization not in self.finetune.initializations:
+            raise ValueError(f"evaluate.promotion: no initialization '{promotion.initialization}'")
+        return self

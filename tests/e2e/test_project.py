@@ -1,0 +1,164 @@
+"""The whole way as a researcher with a laptop takes it: `dvc repro` and what surrounds it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import pandas as pd
+import pytest
+import yaml
+
+from tests.e2e.conftest import Run
+
+pytestmark = pytest.mark.e2e
+
+STAGES = ("ingest", "preprocess", "pretrain", "finetune", "evaluate")
+FOLDERS = ("cohort", "volumes", "encoder", "models", "evaluation")
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that `dvc repro` said it ran."""
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def test_the_outputs_are_those_listed(project: Path) -> None:
+    """One scan and one fine-tuning run stand for all of their kind."""
+    found = set()
+    for folder in FOLDERS:
+        for path in (project / folder).rglob("*"):
+            if path.is_file():
+                name = path.relative_to(project).as_posix()
+                name = re.sub(r"[\w-]+_sub-\d+_ses-\d", "SCAN", name)
+                name = re.sub(r"models/\w+/([\w-]+)/1\.0/0/", r"models/TASK/\1/1.0/0/", name)
+                found.add(re.sub(r"checkpoint/.*", "checkpoint/", name))
+    listed = (Path(__file__).parent / "outputs.txt").read_text().split()
+    assert sorted(found) == listed
+
+
+def test_every_stage_explains_itself_without_a_path_of_this_machine(project: Path) -> None:
+    versions = set()
+    for folder, stage in zip(FOLDERS, STAGES, strict=True):
+        text = (project / folder / "stage.json").read_text()
+        record = json.loads(text)
+        assert record["stage"] == stage
+        assert str(project) not in text
+        assert str(Path.home()) + "/" not in text
+        versions.add(record["data_version"])
+    assert len(versions) == 1
+
+
+def test_the_report_and_the_metrics_hold_no_subject(project: Path) -> None:
+    subjects = pd.read_csv(project / "cohort/scans.tsv", sep="\t")["subject"]
+    for name in ("report.html", "metrics.json", "model_card.md", "tables/metrics.tsv"):
+        text = (project / "evaluation" / name).read_text()
+        assert not [subject for subject in subjects if subject in text]
+
+
+def test_every_number_is_an_interval_or_says_why_not(project: Path) -> None:
+    metrics = json.loads((project / "evaluation/metrics.json").read_text())
+    assert set(metrics) == {"alzheimers", "stroke", "sex", "age"}
+    estimated = 0
+    for task in metrics.values():
+        for fractions in task.values():
+            for splits in fractions.values():
+                for measures in splits.values():
+                    for name, found in measures.items():
+                        if name in ("subjects", "scans"):
+                            assert found >= 0
+                        elif isinstance(found, dict) and found["value"] is not None:
+                            assert found["low"] <= found["value"] <= found["high"]
+                            estimated += 1
+    assert estimated > 50
+
+
+def test_nothing_runs_twice(project: Path, command: Run) -> None:
+    done = command("dvc", "repro", cwd=project)
+    assert stages_run(done.stdout) == []
+    assert "up to date" in done.stdout
+
+
+def test_a_parameter_of_finetune_runs_nothing_upstream(project: Path, command: Run) -> None:
+    params = project / "params.yaml"
+    before = params.read_text()
+    metrics = (project / "evaluation/metrics.json").read_bytes()
+    values = yaml.safe_load(before)
+    values["finetune"]["epochs"] = 1
+    params.write_text(yaml.safe_dump(values, sort_keys=False))
+    try:
+        done = command("dvc", "repro", cwd=project)
+        assert stages_run(done.stdout) == ["finetune", "evaluate"]
+    finally:
+        params.write_text(before)
+        done = command("dvc", "repro", cwd=project)
+    assert stages_run(done.stdout) == ["finetune", "evaluate"]
+    assert (project / "evaluation/metrics.json").read_bytes() == metrics
+
+
+def test_only_an_added_scan_is_preprocessed(project: Path, command: Run, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(project, clone, symlinks=True)
+    dataset = clone / "data/phantom"
+    source = sorted(dataset.glob("sub-*/ses-1/anat/*_T1w.nii.gz"))[0]
+    subject = source.name.split("_")[0]
+    target = Path(str(source).replace(subject, "sub-9001"))
+    target.parent.mkdir(parents=True)
+    image = nib.load(source)
+    nib.save(nib.Nifti1Image(image.get_fdata() + 1, image.affine), target)
+    table = (dataset / "participants.tsv").read_text().splitlines()
+    (row,) = [line for line in table if line.startswith(f"{subject}\t")]
+    table.append(row.replace(subject, "sub-9001"))
+    (dataset / "participants.tsv").write_text("\n".join(table) + "\n")
+    before = json.loads((clone / "volumes/stage.json").read_text())["summary"]
+    command("dvc", "repro", "preprocess", cwd=clone)
+    after = json.loads((clone / "volumes/stage.json").read_text())["summary"]
+    assert after["scans"] == before["scans"] + 1
+    assert after["scans"] - after["reused"] == 1
+    assert (
+        len(list((clone / "volumes").glob("*.nii")))
+        == len(list((project / "volumes").glob("*.nii"))) + 1
+    )
+
+
+def test_dvc_shows_metrics_plots_and_experiments(
+    project: Path, command: Run, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(project, clone, symlinks=True)
+    shown = json.loads(command("dvc", "metrics", "show", "--json", cwd=clone).stdout)
+    assert "alzheimers" in json.dumps(shown)
+    command("dvc", "plots", "show", cwd=clone)
+    page = (clone / "dvc_plots/index.html").read_text()
+    assert page.count("vega") > 2
+    command("dvc", "exp", "run", "-q", "-n", "longer", "-S", "pretrain.epochs=3", cwd=clone)
+    table = command("dvc", "exp", "show", "--csv", cwd=clone).stdout
+    rows = list(csv.DictReader(io.StringIO(table)))
+    epochs = {row["Experiment"] or row["rev"]: row["pretrain.epochs"] for row in rows}
+    assert epochs["longer"] == "3"
+    assert epochs["main"] == "2"
+    assert "encoder" in yaml.safe_load((clone / "dvc.yaml").read_text())["artifacts"]
+
+
+def test_push_and_pull_bring_back_data_and_results(
+    project: Path, command: Run, tmp_path: Path
+) -> None:
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    shutil.copytree(project, origin, symlinks=True)
+    command("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"), cwd=origin)
+    command("dvc", "push", cwd=origin)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
+    command(*git, "commit", "-qam", "what was pushed", cwd=origin)
+    command("git", "clone", "-q", str(origin), str(clone), cwd=tmp_path)
+    assert not (clone / "data").exists()
+    shutil.copy2(origin / ".dvc/config", clone / ".dvc/config")
+    command("dvc", "pull", cwd=clone)
+    for folder in ("data", *FOLDERS):
+        for path in (origin / folder).rglob("*"):
+            if path.is_file():
+                assert (clone / path.relative_to(origin)).read_bytes() == path.read_bytes()
+    assert stages_run(command("dvc", "repro", cwd=clone).stdout) == []
