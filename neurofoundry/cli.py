@@ -36,7 +36,10 @@ Out = Annotated[Path, typer.Option("--out", help="The folder to write; it appear
 Data = Annotated[Path, typer.Option("--data", help="The raw data: BIDS, DICOM or a table.")]
 Cohort = Annotated[Path, typer.Option("--cohort", help="The output of ingest.")]
 Volumes = Annotated[Path, typer.Option("--volumes", help="The output of preprocess.")]
-Encoder = Annotated[Path, typer.Option("--encoder", help="The output of pretrain.")]
+Encoder = Annotated[
+    list[Path],
+    typer.Option("--encoder", help="An output of pretrain, or a folder of them. Repeatable."),
+]
 Models = Annotated[Path, typer.Option("--models", help="The output of finetune.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")]
 
@@ -95,20 +98,23 @@ def preprocess(
 @app.command()
 def pretrain(
     volumes: Volumes,
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
     out: Out,
     params: ParamsFile = Path("params.yaml"),
     overrides: Overrides = None,
 ) -> None:
-    """Train the encoder on unlabelled volumes, by contrasting views of them."""
+    """Train an encoder on unlabelled volumes."""
     from neurofoundry import stage
     from neurofoundry.pretrain import run
 
     values = _load(params, overrides)
     stage.run(
         "pretrain",
-        lambda work: run.pretrain(work, volumes=volumes, params=values.pretrain, seed=values.seed),
+        lambda work: run.pretrain(
+            work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
+        ),
         out=out,
-        params=_read(values, "pretrain", "seed"),
+        params=_read(values, "pretrain", "seed") | {"method": method},
         inputs={"preprocess": volumes},
         track=values.tracking,
     )
@@ -139,7 +145,7 @@ def finetune(
         ),
         out=out,
         params=_read(values, "finetune", "tasks", "seed"),
-        inputs={"preprocess": volumes, "pretrain": encoder},
+        inputs={"preprocess": volumes, **_encoders(encoder)},
         track=values.tracking,
         resume_items=True,
     )
@@ -177,7 +183,7 @@ def evaluate(
         inputs={
             "ingest": cohort,
             "preprocess": volumes,
-            "pretrain": encoder,
+            **_encoders(encoder),
             "finetune": models,
         },
         track=values.tracking,
@@ -197,9 +203,10 @@ def run_all(
     models, evaluation = out / "models", out / "evaluation"
     ingest(data, cohort, params, overrides)
     preprocess(data, cohort, volumes, params, overrides, workers)
-    pretrain(volumes, encoder, params, overrides)
-    finetune(volumes, encoder, models, params, overrides)
-    evaluate(cohort, volumes, encoder, models, evaluation, params, overrides)
+    for method in _load(params, overrides).pretrain.methods:
+        pretrain(volumes, method, encoder / method, params, overrides)
+    finetune(volumes, [encoder], models, params, overrides)
+    evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
     print(f"\nReport: {evaluation / 'report.html'}")
 
 
@@ -244,6 +251,13 @@ def _load(path: Path, overrides: Sequence[str] | None) -> Params:
     from neurofoundry.project import Params
 
     return load(path, Params, overrides or ())
+
+
+def _encoders(folders: Sequence[Path]) -> dict[str, Path]:
+    """The inputs of a stage that takes encoders."""
+    from neurofoundry.encoders import find
+
+    return {f"pretrain/{name}": folder for name, folder in find(folders).items()}
 
 
 def _read(values: Params, *sections: str) -> dict[str, Any]:

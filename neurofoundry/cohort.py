@@ -63,6 +63,9 @@ EXCLUDED = pa.DataFrameSchema(
 )
 """cohort/excluded.tsv: every file that was not used."""
 
+SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
+"""subjects.tsv of an encoder: everyone it was pretrained on."""
+
 
 def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Read a contract table, checked. 'n/a' is a missing value, as in BIDS."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +99,8 @@ class Plan(Section):
     """The adaptation plan: all that a user of the weights must know, written beside them."""
 
     schema_version: Literal[1] = 1
+    name: str
+    """What finetune.initializations call these weights."""
     encoder: EncoderParams
     features: int
     grid: dict[str, Any]
@@ -127,6 +129,31 @@ def check_grid(plan: Plan, grid: Grid) -> None:
         )
 
 
+def find(folders: Iterable[Path]) -> dict[str, Path]:
+    """Encoders by the name in their plan.
+
+    Each of ``folders`` is one encoder, or holds one in each of its folders. Raises DataError.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        inner = [folder] if (folder / "plan.json").exists() else sorted(folder.glob("[!.]*/"))
+        holders = [each for each in inner if (each / "plan.json").exists()]
+        if not holders:
+            raise UsageError(
+                f"{folder}: no encoder (no plan.json here or in a folder of it). "
+                "Run `neurofoundry pretrain` first."
+            )
+        for holder in holders:
+            name = read_plan(holder).name
+            if name in found:
+                raise DataError(
+                    f"{holder}: there is another encoder of the name '{name}' ({found[name]}). "
+                    "Give only one of them."
+                )
+            found[name] = holder
+    return found
+
+
 def save(folder: Path, encoder: Encoder, plan: Plan) -> None:
     """Write ``encoder.safetensors`` and ``plan.json``."""
     write_weights(folder / "encoder.safetensors", encoder)
@@ -135,14 +162,19 @@ def save(folder: Path, encoder: Encoder, plan: Plan) -> None:
 
 def load(folder: Path) -> tuple[Encoder, Plan]:
     """Read what `save` wrote, strictly. Raises DataError."""
-    path = folder / "plan.json"
-    try:
-        plan = Plan.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError, ValidationError) as error:
-        raise DataError(f"{path}: not an adaptation plan ({error}). Pretrain again.") from error
+    plan = read_plan(folder)
     encoder = build(plan.encoder, seed=0)
     read_weights(folder / "encoder.safetensors", encoder)
     return encoder, plan
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan beside an encoder's weights. Raises DataError."""
+    path = folder / "plan.json"
+    try:
+        return Plan.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError, ValidationError) as error:
+        raise DataError(f"{path}: not an adaptation plan ({error}). Pretrain again.") from error
 
 
 def write_weights(path: Path, model: nn.Module) -> None:

@@ -64,18 +64,21 @@ def run(
     """Run ``body`` in a partial folder beside ``out`` and publish it as ``out`` when it is whole.
 
     ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
-    earlier stage to its published folder. With the same code, parameters and inputs nothing runs
-    again, and a killed run finds its partial folder. A stage that keys its own items (a scan, a
-    fine-tuning run) sets ``resume_items`` and gets the partial folder whatever has changed.
+    earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
+    same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
+    A stage that keys its own items (a scan, a fine-tuning run) sets ``resume_items`` and gets the
+    partial folder whatever has changed.
     """
     started = datetime.now(UTC)
-    upstream = {stage: _read_record(stage, folder) for stage, folder in inputs.items()}
+    upstream = {
+        name: _read_record(name.partition("/")[0], folder) for name, folder in inputs.items()
+    }
     identity = {
         "stage": name,
         "schema_version": SCHEMA_VERSION,
         "code_sha256": code_hash(name),
         "params": json.loads(json.dumps(params, default=_plain)),
-        "inputs": {stage: record["contents"] for stage, record in upstream.items()},
+        "inputs": {name: record["contents"] for name, record in upstream.items()},
     }
     key = _hash_json(identity)
     partial = out.with_name(f".{out.name}.partial")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from neurofoundry import encoders
-from neurofoundry.encoders import EncoderParams, Plan
+from neurofoundry.encoders import EncoderParams, Plan, build
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.volumes import Grid
 
@@ -20,6 +20,7 @@ SMALL = EncoderParams(stem_stride=2, width=0.125)
 
 def plan_of(params: EncoderParams, features: int, spacing: float = 3.0) -> Plan:
     return Plan(
+        name="own",
         encoder=params,
         features=features,
         grid=Grid(spacing=spacing).describe(),
@@ -161,3 +162,31 @@ class TestGrid:
         turned = plan.model_copy(update={"grid": {**plan.grid, "orientation": "LPS+"}})
         with pytest.raises(UsageError, match=r"orientation LPS\+"):
             encoders.check_grid(turned, Grid(spacing=3.0))
+
+
+class TestFind:
+    @staticmethod
+    def place(folder: Path, name: str) -> Path:
+        folder.mkdir(parents=True)
+        encoder = build(SMALL, seed=1)
+        plan = plan_of(SMALL, encoder.features).model_copy(update={"name": name})
+        encoders.save(folder, encoder, plan)
+        return folder
+
+    def test_folders_and_folders_of_folders_are_found_by_name(self, tmp_path: Path) -> None:
+        one = self.place(tmp_path / "encoder/simclr", "simclr")
+        two = self.place(tmp_path / "encoder/b", "mae")
+        self.place(tmp_path / "encoder/.torn.partial", "torn")
+        other = self.place(tmp_path / "elsewhere", "published")
+        found = encoders.find([tmp_path / "encoder", other])
+        assert found == {"mae": two, "simclr": one, "published": other}
+
+    def test_two_of_one_name_are_refused(self, tmp_path: Path) -> None:
+        self.place(tmp_path / "a", "simclr")
+        self.place(tmp_path / "b", "simclr")
+        with pytest.raises(DataError, match=r"b: there is another .* 'simclr' \(.*a\)"):
+            encoders.find([tmp_path])
+
+    def test_a_folder_without_encoders_says_what_to_run(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"no encoder.*neurofoundry pretrain"):
+            encoders.find([tmp_path])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from neurofoundry import cohort
+from neurofoundry import cohort, encoders
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError
 from neurofoundry.metrics import Values
@@ -49,9 +49,7 @@ PREDICTIONS = pa.DataFrameSchema(
 HISTORY = pa.DataFrameSchema(
     {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
 )
-"""encoder/history.tsv: one row an epoch."""
-
-SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
+"""history.tsv of an encoder: one row an epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +93,35 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
+class Pretrained:
+    """What is known of an encoder."""
+
+    name: str
+    folder: Path
+    plan: encoders.Plan
+    persons: frozenset[str]
+    history: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The folders of the four earlier stages."""
 
     scans: pd.DataFrame
     """volumes/scans.tsv: the whole cohort, with ``usable`` and ``reason``."""
     excluded: pd.DataFrame
-    history: pd.DataFrame
-    pretrained_on: frozenset[str]
+    encoders: tuple[Pretrained, ...]
     runs: pd.DataFrame
-    plan: Mapping[str, Any]
     records: Mapping[str, Mapping[str, Any]]
-    """stage.json of each stage that has one."""
+    """stage.json of each stage that has one; several encoders: pretrain/NAME."""
+
+    @property
+    def pretrained_on(self) -> frozenset[str]:
+        """Every person that an encoder has seen."""
+        return frozenset().union(*(each.persons for each in self.encoders))
 
 
-def read(*, cohort_dir: Path, volumes: Path, encoder: Path, models: Path) -> Inputs:
+def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:
     """Read the tables. Raises DataError on a broken contract, and on leakage."""
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     listed = cohort.read_table(cohort_dir / "scans.tsv", cohort.SCANS)
@@ -118,16 +130,16 @@ def read(*, cohort_dir: Path, volumes: Path, encoder: Path, models: Path) -> Inp
             f"{volumes / 'scans.tsv'}: {len(scans)} scans, but the cohort "
             f"({cohort_dir / 'scans.tsv'}) has {len(listed)} or others. Run preprocess again."
         )
-    subjects = cohort.read_table(encoder / "subjects.tsv", SUBJECTS)
-    cohort.guard_leaks(scans, pretrained_on=subjects["person"])
-    folders = {"ingest": cohort_dir, "preprocess": volumes, "pretrain": encoder, "finetune": models}
+    found = tuple(_read_encoder(folder) for folder in encoders.find(encoder).values())
+    for each in found:
+        cohort.guard_leaks(scans, pretrained_on=sorted(each.persons))
+    folders = {"ingest": cohort_dir, "preprocess": volumes}
+    folders |= {f"pretrain/{each.name}": each.folder for each in found} | {"finetune": models}
     return Inputs(
         scans=scans,
         excluded=cohort.read_table(cohort_dir / "excluded.tsv", cohort.EXCLUDED),
-        history=_read_history(encoder / "history.tsv"),
-        pretrained_on=frozenset(subjects["person"]),
+        encoders=found,
         runs=cohort.read_table(models / "runs.tsv", RUNS),
-        plan=_read_json(encoder / "plan.json"),
         records={
             name: _read_json(folder / "stage.json")
             for name, folder in folders.items()
@@ -230,6 +242,13 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
             f"{outputs[wrong][0].tolist()}; expected numbers of 0 or more that sum to 1."
         )
     return outputs
+
+
+def _read_encoder(folder: Path) -> Pretrained:
+    plan = encoders.read_plan(folder)
+    subjects = cohort.read_table(folder / "subjects.tsv", cohort.SUBJECTS)
+    history = _read_history(folder / "history.tsv")
+    return Pretrained(plan.name, folder, plan, frozenset(subjects["person"]), history)
 
 
 def _read_history(path: Path) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from PIL import Image
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
 from neurofoundry.evaluate import figures, words
-from neurofoundry.evaluate.inputs import Evidence, Inputs
+from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.promotion import Decision
@@ -31,7 +31,6 @@ PICTURES = 6
 FEW = 3
 """Persons that a mean age must be of: that of one would be that person's age."""
 
-STAGES = ("ingest", "preprocess", "pretrain", "finetune")
 
 SPLIT_TITLES = {
     "pretrain": "Pretraining only",
@@ -62,7 +61,6 @@ def write(
     params: EvaluateParams,
     seed: int,
     volumes: Path,
-    encoder: Path,
 ) -> None:
     """Write report.html and model_card.md: the same bytes for the same inputs."""
     sections = [
@@ -82,8 +80,7 @@ def write(
         "splits": _splits(inputs, tasks),
         "sites": _sites(inputs),
         "pictures": _pictures(inputs.scans, volumes),
-        "views": _embed(encoder / "views.png", width=960) if _exists(encoder, "views") else None,
-        "pretraining": _pretraining(inputs),
+        "encoders": [_encoder(each) for each in inputs.encoders],
         "provenance": _provenance(inputs, seed),
         "limits": _limits(inputs, tasks, measured, params),
         "kinds": {evidence.task.kind for evidence in tasks},
@@ -206,14 +203,17 @@ def _initializations(inputs: Inputs) -> dict[str, str]:
     """What each initialization is, in words, from the parameters of finetune."""
     try:
         declared = inputs.records["finetune"]["params"]["finetune"]["initializations"]
-        starts = {"pretrained": "pretrained", "random": "not pretrained"}
         modes = {"finetune": "whole network trained", "probe": "frozen, linear model on top"}
         return {
-            name: f"{starts[start['encoder']]}; {modes[start['mode']]}"
+            name: f"{_origin(start['encoder'])}; {modes[start['mode']]}"
             for name, start in declared.items()
         }
     except (KeyError, TypeError, AttributeError):
         return {}
+
+
+def _origin(encoder: str) -> str:
+    return "not pretrained" if encoder == "random" else f"pretrained ({encoder})"
 
 
 def _scale(rows: Sequence[Mapping[str, Any]], metric: str, splits: Sequence[str]) -> dict[str, Any]:
@@ -423,32 +423,28 @@ def _embed(path: Path, *, width: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _exists(encoder: Path, name: str) -> bool:
-    return (encoder / f"{name}.png").exists()
-
-
-def _pretraining(inputs: Inputs) -> dict[str, Any]:
-    history = inputs.history
+def _encoder(found: Pretrained) -> dict[str, Any]:
+    """What the page shows of an encoder and how it was pretrained."""
+    history, views = found.history, found.folder / "views.png"
     first, last = (history.iloc[[0, -1]].to_dict("records")) if len(history) else ({}, {})
-    plan = inputs.plan
     return {
+        "name": found.name,
+        "persons": len(found.persons),
+        "views": _embed(views, width=960) if views.exists() else None,
         "svg": figures.pretraining(history) if len(history) > 1 else None,
         "epochs": len(history),
         "first": first.get("loss"),
         "last": last.get("loss"),
         "rank": last.get("effective_rank"),
-        "architecture": plan.get("architecture") or plan.get("encoder", {}).get("architecture"),
-        "method": plan.get("method"),
-        "licence": plan.get("licence"),
+        "architecture": found.plan.encoder.architecture,
+        "method": found.plan.method,
+        "licence": found.plan.licence,
     }
 
 
 def _provenance(inputs: Inputs, seed: int) -> dict[str, Any]:
     rows = []
-    for name in STAGES:
-        record = inputs.records.get(name)
-        if record is None:
-            continue
+    for name, record in inputs.records.items():
         hardware = record.get("hardware", {})
         rows.append(
             {
@@ -462,7 +458,7 @@ def _provenance(inputs: Inputs, seed: int) -> dict[str, Any]:
                 "run": record.get("tracking_run", ""),
             }
         )
-    versions = [str(inputs.records.get(name, {}).get("data_version", "")) for name in STAGES]
+    versions = [str(record.get("data_version", "")) for record in inputs.records.values()]
     return {
         "stages": rows,
         "data_version": next((version[:16] for version in versions if version), "unknown"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def evaluate(
     *,
     cohort: Path,
     volumes: Path,
-    encoder: Path,
+    encoder: Sequence[Path],
     models: Path,
     params: EvaluateParams,
     tasks: Mapping[str, Task],
@@ -53,7 +53,7 @@ def evaluate(
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
-        ("plots/pretraining.tsv", found.history),
+        ("plots/pretraining.tsv", histories(found)),
     ):
         (work.dir / name).parent.mkdir(exist_ok=True)
         write_table(table, work.dir / name)
@@ -68,7 +68,6 @@ def evaluate(
         params=params,
         seed=seed,
         volumes=volumes,
-        encoder=encoder,
     )
     stage.write_json(work.dir / "metrics.json", nested(measured.measures))
     work.summary |= headlines(measured.measures, evidence)
@@ -89,6 +88,12 @@ def _check(params: EvaluateParams, tasks: Mapping[str, Task], found: Inputs, mod
         )
     if params.promotion:
         promotion.check(params.promotion, tasks, initializations)
+
+
+def histories(found: Inputs) -> pd.DataFrame:
+    """How each encoder was pretrained, one row an epoch."""
+    tables = [each.history.assign(encoder=each.name) for each in found.encoders]
+    return pd.concat(tables, ignore_index=True)
 
 
 def with_floors(evidence: Evidence, found: Inputs) -> Evidence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from neurofoundry.finetune import probe, subsets
 from neurofoundry.finetune.network import Network, Reader, columns, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
 from neurofoundry.finetune.train import train
+from neurofoundry.volumes import Grid
 
 DESCRIBED = ["scan_id", "dataset", "person", "session", "split", "site", "label"]
 """Columns of predictions.tsv before those of the output."""
@@ -37,18 +38,24 @@ class Start:
 
 
 def find_starts(
-    folder: Path, run_seeds: Sequence[int], *, seed: int
+    folders: Mapping[str, Path], run_seeds: Sequence[int], grid: Grid, *, seed: int
 ) -> dict[tuple[str, int], Start]:
-    """The pretrained encoder in ``folder``, and an untrained one, for each seed of a run."""
-    encoder, plan = encoders.load(folder)
-    weights = stage.hash_file(folder / "encoder.safetensors")
-    pretrained = Start(_placed(encoder), plan, weights)
-    untrained = plan.model_copy(update={"method": "random", "pretraining": None})
-    starts = {}
+    """Every encoder by name, and an untrained one, for each seed of a run.
+
+    The untrained network, "random", is that of the first encoder. Raises UsageError when an
+    encoder has not been trained on volumes of ``grid``.
+    """
+    starts: dict[tuple[str, int], Start] = {}
+    for name, folder in folders.items():
+        encoder, plan = encoders.load(folder)
+        encoders.check_grid(plan, grid)
+        start = Start(_placed(encoder), plan, stage.hash_file(folder / "encoder.safetensors"))
+        starts |= {(name, run_seed): start for run_seed in run_seeds}
+    plan = encoders.read_plan(next(iter(folders.values())))
+    untrained = plan.model_copy(update={"name": "random", "method": "random", "pretraining": None})
     for run_seed in run_seeds:
         drawn = int(generator(seed, run_seed, "encoder").integers(2**63))
         random = _placed(encoders.build(plan.encoder, seed=drawn))
-        starts["pretrained", run_seed] = pretrained
         starts["random", run_seed] = Start(random, untrained, f"seed {drawn}")
     return starts
 

@@ -8,12 +8,15 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from neurofoundry.params import Section
 
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
 
 class Initialization(Section):
     """Where a model starts from, and how much of it learns."""
 
-    encoder: Literal["pretrained", "random"]
-    """pretrained: the weights of the pretrain stage. random: the same network, untrained."""
+    encoder: Name
+    """Name of an encoder, such as a method of pretraining; random: the same network, untrained."""
     mode: Literal["finetune", "probe"]
     """finetune: all weights learn. probe: the encoder is frozen and a linear model learns."""
 
@@ -22,10 +25,6 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(values)) != len(values):
         raise ValueError("a value stands twice")
     return values
-
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class FinetuneParams(Section):

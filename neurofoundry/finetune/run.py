@@ -10,14 +10,13 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pandera.pandas as pa
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,15 +24,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from neurofoundry import cohort, encoders, stage
 from neurofoundry.augment import generator
 from neurofoundry.cohort import Task
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.model import DESCRIBED, find_starts, labelled, make
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
 from neurofoundry.volumes import read_batch, read_grid
-
-SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
-"""encoder/subjects.tsv: everyone the encoder was pretrained on."""
 
 SHARED_CODE = ("augment.py", "cohort.py", "encoders.py", "volumes.py")
 """The shared modules that a model depends on: when they change, it is made again."""
@@ -61,7 +57,7 @@ def finetune(
     work: Workspace,
     *,
     volumes: Path,
-    encoder: Path,
+    encoder: Sequence[Path],
     params: FinetuneParams,
     tasks: Mapping[str, Task],
     seed: int,
@@ -73,13 +69,20 @@ def finetune(
     again. Raises DataError and UsageError.
     """
     torch.backends.cudnn.deterministic = True
-    starts = find_starts(encoder, params.seeds, seed=seed)
     grid = read_grid(volumes)
-    encoders.check_grid(starts["pretrained", params.seeds[0]].plan, grid)
+    folders = encoders.find(encoder)
+    for name, init in params.initializations.items():
+        if init.encoder not in ("random", *folders):
+            raise UsageError(
+                f"finetune.initializations.{name}: no encoder '{init.encoder}'; there is "
+                f"{', '.join(folders)}. Pretrain it (pretrain.methods), or give it with --encoder."
+            )
+    starts = find_starts(folders, params.seeds, grid, seed=seed)
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = scans[scans["usable"]]
-    pretrained_on = cohort.read_table(encoder / "subjects.tsv", SUBJECTS)["person"]
-    cohort.guard_leaks(scans, pretrained_on=pretrained_on)
+    for folder in folders.values():
+        pretrained_on = cohort.read_table(folder / "subjects.tsv", cohort.SUBJECTS)["person"]
+        cohort.guard_leaks(scans, pretrained_on=pretrained_on)
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     runs = [Run(*values) for values in declared]

@@ -12,8 +12,10 @@ from neurofoundry.params import Section
 
 
 class PretrainParams(Section):
-    """SimCLR on the usable scans of some splits."""
+    """Self-supervised learning on the usable scans of some splits."""
 
+    methods: tuple[Literal["simclr"], ...] = Field(default=("simclr",), min_length=1)
+    """Each makes an encoder of its own, of that name."""
     splits: tuple[Literal["pretrain", "train"], ...] = Field(default=("pretrain",), min_length=1)
     """Where scans come from. The splits val, test and ood are never seen here."""
     encoder: EncoderParams = EncoderParams()
@@ -39,9 +41,9 @@ class PretrainParams(Section):
     licence: str = "not stated"
     """Of the weights: what the licences of the data allow. It travels with them."""
 
-    @field_validator("splits")
+    @field_validator("splits", "methods")
     @classmethod
-    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(splits)) != len(splits):
-            raise ValueError("a split stands twice")
-        return splits
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a name stands twice")
+        return names

@@ -1,4 +1,4 @@
-"""The stage: `neurofoundry pretrain --params params.yaml --volumes volumes --out encoder`."""
+"""The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ import torch
 from torch import nn
 
 from neurofoundry import cohort, encoders
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
 from neurofoundry.volumes import read_grid
 
 
-def pretrain(work: Workspace, *, volumes: Path, params: PretrainParams, seed: int) -> None:
+def pretrain(
+    work: Workspace, *, volumes: Path, method: str, params: PretrainParams, seed: int
+) -> None:
     """Train an encoder so that two views of a scan lie closer than views of other persons.
 
-    Writes the files of `encoder/` (docs/architecture.md). A killed run goes on from its last
+    Writes the files of `encoder/METHOD/` (docs/architecture.md). A killed run goes on from its last
     checkpoint and ends with the same weights. Raises DataError and UsageError.
     """
+    if method not in params.methods:
+        raise UsageError(
+            f"--method {method}: not one of pretrain.methods ({', '.join(params.methods)})."
+        )
     grid = read_grid(volumes)
     table = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = select_scans(table, params)
@@ -48,10 +54,11 @@ def pretrain(work: Workspace, *, volumes: Path, params: PretrainParams, seed: in
         seed=seed,
     )
     plan = encoders.Plan(
+        name=method,
         encoder=params.encoder,
         features=encoder.features,
         grid=grid.describe(),
-        method="simclr",
+        method=method,
         licence=params.licence,
         pretraining=pretraining,
     )

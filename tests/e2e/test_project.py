@@ -19,7 +19,7 @@ from tests.e2e.conftest import Run
 pytestmark = pytest.mark.e2e
 
 STAGES = ("ingest", "preprocess", "pretrain", "finetune", "evaluate")
-FOLDERS = ("cohort", "volumes", "encoder", "models", "evaluation")
+FOLDERS = ("cohort", "volumes", "encoder/simclr", "models", "evaluation")
 
 
 def stages_run(output: str) -> list[str]:
@@ -35,6 +35,7 @@ def test_the_outputs_are_those_listed(project: Path) -> None:
             if path.is_file():
                 name = path.relative_to(project).as_posix()
                 name = re.sub(r"[\w-]+_sub-\d+_ses-\d", "SCAN", name)
+                name = re.sub(r"^encoder/\w+/", "encoder/METHOD/", name)
                 name = re.sub(r"models/\w+/([\w-]+)/1\.0/0/", r"models/TASK/\1/1.0/0/", name)
                 found.add(re.sub(r"checkpoint/.*", "checkpoint/", name))
     listed = (Path(__file__).parent / "outputs.txt").read_text().split()

@@ -14,10 +14,12 @@ from PIL import Image
 
 from neurofoundry import tracking
 from neurofoundry.cohort import EXCLUDED, SCANS, VOLUMES, Task, write_table
+from neurofoundry.encoders import EncoderParams, Plan
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
-from neurofoundry.stage import Workspace
+from neurofoundry.stage import Workspace, write_json
 from neurofoundry.tracking import TrackingParams
+from neurofoundry.volumes import Grid
 
 TASKS = {
     "alzheimers": Task(
@@ -47,8 +49,10 @@ class Folders:
     root: Path
 
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {name: self.root / name for name in ("cohort", "volumes", "encoder", "models")}
+    def inputs(self) -> dict[str, Any]:
+        """As `evaluate` takes them."""
+        folders = {name: self.root / name for name in ("cohort", "volumes", "models")}
+        return folders | {"encoder": [self.root / "encoder"]}
 
     def predictions(self, task: str, init: str, fraction: float = 1.0, seed: int = 0) -> Path:
         run = self.root / "models" / task / init / str(fraction) / str(seed)
@@ -116,8 +120,8 @@ def write_inputs(
 ) -> Folders:
     """Write cohort/, volumes/, encoder/ and models/ for a table of scans."""
     folders = Folders(root)
-    for folder in folders.inputs.values():
-        folder.mkdir(parents=True)
+    for name in ("cohort", "volumes", "encoder", "models"):
+        (root / name).mkdir(parents=True)
     _write_cohort(folders, scans, pictures)
     _write_encoder(folders, scans)
     runs = []
@@ -142,7 +146,7 @@ def write_inputs(
     write_table(pd.DataFrame(runs, columns=columns), root / "models/runs.tsv")
     starts = {
         init: {
-            "encoder": "pretrained" if "simclr" in init else "random",
+            "encoder": "simclr" if "simclr" in init else "random",
             "mode": "probe" if init in ("simclr-probe", "frozen-random") else "finetune",
         }
         for init in skill
@@ -231,8 +235,15 @@ def _write_encoder(folders: Folders, scans: pd.DataFrame) -> None:
         }
     )
     write_table(history, encoder / "history.tsv")
-    plan = {"method": "simclr", "licence": "MIT", "encoder": {"architecture": "resnet18"}}
-    (encoder / "plan.json").write_text(json.dumps(plan))
+    plan = Plan(
+        name="simclr",
+        encoder=EncoderParams(),
+        features=512,
+        grid=Grid().describe(),
+        method="simclr",
+        licence="MIT",
+    )
+    write_json(encoder / "plan.json", plan)
     random = np.random.default_rng(3)
     pixels = random.integers(0, 255, (96, 96), dtype=np.uint8)
     Image.fromarray(pixels).save(encoder / "views.png")

@@ -162,17 +162,17 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
     values = EvaluateParams(baseline="scratch", bootstraps=100)
     tasks = {"sex": TASKS["sex"]}
     names = {
-        "cohort": "ingest",
-        "volumes": "preprocess",
-        "encoder": "pretrain",
-        "models": "finetune",
+        "ingest": "cohort",
+        "preprocess": "volumes",
+        "pretrain/simclr": "encoder",
+        "finetune": "models",
     }
     stage.run(
         "evaluate",
         lambda work: evaluate(work, **usual.inputs, params=values, tasks=tasks, seed=0),
         out=tmp_path / "evaluation",
         params={"evaluate": values.model_dump(mode="json")},
-        inputs={names[name]: folder for name, folder in usual.inputs.items()},
+        inputs={name: usual.root / folder for name, folder in names.items()},
         track=TrackingParams(mode="disabled"),
     )
     record = json.loads((tmp_path / "evaluation/stage.json").read_text())

@@ -15,7 +15,7 @@ from tests.finetune.tiny import FINETUNED
         ({"initializations": {}}, "at least 1 item"),
         ({"initializations": {"a/b": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
         ({"initializations": {"..": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
-        ({"initializations": {"a": {"encoder": "imagenet", "mode": "probe"}}}, "pretrained"),
+        ({"initializations": {"a": {"encoder": "a/b", "mode": "probe"}}}, "match pattern"),
         ({"fractions": [0.5, 0.5]}, "a value stands twice"),
         ({"fractions": [0]}, "greater than 0"),
         ({"fractions": [1.5]}, "less than or equal to 1"),

@@ -26,8 +26,8 @@ BOTH: dict[str, Any] = {
     "epochs": 3,
     "initializations": {
         "scratch": {"encoder": "random", "mode": "finetune"},
-        "simclr": {"encoder": "pretrained", "mode": "finetune"},
-        "probe": {"encoder": "pretrained", "mode": "probe"},
+        "simclr": {"encoder": "simclr", "mode": "finetune"},
+        "probe": {"encoder": "simclr", "mode": "probe"},
     },
 }
 TASKS = {"diagnosis": DIAGNOSIS, "age": AGE}
@@ -335,6 +335,13 @@ class TestRefusals:
         encoder = tiny.write_encoder(tmp_path / "encoder", grid=Grid(spacing=3.0))
         with pytest.raises(UsageError, match=r"spacing_mm 3\.0 \(volumes: 6\.0\)"):
             tiny.run(tmp_path / "models", volumes, encoder, BOTH, TASKS)
+
+    def test_an_encoder_that_is_not_there_is_named(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        params = {"initializations": {"m": {"encoder": "mae", "mode": "probe"}}}
+        with pytest.raises(UsageError, match=r"initializations\.m: no encoder 'mae'; .* simclr"):
+            tiny.run(tmp_path / "models", volumes, encoder, params, TASKS)
 
     def test_a_broken_volume_is_named(
         self, tmp_path: Path, own_volumes: Path, encoder: Path

@@ -34,7 +34,7 @@ FINETUNED: dict[str, Any] = {
     "augmentation": "none",
 }
 PROBED: dict[str, Any] = {
-    "initializations": {"probe": {"encoder": "pretrained", "mode": "probe"}},
+    "initializations": {"probe": {"encoder": "simclr", "mode": "probe"}},
 }
 
 
@@ -102,6 +102,7 @@ def write_encoder(
     params = EncoderParams(stem_stride=2, width=0.125)
     encoder = encoders.build(params, seed=seed)
     plan = Plan(
+        name="simclr",
         encoder=params,
         features=encoder.features,
         grid=grid.describe(),
@@ -138,11 +139,11 @@ def run(
     stage.run(
         "finetune",
         lambda work: finetune(
-            work, volumes=volumes, encoder=encoder, params=values, tasks=tasks, seed=seed
+            work, volumes=volumes, encoder=[encoder], params=values, tasks=tasks, seed=seed
         ),
         out=out,
         params={"finetune": values, "tasks": dict(tasks), "seed": seed},
-        inputs={"preprocess": volumes, "pretrain": encoder},
+        inputs={"preprocess": volumes, "pretrain/simclr": encoder},
         track=TrackingParams(mode="disabled"),
         resume_items=True,
     )

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     params = PretrainParams.model_validate_json(sys.argv[3])
     stage.run(
         "pretrain",
-        lambda work: pretrain(work, volumes=volumes, params=params, seed=7),
+        lambda work: pretrain(work, volumes=volumes, method="simclr", params=params, seed=7),
         out=out,
         params={"pretrain": params},
         inputs={"preprocess": volumes},
