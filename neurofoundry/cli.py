@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import neurofoundry
-from neurofoundry.errors import NeurofoundryError
+from neurofoundry.errors import NeurofoundryError, UsageError
+from neurofoundry.store import locate, locate_all
 
 if TYPE_CHECKING:
     from neurofoundry.project import Params
@@ -27,45 +30,102 @@ app = typer.Typer(
 )
 
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters of all stages.")]
+ParamsFile = Annotated[
+    str,
+    typer.Option(
+        "--params", help="The parameters: a file, or what `configure` gave for this stage."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter: pretrain.epochs=3"),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write; it appears when whole.")]
 Data = Annotated[Path, typer.Option("--data", help="The raw data: BIDS, DICOM or a table.")]
-Cohort = Annotated[Path, typer.Option("--cohort", help="The output of ingest.")]
-Volumes = Annotated[Path, typer.Option("--volumes", help="The output of preprocess.")]
+Cohort = Annotated[Path, typer.Option("--cohort", callback=locate, help="The output of ingest.")]
+Volumes = Annotated[
+    Path, typer.Option("--volumes", callback=locate, help="The output of preprocess.")
+]
 Encoder = Annotated[
     list[Path],
-    typer.Option("--encoder", help="An output of pretrain, or a folder of them. Repeatable."),
+    typer.Option(
+        "--encoder",
+        callback=locate_all,
+        help="An output of pretrain, or a folder of them. Repeatable.",
+    ),
 ]
-Models = Annotated[Path, typer.Option("--models", help="The output of finetune.")]
+Models = Annotated[Path, typer.Option("--models", callback=locate, help="The output of finetune.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")]
+
+# What a step of an orchestrator needs beside (docs/kubeflow.md).
+CLUSTER = "On a cluster"
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        rich_help_panel=CLUSTER,
+        help="Keep the output here, beside those of other runs; --out becomes its manifest.",
+    ),
+]
+Copies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy",
+        metavar="FILE=PATH",
+        rich_help_panel=CLUSTER,
+        help="Copy a file of the finished output. Repeatable.",
+    ),
+]
+ExecutorInput = Annotated[
+    str, typer.Option("--executor-input", rich_help_panel=CLUSTER, help="Of Kubeflow Pipelines.")
+]
+PartOf = Annotated[
+    str,
+    typer.Option(
+        "--part",
+        metavar="NUMBER/OF",
+        rich_help_panel=CLUSTER,
+        help="Make one of several equal parts, such as 2/8.",
+    ),
+]
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reuse",
+        callback=locate_all,
+        rich_help_panel=CLUSTER,
+        help="Take from these outputs what they have made, such as parts. Repeatable.",
+    ),
+]
 
 
 @app.command()
 def ingest(
     data: Data,
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
 ) -> None:
     """Look at every file of the raw data and make the table of usable scans and their splits."""
     from neurofoundry import stage
     from neurofoundry.ingest import run
 
-    values = _load(params, overrides)
-    stage.run(
+    values = _load(params, overrides, stage="ingest")
+    folder = stage.run(
         "ingest",
         lambda work: run.ingest(
             work, data=data, params=values.ingest, tasks=values.tasks, seed=values.seed
         ),
         out=out,
-        params=_read(values, "ingest", "tasks", "seed"),
+        params=_read(values, "ingest"),
         inputs={},
         track=values.tracking,
+        store=store,
     )
+    _hand_over(folder, copies, executor_input)
 
 
 @app.command()
@@ -73,16 +133,21 @@ def preprocess(
     data: Data,
     cohort: Cohort,
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
     workers: Workers = 0,
+    part: PartOf = "1/1",
+    reuse: Reuse = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
 ) -> None:
     """Mask the brain, register it to MNI152, normalize it, and check the result."""
     from neurofoundry import stage
     from neurofoundry.preprocess import run
 
-    values = _load(params, overrides)
-    stage.run(
+    values = _load(params, overrides, stage="preprocess")
+    folder = stage.run(
         "preprocess",
         lambda work: run.preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
@@ -92,7 +157,11 @@ def preprocess(
         inputs={"ingest": cohort},
         track=values.tracking,
         resume_items=True,
+        part=stage.Part.parse(part),
+        reuse=reuse or (),
+        store=store,
     )
+    _hand_over(folder, copies, executor_input)
 
 
 @app.command()
@@ -100,24 +169,29 @@ def pretrain(
     volumes: Volumes,
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
 ) -> None:
     """Train an encoder on unlabelled volumes."""
     from neurofoundry import stage
     from neurofoundry.pretrain import run
 
-    values = _load(params, overrides)
-    stage.run(
+    values = _load(params, overrides, stage="pretrain")
+    folder = stage.run(
         "pretrain",
         lambda work: run.pretrain(
             work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
         ),
         out=out,
-        params=_read(values, "pretrain", "seed") | {"method": method},
+        params=_read(values, "pretrain") | {"method": method},
         inputs={"preprocess": volumes},
         track=values.tracking,
+        store=store,
     )
+    _hand_over(folder, copies, executor_input)
 
 
 @app.command()
@@ -125,15 +199,20 @@ def finetune(
     volumes: Volumes,
     encoder: Encoder,
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
+    part: PartOf = "1/1",
+    reuse: Reuse = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
 ) -> None:
     """Fine-tune and probe on the declared tasks, from every declared initialization."""
     from neurofoundry import stage
     from neurofoundry.finetune import run
 
-    values = _load(params, overrides)
-    stage.run(
+    values = _load(params, overrides, stage="finetune")
+    folder = stage.run(
         "finetune",
         lambda work: run.finetune(
             work,
@@ -144,11 +223,15 @@ def finetune(
             seed=values.seed,
         ),
         out=out,
-        params=_read(values, "finetune", "tasks", "seed"),
+        params=_read(values, "finetune"),
         inputs={"preprocess": volumes, **_encoders(encoder)},
         track=values.tracking,
         resume_items=True,
+        part=stage.Part.parse(part),
+        reuse=reuse or (),
+        store=store,
     )
+    _hand_over(folder, copies, executor_input)
 
 
 @app.command()
@@ -158,15 +241,18 @@ def evaluate(
     encoder: Encoder,
     models: Models,
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
 ) -> None:
     """Measure the models in and out of distribution, with intervals, and write the report."""
     from neurofoundry import stage
     from neurofoundry.evaluate import run
 
-    values = _load(params, overrides)
-    stage.run(
+    values = _load(params, overrides, stage="evaluate")
+    folder = stage.run(
         "evaluate",
         lambda work: run.evaluate(
             work,
@@ -179,7 +265,7 @@ def evaluate(
             seed=values.seed,
         ),
         out=out,
-        params=_read(values, "evaluate", "tasks", "seed"),
+        params=_read(values, "evaluate"),
         inputs={
             "ingest": cohort,
             "preprocess": volumes,
@@ -187,14 +273,46 @@ def evaluate(
             "finetune": models,
         },
         track=values.tracking,
+        store=store,
     )
+    _hand_over(folder, copies, executor_input)
+
+
+@app.command()
+def configure(
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    preprocess_parts: Annotated[int, typer.Option(min=1, help="Parts of the scans.")] = 1,
+    finetune_parts: Annotated[
+        int, typer.Option(min=0, help="Parts of the models to make; 0: one a model.")
+    ] = 1,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Check the parameters, and print for each stage those that it reads, and what runs apart.
+
+    So a stage whose own parameters are the same is the same step, whatever else has changed.
+    """
+    from neurofoundry import executor
+    from neurofoundry.project import SECTIONS
+
+    values = _load(params, overrides)
+    finetune_parts = finetune_parts or len(values.tasks) * values.finetune.models_per_task()
+    tracking = {"tracking": values.tracking.model_dump(mode="json")}
+    found: dict[str, Any] = {name: json.dumps(_read(values, name) | tracking) for name in SECTIONS}
+    found["methods"] = list(values.pretrain.methods)
+    for name, count in (("preprocess", preprocess_parts), ("finetune", max(1, finetune_parts))):
+        found[f"{name}_parts"] = [f"{number}/{count}" for number in range(1, count + 1)]
+    if executor_input:
+        executor.publish(executor_input, parameters=found)
+    else:
+        print(json.dumps(found, indent=2))
 
 
 @app.command(name="run")
 def run_all(
     data: Data,
     out: Out,
-    params: ParamsFile = Path("params.yaml"),
+    params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
     workers: Workers = 0,
 ) -> None:
@@ -246,11 +364,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _load(path: Path, overrides: Sequence[str] | None) -> Params:
+def _load(params: str, overrides: Sequence[str] | None, *, stage: str = "") -> Params:
+    """The file ``params`` as a whole, or the document that `configure` made for ``stage``."""
     from neurofoundry.params import load
+    from neurofoundry.project import load_sections
+
+    if params.lstrip().startswith("{"):
+        return load_sections(stage, params, overrides or ())
     from neurofoundry.project import Params
 
-    return load(path, Params, overrides or ())
+    return load(Path(params), Params, overrides or ())
+
+
+def _read(values: Params, stage: str) -> dict[str, Any]:
+    """What ``stage`` reads of the parameters."""
+    from neurofoundry.project import SECTIONS
+
+    plain = values.model_dump(mode="json", by_alias=True)
+    return {name: plain[name] for name in SECTIONS[stage]}
 
 
 def _encoders(folders: Sequence[Path]) -> dict[str, Path]:
@@ -260,9 +391,18 @@ def _encoders(folders: Sequence[Path]) -> dict[str, Path]:
     return {f"pretrain/{name}": folder for name, folder in find(folders).items()}
 
 
-def _read(values: Params, *sections: str) -> dict[str, Any]:
-    plain = values.model_dump(mode="json", by_alias=True)
-    return {name: plain[name] for name in sections}
+def _hand_over(folder: Path, copies: Sequence[str] | None, executor_input: str) -> None:
+    """Give an orchestrator what it asked for of a finished output."""
+    from neurofoundry import executor
+
+    for copy in copies or ():
+        name, _, target = copy.partition("=")
+        if not (folder / name).is_file() or not target:
+            raise UsageError(f"--copy {copy}: expected FILE=PATH; {folder} has no file '{name}'.")
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
+    if executor_input:
+        executor.publish(executor_input, **executor.describe(folder))
 
 
 def _version(show: bool) -> None:

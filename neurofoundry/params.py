@@ -53,17 +53,24 @@ def load(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: the parameters cannot be read ({error}).") from error
+    return load_text(text, model, overrides, origin=str(path))
+
+
+def load_text(
+    text: str, model: type[Model], overrides: Sequence[str] = (), *, origin: str
+) -> Model:
+    """As `load`, from YAML (or JSON) that came from ``origin``."""
     loader = _Loader(text)
-    loader.name = str(path)
+    loader.name = origin
     try:
         values = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {error}") from error
+        raise UsageError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected sections such as 'ingest:', found {values!r:.80}.")
+        raise UsageError(f"{origin}: expected sections such as 'ingest:', found {values!r:.80}.")
     for override in overrides:
         _override(values, override)
-    return validate(values, model, origin=str(path))
+    return validate(values, model, origin=origin)
 
 
 def validate(values: Mapping[str, Any], model: type[Model], *, origin: str) -> Model:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Sequence
+from typing import Any, cast
+
+from pydantic import Field, create_model, model_validator
 
 from neurofoundry.cohort import SCANS, Task
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
-from neurofoundry.params import Section
+from neurofoundry.params import Section, load_text
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.tracking import TrackingParams
+
+SECTIONS = {
+    "ingest": ("ingest", "tasks", "seed"),
+    "preprocess": ("preprocess",),
+    "pretrain": ("pretrain", "seed"),
+    "finetune": ("finetune", "tasks", "seed"),
+    "evaluate": ("evaluate", "tasks", "seed"),
+}
+"""The sections that each stage reads: it runs again when one of them changes, and only then."""
 
 
 class Params(Section):
@@ -49,3 +61,16 @@ class Params(Section):
         if promotion and promotion.initialization not in self.finetune.initializations:
             raise ValueError(f"evaluate.promotion: no initialization '{promotion.initialization}'")
         return self
+
+
+def load_sections(stage: str, document: str, overrides: Sequence[str] = ()) -> Params:
+    """Read a document that holds only the sections of ``stage``, as `configure` writes it.
+
+    The result has these sections and no other. Raises UsageError.
+    """
+    fields: dict[str, Any] = {
+        name: (Params.model_fields[name].annotation, Params.model_fields[name])
+        for name in (*SECTIONS[stage], "tracking")
+    }
+    model = create_model("Sections", __base__=Section, **fields)
+    return cast(Params, load_text(document, model, overrides, origin="--params"))

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import neurofoundry
 from neurofoundry import tracking
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.store import folder_of, outputs, write_manifest
 from neurofoundry.tracking import Tracker, TrackingParams
 
 SCHEMA_VERSION = 1
@@ -32,8 +33,37 @@ PUBLISHES = {
 }
 """The contract files of each stage: their content is what a later stage depends on."""
 
+LOOKED_AT = 8
+"""Outputs in a store, the newest first, that are looked through for items to reuse."""
+
 SOURCES = (".py", ".html", ".md")
 """Files of a stage's package that decide what it writes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts of a stage's items, made on several machines."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read 'NUMBER/OF', such as 2/8. Raises UsageError."""
+        number, _, of = text.partition("/")
+        if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
+            return cls(int(number), int(of))
+        raise UsageError(f"--part {text}: expected NUMBER/OF, such as 2/8.")
+
+    @property
+    def items(self) -> slice:
+        """Which items of a list, or rows of a table, are this part's."""
+        return slice(self.number - 1, None, self.of)
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is no other part."""
+        return self.of == 1
 
 
 @dataclass
@@ -42,11 +72,13 @@ class Workspace:
 
     dir: Path
     """The partial folder. It survives a kill and is handed to the next run of the same stage."""
-    previous: Path | None
-    """The folder published by an earlier run, whatever its parameters; read-only."""
+    earlier: tuple[Path, ...]
+    """Finished outputs of this stage, whatever their parameters, whose items may be reused."""
     tracker: Tracker
     data_version: str
     """Hash of the raw data. Ingest sets it; later stages inherit it."""
+    part: Part = Part()
+    """Which items are to be made."""
     summary: dict[str, Any] = field(default_factory=dict)
     """A few numbers for stage.json and the tracker: counts, losses, metrics."""
 
@@ -60,14 +92,21 @@ def run(
     inputs: Mapping[str, Path],
     track: TrackingParams,
     resume_items: bool = False,
-) -> None:
-    """Run ``body`` in a partial folder beside ``out`` and publish it as ``out`` when it is whole.
+    part: Part = Part(),
+    reuse: Sequence[Path] = (),
+    store: Path | None = None,
+) -> Path:
+    """Run ``body`` in a partial folder and publish it as ``out`` when it is whole; where it lies.
+
+    With a ``store`` the output lies in a folder of it that nothing ever replaces, and ``out``
+    becomes a manifest that names the folder (store.py).
 
     ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
     earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
     same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
     A stage that keys its own items (a scan, a fine-tuning run) sets ``resume_items`` and gets the
-    partial folder whatever has changed.
+    partial folder whatever has changed, and the
+    finished outputs ``reuse``, such as those of the other parts.
     """
     started = datetime.now(UTC)
     upstream = {
@@ -78,22 +117,24 @@ def run(
         "schema_version": SCHEMA_VERSION,
         "code_sha256": code_hash(name),
         "params": json.loads(json.dumps(params, default=_plain)),
+        **({} if part.whole else {"part": f"{part.number}/{part.of}"}),
         "inputs": {name: record["contents"] for name, record in upstream.items()},
     }
     key = _hash_json(identity)
-    partial = out.with_name(f".{out.name}.partial")
-    replaced = out.with_name(f".{out.name}.replaced")
-    if replaced.exists() and not out.exists():
-        replaced.rename(out)  # killed between the two renames of _publish
+    folder = folder_of(store, name, key) if store else out
+    partial = folder.with_name(f".{folder.name}.partial")
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)  # killed between the two renames of _publish
     # Ingest has no upstream: whether the raw data changed is known only once it has looked.
-    if inputs and _recorded_key(out) == key:
-        print(f"{out}: up to date")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if inputs and _recorded_key(folder) == key:
+        print(f"{folder}: up to date")
+        return _hand_over(folder, out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if not resume_items and key not in (_partial_key(partial), _recorded_key(partial)):
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
-    lock = _lock(partial, out)
+    lock = _lock(partial, folder)
     try:
         if _recorded_key(partial) != key or not inputs:
             (partial / "stage.json").unlink(missing_ok=True)
@@ -109,16 +150,23 @@ def run(
             with tracking.run(track, stage=name, key=run_key, config=config) as tracker:
                 work = Workspace(
                     dir=partial,
-                    previous=out if (out / "stage.json").exists() else None,
+                    earlier=_earlier(name, folder, reuse, store),
                     tracker=tracker,
                     data_version=data_version,
+                    part=part,
                 )
                 body(work)
                 tracker.summary(work.summary)
-            _write_record(partial, name, key, identity, work, started)
-        _publish(partial, out, replaced)
+            key = _write_record(partial, name, key, identity, work, started)
+            if store and not inputs:
+                folder = folder_of(store, name, key)
+        if store and _recorded_key(folder) == key:
+            shutil.rmtree(partial)  # ingest found what an earlier run had found
+        else:
+            _publish(partial, folder, replaced)
     finally:
         os.close(lock)
+    return _hand_over(folder, out)
 
 
 def code_hash(stage: str, *modules: str) -> str:
@@ -166,13 +214,28 @@ def git_commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _publish(partial: Path, out: Path, replaced: Path) -> None:
+def _earlier(
+    name: str, folder: Path, reuse: Sequence[Path], store: Path | None
+) -> tuple[Path, ...]:
+    if store:
+        return (*reuse, *outputs(store, name)[:LOOKED_AT])
+    return (*reuse, *([folder] if (folder / "stage.json").exists() else []))
+
+
+def _publish(partial: Path, folder: Path, replaced: Path) -> None:
     (partial / ".key").unlink(missing_ok=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _hand_over(folder: Path, out: Path) -> Path:
+    """Leave a manifest at ``out`` when the output itself lies elsewhere, in a store."""
+    if folder != out:
+        write_manifest(out, folder, json.loads((folder / "stage.json").read_text()))
+    return folder
 
 
 def _lock(partial: Path, out: Path) -> int:
@@ -217,12 +280,15 @@ def _write_record(
     identity: dict[str, Any],
     work: Workspace,
     started: datetime,
-) -> None:
+) -> str:
+    """Write stage.json, last of all; the key of the output."""
     contents = {
         file.relative_to(partial).as_posix(): hash_file(file)
         for pattern in PUBLISHES[name]
         for file in sorted(partial.glob(pattern))
     }
+    if not identity["inputs"]:
+        key = _hash_json([key, contents])  # what it is made of is known only from what it found
     write_json(
         partial / "stage.json",
         {
@@ -244,6 +310,7 @@ def _write_record(
             "contents": contents,
         },
     )
+    return key
 
 
 def _recorded_key(folder: Path) -> str | None:

@@ -69,7 +69,7 @@ def test_a_failed_run_leaves_the_old_output_and_its_own_work(tmp_path: Path) -> 
 
     def broken(work: stage.Workspace) -> None:
         (work.dir / "half").write_text("half")
-        assert work.previous == volumes
+        assert work.earlier == (volumes,)
         raise DataError("no usable scan")
 
     arguments: dict[str, Any] = {"out": volumes, "inputs": {"ingest": cohort}, "track": QUIET}

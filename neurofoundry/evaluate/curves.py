@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measures import gap
 from neurofoundry.metrics import calibration_bins
 
-ROC = ["task", "init", "split", "seed", "class", "fpr", "tpr"]
+ROC = ["task", "init", "split", "seed", "class", "threshold", "fpr", "tpr"]
+CONFUSION = ["task", "init", "split", "true", "predicted", "scans"]
 RELIABILITY = ["task", "init", "split", "stated", "observed", "scans"]
 PREDICTED = ["task", "init", "split", "true", "predicted"]
 
@@ -24,11 +26,28 @@ def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
         classes = evidence.task.classes
         for seed, outputs in zip(model.seeds, model.outputs, strict=True):
             for index in [1] if len(classes) == 2 else range(len(classes)):
-                alarms, hits, _ = roc_curve(evidence.targets[rows] == index, outputs[rows, index])
-                part = pd.DataFrame({"fpr": alarms, "tpr": hits})
+                alarms, hits, least = roc_curve(
+                    evidence.targets[rows] == index, outputs[rows, index]
+                )
+                # The curve begins where nothing is called, at an infinite threshold.
+                part = pd.DataFrame({"threshold": least.clip(max=1), "fpr": alarms, "tpr": hits})
                 head = {"task": evidence.name, "init": model.name, "split": split}
                 parts.append(part.assign(**head, seed=seed, **{"class": classes[index]}))
     return pd.concat(parts)[ROC] if parts else pd.DataFrame(columns=ROC)
+
+
+def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
+    """How many scans of each class are called what, as the most probable class; seeds pooled."""
+    parts = []
+    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+        classes = evidence.task.classes
+        truth = np.tile(evidence.targets[rows].astype(int), len(model.seeds))
+        called = np.concatenate(model.outputs[:, rows]).argmax(axis=1)
+        counts = confusion_matrix(truth, called, labels=range(len(classes)))
+        pairs = itertools.product(classes, classes)
+        part = pd.DataFrame(pairs, columns=["true", "predicted"]).assign(scans=counts.ravel())
+        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(parts)[CONFUSION] if parts else pd.DataFrame(columns=CONFUSION)
 
 
 def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:

@@ -50,6 +50,7 @@ def evaluate(
         ("tables/metrics.tsv", measured.measures),
         ("tables/differences.tsv", measured.differences),
         ("tables/gaps.tsv", measured.gaps),
+        ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -70,7 +71,7 @@ def evaluate(
         volumes=volumes,
     )
     stage.write_json(work.dir / "metrics.json", nested(measured.measures))
-    work.summary |= headlines(measured.measures, evidence)
+    work.summary |= headlines(measured.measures, evidence) | {"promoted": decision.promoted}
 
 
 def _check(params: EvaluateParams, tasks: Mapping[str, Task], found: Inputs, models: Path) -> None:

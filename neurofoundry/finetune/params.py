@@ -55,6 +55,10 @@ class FinetuneParams(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW, on weights; not on biases and norms."""
 
+    def models_per_task(self) -> int:
+        """How many models a task gets."""
+        return len(self.initializations) * len(self.fractions) * len(self.seeds)
+
     def training(self) -> dict[str, object]:
         """What a fine-tuned model depends on, and a probe does not."""
         return self.model_dump(mode="json", exclude={"initializations", "fractions", "seeds"})

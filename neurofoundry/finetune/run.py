@@ -64,8 +64,8 @@ def finetune(
 ) -> None:
     """Make every declared model, or reuse it, and let it predict val, test and ood.
 
-    Writes the files of docs/architecture.md, `models/`. A model that ``work.dir`` or
-    ``work.previous`` holds, made of the same code, parameters, weights and scans, is not made
+    Writes the files of docs/architecture.md, `models/`. A model that ``work.dir`` or a folder of
+    ``work.earlier`` holds, made of the same code, parameters, weights and scans, is not made
     again. Raises DataError and UsageError.
     """
     torch.backends.cudnn.deterministic = True
@@ -85,7 +85,7 @@ def finetune(
         cohort.guard_leaks(scans, pretrained_on=pretrained_on)
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
-    runs = [Run(*values) for values in declared]
+    runs = [Run(*values) for values in declared][work.part.items]
     gaps = find_gaps(runs, tasks, scans, seed=seed)
     possible = [run for run in runs if run not in gaps]
     _remove_all_but([work.dir / run.name for run in possible], work.dir)
@@ -122,7 +122,7 @@ def finetune(
                 "code_sha256": code,
             }
             folder = work.dir / run.name
-            if _reuse(folder, work.previous and work.previous / run.name, ingredients):
+            if _reuse(folder, [each / run.name for each in work.earlier], ingredients):
                 progress.advance(bar, _effort(run, params))
             else:
                 folder.mkdir(parents=True)
@@ -212,16 +212,17 @@ def _hash_table(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
-def _reuse(folder: Path, previous: Path | None, ingredients: dict[str, Any]) -> bool:
+def _reuse(folder: Path, earlier: Sequence[Path], ingredients: dict[str, Any]) -> bool:
     """Whether ``folder`` now holds a whole model of these ingredients; if not, it is gone."""
     if _made_of(folder) == ingredients:
         return True
     shutil.rmtree(folder, ignore_errors=True)
-    if previous is None or _made_of(previous) != ingredients:
+    source = next((each for each in earlier if _made_of(each) == ingredients), None)
+    if source is None:
         return False
     copied = folder.with_name(f".{folder.name}.copied")
     shutil.rmtree(copied, ignore_errors=True)
-    shutil.copytree(previous, copied, copy_function=_link)
+    shutil.copytree(source, copied, copy_function=_link)
     copied.rename(folder)
     return True
 

@@ -48,7 +48,7 @@ def preprocess(
     A scan that cannot be used stays in the table, with the reason. Raises DataError when fewer
     than two can be used, and UsageError when a worker process is killed.
     """
-    scans = read_table(cohort / "scans.tsv", SCANS)
+    scans = read_table(cohort / "scans.tsv", SCANS).iloc[work.part.items]
     code = code_hash("preprocess", "volumes.py")
     settings = params.model_dump_json()
     keys = {
@@ -87,7 +87,7 @@ def preprocess(
     faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
     counts = ", ".join(f"{count} × {fault}" for fault, count in sorted(faults.items()))
     usable = int(table["usable"].sum())
-    if usable < FEWEST_SCANS:
+    if usable < FEWEST_SCANS and work.part.whole:
         raise DataError(
             f"{usable} of {len(table)} scans can be used, at least {FEWEST_SCANS} are needed. "
             f"Not usable: {counts or 'none'}. Pictures and measures: {work.dir / 'qc.html'}. Mend "
@@ -98,9 +98,7 @@ def preprocess(
 
 def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
     """The result of an earlier run with the same key, its files brought into the work folder."""
-    for folder in (work.dir, work.previous):
-        if folder is None:
-            continue
+    for folder in (work.dir, *work.earlier):
         try:
             result = Result(**json.loads((folder / OUTPUTS[-1].format(scan_id)).read_text()))
         except (FileNotFoundError, ValueError, TypeError):

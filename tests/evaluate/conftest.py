@@ -278,7 +278,7 @@ def run(
     with tracking.run(
         TrackingParams(mode="disabled"), stage="evaluate", key="k" * 16, config={}
     ) as t:
-        work = Workspace(dir=out, previous=None, tracker=t, data_version="v")
+        work = Workspace(dir=out, earlier=(), tracker=t, data_version="v")
         evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed)
     return work
 

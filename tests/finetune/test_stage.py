@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from neurofoundry.cohort import Condition, Task
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.stage import Part
 from neurofoundry.volumes import Grid
 from tests.finetune import tiny
 from tests.finetune.tiny import AGE, DIAGNOSIS
@@ -234,6 +235,21 @@ class TestResume:
         after = when_made(out)
         remade = sorted(name for name in before if after[name] != before[name])
         assert remade == sorted(name for name in before if "probe" not in name)
+
+    def test_parts_of_several_machines_make_what_one_run_makes(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        parts = []
+        for number in (1, 2):
+            out, part = tmp_path / f"part{number}", Part(number, 2)
+            parts.append(tiny.run(out, volumes, encoder, BOTH, TASKS, part=part))
+        rows = [len(pd.read_csv(part / "runs.tsv", sep="\t")) for part in parts]
+        assert rows == [3, 3]
+        merged = tiny.run(tmp_path / "models", volumes, encoder, BOTH, TASKS, reuse=parts)
+        assert tiny.contents(merged) == tiny.contents(models)
+        made = [path for part in parts for path in part.rglob("model.safetensors")]
+        used = merged.rglob("model.safetensors")
+        assert {path.stat().st_ino for path in made} == {path.stat().st_ino for path in used}
 
     def test_more_runs_are_added_to_those_there_are_and_others_vanish(
         self, tmp_path: Path, models: Path, volumes: Path, encoder: Path

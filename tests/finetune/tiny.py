@@ -133,6 +133,7 @@ def run(
     params: Mapping[str, Any],
     tasks: Mapping[str, Task],
     seed: int = 0,
+    **where: Any,
 ) -> Path:
     """The stage as the command line runs it."""
     values = FinetuneParams.model_validate(params)
@@ -146,6 +147,7 @@ def run(
         inputs={"preprocess": volumes, "pretrain/simclr": encoder},
         track=TrackingParams(mode="disabled"),
         resume_items=True,
+        **where,
     )
     return out
 

@@ -113,7 +113,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     quiet = TrackingParams(mode="disabled")
     with tracking.run(quiet, stage="ingest", key="0" * 16, config={}) as tracker:
-        work = Workspace(dir=out, previous=None, tracker=tracker, data_version="")
+        work = Workspace(dir=out, earlier=(), tracker=tracker, data_version="")
         ingest(work, data=data, params=values, tasks=parsed, seed=seed, workers=workers)
     return Outcome(out, work)
 

@@ -20,7 +20,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.stage import Workspace
+from neurofoundry.stage import Part, Workspace
 from neurofoundry.tracking import Tracker
 from neurofoundry.volumes import read_grid
 from tests.preprocess.conftest import WriteCohort
@@ -35,11 +35,12 @@ def preprocess(tmp_path: Path, tracker: Tracker) -> Preprocess:
     def run_it(
         cohort: Path,
         name: str = "work",
-        previous: Path | None = None,
+        earlier: tuple[Path, ...] = (),
         params: PreprocessParams = PARAMS,
         workers: int = 2,
+        part: str = "1/1",
     ) -> Workspace:
-        work = Workspace(tmp_path / name, previous, tracker, data_version="")
+        work = Workspace(tmp_path / name, earlier, tracker, data_version="", part=Part.parse(part))
         work.dir.mkdir(exist_ok=True)
         run.preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=workers)
         return work
@@ -103,6 +104,18 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     assert work.summary["scans"] == 6
 
 
+def test_parts_of_several_machines_make_what_one_run_makes(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess
+) -> None:
+    cohort = write_cohort({f"head{number}": path for number, path in enumerate(head_files[:3])})
+    whole = preprocess(cohort, "whole")
+    parts = [preprocess(cohort, f"part{number}", part=f"{number}/4") for number in (1, 2, 3, 4)]
+    assert [part.summary["scans"] for part in parts] == [1, 1, 1, 0]
+    merged = preprocess(cohort, "merged", earlier=tuple(part.dir for part in parts))
+    assert merged.summary["reused"] == 3
+    assert content(merged.dir) == content(whole.dir)
+
+
 def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess
 ) -> None:
@@ -118,7 +131,7 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
 
     # One left, one came, in another folder beside the published one.
     changed = {"head0": heads["head0"], "head2": heads["head2"], "head3": head_files[3]}
-    second = preprocess(write_cohort(changed), "second", previous=first.dir)
+    second = preprocess(write_cohort(changed), "second", earlier=(first.dir,))
     found, second_content = inodes(second.dir), content(second.dir)
     assert second.summary["reused"] == 2
     assert {name for name in found if name.startswith("head1")} == set()
@@ -128,7 +141,7 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
 
     # Other parameters: the same work folder, and nothing of it is trusted.
     affine = PARAMS.model_copy(update={"registration": "affine"})
-    third = preprocess(write_cohort(changed), "second", previous=first.dir, params=affine)
+    third = preprocess(write_cohort(changed), "second", earlier=(first.dir,), params=affine)
     assert third.summary["reused"] == 0
     for name in ("head0.json", "head2_to-mni.txt", "head3.nii"):
         assert content(third.dir)[name] != second_content[name]

@@ -43,7 +43,7 @@ def run_stage(volumes: Path, work_dir: Path, **values: object) -> Workspace:
     with tracking_run(
         TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
     ) as tracker:
-        work = Workspace(dir=work_dir, previous=None, tracker=tracker, data_version="v1")
+        work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
         pretrain(work, volumes=volumes, method="simclr", params=params_of(**values), seed=7)
     return work
 

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neurofoundry.errors import UsageError
+from neurofoundry.params import load
+from neurofoundry.project import SECTIONS, Params, load_sections
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def whole() -> Params:
+    return load(ROOT / "params.yaml", Params)
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+def test_the_sections_of_a_stage_are_read_alone(whole: Params, stage: str) -> None:
+    plain = whole.model_dump(mode="json", by_alias=True)
+    names = (*SECTIONS[stage], "tracking")
+    document = json.dumps({name: plain[name] for name in names})
+    alone = load_sections(stage, document)
+    for name in names:
+        assert getattr(alone, name) == getattr(whole, name)
+
+
+def test_sections_of_another_stage_and_wrong_values_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--params[\s\S]*preprocess: missing"):
+        load_sections("preprocess", '{"seed": 1}')
+    with pytest.raises(UsageError, match=r"preprocess\.registration"):
+        load_sections("preprocess", '{"preprocess": {"registration": "elastic"}}')
+
+
+def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name: tuple(stage["params"]) for name, stage in stages.items()} == SECTIONS
