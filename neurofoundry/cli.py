@@ -33,7 +33,8 @@ app = typer.Typer(
 ParamsFile = Annotated[
     str,
     typer.Option(
-        "--params", help="The parameters: a file, or what `configure` gave for this stage."
+        "--params",
+        help="The parameters: a file, its text, or what `configure` gave for this stage.",
     ),
 ]
 Overrides = Annotated[
@@ -301,11 +302,74 @@ def configure(
     found: dict[str, Any] = {name: json.dumps(_read(values, name) | tracking) for name in SECTIONS}
     found["methods"] = list(values.pretrain.methods)
     for name, count in (("preprocess", preprocess_parts), ("finetune", max(1, finetune_parts))):
-        found[f"{name}_parts"] = [f"{number}/{count}" for number in range(1, count + 1)]
+        found[f"parts_of_{name}"] = [f"{number}/{count}" for number in range(1, count + 1)]
     if executor_input:
         executor.publish(executor_input, parameters=found)
     else:
         print(json.dumps(found, indent=2))
+
+
+@app.command()
+def promote(
+    models: Models,
+    evaluation: Annotated[
+        Path, typer.Option("--evaluation", callback=locate, help="The output of evaluate.")
+    ],
+    out: Out,
+    store: Store = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Put the model that the promotion rule has accepted into a folder, with its card."""
+    from neurofoundry import registry, stage
+    from neurofoundry.tracking import TrackingParams
+
+    folder = stage.run(
+        "promote",
+        lambda work: registry.promote(work, models=models, evaluation=evaluation),
+        out=out,
+        params={},
+        inputs={"finetune": models, "evaluate": evaluation},
+        track=TrackingParams(mode="disabled"),
+        store=store,
+    )
+    _hand_over(folder, None, executor_input)
+
+
+@app.command(hidden=True)
+def check(
+    store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs that must be seen.")] = 0,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """See whether a step finds what it needs; exit 2 says what is missing."""
+    from neurofoundry import executor
+
+    findings = executor.check(store, gpus=gpus)
+    text = "\n".join(f"- {finding}" for finding in findings) + "\n"
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    if executor_input:
+        executor.publish(executor_input)
+
+
+@app.command(hidden=True)
+def summarize(
+    status: Annotated[str, typer.Option(help="What Kubeflow says of the run, as JSON.")],
+    store: Annotated[Path, typer.Option(help="Where the outputs are.")],
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Say how a pipeline run ended, and how to go on."""
+    from neurofoundry import executor
+
+    text = executor.summary(json.loads(status), store)
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    if executor_input:
+        executor.publish(executor_input)
 
 
 @app.command(name="run")
@@ -366,13 +430,13 @@ def cores() -> int:
 
 def _load(params: str, overrides: Sequence[str] | None, *, stage: str = "") -> Params:
     """The file ``params`` as a whole, or the document that `configure` made for ``stage``."""
-    from neurofoundry.params import load
-    from neurofoundry.project import load_sections
+    from neurofoundry.params import load, load_text
+    from neurofoundry.project import Params, load_sections
 
-    if params.lstrip().startswith("{"):
+    if stage and params.startswith("{"):
         return load_sections(stage, params, overrides or ())
-    from neurofoundry.project import Params
-
+    if "\n" in params:
+        return load_text(params, Params, overrides or (), origin="--params")
     return load(Path(params), Params, overrides or ())
 
 

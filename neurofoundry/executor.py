@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from neurofoundry.errors import UsageError
 
 
 def publish(
@@ -55,12 +59,61 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
         name: value for name, value in summary.items() if isinstance(value, (int, float, str))
     }
     words = {name: str(value).lower() for name, value in summary.items() if isinstance(value, bool)}
-    names = ("cohort", "volumes", "encoder", "models", "evaluation")
+    names = ("cohort", "volumes", "encoder", "models", "evaluation", "model")
     metadata = {name: {**origin, "folder": str(folder)} for name in names}
     metadata["metrics"] = scalars
     if (folder / "plots/roc.tsv").exists():
         metadata["roc"] = _classification_metrics(folder, record)
     return {"parameters": {**scalars, **words, "folder": str(folder)}, "metadata": metadata}
+
+
+def check(store: Path, *, gpus: int) -> list[str]:
+    """What a step finds of what a run needs. Raises UsageError when something is missing."""
+    import torch
+
+    findings, missing = [], []
+    trial = store / f".check-{os.getpid()}"
+    try:
+        trial.mkdir(parents=True)
+        (trial / "file").write_text("x")
+        os.link(trial / "file", trial / "link")
+        trial.rename(trial.with_suffix(".renamed"))
+        findings.append(f"store {store}: can be written, has hard links and renames")
+    except OSError as error:
+        missing.append(
+            f"{store}: {error.strerror}; outputs need a POSIX file system that the user of the "
+            f"image ({os.getuid()}) can write to"
+        )
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+        shutil.rmtree(trial.with_suffix(".renamed"), ignore_errors=True)
+    found = torch.cuda.device_count()
+    if found < gpus:
+        missing.append(f"GPUs: {found} seen, {gpus} expected; is it the GPU image on a GPU node?")
+    else:
+        findings.append(f"GPUs: {found} seen")
+    shared = shutil.disk_usage("/dev/shm").total / 2**30
+    findings.append(f"shared memory: {shared:.1f} GiB, {len(os.sched_getaffinity(0))} cores")
+    key = "" if os.environ.get("WANDB_API_KEY") else "no "
+    findings.append(f"W&B: {key}API key" + (", runs are recorded offline" if key else ""))
+    if missing:
+        raise UsageError("This step lacks:\n  " + "\n  ".join(missing))
+    return findings
+
+
+def summary(status: Mapping[str, Any], store: Path) -> str:
+    """How a run ended and how to go on, as Markdown, from kfp's PipelineTaskFinalStatus."""
+    state = str(status.get("state", "")).lower() or "ended"
+    error = status.get("error") or {}
+    lines = [f"# The run has {state}", "", f"- outputs: `{store}`"]
+    if message := str(error.get("message", "")).strip():
+        lines += [
+            f"- error: {message}",
+            "",
+            "The step that failed says why at the end of its log. Submit the same run again once "
+            "it is mended: steps that were done are taken over, and one that was stopped goes on.",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _classification_metrics(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

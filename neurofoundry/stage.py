@@ -29,7 +29,8 @@ PUBLISHES = {
     "preprocess": ("scans.tsv", "grid.json"),
     "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv"),
     "finetune": ("runs.tsv", "**/predictions.tsv"),
-    "evaluate": ("metrics.json",),
+    "evaluate": ("metrics.json", "promotion.json"),
+    "promote": ("model.safetensors", "plan.json"),
 }
 """The contract files of each stage: their content is what a later stage depends on."""
 
@@ -147,7 +148,10 @@ def run(
             }
             # Without an upstream the key does not know the data: every run is a new one.
             run_key = key if inputs else _hash_json([key, started.isoformat()])
-            with tracking.run(track, stage=name, key=run_key, config=config) as tracker:
+            place = store / "wandb" if store else None
+            with tracking.run(
+                track, stage=name, key=run_key, config=config, place=place
+            ) as tracker:
                 work = Workspace(
                     dir=partial,
                     earlier=_earlier(name, folder, reuse, store),

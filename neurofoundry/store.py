@@ -55,10 +55,10 @@ def locate(path: Path) -> Path:
     return folder
 
 
-def locate_all(values: list[Path]) -> list[Path]:
+def locate_all(values: list[Path] | None) -> list[Path]:
     """As `locate`, for several; a JSON list, as orchestrators pass one, counts as its members."""
     members: list[Path] = []
-    for value in values:
+    for value in values or ():
         text = str(value)
         members += map(Path, json.loads(text)) if text.startswith("[") else [value]
     return [locate(member) for member in members]

@@ -53,9 +53,19 @@ class Tracker:
 
 @contextmanager
 def run(
-    params: TrackingParams, *, stage: str, key: str, config: Mapping[str, Any]
+    params: TrackingParams,
+    *,
+    stage: str,
+    key: str,
+    config: Mapping[str, Any],
+    place: Path | None = None,
 ) -> Iterator[Tracker]:
-    """Record a stage. The run's id comes from ``key``, so a resumed stage continues its run."""
+    """Record a stage. The run's id comes from ``key``, so a resumed stage continues its run.
+
+    What is recorded offline goes into ``place``; without one to WANDB_DIR or here.
+    """
+    if place:
+        place.mkdir(parents=True, exist_ok=True)
     mode = params.mode
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
@@ -81,7 +91,7 @@ def run(
         config=dict(config),
         mode=mode,
         resume="allow" if mode == "online" else None,
-        dir=os.environ.get("WANDB_DIR", "."),
+        dir=str(place or os.environ.get("WANDB_DIR", ".")),
         settings=settings,
     )
     # Not `with`: leaving it by an exception, W&B prints a traceback with paths of the machine.

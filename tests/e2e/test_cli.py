@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import ROOT, Run
 
@@ -60,3 +62,37 @@ def test_data_that_cannot_be_used_is_exit_3(command: Run, tmp_path: Path) -> Non
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "cohort").exists()
+
+
+def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) -> None:
+    done = command(
+        "neurofoundry", "configure", "--params", ROOT / "params.yaml", "--preprocess-parts", "3",
+        "--finetune-parts", "0", "--set", "pretrain.epochs=5", cwd=tmp_path,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert set(json.loads(found["preprocess"])) == {"preprocess", "tracking"}
+    assert json.loads(found["pretrain"])["pretrain"]["epochs"] == 5
+    assert found["parts_of_preprocess"] == ["1/3", "2/3", "3/3"]
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    models = len(values["tasks"]) * len(values["finetune"]["initializations"])
+    assert len(found["parts_of_finetune"]) == models
+
+
+def test_what_kubeflow_says_of_a_run_becomes_a_page(command: Run, tmp_path: Path) -> None:
+    status = {"state": "FAILED", "error": {"message": "the node was taken away"}}
+    command(
+        "neurofoundry", "summarize", "--status", json.dumps(status), "--store", "/store",
+        "--out", tmp_path / "page.md", cwd=tmp_path,
+    )  # fmt: skip
+    page = (tmp_path / "page.md").read_text()
+    assert "has failed" in page
+    assert "the node was taken away" in page
+
+
+def test_a_step_says_what_it_lacks(command: Run, tmp_path: Path) -> None:
+    words = ("neurofoundry", "check", "--store", tmp_path / "store", "--out", tmp_path / "page.md")
+    command(*words, cwd=tmp_path)
+    assert "hard links" in (tmp_path / "page.md").read_text()
+    assert not list((tmp_path / "store").iterdir())
+    done = command(*words, "--gpus", "99", cwd=tmp_path, code=2)
+    assert "99 expected" in done.stderr
