@@ -9,7 +9,7 @@ DATA ?=
 OUT ?= runs/$(notdir $(abspath $(DATA)))
 PARAMS ?= params/first-look.yaml
 
-.PHONY: run test lint lock
+.PHONY: run test lint lock image wheels
 
 ifeq ($(DATA),)
 run: .venv/ready | data
@@ -40,12 +40,40 @@ data:
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The image of every stage (docs/kubeflow.md): TARGET=gpu for CUDA, BASE_IMAGE for another base.
+TARGET ?= cpu
+BASE_IMAGE ?= python:3.11-slim-bookworm
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' neurofoundry/__init__.py)
+DOCKER ?= docker
+image: wheels
+	DOCKER_BUILDKIT=1 $(DOCKER) build --file docker/Dockerfile --target $(TARGET) \
+	  --tag neurofoundry:$(TARGET) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_FLAGS) .
+
+# Wheels for the image's Python 3.11, fetched by this machine's pip with this machine's settings.
+# Take build/wheels along to build where there is no index.
+GLIBC := 17 24 26 27 28 31 34 35
+wheels: build/wheels/.ready
+build/wheels/.ready: docker/requirements.lock
+	rm -rf build/wheels && mkdir -p build/wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
+	  --implementation cp --abi cp311 --abi abi3 --abi none \
+	  $(foreach n,$(GLIBC),--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 \
+	  --platform manylinux1_x86_64 --platform linux_x86_64 --platform any \
+	  --dest build/wheels --requirement docker/requirements.lock
+	@touch $@
+
 # New versions of everything, from pyproject.toml. torch stands without its hardware build and
 # without the CUDA packages, which torch itself pins exactly: the lock serves CPU and GPU machines.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --upgrade pip
 	build/lock/bin/pip install --quiet torch==2.13.0
-	build/lock/bin/pip install --quiet 'setuptools>=77' '.[dvc,dev]'
+	build/lock/bin/pip install --quiet 'setuptools>=77' '.[dvc,dev,kubeflow]'
 	build/lock/bin/pip freeze --all --exclude neurofoundry --exclude pip \
 	  | grep -v -E '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
+	rm -rf build/lock-image && $(PYTHON) -m venv build/lock-image
+	build/lock-image/bin/pip install --quiet torch==2.13.0
+	build/lock-image/bin/pip install --quiet --constraint requirements.lock setuptools .
+	build/lock-image/bin/pip freeze --all --exclude neurofoundry --exclude pip \
+	  | grep -v -E '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > docker/requirements.lock
