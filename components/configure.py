@@ -1,0 +1,26 @@
+from kfp import dsl
+
+from components.command import step
+
+
+@dsl.container_component
+def configure(
+    params: str,
+    preprocess_parts: int,
+    finetune_parts: int,
+    ingest: dsl.OutputPath(str),
+    preprocess: dsl.OutputPath(str),
+    pretrain: dsl.OutputPath(str),
+    finetune: dsl.OutputPath(str),
+    evaluate: dsl.OutputPath(str),
+    methods: dsl.OutputPath(list),
+    parts_of_preprocess: dsl.OutputPath(list),
+    parts_of_finetune: dsl.OutputPath(list),
+):
+    """Check all parameters before any data is touched, and hand each stage its own."""
+    return step(
+        "configure",
+        *("--params", params),
+        *("--preprocess-parts", preprocess_parts),
+        *("--finetune-parts", finetune_parts),
+    )

@@ -1,0 +1,48 @@
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.command import step
+
+
+@dsl.container_component
+def finetune_part(
+    params: str,
+    encoders: list,
+    part: str,
+    gpus: str,
+    store: str,
+    volumes: Input[Dataset],
+    models: Output[Model],
+    folder: dsl.OutputPath(str),
+):
+    """Make one part of the declared models."""
+    return step(
+        "finetune",
+        *("--params", params),
+        *("--volumes", volumes.path),
+        *("--encoder", encoders),
+        *("--out", models.path),
+        *("--part", part),
+        *("--store", store),
+    )
+
+
+@dsl.container_component
+def finetune(
+    params: str,
+    encoders: list,
+    parts: list,
+    store: str,
+    volumes: Input[Dataset],
+    models: Output[Model],
+):
+    """Every task from every initialization: take the parts together."""
+    return step(
+        "finetune",
+        *("--params", params),
+        *("--volumes", volumes.path),
+        *("--encoder", encoders),
+        *("--out", models.path),
+        *("--reuse", parts),
+        *("--store", store),
+    )

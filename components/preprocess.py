@@ -1,0 +1,50 @@
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Output
+
+from components.command import step
+
+
+@dsl.container_component
+def preprocess_part(
+    params: str,
+    data: str,
+    part: str,
+    store: str,
+    cohort: Input[Dataset],
+    volumes: Output[Dataset],
+    folder: dsl.OutputPath(str),
+):
+    """Preprocess one part of the scans."""
+    return step(
+        "preprocess",
+        *("--params", params),
+        *("--data", data),
+        *("--cohort", cohort.path),
+        *("--out", volumes.path),
+        *("--part", part),
+        *("--store", store),
+    )
+
+
+@dsl.container_component
+def preprocess(
+    params: str,
+    data: str,
+    parts: list,
+    store: str,
+    cohort: Input[Dataset],
+    volumes: Output[Dataset],
+    qc: Output[HTML],
+    metrics: Output[Metrics],
+):
+    """Brain mask, registration, normalization: take the parts together and judge the whole."""
+    return step(
+        "preprocess",
+        *("--params", params),
+        *("--data", data),
+        *("--cohort", cohort.path),
+        *("--out", volumes.path),
+        *("--reuse", parts),
+        *("--store", store),
+        files={"qc.html": qc.path},
+    )

@@ -1,0 +1,21 @@
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Model, Output
+
+from components.command import step
+
+
+@dsl.container_component
+def promote(
+    store: str,
+    models: Input[Model],
+    evaluation: Input[Artifact],
+    model: Output[Model],
+):
+    """Register the model that the promotion rule has accepted."""
+    return step(
+        "promote",
+        *("--models", models.path),
+        *("--evaluation", evaluation.path),
+        *("--out", model.path),
+        *("--store", store),
+    )

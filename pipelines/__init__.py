@@ -1,0 +1,1 @@
+"""The five stages as one Kubeflow pipeline: compile it, run it here, submit it to a cluster."""

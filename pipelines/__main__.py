@@ -1,0 +1,223 @@
+"""`python -m pipelines`: compile the pipeline, run it here, submit it to a cluster."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines import cluster, compiled, local, node_pools
+from pipelines.errors import PipelineError, UsageError
+
+app = typer.Typer(
+    help="The five stages as one Kubeflow pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Package = Annotated[Path, typer.Option(help="The compiled pipeline.")]
+Params = Annotated[Path, typer.Option("--params", help="params.yaml")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", metavar="NAME=VALUE", help="A parameter of the pipeline, such as gpus=2."
+    ),
+]
+Image = Annotated[str, typer.Option(help="By digest: REGISTRY/neurofoundry@sha256:…")]
+DataVersion = Annotated[
+    str, typer.Option(help="Folder in STORE/data; by default the version that data.dvc names.")
+]
+Host = Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Of Kubeflow Pipelines.")]
+Namespace = Annotated[str | None, typer.Option(help="Of the run, where Kubeflow has users.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="A bearer token.", show_envvar=True)
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="KF_PIPELINES_SA_TOKEN_PATH",
+        help="The token of a service account, read again with every call.",
+    ),
+]
+Cookie = Annotated[
+    str | None, typer.Option(envvar="KF_PIPELINES_COOKIE", help="Such as authservice_session=…")
+]
+Cache = Annotated[bool, typer.Option(help="Take over steps whose inputs are the same.")]
+Experiment = Annotated[str, typer.Option(help="What groups runs in Kubeflow.")]
+ServiceAccount = Annotated[str | None, typer.Option(help="Of the steps.")]
+
+
+@app.command("compile")
+def compile_pipeline(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = compiled.HERE,
+    pools: Annotated[str, typer.Option(help="A profile: plain, gke, eks.")] = "plain",
+    pools_file: Annotated[Path, typer.Option(help="Your own node pools.")] = node_pools.SHIPPED,
+    spot: Annotated[bool, typer.Option(help="On nodes that may be taken away.")] = False,
+) -> None:
+    """Write the pipeline and its smoke test as YAML, for the node pools of a cluster."""
+    for path in compiled.write(out, pools=pools, file=pools_file, spot=spot):
+        print(f"{path}: {path.stat().st_size / 1024:.0f} kB")
+
+
+@app.command()
+def run_local(
+    data: Annotated[Path, typer.Option(help="The raw data.")],
+    store: Annotated[Path, typer.Option(help="What the volume is on a cluster.")],
+    params: Params = Path("params.yaml"),
+    package: Package = compiled.COMMITTED,
+    runner: Annotated[local.Runner, typer.Option(help="In containers or in processes.")] = (
+        local.Runner.docker
+    ),
+    image: Annotated[str, typer.Option(help="The image that `make image` made.")] = (
+        "neurofoundry:cpu"
+    ),
+    settings: Settings = None,
+) -> None:
+    """Run the compiled pipeline on this machine, in containers and without a network."""
+    documents = compiled.read(package)
+    given = {"params": _text(params), **_parse(settings)}
+    fixed = {"image": image, "data_version": local.VERSION, "store": local.STORE}
+    arguments = cluster.arguments(documents, given | fixed)
+    local.run(documents, arguments, runner=runner, data=data, store=store, image=image)
+    print(f"Outputs: {store}")
+
+
+@app.command()
+def submit(
+    host: Host,
+    image: Image,
+    namespace: Namespace = None,
+    params: Params = Path("params.yaml"),
+    data_version: DataVersion = "",
+    package: Package = compiled.COMMITTED,
+    settings: Settings = None,
+    experiment: Experiment = "neurofoundry",
+    name: Annotated[str, typer.Option(help="Of the run; by default with date and time.")] = "",
+    service_account: ServiceAccount = None,
+    cache: Cache = True,
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+    cookie: Cookie = None,
+) -> None:
+    """Start a run on a cluster. Everything is checked against the pipeline before it is sent."""
+    documents = compiled.read(package)
+    arguments = _arguments(documents, image, params, data_version, settings)
+    client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
+    run = client.submit(
+        documents,
+        arguments,
+        experiment=experiment,
+        name=name or f"neurofoundry {datetime.now():%Y-%m-%d %H:%M:%S}",
+        service_account=service_account,
+        cache=cache,
+    )
+    print(client.url(run))
+    if wait:
+        client.wait(run)
+
+
+@app.command()
+def upload(
+    host: Host,
+    namespace: Namespace = None,
+    version: Annotated[str, typer.Option(help="By default the git commit.")] = "",
+    package: Package = compiled.COMMITTED,
+    token: Token = None,
+    token_file: TokenFile = None,
+    cookie: Cookie = None,
+) -> None:
+    """Upload the pipeline, or a new version of it, for people who start runs in the browser."""
+    compiled.read(package)
+    client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
+    version = version or cluster.git_commit()
+    client.upload(package, version)
+    print(f"Uploaded neurofoundry, version {version}.")
+
+
+@app.command()
+def schedule(
+    host: Host,
+    image: Image,
+    cron: Annotated[str, typer.Option(help="Six fields, seconds first: '0 0 2 * * *'.")],
+    namespace: Namespace = None,
+    params: Params = Path("params.yaml"),
+    data_version: DataVersion = "",
+    package: Package = compiled.COMMITTED,
+    settings: Settings = None,
+    experiment: Experiment = "neurofoundry",
+    name: Annotated[str, typer.Option(help="Of the schedule.")] = "neurofoundry",
+    service_account: ServiceAccount = None,
+    cache: Cache = True,
+    token: Token = None,
+    token_file: TokenFile = None,
+    cookie: Cookie = None,
+) -> None:
+    """Start a run again and again, one at a time."""
+    documents = compiled.read(package)
+    arguments = _arguments(documents, image, params, data_version, settings)
+    client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
+    client.schedule(
+        documents,
+        arguments,
+        experiment=experiment,
+        name=name,
+        cron=cluster.check_cron(cron),
+        service_account=service_account,
+        cache=cache,
+    )
+    print(f"Scheduled '{name}': {cron}")
+
+
+def _arguments(
+    documents: list[dict[str, Any]],
+    image: str,
+    params: Path,
+    data_version: str,
+    settings: list[str] | None,
+) -> dict[str, Any]:
+    """The parameters of a run on a cluster: those that the pipeline asks for, and those given."""
+    given = {"image": cluster.by_digest(image), **_parse(settings)}
+    asked = compiled.parameters(documents)
+    if "params" in asked:
+        given.setdefault("params", _text(params))
+    if "data_version" in asked:
+        given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
+    return cluster.arguments(documents, given)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the parameters cannot be read ({error}).") from error
+
+
+def _parse(settings: list[str] | None) -> dict[str, str]:
+    found = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--param {setting}: expected NAME=VALUE, such as gpus=2.")
+        found[name] = value
+    return found
+
+
+def main() -> None:
+    """Run the command line; what a person can mend ends in one line and an exit code of its own."""
+    try:
+        app()
+    except PipelineError as error:
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""A Kubeflow cluster: start runs, follow them, upload and schedule the pipeline.
+
+kfp's client checks no argument, turns caching off only for the outermost steps, and hides a
+refused login behind tracebacks; what is sent is therefore checked and written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kfp
+import kfp_server_api
+import requests
+import urllib3
+import yaml
+from kfp.client import ServiceAccountTokenVolumeCredentials
+from rich.console import Console
+
+from pipelines import compiled
+from pipelines.errors import (
+    PipelineError,
+    RefusedError,
+    RunFailedError,
+    UnreachableError,
+    UsageError,
+)
+
+ANSWER_S = 8
+"""Seconds in which a cluster must answer."""
+
+POLL_S = 10
+"""Seconds between two looks at a run that is followed."""
+
+NAME = "neurofoundry"
+"""Of the pipeline, as people see it in Kubeflow."""
+
+
+def arguments(documents: list[dict[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
+    """``given`` texts as the types that the pipeline declares. Raises UsageError."""
+    declared = compiled.parameters(documents)
+    for name in given:
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise UsageError(
+                f"--param {name}: the pipeline has no such parameter.{hint} "
+                f"It has {', '.join(sorted(declared))}."
+            )
+    missing = [
+        name
+        for name, kind in declared.items()
+        if name not in given and "defaultValue" not in kind and not kind.get("isOptional")
+    ]
+    if missing:
+        raise UsageError(f"The pipeline needs {', '.join(missing)}: give --param {missing[0]}=…")
+    return {name: _typed(name, text, declared[name]) for name, text in given.items()}
+
+
+def _typed(name: str, text: str, declared: Mapping[str, Any]) -> Any:
+    kind = declared["parameterType"]
+    if kind == "STRING":
+        return text
+    expected = {
+        "NUMBER_INTEGER": (int, "a whole number"),
+        "NUMBER_DOUBLE": ((int, float), "a number"),
+        "BOOLEAN": (bool, "true or false"),
+        "LIST": (list, "a JSON list"),
+        "STRUCT": (dict, "a JSON object"),
+    }
+    types, words = expected[kind]
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
+        raise UsageError(f"--param {name}={text}: expected {words}.")
+    return value
+
+
+def by_digest(image: str) -> str:
+    """``image``, if it names its content. Raises UsageError."""
+    if not re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", image):
+        raise UsageError(
+            f"--image {image}: expected a digest (…@sha256:…), which `docker push` prints. A tag "
+            "may be moved, and steps of another image would be taken from the cache."
+        )
+    return image
+
+
+def data_version(path: Path) -> str:
+    """The version of the raw data that data.dvc names. Raises UsageError."""
+    try:
+        return str(yaml.safe_load(path.read_text())["outs"][0]["md5"])
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(
+            f"{path}: no data version ({error}). Give --data-version: the folder of the raw data "
+            "in STORE/data."
+        ) from error
+
+
+def git_commit() -> str:
+    """The commit of this checkout. Raises UsageError."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError("No git commit to name the version by: give --version.") from error
+    return done.stdout.strip()
+
+
+def check_cron(text: str) -> str:
+    """A schedule in the six fields that Kubeflow reads. Raises UsageError."""
+    if len(text.split()) != 6:
+        raise UsageError(
+            f"--cron '{text}': expected six fields, seconds first: '0 0 2 * * *' is daily at two."
+        )
+    return text
+
+
+def without_cache(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pipeline with every step run anew, in loops and conditions too."""
+    documents = copy.deepcopy(documents)
+    for task in compiled.tasks(documents):
+        task["cachingOptions"] = {}
+    return documents
+
+
+class Cluster:
+    """The API of Kubeflow Pipelines at ``host``. Raises RefusedError and UnreachableError."""
+
+    def __init__(
+        self,
+        host: str,
+        namespace: str | None,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        cookie: str | None = None,
+    ) -> None:
+        self.host = host.rstrip("/")
+        self.namespace = namespace
+        if token_file and not token_file.is_file():
+            raise UsageError(f"--token-file {token_file}: there is no such file.")
+        secret = token or (token_file.read_text().strip() if token_file else None)
+        self._look(secret, cookie)
+        credentials = (
+            ServiceAccountTokenVolumeCredentials(path=str(token_file)) if token_file else None
+        )
+        with self._errors():
+            self._client = kfp.Client(
+                host=self.host,
+                namespace=namespace or "kubeflow",
+                existing_token=None if token_file else token,
+                credentials=credentials,
+                cookies=cookie,
+            )
+
+    def submit(
+        self,
+        documents: list[dict[str, Any]],
+        values: Mapping[str, Any],
+        *,
+        experiment: str,
+        name: str,
+        service_account: str | None,
+        cache: bool,
+    ) -> str:
+        """Start a run; its id."""
+        documents = documents if cache else without_cache(documents)
+        with self._errors(), _file(documents) as package:
+            run = self._client.create_run_from_pipeline_package(
+                str(package),
+                arguments=dict(values),
+                run_name=name,
+                experiment_name=experiment,
+                namespace=self.namespace,
+                service_account=service_account,
+            )
+        return str(run.run_id)
+
+    def url(self, run: str) -> str:
+        """The page of a run."""
+        return f"{self.host}/#/runs/details/{run}"
+
+    def wait(self, run: str, *, poll_s: float = POLL_S) -> None:
+        """Follow a run and say what each step does. Raises RunFailedError."""
+        console = Console(stderr=True)
+        seen: dict[str, str] = {}
+        with console.status("waiting for the run") as status:
+            while True:
+                with self._errors():
+                    found = self._client.get_run(run)
+                details = getattr(found.run_details, "task_details", None) or []
+                for task in details:
+                    state = str(task.state or "")
+                    if state and seen.get(task.task_id) != state:
+                        seen[task.task_id] = state
+                        console.print(f"{state.lower():>10}  {task.display_name}")
+                state = str(found.state or "PENDING")
+                running = [task.display_name for task in details if task.state == "RUNNING"]
+                status.update(", ".join(running) or state.lower())
+                if state == "SUCCEEDED":
+                    console.print(f"{state.lower():>10}  {self.url(run)}")
+                    return
+                if state in ("FAILED", "CANCELED", "SKIPPED"):
+                    failed = [task.display_name for task in details if task.state == "FAILED"]
+                    where = f" in {', '.join(failed)}" if failed else ""
+                    raise RunFailedError(
+                        f"The run has {state.lower()}{where}: {self.url(run)}. Mend what the log "
+                        "of the step says and submit again; steps that were done are taken over."
+                    )
+                time.sleep(poll_s)
+
+    def upload(self, package: Path, version: str) -> None:
+        """Upload the pipeline under its name, or a version of it."""
+        with self._errors():
+            known = self._client.get_pipeline_id(NAME)
+            if known is None:
+                self._client.upload_pipeline(str(package), NAME, namespace=self.namespace)
+                known = self._client.get_pipeline_id(NAME)
+            self._client.upload_pipeline_version(str(package), version, pipeline_id=known)
+
+    def schedule(
+        self,
+        documents: list[dict[str, Any]],
+        values: Mapping[str, Any],
+        *,
+        experiment: str,
+        name: str,
+        cron: str,
+        service_account: str | None,
+        cache: bool,
+    ) -> None:
+        """Start runs by the clock, one at a time, and none for the times that were missed."""
+        documents = documents if cache else without_cache(documents)
+        with self._errors(), _file(documents) as package:
+            group = self._client.create_experiment(experiment, namespace=self.namespace)
+            self._client.create_recurring_run(
+                experiment_id=group.experiment_id,
+                job_name=name,
+                cron_expression=cron,
+                max_concurrency=1,
+                no_catchup=True,
+                params=dict(values),
+                pipeline_package_path=str(package),
+                service_account=service_account,
+            )
+
+    def _look(self, token: str | None, cookie: str | None) -> None:
+        """Ask for a sign of life first: kfp's client takes long to say that it gets none."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= {"Cookie": cookie} if cookie else {}
+        try:
+            answer = requests.get(
+                f"{self.host}/apis/v2beta1/healthz",
+                headers=headers,
+                timeout=ANSWER_S,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise UnreachableError(
+                f"--host {self.host}: no answer ({type(error).__name__}). Is the address right, "
+                "and does the port forwarding or the VPN run?"
+            ) from error
+        self._check_status(answer.status_code)
+
+    def _check_status(self, code: int, reason: str = "") -> None:
+        if code in (401, 403) or 300 <= code < 400:
+            raise RefusedError(
+                f"{self.host} does not let us in ({code}). Give a valid --token, --token-file or "
+                "--cookie; the account needs the rights of docs/kubeflow.md in the namespace."
+            )
+        if code >= 400:
+            raise PipelineError(f"{self.host} answers {code}{f': {reason}' if reason else ''}.")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except kfp_server_api.ApiException as error:
+            reason = str(error.reason)
+            with contextlib.suppress(ValueError, TypeError):
+                reason = json.loads(error.body)["message"]
+            self._check_status(int(error.status or 500), reason)
+            raise
+        except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
+            raise UnreachableError(
+                f"{self.host}: no answer any more ({type(error).__name__})."
+            ) from error
+
+
+@contextlib.contextmanager
+def _file(documents: list[dict[str, Any]]) -> Iterator[Path]:
+    """A file of the pipeline, as kfp's client wants one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_text(yaml.safe_dump_all(documents))
+        yield path

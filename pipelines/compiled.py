@@ -1,0 +1,68 @@
+"""The compiled pipeline: what is committed, what is submitted, and what runs here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler
+
+from pipelines import node_pools, pipeline, smoke
+from pipelines.errors import UsageError
+
+HERE = Path(__file__).parent
+COMMITTED = HERE / "neurofoundry.yaml"
+
+PIPELINES = {"neurofoundry.yaml": pipeline.build, "smoke.yaml": smoke.build}
+"""Compiled file to what builds the pipeline for some node pools."""
+
+
+def write(
+    folder: Path, *, pools: str = "plain", file: Path = node_pools.SHIPPED, spot: bool = False
+) -> list[Path]:
+    """Compile the pipelines for a profile of node pools; the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = node_pools.read(pools, file, spot=spot)
+    for name, build in PIPELINES.items():
+        compiler.Compiler().compile(build(found), str(folder / name))
+        # Again with sorted keys: kfp writes some in an order that differs from run to run.
+        text = yaml.safe_dump_all(read(folder / name))
+        (folder / name).write_text(f"# Made by `python -m pipelines compile`.\n{text}")
+    return [folder / name for name in PIPELINES]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a compiled pipeline: the pipeline, and what only Kubernetes knows."""
+    try:
+        documents = list(yaml.safe_load_all(path.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: the pipeline cannot be read ({error}).") from error
+    if not documents or not isinstance(documents[0], dict) or "root" not in documents[0]:
+        raise UsageError(f"{path}: not a compiled pipeline. Run `python -m pipelines compile`.")
+    return documents
+
+
+def parameters(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the pipeline asks for: name to type, and default where there is one."""
+    found: dict[str, dict[str, Any]] = documents[0]["root"]["inputDefinitions"]["parameters"]
+    return found
+
+
+def tasks(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every task of the pipeline, those of loops and conditions included."""
+    for component in (documents[0]["root"], *documents[0]["components"].values()):
+        yield from component.get("dag", {}).get("tasks", {}).values()
+
+
+def for_this_machine(documents: list[dict[str, Any]], image: str) -> list[dict[str, Any]]:
+    """The pipeline with a fixed image, as local runners need it, and without waiting to retry."""
+    documents = copy.deepcopy(documents)
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = image
+    for task in tasks(documents):
+        if "retryPolicy" in task:
+            task["retryPolicy"] |= {"backoffDuration": "0s", "backoffMaxDuration": "0s"}
+    return documents

@@ -1,0 +1,33 @@
+"""Errors that a person can mend, each with an exit code of its own."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """One readable line: what was found, what was expected, and how to mend it."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """The command line, a parameter or a file of ours cannot be used."""
+
+    exit_code = 2
+
+
+class RunFailedError(PipelineError):
+    """The pipeline ran, and a step failed."""
+
+    exit_code = 4
+
+
+class RefusedError(PipelineError):
+    """The cluster does not let us in."""
+
+    exit_code = 5
+
+
+class UnreachableError(PipelineError):
+    """The cluster does not answer."""
+
+    exit_code = 6

@@ -1,0 +1,165 @@
+"""kfp's local runners, mended where they differ from a cluster.
+
+They run the compiled pipeline itself, in containers or as processes of this machine. What is
+mended here was found in kfp 2.17.0 and is private to it, so pyproject.toml pins kfp's minor
+version, and tests/pipelines/test_local.py shows each fault with the mend taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import yaml
+from kfp import components, local
+from kfp.compiler import pipeline_spec_builder
+from kfp.local import docker_task_handler, io, subprocess_task_handler
+from kfp.local.orchestrator import task_spec_utils
+
+import docker
+from pipelines import compiled
+from pipelines.errors import RunFailedError
+from pipelines.pipeline import STORE
+
+VERSION = "local"
+"""Of the data, where a folder of this machine stands for it."""
+
+
+@contextlib.contextmanager
+def mended() -> Iterator[None]:
+    """Local runners that read a pipeline as a cluster does."""
+    handler = subprocess_task_handler.SubprocessTaskHandler
+    with (
+        mock.patch.object(docker_task_handler, "run_docker_container", run_container),
+        mock.patch.object(handler, "validate_not_container_component"),
+        mock.patch.object(io.IOStore, "get_parent_input", get_parent_input),
+        mock.patch.object(
+            task_spec_utils, "create_parameter_loop_iteration_task_spec", iteration_of
+        ),
+    ):
+        yield
+
+
+def run_container(client: Any, image: str, command: list[str], volumes: Any, **options: Any) -> int:
+    """Run a container to its end; its exit code.
+
+    kfp lets the engine remove the container, and when that happens before it asks for the exit
+    code, a failed container counts as a success (kubeflow/pipelines#13332).
+    """
+    container = client.containers.run(
+        image=docker_task_handler.add_latest_tag_if_not_present(image),
+        command=command,
+        detach=True,
+        volumes=volumes,
+        **options,
+    )
+    try:
+        for line in container.logs(stream=True, follow=True):
+            sys.stdout.write(line.decode(errors="replace"))
+        return int(container.wait()["StatusCode"])
+    finally:
+        container.remove(force=True)
+
+
+def get_parent_input(store: io.IOStore, key: str) -> Any:
+    """As IOStore's own, and for ``pipelinechannel--TASK-OUTPUT`` the output of that task.
+
+    kfp guesses where the name of the task ends and finds outputs only that are called 'Output':
+    loops over other outputs fail, and conditions on them count as false.
+    """
+    here: io.IOStore | None = store
+    while here is not None:
+        if key in here._parent_input_data:
+            return here._parent_input_data[key]
+        for task, outputs in here._task_output_data.items():
+            for name, value in outputs.items():
+                if key.removeprefix("pipelinechannel--") == f"{task}-{name}":
+                    return value
+        here = here._parent
+    raise ValueError(f"Parent pipeline input argument '{key}' not found.")
+
+
+def iteration_of(loop: Any, item: Any, _: str) -> Any:
+    """The task of one turn of a loop.
+
+    kfp replaces every input that comes from another task by the loop's item.
+    """
+    task = type(loop)()
+    task.CopyFrom(loop)
+    value = pipeline_spec_builder.to_protobuf_value(item)
+    name = loop.parameter_iterator.item_input
+    task.inputs.parameters[name].runtime_value.constant.CopyFrom(value)
+    task.ClearField("parameter_iterator")
+    return task
+
+
+class Runner(StrEnum):
+    """What a step runs in."""
+
+    docker = "docker"
+    subprocess = "subprocess"
+
+
+def run(
+    documents: list[dict[str, Any]],
+    arguments: dict[str, Any],
+    *,
+    runner: Runner,
+    data: Path,
+    store: Path,
+    image: str,
+) -> None:
+    """Run the compiled pipeline on this machine, without a network.
+
+    ``store`` is what the volume is on a cluster; ``data`` is seen there as version VERSION, and
+    nothing is written to it. Raises RunFailedError.
+    """
+    documents = compiled.for_this_machine(documents, image)
+    component = components.load_component_from_text(yaml.safe_dump_all(documents))
+    (store / "data").mkdir(parents=True, exist_ok=True)
+    seen = store / "data" / VERSION
+    if runner is Runner.docker:
+        seen.mkdir(exist_ok=True)
+        engine = _docker_runner(data, store)
+    else:
+        # Processes see this machine's folders: the store is where it is.
+        if not seen.is_symlink():
+            seen.symlink_to(data.resolve())
+        arguments = {**arguments, "store": str(store.resolve())}
+        engine = local.SubprocessRunner(use_venv=False)
+    local.init(runner=engine, pipeline_root=str((store / "pipeline").resolve()))
+    with mended():
+        try:
+            component(**arguments)
+        except RuntimeError as error:
+            raise RunFailedError(f"{_plain(error)} The log above says why.") from error
+
+
+def _plain(error: Exception) -> str:
+    """A message without the colours of kfp."""
+    return re.sub(r"\x1b\[\d+m", "", str(error))
+
+
+def _docker_runner(data: Path, store: Path) -> local.DockerRunner:
+    place = f"{STORE}/data/{VERSION}"
+    mounts = [
+        docker.types.Mount(STORE, str(store.resolve()), type="bind"),
+        docker.types.Mount(place, str(data.resolve()), type="bind", read_only=True),
+    ]
+    return local.DockerRunner(
+        # The files belong to who runs it.
+        user=f"{os.getuid()}:{os.getgid()}",
+        mounts=mounts,
+        network_disabled=True,
+        read_only=True,
+        tmpfs={"/tmp": "exec"},
+        shm_size="1g",
+        environment={name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ},
+    )

@@ -1,0 +1,218 @@
+"""The compiled pipeline itself: in processes, and in containers without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.e2e.conftest import ROOT, Run
+
+docker = pytest.importorskip("docker")
+pytestmark = pytest.mark.e2e
+
+BASE = "neurofoundry-base:bookworm"
+IMAGE = "neurofoundry:cpu"
+CLI = Path("/usr/bin/docker")  # another one on the PATH may be without BuildKit
+
+
+def run_local(command: Run, project: Path, store: Path, *more: str) -> Path:
+    """Run the pipeline of this checkout on the project's data; the folder of the evaluation."""
+    command(
+        sys.executable, "-m", "pipelines", "run-local", "--data", project / "data",
+        "--store", store, "--params", project / "params.yaml", "--param", "preprocess_parts=2",
+        "--param", "finetune_parts=2", *more, cwd=ROOT, PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    (evaluation,) = (store / "evaluate").iterdir()
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def in_processes(project: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("kubeflow") / "store"
+    run_local(command, project, store, "--runner", "subprocess")
+    return store
+
+
+def test_the_numbers_are_those_of_dvc_repro_to_the_last_digit(
+    in_processes: Path, project: Path
+) -> None:
+    (evaluation,) = (in_processes / "evaluate").iterdir()
+    for name in ("metrics.json", "promotion.json", "tables/metrics.tsv", "plots/roc.tsv"):
+        assert (evaluation / name).read_bytes() == (project / "evaluation" / name).read_bytes()
+
+
+def test_kubeflow_is_told_the_numbers_the_curves_and_the_report(in_processes: Path) -> None:
+    outputs = {}
+    for path in (in_processes / "pipeline").rglob("executor_output.json"):
+        told = json.loads(path.read_text())
+        for name, listed in told["artifacts"].items():
+            outputs[path.parent.name, name] = listed["artifacts"][0]["metadata"]
+    steps = {step for step, _ in outputs}
+    assert {"ingest", "preprocess", "preprocess-part", "pretrain", "finetune", "evaluate"} <= steps
+    metrics = outputs["evaluate", "metrics"]
+    assert 0 <= metrics["alzheimers/simclr/test/auc"] <= 1
+    roc = outputs["evaluate", "roc"]
+    assert roc["confidenceMetrics"][0]["recall"] == 0
+    assert len(roc["confusionMatrix"]["rows"]) == 2
+    assert outputs["preprocess", "volumes"]["data_version"]
+    (report,) = (in_processes / "pipeline").rglob("evaluate/report")
+    assert report.read_text().startswith("<!doctype html>")
+
+
+def test_a_second_run_takes_over_every_output(
+    in_processes: Path, project: Path, command: Run
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in in_processes.glob("*/*/stage.json")}
+    run_local(command, project, in_processes, "--runner", "subprocess")
+    after = {path: path.stat().st_mtime_ns for path in in_processes.glob("*/*/stage.json")}
+    assert after == before
+
+
+def test_a_wrong_parameter_ends_the_run_before_any_data_is_touched(
+    project: Path, command: Run, tmp_path: Path
+) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text((project / "params.yaml").read_text().replace("epochs:", "epoch:"))
+    done = command(
+        sys.executable, "-m", "pipelines", "run-local", "--data", project / "data",
+        "--store", tmp_path / "store", "--params", params, "--runner", "subprocess",
+        cwd=ROOT, code=4, PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert "Did you mean 'epochs'?" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store/ingest").exists()
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    """The image of this checkout, built here as an air-gapped site builds it."""
+    try:
+        client = docker.from_env()
+        client.ping()
+    except docker.errors.DockerException:
+        if os.environ.get("NEUROFOUNDRY_DOCKER") == "required":
+            raise
+        pytest.skip("no Docker engine on this machine")
+    if not client.images.list(BASE):
+        if not shutil.which("debootstrap"):
+            pytest.skip("no base image, and no debootstrap to make one")
+        subprocess.run([ROOT / "docker/base-image.sh", BASE], check=True)
+    build = ["make", "image", f"BASE_IMAGE={BASE}", f"PYTHON={sys.executable}"]
+    subprocess.run([*build, f"DOCKER={CLI if CLI.exists() else 'docker'}"], cwd=ROOT, check=True)
+    yield IMAGE
+    client.close()
+
+
+def test_the_image_is_small_labelled_and_runs_as_nobody_without_a_network(image: str) -> None:
+    client = docker.from_env()
+    found = client.images.get(image)
+    assert found.attrs["Size"] < 1.8e9
+    assert found.labels["org.opencontainers.image.revision"]
+    assert found.attrs["Config"]["User"] == "10001:10001"
+    code = (
+        "import importlib.util, json, os;"
+        "parts = json.load(open('/opt/neurofoundry/sbom.json'))['components'];"
+        "print(json.dumps([os.getuid(), importlib.util.find_spec('kfp') is None, len(parts)]))"
+    )
+    said = client.containers.run(
+        image,
+        ["python3", "-c", code],
+        remove=True,
+        read_only=True,
+        network_disabled=True,
+        tmpfs={"/tmp": ""},
+        cap_drop=["ALL"],
+    )
+    user, without_kfp, parts = json.loads(said)
+    assert (user, without_kfp) == (10001, True)
+    assert parts > 50
+
+
+def test_neither_data_nor_secrets_enter_the_build(image: str, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    for name in (
+        "data/sub-01/anat/a.nii.gz", ".dvc/config.local", "wandb/run/x", ".git/config", ".env",
+        "cohort/scans.tsv", "params.yaml", "neurofoundry/cli.py", "build/other", "pyproject.toml",
+    ):  # fmt: skip
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text("x")
+    shutil.copy(ROOT / ".dockerignore", context)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    subprocess.run(
+        [CLI, "build", "--file", tmp_path / "Dockerfile", "--output", tmp_path / "out", context],
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        check=True,
+    )
+    copied = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
+    assert copied == {"neurofoundry", "neurofoundry/cli.py", "pyproject.toml"}
+
+
+def test_a_store_that_cannot_be_written_is_said_in_a_line(image: str, tmp_path: Path) -> None:
+    client = docker.from_env()
+    with pytest.raises(docker.errors.ContainerError) as error:
+        client.containers.run(
+            image,
+            ["python3", "-m", "neurofoundry", "check", "--store", "/store", "--out", "/tmp/found"],
+            remove=True,
+            mounts=[docker.types.Mount("/store", str(tmp_path), type="bind", read_only=True)],
+        )
+    assert error.value.exit_status == 2
+    text = error.value.stderr.decode()
+    assert "/store: Read-only file system" in text
+    assert "Traceback" not in text
+
+
+def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
+    image: str, project: Path, command: Run, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    killed: list[str] = []
+    ended = threading.Event()
+
+    def started(stage: str) -> bool:
+        """Whether the stage has work that a kill would cost."""
+        pattern = {"preprocess": ".*.partial/*.nii", "pretrain": ".*.partial/views.png"}[stage]
+        return any((store / stage).glob(pattern))
+
+    def kill() -> None:
+        client = docker.from_env()
+        for stage in ("preprocess", "pretrain"):
+            while not ended.wait(0.1) and stage not in killed:
+                for container in client.containers.list():
+                    with contextlib.suppress(docker.errors.APIError):
+                        if f"neurofoundry {stage}" in " ".join(container.attrs["Args"]) and started(
+                            stage
+                        ):
+                            container.kill()
+                            killed.append(stage)
+                            break
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        evaluation = run_local(command, project, store, "--image", image)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed == ["preprocess", "pretrain"]
+    assert (evaluation / "metrics.json").read_bytes() == (
+        project / "evaluation/metrics.json"
+    ).read_bytes()
+    (volumes,) = [
+        folder
+        for folder in (store / "preprocess").iterdir()
+        if len(pd.read_csv(folder / "scans.tsv", sep="\t"))
+        == len(pd.read_csv(project / "volumes/scans.tsv", sep="\t"))
+    ]
+    for path in (project / "volumes").glob("*.nii"):
+        assert (volumes / path.name).read_bytes() == path.read_bytes()

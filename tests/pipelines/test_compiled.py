@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from pipelines import compiled, node_pools
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("ingest", "preprocess", "pretrain", "finetune", "evaluate")
+PROFILES = ("plain", "gke", "eks")
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def documents(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp(request.param)
+    path, _ = compiled.write(folder, pools=request.param, spot=True)
+    return compiled.read(path)
+
+
+def test_what_is_committed_is_what_the_code_compiles_to(tmp_path: Path) -> None:
+    for path in compiled.write(tmp_path):
+        committed = (compiled.HERE / path.name).read_text()
+        assert path.read_text() == committed, "run: python -m pipelines compile"
+
+
+def test_both_documents_are_read_strictly(documents: list[dict[str, Any]]) -> None:
+    pipeline, platform = documents
+    json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(pipeline["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        json_format.ParseDict(executor, kubernetes.KubernetesExecutorConfig())
+    with pytest.raises(json_format.ParseError):
+        json_format.ParseDict({"nodeSelectr": {}}, kubernetes.KubernetesExecutorConfig())
+
+
+def test_every_reference_is_handed_down_to_where_it_is_used(
+    documents: list[dict[str, Any]],
+) -> None:
+    """kfp forgets parameters that only a pod's limits use; the run would fail on the cluster."""
+    pipeline, platform = documents
+    components = {"root": pipeline["root"], **pipeline["components"]}
+    for name, component in components.items():
+        given = set(component.get("inputDefinitions", {}).get("parameters", {}))
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            for source in task.get("inputs", {}).get("parameters", {}).values():
+                if wanted := source.get("componentInputParameter"):
+                    assert wanted in given, (name, wanted)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, executor in executors.items():
+        text = yaml.safe_dump(executor)
+        assert "nodeSelectorJson" in text, name
+        assert "tolerationJson" in text or "tolerations" in text, name
+
+
+def words(command: str) -> dict[str, str]:
+    """The flags of a command of dvc.yaml."""
+    parts = command.split()
+    return {"stage": parts[1], **dict(zip(parts[2::2], parts[3::2], strict=True))}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_component_runs_the_command_of_dvc(stage: str) -> None:
+    documents = compiled.read(compiled.COMMITTED)
+    container = documents[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    assert container["command"] == ["python3", "-m", "neurofoundry", stage]
+    flags = {word for word in container["args"] if word.startswith("--")}
+    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    expected = words(dvc["cmd"])
+    assert expected.pop("stage") == stage
+    cluster = {"--store", "--copy", "--executor-input", "--reuse"}
+    assert flags - cluster == set(expected)
+    assert {"--store", "--executor-input"} <= flags
+
+
+def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
+    pipeline, platform = documents
+    executors = pipeline["deploymentSpec"]["executors"]
+    nodes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name in ("exec-pretrain", "exec-finetune-part"):
+        resources = executors[name]["container"]["resources"]
+        assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+        assert "gpus" in resources["accelerator"]["resourceCount"]
+        assert nodes[name]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    for name in ("exec-ingest", "exec-preprocess", "exec-evaluate", "exec-configure"):
+        assert "accelerator" not in executors[name]["container"]["resources"]
+    # A number is read as empty by the driver, and the pod would get no GPU.
+    assert compiled.parameters(documents)["gpus"]["parameterType"] == "STRING"
+
+
+def test_every_step_is_retried_has_a_deadline_and_the_volume(
+    documents: list[dict[str, Any]],
+) -> None:
+    nodes = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, node in nodes.items():
+        assert int(node["activeDeadlineSeconds"]) >= 3600, name
+        assert node["pvcMount"][0]["mountPath"] == "/store", name
+        secret = node["secretAsEnv"][0]
+        assert secret["optional"], name
+    steps = [
+        task for task in compiled.tasks(documents) if task["componentRef"]["name"][5:] in STAGES
+    ]
+    assert len(steps) == len(STAGES)
+    for task in steps:
+        assert task["retryPolicy"]["maxRetryCount"] >= 1
+
+
+class TestNodePools:
+    def test_spot_nodes_are_asked_for_in_addition(self) -> None:
+        usual = node_pools.read("gke")["gpu"]
+        spot = node_pools.read("gke", spot=True)["gpu"]
+        assert set(usual.selector) < set(spot.selector)
+        assert len(spot.tolerations) == len(usual.tolerations) + 1
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("- a", "no profile 'mine'"),
+            ("other: {}", "there is other"),
+            ("mine: {cpu: {}}", "expected the roles light, cpu, gpu"),
+            (
+                "mine: {light: {cpu: '1', memory: 1Gi, hours: 1}, cpu: {cpu: '1', memory: 1Gi, "
+                "hours: 1}, gpu: {cpu: '1', memory: 1Gi, hours: 1, selectr: {}}}",
+                "mine: selectr: Extra inputs",
+            ),
+            ("mine: [", "cannot be read"),
+        ],
+        ids=["a list", "no such profile", "a role is missing", "a wrong key", "no YAML"],
+    )
+    def test_a_file_that_cannot_be_used_is_explained(
+        self, tmp_path: Path, text: str, message: str
+    ) -> None:
+        path = tmp_path / "pools.yaml"
+        path.write_text(text)
+        with pytest.raises(node_pools.UsageError, match=message):
+            node_pools.read("mine", path)
+
+    def test_a_cluster_without_gpus_has_no_limits_for_them(self, tmp_path: Path) -> None:
+        pool = "{cpu: '1', memory: 1Gi, hours: 1}"
+        pools = tmp_path / "pools.yaml"
+        pools.write_text(f"mine: {{light: {pool}, cpu: {pool}, gpu: {pool}}}")
+        path, _ = compiled.write(tmp_path / "out", pools="mine", file=pools)
+        assert "accelerator" not in path.read_text()
