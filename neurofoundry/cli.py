@@ -186,7 +186,11 @@ def pretrain(
             work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
         ),
         out=out,
-        params=_read(values, "pretrain") | {"method": method},
+        params={
+            "pretrain": values.pretrain.read_by(method),
+            "seed": values.seed,
+            "method": method,
+        },
         inputs={"preprocess": volumes},
         track=values.tracking,
         store=store,
