@@ -177,7 +177,7 @@ def pretrain(
 ) -> None:
     """Train an encoder on unlabelled volumes."""
     from neurofoundry import stage
-    from neurofoundry.pretrain import run
+    from neurofoundry.pretrain import ranks, run
 
     values = _load(params, overrides, stage="pretrain")
     folder = stage.run(
@@ -194,8 +194,10 @@ def pretrain(
         inputs={"preprocess": volumes},
         track=values.tracking,
         store=store,
+        leads=ranks.leads(),
     )
-    _hand_over(folder, copies, executor_input)
+    if ranks.leads():
+        _hand_over(folder, copies, executor_input)
 
 
 @app.command()

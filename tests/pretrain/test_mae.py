@@ -133,15 +133,15 @@ class TestLoss:
         x = torch.linspace(-1, 1, 16)
         anatomy = torch.sin(3 * x)[:, None, None] + torch.cos(4 * x)[:, None] + torch.zeros(16)
         explained = []
-        for step in range(80):
+        for step in range(55):
             # Strong or weak in each scan: the mean over scans explains two thirds.
-            strength = 1 + 0.7 * (2.0 * torch.randint(2, (8, 1, 1, 1, 1), generator=source) - 1)
+            strength = 1 + 0.7 * (2.0 * torch.randint(2, (16, 1, 1, 1, 1), generator=source) - 1)
             volumes = strength * anatomy
-            visible = [objective.draw_visible((16, 16, 16), step, scan) for scan in range(8)]
+            visible = [objective.draw_visible((16, 16, 16), step, scan) for scan in range(16)]
             inputs = torch.cat([volumes, torch.stack(visible)[:, None]], 1)
-            loss, measures = objective.loss(objective.encode(inputs)[None], torch.arange(8))
+            loss, measures = objective.loss(objective.encode(inputs)[None], torch.arange(16))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             explained.append(measures["explained"].item())
-        assert sum(explained[-5:]) / 5 > 0.75
+        assert sum(explained[-10:]) / 10 > 0.7

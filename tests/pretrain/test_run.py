@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from neurofoundry.stage import Workspace, hash_file
 from neurofoundry.tracking import TrackingParams
 from neurofoundry.tracking import run as tracking_run
 from neurofoundry.volumes import Grid, write_volume
+from tests.pretrain import stage_process
+from tests.pretrain.together import start_ranks
 
 SMALL = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
 CONTRAST = {"simclr": {"projection": 16}}
@@ -297,3 +300,38 @@ class TestResume:
 
 def last_step(checkpoints: Path) -> int:
     return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)
+
+
+TOGETHER = {"encoder": {"stem_stride": 2, "width": 0.125, "norm": "group"}, "epochs": 4}
+
+
+class TestRanks:
+    @staticmethod
+    def start(volumes: Path, out: Path) -> list[BaseProcess]:
+        values = json.dumps({**SMALL, **CONTRAST, **TOGETHER, "checkpoint_minutes": 0})
+        return start_ranks(stage_process.run_stage, volumes, out, values)
+
+    def test_a_rank_that_dies_ends_the_job_and_the_same_command_ends_in_the_same_bytes(
+        self, volumes: Path, tmp_path: Path
+    ) -> None:
+        whole, out = tmp_path / "whole", tmp_path / "killed"
+        for rank in self.start(volumes, whole):
+            rank.join(120)
+            assert rank.exitcode == 0
+        leader, follower = self.start(volumes, out)
+        while last_step(tmp_path / ".killed.partial" / "checkpoint") < 3:
+            assert leader.is_alive()
+            time.sleep(0.01)
+        follower.kill()
+        leader.join(60)  # torchrun would end it at once; it ends by itself too
+        assert leader.exitcode not in (0, None)
+        assert not out.exists()
+        for rank in self.start(volumes, out):
+            rank.join(120)
+            assert rank.exitcode == 0
+        TestResume.assert_same(whole, out, "one of two ranks was killed")
+        published = {path.name for path in whole.iterdir()}
+        assert published == {path.name for path in out.iterdir()}
+        for rank in self.start(volumes, out):  # up to date: none waits for the other
+            rank.join(60)
+            assert rank.exitcode == 0
