@@ -7,6 +7,7 @@ dies takes the others along; the same command goes on from the last checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +42,13 @@ def pretrain(
     scans = select_scans(table, params)
     persons = sorted(scans["person"].unique())
 
+    made_of = {
+        "pretrain": params.read_by(method),
+        "method": method,
+        "seed": seed,
+        "spacing": grid.spacing,
+        "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
+    }
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:
         objective = make_objective(method, encoder, params, grid, seed=seed)
@@ -52,6 +60,7 @@ def pretrain(
             volumes=volumes,
             grid=grid,
             params=params,
+            made_of=made_of,
             seed=seed,
             ranks=ranks,
         )
@@ -76,6 +85,11 @@ def pretrain(
     cohort.write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
     work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
+
+
+def hash_table(table: pd.DataFrame) -> str:
+    """Of the values of a table, in their order."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def make_objective(

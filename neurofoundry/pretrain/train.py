@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -36,13 +36,15 @@ def train(
     volumes: Path,
     grid: Grid,
     params: PretrainParams,
+    made_of: Mapping[str, Any],
     seed: int,
     ranks: Ranks,
 ) -> list[dict[str, float]]:
     """Train in place, from the last checkpoint if there is one; the means of each epoch.
 
     Every step is a function of the weights, the seed and its own number alone: resuming needs no
-    random state. Each rank reads its share of a batch, and the first one writes.
+    random state. Each rank reads its share of a batch, and the first one writes. A checkpoint that
+    is not ``made_of`` the same raises UsageError.
     """
     torch.backends.cudnn.deterministic = True
     # The order that oneDNN and cuDNN convolve fastest, by 20 to 40 %.
@@ -54,7 +56,7 @@ def train(
     step = 0
     epoch_so_far: list[dict[str, float]] = []
     history: list[dict[str, float]] = []
-    if state := ranks.of_first(checkpoint.load(work.dir / "checkpoint")):
+    if state := ranks.of_first(checkpoint.load(work.dir / "checkpoint", made_of=made_of)):
         objective.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
@@ -96,7 +98,7 @@ def train(
             if leads and (overdue or stopped or step == steps):
                 state = {"model": objective.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"step": step, "epoch_so_far": epoch_so_far, "history": history}
-                checkpoint.save(work.dir / "checkpoint", state, step=step)
+                checkpoint.save(work.dir / "checkpoint", state, step=step, made_of=made_of)
                 saved = time.monotonic()
             if stopped and step < steps:
                 progress.console.print(f"Ended after step {step}. The same command goes on.")

@@ -249,6 +249,18 @@ def whole(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestResume:
+    def test_a_checkpoint_of_other_parameters_or_data_is_refused(
+        self, volumes: Path, whole: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(whole / "checkpoint", tmp_path / "w" / "checkpoint")
+        with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
+            run_stage(volumes, tmp_path / "w", **RESUMED, learning_rate=0.002)
+        copy = shutil.copytree(volumes, tmp_path / "volumes")
+        table = (copy / "scans.tsv").read_text()
+        (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
+        with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
+            run_stage(copy, tmp_path / "w", **RESUMED)
+
     @staticmethod
     def assert_same(one: Path, other: Path, how: object) -> None:
         for name in ("encoder.safetensors", "plan.json", "subjects.tsv", "history.tsv"):
