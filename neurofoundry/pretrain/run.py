@@ -16,6 +16,7 @@ from torch import nn
 from neurofoundry import cohort, encoders
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.mae import Mae
+from neurofoundry.pretrain.numerics import check_convolutions
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks, joined
@@ -51,6 +52,7 @@ def pretrain(
     }
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:
+        check_convolutions(ranks.device, bf16=params.precision == "bf16")
         objective = make_objective(method, encoder, params, grid, seed=seed)
         fit_to_ranks(encoder, params, ranks)
         history = train(

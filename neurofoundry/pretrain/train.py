@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,14 +72,15 @@ def train(
             epoch = step // steps_per_epoch
             own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
             zscores = stored.to(ranks.device) * SLOPE
-            inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
+            rate = learning_rate(step, steps, params)
+            with enough_memory(params, own=len(own), shape=zscores.shape[2:]):
+                inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
+                values = train_step(
+                    objective, optimizer, inputs, batch, params, step=step, rate=rate, ranks=ranks
+                )
             if step == 0 and leads:
                 draw_views(work.dir / "views.png", zscores, inputs)
                 work.tracker.picture("views", work.dir / "views.png")
-            rate = learning_rate(step, steps, params)
-            values = train_step(
-                objective, optimizer, inputs, batch, params, step=step, rate=rate, ranks=ranks
-            )
             step += 1
             epoch_so_far.append(values)
             speed = len(batch) / (time.monotonic() - started)
@@ -140,6 +142,25 @@ def train_step(
     optimizer.step()
     values = {name: value.item() for name, value in measures.items()}
     return {"loss": loss.item(), "learning_rate": rate, **values}
+
+
+@contextmanager
+def enough_memory(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[None]:
+    """Turn running out of memory on a GPU into what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        total = torch.cuda.get_device_properties().total_memory / 2**30
+        chunk = min(params.chunk or 2 * own, 2 * own)
+        advice = [f"pretrain.chunk to {chunk // 2} (now {chunk} views at once)"] * (chunk > 1)
+        advice += ["pretrain.precision to bf16"] * (params.precision == "fp32")
+        advice += ["pretrain.encoder.stem_stride to 2"] * (params.encoder.stem_stride == 1)
+        advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
+        raise UsageError(
+            f"The {total:.0f} GiB of the GPU do not hold a step with {own} scans of "
+            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; the same command "
+            "then starts anew, as these change what is learned."
+        ) from error
 
 
 def read_batches(

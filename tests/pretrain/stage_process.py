@@ -1,8 +1,7 @@
-"""Runs the stage in processes of its own, so that a test can kill it: VOLUMES OUT PARAMS."""
+"""Runs the stage in processes of its own, so that a test can kill it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from neurofoundry import stage
@@ -24,7 +23,3 @@ def run_stage(volumes: Path, out: Path, values: str) -> None:
         track=TrackingParams(mode="disabled"),
         leads=leads(),
     )
-
-
-if __name__ == "__main__":
-    run_stage(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from multiprocessing.process import BaseProcess
@@ -35,7 +33,7 @@ from tests.pretrain.together import start_ranks
 SMALL = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
 CONTRAST = {"simclr": {"projection": 16}}
 STILL = {"crop": [1, 1], "stretch": 1, "flip": 0, "rotation": 0}
-STILL |= {"gamma": 1, "bias": 0, "blur": 0, "noise": 0}
+STILL |= {"gamma": 1, "remap": 0, "bias": 0, "blur": 0, "coarse": 1, "noise": 0}
 GRID = Grid(spacing=6.0)
 
 
@@ -269,24 +267,18 @@ class TestResume:
     def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "killed"
         checkpoints = tmp_path / ".killed.partial" / "checkpoint"
-        script = Path(__file__).with_name("stage_process.py")
         values = json.dumps({**SMALL, **CONTRAST, **RESUMED})
         kills = sorted(random.sample(range(1, 23), 2))
         for step in [*kills, None]:
-            process = subprocess.Popen(
-                [sys.executable, str(script), str(volumes), str(out), values],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            while step and process.poll() is None and last_step(checkpoints) < step:
+            (process,) = start_ranks(stage_process.run_stage, volumes, out, values, count=1)
+            while step and process.is_alive() and last_step(checkpoints) < step:
                 time.sleep(0.002)
             if step:
-                assert process.poll() is None
+                assert process.is_alive()
                 time.sleep(random.uniform(0, 0.1))
                 process.kill()
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == (-signal.SIGKILL if step else 0), errors
+            process.join(120)
+            assert process.exitcode == (-signal.SIGKILL if step else 0)
             assert out.exists() != bool(step)
         self.assert_same(whole, out, kills)
 
