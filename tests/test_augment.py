@@ -310,10 +310,8 @@ class TestApply:
         still = augment._add_noise(image, mask, torch.tensor([0.0]), torch.tensor([5]))
         torch.testing.assert_close(still, image)
 
-    @pytest.mark.parametrize(
-        "step", [{name: value} for name, value in STRENGTHS.items()], ids=STRENGTHS
-    )
-    def test_standardisation_undoes_no_step(self, step: dict[str, float]) -> None:
+    @pytest.mark.parametrize("step", STRENGTHS)
+    def test_standardisation_undoes_no_step(self, step: str) -> None:
         volumes = heads(8)
         draws = draw(STILL.model_copy(update={step: STRENGTHS[step]}), *"abcdefgh")
         change = (augment.apply(volumes, draws) - volumes).square().sum((1, 2, 3, 4)).sqrt()
