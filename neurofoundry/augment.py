@@ -239,11 +239,19 @@ def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     noise. ``volumes`` are (batch, 1, z, y, x) with background 0; so are the views, with mean 0 and
     standard deviation 1 in the brain. A brain that a crop misses leaves zeros.
     """
-    brain, mask = _resample(volumes, draws.affine)
-    intensity = _gamma(_soften(brain, draws.blur, draws.coarse), draws.gamma, draws.negative)
-    intensity = _remap(intensity, draws.remap)
-    intensity *= _cosines(draws.bias, volumes.shape[2:]).exp_()
-    return standardise(_add_noise(intensity, mask, draws.noise, draws.noise_seed), mask)
+    shape = volumes.shape[2:]
+    intensity, mask = _resample(volumes, draws.affine)
+    # A step that no scan of the batch has drawn costs nothing.
+    if draws.blur.any() or (draws.coarse != draws.coarse.new_tensor(shape)).any():
+        intensity = _soften(intensity, draws.blur, draws.coarse)
+    intensity = _gamma(intensity, draws.gamma, draws.negative)
+    if (draws.remap != _curve(np.ones(KNOTS - 1)).to(draws.remap)).any():
+        intensity = _remap(intensity, draws.remap)
+    if draws.bias.any():
+        intensity *= _cosines(draws.bias, shape).exp_()
+    if draws.noise.any():
+        intensity = _add_noise(intensity, mask, draws.noise, draws.noise_seed)
+    return standardise(intensity, mask)
 
 
 def standardise(volumes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
