@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,12 +22,23 @@ from torch.nn import functional as F
 from neurofoundry.params import Section
 
 WINDOW = 5.0
-"""Gamma and bias field act on intensities: z-scores from -5 to 5 become 0 to 1."""
+"""Contrast, bias field and noise act on intensities: z-scores from -5 to 5 become 0 to 1."""
+
+KNOTS = 9
+"""Points of the curve that changes the contrast."""
+
+LEAST_OF_PAPER = np.array([40 / 192, 40 / 192, 30 / 150])
+"""Smallest crop (x, y, z) of the published law, as shares of its box of 192 × 192 × 150 voxels."""
 
 
 class AugmentParams(Section):
     """How far two views of a scan may differ. Strengths are drawn uniformly up to these bounds."""
 
+    preset: Literal["robust", "paper"] = "robust"
+    """paper: the law of 3D-Neuro-SimCLR instead, without further settings. Crops of any size and
+    shape from 30 × 40 × 40 mm, flips, turns of 45 degrees about one axis, gamma 0.5 to 1.5. Its
+    shift of all intensities is left out, as standardisation undoes it, there as here; its draws
+    are as many as its authors meant, not the 936 that their workers repeat."""
     crop: tuple[float, float] = (0.7, 1.0)
     """Least and greatest edge of the crop, as a share of the box; it is resized to the box."""
     stretch: float = Field(default=1.1, ge=1, le=1.5)
@@ -39,12 +51,16 @@ class AugmentParams(Section):
     """Degrees about each axis, either way."""
     gamma: float = Field(default=2.0, ge=1)
     """Exponent between 1/gamma and gamma, of the intensities or of their negative: the contrast."""
+    remap: float = Field(default=0.3, ge=0, le=1)
+    """Contrast by a random rising curve: standard deviation of the logarithms of its slopes."""
     bias: float = Field(default=0.3, ge=0)
     """Bias field: greatest standard deviation of its logarithm over the box."""
     blur: float = Field(default=1.0, ge=0)
     """Standard deviation in voxels, drawn for each axis, as slices are thicker than in-plane."""
+    coarse: float = Field(default=2.0, ge=1, le=8)
+    """Greatest thickness of slices in voxels: along one axis, resampled to that and back."""
     noise: float = Field(default=0.3, ge=0)
-    """Standard deviation of Gaussian noise, in standard deviations of the brain."""
+    """Standard deviation of Rician noise, in standard deviations of the brain."""
 
     @model_validator(mode="after")
     def _crops_fit(self) -> AugmentParams:
@@ -54,6 +70,17 @@ class AugmentParams(Section):
         # Two crops of the same volume, stretched in opposite ways, share no more than this.
         if self.min_overlap > self.stretch ** (-4 / 3):
             raise ValueError("min_overlap: crops so different in shape cannot overlap so much")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> AugmentParams:
+        fields_ = type(self).model_fields.items()
+        changed = [name for name, field in fields_ if getattr(self, name) != field.default]
+        if self.preset == "paper" and changed != ["preset"]:
+            raise ValueError(
+                f"{', '.join(changed[1:])}: no effect, as the preset is 'paper'. Remove them, or "
+                "take the preset 'robust'"
+            )
         return self
 
 
@@ -67,10 +94,14 @@ class Draws:
     """(batch,) exponent."""
     negative: torch.Tensor
     """(batch,) bool: gamma acts on the negative image."""
+    remap: torch.Tensor
+    """(batch, KNOTS): rising values from 0 to 1 of the curve of contrast, at equal distances."""
     bias: torch.Tensor
     """(batch, 3, 3, 3): cosine coefficients (z, y, x) of the logarithm of the bias field."""
     blur: torch.Tensor
     """(batch, 3): standard deviation in voxels along z, y, x."""
+    coarse: torch.Tensor
+    """(batch, 3): how many samples are left along z, y, x, int64."""
     noise: torch.Tensor
     """(batch,) standard deviation."""
     noise_seed: torch.Tensor
@@ -100,11 +131,12 @@ def draw(
 
     The crop of a later view is drawn where it overlaps that of view 0 by ``min_overlap``.
     """
-    draws = [_draw_one(params, (seed, epoch, scan), view, shape) for scan in scans]
+    draw_one = _draw_paper if params.preset == "paper" else _draw_robust
+    draws = [draw_one(params, (seed, epoch, scan), view, shape) for scan in scans]
     return Draws(**{f.name: torch.stack([one[f.name] for one in draws]) for f in fields(Draws)})
 
 
-def _draw_one(
+def _draw_robust(
     params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
     random = generator(*sample, view)
@@ -112,13 +144,43 @@ def _draw_one(
     crop = _crop(params, random, near=first)
     mirrored = random.random() < params.flip
     angles = random.uniform(-params.rotation, params.rotation, 3)
+    slices = np.array(shape)
+    axis = random.integers(3)
+    slices[axis] = round(shape[axis] / random.uniform(1, params.coarse))
+    slopes = np.exp(params.remap * random.standard_normal(KNOTS - 1))
     return {
         "affine": _affine(crop, mirrored, angles, shape),
         "gamma": torch.tensor(params.gamma ** random.uniform(-1, 1), dtype=torch.float32),
         "negative": torch.tensor(random.random() < 0.5),
+        "remap": _curve(slopes),
         "bias": _bias(random.uniform(0, params.bias), random),
         "blur": torch.tensor(random.uniform(0, params.blur, 3), dtype=torch.float32),
+        "coarse": torch.tensor(slices),
         "noise": torch.tensor(random.uniform(0, params.noise), dtype=torch.float32),
+        "noise_seed": torch.tensor(random.integers(2**63)),
+    }
+
+
+def _draw_paper(
+    params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
+) -> dict[str, torch.Tensor]:
+    """The law of 3D-Neuro-SimCLR (arXiv 2509.10620): its views share nothing but by chance."""
+    random = generator(*sample, view)
+    edges = random.uniform(LEAST_OF_PAPER, 1)
+    crop = edges, edges / 2 + (1 - edges) * random.random(3)
+    mirrored = random.random() < 0.5
+    turned, axis = random.random() < 0.5, random.integers(3)
+    angles = np.where(np.arange(3) == axis, turned * random.uniform(-45, 45), 0)
+    gamma = random.uniform(0.5, 1.5) if random.random() < 0.8 else 1.0
+    return {
+        "affine": _affine(crop, mirrored, angles, shape),
+        "gamma": torch.tensor(gamma, dtype=torch.float32),
+        "negative": torch.tensor(False),
+        "remap": _curve(np.ones(KNOTS - 1)),
+        "bias": torch.zeros(3, 3, 3),
+        "blur": torch.zeros(3),
+        "coarse": torch.tensor(shape),
+        "noise": torch.tensor(0.0),
         "noise_seed": torch.tensor(random.integers(2**63)),
     }
 
@@ -156,6 +218,11 @@ def _affine(
     return torch.tensor(affine, dtype=torch.float32)
 
 
+def _curve(slopes: NDArray[np.float64]) -> torch.Tensor:
+    values = np.concatenate([[0], np.cumsum(slopes)])
+    return torch.tensor(values / values[-1], dtype=torch.float32)
+
+
 def _bias(strength: float, random: np.random.Generator) -> torch.Tensor:
     coefficients = random.standard_normal((3, 3, 3))
     coefficients[0, 0, 0] = 0  # a constant factor is undone by standardisation
@@ -166,20 +233,25 @@ def _bias(strength: float, random: np.random.Generator) -> torch.Tensor:
 
 
 def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Views of z-scored volumes: crop, flip, rotation, blur, gamma, bias field and noise.
+    """Views of z-scored volumes: one resampling, then what scanners do to intensities.
 
-    ``volumes`` are (batch, 1, z, y, x) with background 0; so are the views, with mean 0 and
+    Crop, flip and rotation; blur and slice thickness; gamma and a curve of contrast; bias field;
+    noise. ``volumes`` are (batch, 1, z, y, x) with background 0; so are the views, with mean 0 and
     standard deviation 1 in the brain. A brain that a crop misses leaves zeros.
     """
-    brain, mask = _resample(volumes, draws.affine)
-    intensity = _gamma(_blur(brain, draws.blur), draws.gamma, draws.negative)
-    intensity *= _cosines(draws.bias, volumes.shape[2:]).exp_()
-    views = standardise(intensity, mask)
-    for view, strength, seed in zip(views, draws.noise, draws.noise_seed.tolist(), strict=True):
-        source = torch.Generator(volumes.device).manual_seed(seed)
-        noise = torch.randn(view.shape, generator=source, device=volumes.device)
-        view += strength * noise
-    return standardise(views, mask)
+    shape = volumes.shape[2:]
+    intensity, mask = _resample(volumes, draws.affine)
+    # A step that no scan of the batch has drawn costs nothing.
+    if draws.blur.any() or (draws.coarse != draws.coarse.new_tensor(shape)).any():
+        intensity = _soften(intensity, draws.blur, draws.coarse)
+    intensity = _gamma(intensity, draws.gamma, draws.negative)
+    if (draws.remap != _curve(np.ones(KNOTS - 1)).to(draws.remap)).any():
+        intensity = _remap(intensity, draws.remap)
+    if draws.bias.any():
+        intensity *= _cosines(draws.bias, shape).exp_()
+    if draws.noise.any():
+        intensity = _add_noise(intensity, mask, draws.noise, draws.noise_seed)
+    return standardise(intensity, mask)
 
 
 def standardise(volumes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -205,20 +277,39 @@ def _resample(volumes: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor
     return brain.div_(share.clamp_(min=0.5)).mul_(mask), mask
 
 
-def _blur(volumes: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur along z, y and x by dense matrices: a batch with a width for each scan."""
+def _soften(volumes: torch.Tensor, deviation: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur, then fewer samples and back, along z, y and x.
+
+    By dense matrices, both steps in one: a batch with a width and a thickness for each scan.
+    """
     shape = volumes.shape
-    kernels = []
-    for n, sigma in zip(shape[2:], deviation.clamp(min=1e-3).unbind(1), strict=True):
-        distance = torch.arange(1 - n, n, device=volumes.device) / sigma[:, None]
-        weights = torch.exp(-0.5 * distance.square())
-        weights = weights / weights.sum(1, keepdim=True)
-        # Row i of the matrix reads the kernel centred on voxel i.
-        kernels.append(weights.unfold(1, n, 1).flip(1))
-    along_z, along_y, along_x = kernels
+    axes = zip(shape[2:], deviation.unbind(1), coarse.unbind(1), strict=True)
+    along_z, along_y, along_x = (
+        _coarsen(n, slices) @ _gaussian(n, sigma) for n, sigma, slices in axes
+    )
     volumes = along_z @ volumes.reshape(shape[0], shape[2], -1)
     volumes = along_y[:, None] @ volumes.view(shape[0], *shape[2:])
     return (volumes.view(shape[0], -1, shape[4]) @ along_x.mT).view(shape)
+
+
+def _gaussian(n: int, deviation: torch.Tensor) -> torch.Tensor:
+    """Matrices (batch, n, n) that blur ``n`` samples."""
+    distance = torch.arange(1 - n, n, device=deviation.device) / deviation[:, None].clamp(min=1e-3)
+    weights = torch.exp(-0.5 * distance.square())
+    weights = weights / weights.sum(1, keepdim=True)
+    # Row i of the matrix reads the kernel centred on voxel i.
+    return weights.unfold(1, n, 1).flip(1)
+
+
+def _coarsen(n: int, samples: torch.Tensor) -> torch.Tensor:
+    """Matrices (batch, n, n) from ``n`` samples to fewer, each of its thickness, and back."""
+    matrices = []
+    for fewer in samples.tolist():
+        # Resizing is linear: what it does to a unit is a column of its matrix.
+        units = torch.eye(n, device=samples.device)[None, None]
+        thick = F.interpolate(units, size=(fewer, n), mode="bilinear", antialias=True)
+        matrices.append(F.interpolate(thick, size=(n, n), mode="bilinear")[0, 0])
+    return torch.stack(matrices)
 
 
 def _gamma(zscores: torch.Tensor, exponent: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -227,6 +318,36 @@ def _gamma(zscores: torch.Tensor, exponent: torch.Tensor, negative: torch.Tensor
     sign = 1 - 2 * negative
     powers = (zscores * (sign / (2 * WINDOW))).add_(0.5).clamp_(0, 1).pow_(exponent)
     return powers.mul_(sign).add_(negative)
+
+
+def _remap(intensity: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
+    """Intensities from 0 to 1 through a curve of straight pieces."""
+    pieces = curve.shape[1] - 1
+    position = intensity.flatten(1) * pieces
+    piece = position.long().clamp_(max=pieces - 1)
+    low, slope = curve[:, :-1].gather(1, piece), curve.diff().gather(1, piece)
+    return low.add_(slope.mul_(position.sub_(piece))).view(intensity.shape)
+
+
+def _add_noise(
+    intensity: torch.Tensor, mask: torch.Tensor, strength: torch.Tensor, seeds: torch.Tensor
+) -> torch.Tensor:
+    """The magnitude of intensities with complex Gaussian noise: Rician (Gudbjartsson 1995).
+
+    ``strength`` is in standard deviations of the intensities inside ``mask``.
+    """
+    noisy = []
+    for image, inside, share, seed in zip(
+        intensity, mask, strength.tolist(), seeds.tolist(), strict=True
+    ):
+        source = torch.Generator(intensity.device).manual_seed(seed)
+        noise = torch.randn((2, *image.shape), generator=source, device=intensity.device)
+        count = inside.sum().clamp(min=1)
+        mean = (image * inside).sum() / count
+        deviation = (((image - mean) * inside).square().sum() / count).sqrt()
+        real, imaginary = noise.mul_(share * deviation)
+        noisy.append(torch.hypot(real.add_(image), imaginary))
+    return torch.stack(noisy)
 
 
 def _cosines(coefficients: torch.Tensor, shape: torch.Size) -> torch.Tensor:

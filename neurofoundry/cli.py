@@ -29,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+plan = typer.Typer(no_args_is_help=True, help="Say what a stage will cost on this machine.")
+app.add_typer(plan, name="plan")
 
 ParamsFile = Annotated[
     str,
@@ -178,7 +180,7 @@ def pretrain(
 ) -> None:
     """Train an encoder on unlabelled volumes."""
     from neurofoundry import stage
-    from neurofoundry.pretrain import run
+    from neurofoundry.pretrain import ranks, run
 
     values = _load(params, overrides, stage="pretrain")
     folder = stage.run(
@@ -187,12 +189,36 @@ def pretrain(
             work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
         ),
         out=out,
-        params=_read(values, "pretrain") | {"method": method},
+        params={
+            "pretrain": values.pretrain.read_by(method),
+            "seed": values.seed,
+            "method": method,
+        },
         inputs={"preprocess": volumes},
         track=values.tracking,
         store=store,
+        leads=ranks.leads(),
     )
-    _hand_over(folder, copies, executor_input)
+    if ranks.leads():
+        _hand_over(folder, copies, executor_input)
+
+
+@plan.command("pretrain")
+def plan_pretrain(
+    scans: Annotated[int, typer.Option("--scans", min=1, help="Of the cohort.")],
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")] = "",
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+) -> None:
+    """Measure a few steps here; print hours, memory and the largest batch for so many scans."""
+    from neurofoundry.pretrain.plan import describe_cost
+
+    values = _load(params, overrides)
+    methods = values.pretrain.methods
+    if method and method not in methods:
+        raise UsageError(f"--method {method}: not one of pretrain.methods ({', '.join(methods)}).")
+    for name in [method] if method else methods:
+        print(describe_cost(name, values.pretrain, values.preprocess.grid, scans=scans))
 
 
 @app.command()

@@ -106,7 +106,7 @@ class Plan(Section):
     grid: dict[str, Any]
     """``Grid.describe()`` of the volumes: space, orientation, spacing, shape."""
     normalization: str = "z-score within the brain, background 0"
-    method: Literal["simclr", "random", "supervised"]
+    method: Literal["simclr", "mae", "random", "supervised"]
     licence: str
     """Of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None

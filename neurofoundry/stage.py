@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import neurofoundry
@@ -96,6 +97,7 @@ def run(
     part: Part = Part(),
     reuse: Sequence[Path] = (),
     store: Path | None = None,
+    leads: bool = True,
 ) -> Path:
     """Run ``body`` in a partial folder and publish it as ``out`` when it is whole; where it lies.
 
@@ -108,6 +110,8 @@ def run(
     A stage that keys its own items (a scan, a fine-tuning run) sets ``resume_items`` and gets the
     partial folder whatever has changed, and the
     finished outputs ``reuse``, such as those of the other parts.
+    Of several processes that run one stage together, the one that ``leads`` does all this; the
+    others run ``body`` beside it in a folder that is thrown away.
     """
     started = datetime.now(UTC)
     upstream = {
@@ -125,6 +129,11 @@ def run(
     folder = folder_of(store, name, key) if store else out
     partial = folder.with_name(f".{folder.name}.partial")
     replaced = folder.with_name(f".{folder.name}.replaced")
+    if not leads:
+        # The leader may be putting `replaced` back: both say whether there is nothing to do.
+        if key not in (_recorded_key(folder), _recorded_key(replaced)):
+            _follow(name, body, upstream)
+        return folder
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # killed between the two renames of _publish
     # Ingest has no upstream: whether the raw data changed is known only once it has looked.
@@ -224,6 +233,17 @@ def _earlier(
     if store:
         return (*reuse, *outputs(store, name)[:LOOKED_AT])
     return (*reuse, *([folder] if (folder / "stage.json").exists() else []))
+
+
+def _follow(name: str, body: Callable[[Workspace], None], upstream: Mapping[str, Any]) -> None:
+    """Run ``body`` in a folder that is thrown away, and record nothing."""
+    data_version = next((record["data_version"] for record in upstream.values()), "")
+    nowhere = TrackingParams(mode="disabled")
+    with (
+        TemporaryDirectory() as scratch,
+        tracking.run(nowhere, stage=name, key="follower", config={}) as tracker,
+    ):
+        body(Workspace(dir=Path(scratch), earlier=(), tracker=tracker, data_version=data_version))
 
 
 def _publish(partial: Path, folder: Path, replaced: Path) -> None:

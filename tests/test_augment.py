@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
-from scipy import fft, ndimage
+from scipy import fft, ndimage, stats
 
 from neurofoundry import augment
 from neurofoundry.augment import AugmentParams, Draws
 
 SHAPE = (20, 28, 24)  # z, y, x: no two alike, so that mixed-up axes show
-GEOMETRY = AugmentParams(gamma=1, bias=0, blur=0, noise=0)
-STILL = AugmentParams(crop=(1, 1), stretch=1, flip=0, rotation=0, gamma=1, bias=0, blur=0, noise=0)
+PLAIN = {"gamma": 1.0, "remap": 0.0, "bias": 0.0, "blur": 0.0, "coarse": 1.0, "noise": 0.0}
+GEOMETRY = AugmentParams.model_validate(PLAIN)
+STILL = AugmentParams.model_validate(
+    {**PLAIN, "crop": (1, 1), "stretch": 1, "flip": 0, "rotation": 0}
+)
+STRENGTHS = {"gamma": 2.0, "remap": 0.3, "bias": 0.3, "blur": 1.0, "coarse": 2.0, "noise": 0.3}
+PAPER = AugmentParams(preset="paper")
 
 
 def heads(batch: int = 2) -> torch.Tensor:
@@ -57,14 +63,15 @@ class TestDraw:
     def test_the_same_key_draws_the_same_view(self) -> None:
         assert rows(draw(AugmentParams(), "a", "b")) == rows(draw(AugmentParams(), "a", "b"))
 
-    def test_no_two_views_are_alike(self) -> None:
+    @pytest.mark.parametrize("params", [AugmentParams(), PAPER], ids=["robust", "paper"])
+    def test_no_two_views_are_alike(self, params: AugmentParams) -> None:
         scans = [f"scan-{number}" for number in range(50)]
         drawn = [
             row
             for seed in (1, 2)
             for epoch in range(3)
             for view in range(2)
-            for row in rows(draw(AugmentParams(), *scans, view=view, epoch=epoch, seed=seed))
+            for row in rows(draw(params, *scans, view=view, epoch=epoch, seed=seed))
         ]
         assert len(set(drawn)) == len(drawn) == 600
 
@@ -72,7 +79,8 @@ class TestDraw:
         views = [draw(AugmentParams(), *map(str, range(40)), view=view) for view in range(2)]
         for field in fields(Draws):
             values = torch.cat([getattr(view, field.name) for view in views])
-            assert field.name == "negative" or len(values.unique(dim=0)) == 80
+            few = field.name in ("negative", "coarse")
+            assert few or len(values.unique(dim=0)) == 80
 
     def test_the_batch_does_not_change_a_scans_view(self) -> None:
         together = rows(draw(AugmentParams(), "a", "b", "c", view=1))
@@ -122,6 +130,40 @@ class TestDraw:
         assert min(shares) < params.min_overlap + 0.1
         assert max(shares) > 0.9
 
+    def test_the_published_law_is_that_of_its_own_draws(self) -> None:
+        """Against 200,000 draws of the authors' MONAI transforms: fractions of them."""
+        shape = (150, 192, 192)
+        scans = [str(number) for number in range(1500)]
+        views = [
+            augment.draw(PAPER, seed=1, epoch=0, scans=scans, view=view, shape=shape)
+            for view in range(2)
+        ]
+        extent = np.array(shape[::-1])[:, None]
+        edges, centres = [], []
+        for draws in views:
+            affine = draws.affine.double().numpy()
+            # Columns are turned edges, of lengths that count in voxels.
+            lengths = np.linalg.norm(affine[:, :, :3] * extent, axis=1)
+            edges.append(lengths / extent[:, 0])
+            centres.append((affine[:, :, 3] + 1) / 2)
+        both = np.concatenate(edges)
+        volume, ratio = both.prod(1), both.max(1) / both.min(1)
+        assert abs(volume.mean() - 0.22) < 0.01
+        assert abs(np.median(volume) - 0.177) < 0.015
+        assert abs((ratio > 2).mean() - 0.52) < 0.03
+        assert abs((ratio > 3).mean() - 0.19) < 0.03
+        apart = (abs(centres[0] - centres[1]) >= (edges[0] + edges[1]) / 2).any(1)
+        assert abs(apart.mean() - 0.11) < 0.03
+        gammas = torch.cat([draws.gamma for draws in views])
+        assert abs((gammas == 1).double().mean() - 0.2) < 0.03
+        assert 0.5 <= gammas.min() < 0.52
+        assert 1.48 < gammas.max() <= 1.5
+        linear = torch.cat([draws.affine for draws in views])[:, :, :3].numpy() * extent
+        off_axis = [(abs(turn) > 1e-4).sum() - 3 for turn in linear]
+        assert set(off_axis) == {0, 2}  # about one axis, or not at all
+        assert abs(np.mean(np.array(off_axis) == 2) - 0.5) < 0.04
+        assert abs((np.linalg.det(linear) < 0).mean() - 0.5) < 0.04
+
     @pytest.mark.parametrize(
         "values",
         [
@@ -132,6 +174,8 @@ class TestDraw:
             {"min_overlap": 0.9, "stretch": 1.5},
             {"gamma": 0.5},
             {"shift": 0.1},
+            {"coarse": 0.5},
+            {"preset": "paper", "rotation": 20},
         ],
     )
     def test_impossible_parameters_are_refused(self, values: dict[str, object]) -> None:
@@ -213,23 +257,63 @@ class TestApply:
             expected = numpy_standardise(blurred, z != 0)
             np.testing.assert_allclose(view[0], expected, atol=1e-4)
 
-    def test_noise_is_gaussian_and_as_strong_as_asked(self) -> None:
+    def test_remapping_is_the_interpolation_of_numpy(self) -> None:
         volumes = heads(2)
-        draws = replace(draw(STILL, "a", "b"), noise=torch.tensor([0.5, 0.0]))
-        views = augment.apply(volumes, draws)
-        torch.testing.assert_close(views[1], volumes[1], atol=1e-5, rtol=0)
-        inside = volumes[0] != 0
-        clean, noisy = volumes[0][inside].numpy(), views[0][inside].numpy()
-        # Standardised again, signal and noise have the variances 1 / 1.25 and 0.25 / 1.25.
-        noise = noisy - clean / np.sqrt(1.25)
-        assert abs(np.corrcoef(clean, noisy)[0, 1] - 1 / np.sqrt(1.25)) < 0.03
-        assert abs(noise.std() - 0.5 / np.sqrt(1.25)) < 0.02
-        assert abs((noise**4).mean() / noise.var() ** 2 - 3) < 0.4
+        draws = draw(STILL.model_copy(update={"remap": 0.8}), "a", "b")
+        views = augment.apply(volumes, draws).numpy()
+        for volume, view, curve in zip(volumes, views, draws.remap.numpy(), strict=True):
+            z = volume[0].double().numpy()
+            x = np.clip(z / 10 + 0.5, 0, 1)
+            expected = np.interp(x, np.linspace(0, 1, len(curve)), curve)
+            np.testing.assert_allclose(view[0], numpy_standardise(expected, z != 0), atol=1e-4)
 
-    @pytest.mark.parametrize("step", [{"gamma": 2.0}, {"bias": 0.3}, {"blur": 1.0}, {"noise": 0.3}])
-    def test_standardisation_undoes_no_step(self, step: dict[str, float]) -> None:
+    def test_curves_of_contrast_rise_from_0_to_1(self) -> None:
+        curves = draw(AugmentParams(remap=1), *map(str, range(100))).remap
+        assert torch.equal(curves[:, 0], torch.zeros(100))
+        assert torch.equal(curves[:, -1], torch.ones(100))
+        assert (curves.diff() > 0).all()
+        assert torch.allclose(draw(STILL, "a").remap[0], torch.linspace(0, 1, augment.KNOTS))
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_slices_are_thickened_as_pillow_resizes(self, axis: int) -> None:
+        volumes = heads(1)
+        left = torch.tensor([SHAPE])
+        left[0, axis] = 9
+        found = augment.apply(volumes, replace(draw(STILL, "a"), coarse=left))[0, 0].numpy()
+        z = volumes[0, 0].numpy()
+        n = SHAPE[axis]
+        lines = np.ascontiguousarray(np.moveaxis(z, axis, -1).reshape(-1, n))
+        few = np.array(Image.fromarray(lines).resize((9, len(lines)), Image.Resampling.BILINEAR))
+        at = (np.arange(n) + 0.5) * 9 / n - 0.5
+        back = np.array([np.interp(at, np.arange(9), line) for line in few])
+        moved = np.moveaxis(z, axis, -1)
+        thick = np.moveaxis(back.reshape(moved.shape), -1, axis)
+        np.testing.assert_allclose(found, numpy_standardise(thick, z != 0), atol=2e-4)
+
+    def test_one_axis_has_slices_no_thicker_than_asked(self) -> None:
+        left = draw(AugmentParams(coarse=2), *map(str, range(200))).coarse
+        thickness = torch.tensor(SHAPE) / left
+        assert ((thickness > 1).sum(1) <= 1).all()
+        assert thickness.max() <= 2
+        assert (thickness.amax(0) > 1.8).all()
+
+    def test_noise_is_rician_and_as_strong_as_asked(self) -> None:
+        image = torch.full((1, 1, 20, 30, 40), 0.05)
+        image[..., 20:] = 0.25  # a standard deviation of 0.1
+        mask = torch.ones_like(image)
+        noisy = augment._add_noise(image, mask, torch.tensor([0.6]), torch.tensor([5]))
+        for level, part in ((0.05, noisy[..., :20]), (0.25, noisy[..., 20:])):
+            law = stats.rice(level / 0.06, scale=0.06)
+            assert stats.kstest(part.flatten().numpy(), law.cdf).pvalue > 0.01
+        other = augment._add_noise(image, mask, torch.tensor([0.6]), torch.tensor([6]))
+        assert not torch.allclose(noisy, other, atol=0.01)
+        still = augment._add_noise(image, mask, torch.tensor([0.0]), torch.tensor([5]))
+        torch.testing.assert_close(still, image)
+
+    @pytest.mark.parametrize("step", STRENGTHS)
+    def test_standardisation_undoes_no_step(self, step: str) -> None:
         volumes = heads(8)
-        draws = draw(STILL.model_copy(update=step), *"abcdefgh")
+        draws = draw(STILL.model_copy(update={step: STRENGTHS[step]}), *"abcdefgh")
         change = (augment.apply(volumes, draws) - volumes).square().sum((1, 2, 3, 4)).sqrt()
         change /= volumes.square().sum((1, 2, 3, 4)).sqrt()
         assert change.mean() > 0.05

@@ -19,7 +19,11 @@ QUIET = TrackingParams(mode="disabled")
 
 
 def publish(
-    out: Path, name: str = "ingest", inputs: dict[str, Path] | None = None, **params: Any
+    out: Path,
+    name: str = "ingest",
+    inputs: dict[str, Path] | None = None,
+    leads: bool = True,
+    **params: Any,
 ) -> list[Path]:
     """Run a tiny stage; says in which folders its body ran."""
     ran = []
@@ -30,7 +34,7 @@ def publish(
         work.data_version = work.data_version or "v1"
         work.summary["scans"] = 3
 
-    stage.run(name, body, out=out, params=params, inputs=inputs or {}, track=QUIET)
+    stage.run(name, body, out=out, params=params, inputs=inputs or {}, track=QUIET, leads=leads)
     return ran
 
 
@@ -59,6 +63,20 @@ def test_an_unchanged_stage_does_not_run_again_and_a_changed_one_does(tmp_path: 
     publish(cohort, seed=2)  # other content
     assert publish(volumes, "preprocess", {"ingest": cohort}, grid=2)
     assert json.loads((volumes / "stage.json").read_text())["data_version"] == "v1"
+
+
+def test_who_does_not_lead_runs_beside_and_leaves_nothing(tmp_path: Path) -> None:
+    cohort, encoder = tmp_path / "cohort", tmp_path / "encoder"
+    publish(cohort)
+    (ran,) = publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=1)
+    assert not ran.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    publish(encoder, "pretrain", {"ingest": cohort}, epochs=1)
+    assert not publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=1)
+    # Killed while publishing, the leader puts the old output back; the others know.
+    encoder.rename(tmp_path / ".encoder.replaced")
+    assert not publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=1)
+    assert publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=2)
 
 
 def test_a_failed_run_leaves_the_old_output_and_its_own_work(tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.volumes import SLOPE
 
 LIGHT = augment.AugmentParams(
-    crop=(0.9, 1.0), stretch=1.05, rotation=8, gamma=1.2, bias=0.15, blur=0.5, noise=0.1
+    crop=(0.9, 1.0),
+    stretch=1.05,
+    rotation=8,
+    gamma=1.2,
+    remap=0.0,
+    bias=0.15,
+    blur=0.5,
+    coarse=1.0,
+    noise=0.1,
 )
 """Views that leave a head nearly its size, and its lesions."""
 

@@ -1,1 +1,1 @@
-"""Contrastive pretraining of an encoder on unlabelled scans (SimCLR)."""
+"""Pretraining of an encoder on unlabelled scans: by contrast (SimCLR), by what is hidden (MAE)."""

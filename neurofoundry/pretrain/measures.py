@@ -20,7 +20,12 @@ def uniformity(views: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(views: torch.Tensor) -> torch.Tensor:
-    """Exponential of the entropy of the singular values: 1 when collapsed (RankMe, 2023)."""
+    """Exponential of the entropy of the singular values: 1 when collapsed (RankMe, 2023).
+
+    Not a number where the views hold what is no number.
+    """
+    if not views.isfinite().all():
+        return views.new_tensor(torch.nan)
     values = torch.linalg.svdvals(views.flatten(0, 1))
     shares = values / values.sum()
     return torch.special.entr(shares).sum().exp()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.augment import AugmentParams
 from neurofoundry.encoders import EncoderParams
 from neurofoundry.params import Section
+from neurofoundry.pretrain.mae import MaeParams
+from neurofoundry.pretrain.simclr import SimclrParams
+
+Method = Literal["simclr", "mae"]
+METHODS: tuple[Method, ...] = ("simclr", "mae")
 
 
 class PretrainParams(Section):
     """Self-supervised learning on the usable scans of some splits."""
 
-    methods: tuple[Literal["simclr"], ...] = Field(default=("simclr",), min_length=1)
-    """Each makes an encoder of its own, of that name."""
+    methods: tuple[Method, ...] = Field(default=("simclr",), min_length=1)
+    """Each makes an encoder of its own, of that name, by its section below and all that follows."""
+    simclr: SimclrParams = SimclrParams()
+    mae: MaeParams = MaeParams()
     splits: tuple[Literal["pretrain", "train"], ...] = Field(default=("pretrain",), min_length=1)
     """Where scans come from. The splits val, test and ood are never seen here."""
     encoder: EncoderParams = EncoderParams()
@@ -24,16 +31,15 @@ class PretrainParams(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0; it then falls as a cosine."""
     batch_size: int = Field(default=32, ge=2)
-    """Scans of a step, each in two views."""
+    """Scans of a step, over all GPUs; contrast sees each in two views."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Views that a GPU encodes at once; null: all. A small chunk lets a large batch fit in the
+    memory for a third more time. Batch norm in the encoder then has the statistics of a chunk."""
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     """Of AdamW; biases and norms are spared."""
     clip: float = Field(default=1.0, gt=0)
     """Greatest norm of the gradient."""
-    temperature: float = Field(default=0.2, gt=0)
-    """Of NT-Xent: the lower, the more the hardest negatives count."""
-    projection: int = Field(default=64, ge=2)
-    """Dimensions of the space in which views are compared."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 halves the memory on a GPU; on a CPU it is faster only where it is native."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
@@ -47,3 +53,20 @@ class PretrainParams(Section):
         if len(set(names)) != len(names):
             raise ValueError("a name stands twice")
         return names
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> PretrainParams:
+        for method in METHODS:
+            if (
+                method not in self.methods
+                and getattr(self, method) != type(getattr(self, method))()
+            ):
+                raise ValueError(
+                    f"{method}: has no effect, as methods ({', '.join(self.methods)}) do not name "
+                    "it. Remove the section, or add the method"
+                )
+        return self
+
+    def read_by(self, method: str) -> dict[str, Any]:
+        """The values that ``method`` depends on: nothing that belongs to other methods."""
+        return self.model_dump(mode="json", exclude={"methods", *METHODS} - {method})

@@ -1,4 +1,4 @@
-"""A picture of augmented pairs, to see what the encoder is asked to call the same."""
+"""A picture of what the encoder is shown of some scans."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 from matplotlib.figure import Figure
 
 
-def draw_pairs(path: Path, volumes: torch.Tensor, views: torch.Tensor, *, scans: int = 6) -> None:
-    """Write a PNG: a column a scan; its volume and two views, in axial and coronal middle slices.
+def draw_views(path: Path, volumes: torch.Tensor, inputs: torch.Tensor, *, scans: int = 6) -> None:
+    """Write a PNG: a column a scan; its volume and its views, in axial and coronal middle slices.
 
-    ``volumes`` are z-scores (batch, 1, z, y, x), ``views`` (2, batch, 1, z, y, x).
+    ``volumes`` are z-scores (batch, 1, z, y, x), ``inputs`` what `Objective.inputs` gives.
     """
-    rows = {"scan": volumes, "view 1": views[0], "view 2": views[1]}
+    views = {f"view {number + 1}": view[:, :1] for number, view in enumerate(inputs)}
+    if inputs.shape[2] > 1:
+        views["visible"] = inputs[0, :, :1] * inputs[0, :, 1:]
+    rows = {"scan": volumes, **views}
     scans = min(scans, len(volumes))
-    figure = Figure(figsize=(2 * scans, 12), layout="constrained")
-    axes = figure.subplots(6, scans, squeeze=False)
+    figure = Figure(figsize=(2 * scans, 4 * len(rows)), layout="constrained")
+    axes = figure.subplots(2 * len(rows), scans, squeeze=False)
     for row, (name, batch) in enumerate(rows.items()):
         each = batch[:scans, 0].cpu().numpy()
         middle_z, middle_y = each.shape[1] // 2, each.shape[2] // 2

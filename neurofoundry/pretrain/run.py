@@ -1,25 +1,35 @@
-"""The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`."""
+"""The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`.
+
+On several GPUs, or several processes on a CPU, the same behind torchrun:
+`torchrun --standalone --nproc-per-node=2 -m neurofoundry pretrain --method simclr …`. A rank that
+dies takes the others along; the same command goes on from the last checkpoint.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 from neurofoundry import cohort, encoders
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.pretrain.mae import Mae
+from neurofoundry.pretrain.numerics import check_convolutions
+from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.ranks import Ranks, joined
+from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import read_grid
+from neurofoundry.volumes import Grid, read_grid
 
 
 def pretrain(
     work: Workspace, *, volumes: Path, method: str, params: PretrainParams, seed: int
 ) -> None:
-    """Train an encoder so that two views of a scan lie closer than views of other persons.
+    """Train an encoder on scans without labels, by one method.
 
     Writes the files of `encoder/METHOD/` (docs/architecture.md). A killed run goes on from its last
     checkpoint and ends with the same weights. Raises DataError and UsageError.
@@ -33,18 +43,29 @@ def pretrain(
     scans = select_scans(table, params)
     persons = sorted(scans["person"].unique())
 
+    made_of = {
+        "pretrain": params.read_by(method),
+        "method": method,
+        "seed": seed,
+        "spacing": grid.spacing,
+        "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
+    }
     encoder = encoders.build(params.encoder, seed=seed)
-    with encoders.seeded(seed):
-        projector = nn.Sequential(
-            # Batch norm, as in the authors' code of SimCLR: without it a small cohort collapses.
-            nn.Linear(encoder.features, encoder.features, bias=False),
-            nn.BatchNorm1d(encoder.features),
-            nn.ReLU(),
-            nn.Linear(encoder.features, params.projection),
+    with joined() as ranks:
+        check_convolutions(ranks.device, bf16=params.precision == "bf16")
+        objective = make_objective(method, encoder, params, grid, seed=seed)
+        fit_to_ranks(encoder, params, ranks)
+        history = train(
+            work,
+            objective,
+            scans,
+            volumes=volumes,
+            grid=grid,
+            params=params,
+            made_of=made_of,
+            seed=seed,
+            ranks=ranks,
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = nn.Sequential(encoder, projector).to(device)
-    history = train(work, model, scans, volumes=volumes, grid=grid, params=params, seed=seed)
 
     pretraining = encoders.Pretraining(
         data_version=work.data_version,
@@ -64,8 +85,39 @@ def pretrain(
     )
     encoders.save(work.dir, encoder, plan)
     cohort.write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
-    work.summary |= {name: history[-1][name] for name in ("loss", "effective_rank")}
-    work.summary |= {"scans": len(scans), "persons": len(persons), "epochs": params.epochs}
+    last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
+    work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
+
+
+def hash_table(table: pd.DataFrame) -> str:
+    """Of the values of a table, in their order."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+
+def make_objective(
+    method: str, encoder: encoders.Encoder, params: PretrainParams, grid: Grid, *, seed: int
+) -> Objective:
+    """What ``method`` asks of the encoder; other weights than the encoder's depend on ``seed``."""
+    with encoders.seeded(seed):
+        if method == "mae":
+            return Mae(encoder, params.mae, spacing_mm=grid.spacing)
+        return Simclr(encoder, params.simclr)
+
+
+def fit_to_ranks(encoder: encoders.Encoder, params: PretrainParams, ranks: Ranks) -> None:
+    """Give batch norm the statistics of all ranks. Raises UsageError where that is impossible."""
+    if params.batch_size % ranks.count:
+        raise UsageError(
+            f"pretrain.batch_size is {params.batch_size}, which {ranks.count} processes cannot "
+            f"share equally. Take a multiple of {ranks.count}."
+        )
+    if ranks.count > 1 and params.encoder.norm == "batch":
+        if ranks.device.type != "cuda":
+            raise UsageError(
+                "Batch norm cannot be synchronized between processes on a CPU. Set "
+                "pretrain.encoder.norm to group, or train in one process, without torchrun."
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
 
 
 def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:

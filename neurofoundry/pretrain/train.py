@@ -1,12 +1,13 @@
-"""The training loop: AdamW, warm-up and cosine, exact resume."""
+"""The training loop: AdamW, warm-up and cosine, exact resume, on one process or many."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,64 +17,70 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.nn import functional as F
 
 from neurofoundry import augment, checkpoint, cohort
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
-from neurofoundry.pretrain.ntxent import nt_xent
+from neurofoundry.pretrain.gradients import compute_gradients
+from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.pretrain.picture import draw_pairs
+from neurofoundry.pretrain.picture import draw_views
+from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.stage import Workspace
 from neurofoundry.volumes import SLOPE, Grid, read_batch
-
-COLLAPSED = 2.0
-"""Effective rank of the embeddings below which they hardly tell one scan from another."""
 
 
 def train(
     work: Workspace,
-    model: nn.Module,
+    objective: Objective,
     scans: pd.DataFrame,
     *,
     volumes: Path,
     grid: Grid,
     params: PretrainParams,
+    made_of: Mapping[str, Any],
     seed: int,
+    ranks: Ranks,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place, from the last checkpoint if there is one; the means of each epoch.
+    """Train in place, from the last checkpoint if there is one; the means of each epoch.
 
     Every step is a function of the weights, the seed and its own number alone: resuming needs no
-    random state.
+    random state. Each rank reads its share of a batch, and the first one writes. A checkpoint that
+    is not ``made_of`` the same raises UsageError.
     """
-    device = next(model.parameters()).device
     torch.backends.cudnn.deterministic = True
     # The order that oneDNN and cuDNN convolve fastest, by 20 to 40 %.
-    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    model.train()
-    optimizer = make_optimizer(model, params)
+    objective.to(ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    objective.train()
+    optimizer = make_optimizer(objective, params)
     steps_per_epoch = len(scans) // params.batch_size
     steps = params.epochs * steps_per_epoch
     step = 0
     epoch_so_far: list[dict[str, float]] = []
     history: list[dict[str, float]] = []
-    if state := checkpoint.load(work.dir / "checkpoint"):
-        model.load_state_dict(state["model"])
+    if state := ranks.of_first(checkpoint.load(work.dir / "checkpoint", made_of=made_of)):
+        objective.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
 
+    leads = ranks.number == 0
     saved = time.monotonic()
-    with progress_bar() as progress, checkpoint.termination() as termination:
+    batches = read_batches(volumes, scans, grid, params, seed=seed, start=step, ranks=ranks)
+    with progress_bar(shown=leads) as progress, checkpoint.termination() as termination:
         bar = progress.add_task("pretrain", total=steps, completed=step, note="")
-        for batch, stored in read_batches(volumes, scans, grid, params, seed=seed, start=step):
+        for batch, stored in batches:
             started = time.monotonic()
             epoch = step // steps_per_epoch
+            own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
+            zscores = stored.to(ranks.device) * SLOPE
             rate = learning_rate(step, steps, params)
-            views = make_views(stored.to(device), batch, params, seed=seed, epoch=epoch)
-            if step == 0:
-                draw_pairs(work.dir / "views.png", stored * SLOPE, views)
+            with enough_memory(params, own=len(own), shape=zscores.shape[2:]):
+                inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
+                values = train_step(
+                    objective, optimizer, inputs, batch, params, step=step, rate=rate, ranks=ranks
+                )
+            if step == 0 and leads:
+                draw_views(work.dir / "views.png", zscores, inputs)
                 work.tracker.picture("views", work.dir / "views.png")
-            values = train_step(model, optimizer, views, batch, params, step=step, rate=rate)
             step += 1
             epoch_so_far.append(values)
             speed = len(batch) / (time.monotonic() - started)
@@ -86,62 +93,74 @@ def train(
                 history.append({"epoch": epoch + 1, "step": step, **means})
                 epoch_so_far = []
                 cohort.write_table(pd.DataFrame(history), work.dir / "history.tsv")
-                if step > params.warmup * steps and means["effective_rank"] < COLLAPSED:
-                    progress.console.print(
-                        f"Epoch {epoch + 1}: the embeddings have collapsed (effective rank "
-                        f"{means['effective_rank']:.1f} of {params.projection}). Lower "
-                        "pretrain.learning_rate or pretrain.temperature, or raise batch_size.",
-                        soft_wrap=True,
-                    )
+                if step > params.warmup * steps and (alarm := objective.alarm(means)):
+                    progress.console.print(f"Epoch {epoch + 1}: {alarm}", soft_wrap=True)
+            stopped = ranks.any(termination.is_set())
             overdue = time.monotonic() - saved >= 60 * params.checkpoint_minutes
-            if overdue or termination.is_set() or step == steps:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            if leads and (overdue or stopped or step == steps):
+                state = {"model": objective.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"step": step, "epoch_so_far": epoch_so_far, "history": history}
-                checkpoint.save(work.dir / "checkpoint", state, step=step)
+                checkpoint.save(work.dir / "checkpoint", state, step=step, made_of=made_of)
                 saved = time.monotonic()
-            if termination.is_set() and step < steps:
+            if stopped and step < steps:
                 progress.console.print(f"Ended after step {step}. The same command goes on.")
                 sys.exit(128 + 15)  # as a shell reports SIGTERM
     return history
 
 
 def train_step(
-    model: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    views: torch.Tensor,
+    inputs: torch.Tensor,
     batch: pd.DataFrame,
     params: PretrainParams,
     *,
     step: int,
     rate: float,
+    ranks: Ranks,
 ) -> dict[str, float]:
-    """One update from views (2, batch, 1, z, y, x); how their embeddings lie."""
-    inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(views.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
-        projections = model(inputs)
-    embeddings = F.normalize(projections.float()).unflatten(0, (2, -1))
-    persons = torch.tensor(pd.factorize(batch["person"])[0], device=views.device)
-    loss = nt_xent(embeddings, persons, temperature=params.temperature)
+    """One update from this rank's inputs of a batch; the loss and the method's measures."""
+    persons = torch.tensor(pd.factorize(batch["person"])[0], device=inputs.device)
+    optimizer.zero_grad()
+    loss, measures = compute_gradients(
+        objective,
+        inputs,
+        persons,
+        ranks=ranks,
+        chunk=params.chunk,
+        bf16=params.precision == "bf16",
+    )
     if not loss.isfinite():
         raise UsageError(
             f"The loss became {loss.item()} in step {step + 1}, with the scans "
             f"{', '.join(batch['scan_id'])}. Lower pretrain.learning_rate "
             f"({params.learning_rate:g}) or raise pretrain.warmup."
         )
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), params.clip)
+    nn.utils.clip_grad_norm_(objective.parameters(), params.clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    found = embeddings.detach()
-    return {
-        "loss": loss.item(),
-        "learning_rate": rate,
-        "alignment": alignment(found).item(),
-        "uniformity": uniformity(found).item(),
-        "effective_rank": effective_rank(found).item(),
-    }
+    values = {name: value.item() for name, value in measures.items()}
+    return {"loss": loss.item(), "learning_rate": rate, **values}
+
+
+@contextmanager
+def enough_memory(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[None]:
+    """Turn running out of memory on a GPU into what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        total = torch.cuda.get_device_properties().total_memory / 2**30
+        chunk = min(params.chunk or 2 * own, 2 * own)
+        advice = [f"pretrain.chunk to {chunk // 2} (now {chunk} views at once)"] * (chunk > 1)
+        advice += ["pretrain.precision to bf16"] * (params.precision == "fp32")
+        advice += ["pretrain.encoder.stem_stride to 2"] * (params.encoder.stem_stride == 1)
+        advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
+        raise UsageError(
+            f"The {total:.0f} GiB of the GPU do not hold a step with {own} scans of "
+            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; the same command "
+            "then starts anew, as these change what is learned."
+        ) from error
 
 
 def read_batches(
@@ -152,8 +171,10 @@ def read_batches(
     *,
     seed: int,
     start: int,
+    ranks: Ranks,
 ) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
-    """The batches from step ``start`` to the last: rows of ``scans`` and their volumes as stored.
+    """The batches from step ``start`` to the last: rows of ``scans``, and the volumes as stored of
+    those that are this rank's.
 
     The order of an epoch depends on (seed, epoch) alone; the scans that fill no batch wait for
     another epoch. The next batch is read while this one is used.
@@ -164,8 +185,9 @@ def read_batches(
         epoch, position = divmod(step, steps_per_epoch)
         order = augment.generator(seed, "order", epoch).permutation(len(scans))
         batch = scans.iloc[order[position * params.batch_size :][: params.batch_size]]
-        stored = read_batch(volumes, list(batch["scan_id"]), grid)
-        for scan_id, volume in zip(batch["scan_id"], stored, strict=True):
+        own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
+        stored = read_batch(volumes, own, grid)
+        for scan_id, volume in zip(own, stored, strict=True):
             if not volume.any():
                 raise DataError(
                     f"{scan_id}.nii: no voxel of brain. Exclude the scan, or run preprocess again."
@@ -181,25 +203,6 @@ def read_batches(
             if step + 1 in steps:
                 following = reader.submit(read, step + 1)
             yield current
-
-
-def make_views(
-    stored: torch.Tensor, batch: pd.DataFrame, params: PretrainParams, *, seed: int, epoch: int
-) -> torch.Tensor:
-    """Two views of each stored volume (batch, 1, z, y, x): (2, batch, 1, z, y, x)."""
-    zscores = stored * SLOPE
-    scans, (_, _, z, y, x) = list(batch["scan_id"]), stored.shape
-    return torch.stack(
-        [
-            augment.apply(zscores, draws.to(stored.device))
-            for draws in (
-                augment.draw(
-                    params.augment, seed=seed, epoch=epoch, scans=scans, view=view, shape=(z, y, x)
-                )
-                for view in (0, 1)
-            )
-        ]
-    )
 
 
 def make_optimizer(model: nn.Module, params: PretrainParams) -> torch.optim.Optimizer:
@@ -218,7 +221,8 @@ def learning_rate(step: int, steps: int, params: PretrainParams) -> float:
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     note = TextColumn("{task.fields[note]}")
-    return Progress(*columns, TimeRemainingColumn(), note, console=Console(stderr=True))
+    console = Console(stderr=True, quiet=not shown)
+    return Progress(*columns, TimeRemainingColumn(), note, console=console)

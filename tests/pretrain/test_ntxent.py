@@ -15,6 +15,24 @@ def unit_vectors(batch: int, *, seed: int = 0) -> torch.Tensor:
     return F.normalize(vectors, dim=-1).requires_grad_()
 
 
+def by_hand_with_positives(
+    views: torch.Tensor, persons: list[int], temperature: float
+) -> torch.Tensor:
+    """Equation 2 of Khosla et al. 2020, anchor by anchor; a class is a person."""
+    rows = [(person, view[scan]) for view in views for scan, person in enumerate(persons)]
+    losses = []
+    for anchor, (person, embedding) in enumerate(rows):
+        others = [row for number, row in enumerate(rows) if number != anchor]
+        denominator = sum(torch.exp(embedding @ other / temperature) for _, other in others)
+        logs = [
+            torch.log(torch.exp(embedding @ other / temperature) / denominator)
+            for same, other in others
+            if same == person
+        ]
+        losses.append(-sum(logs) / len(logs))
+    return torch.stack(losses).mean()
+
+
 def by_hand(views: torch.Tensor, persons: list[int], temperature: float) -> torch.Tensor:
     """Equation 1 of Chen et al. 2020, view by view."""
     batch = len(persons)
@@ -45,6 +63,23 @@ def test_value_and_gradient_are_those_of_the_double_loop(
     expected.backward()
     torch.testing.assert_close(loss.item(), expected.item(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("persons", [[0, 1, 0, 2, 3, 0], [4, 4, 7, 7, 9, 9]])
+def test_scans_of_one_person_may_be_positives(persons: list[int]) -> None:
+    ours, theirs = unit_vectors(6), unit_vectors(6)
+    loss = nt_xent(ours, torch.tensor(persons), temperature=0.2, same_person="positive")
+    expected = by_hand_with_positives(theirs, persons, 0.2)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_where_nobody_was_scanned_twice_both_rules_are_one() -> None:
+    views, persons = unit_vectors(6).detach(), torch.arange(6)
+    one = nt_xent(views, persons, temperature=0.2, same_person="positive")
+    torch.testing.assert_close(one, nt_xent(views, persons, temperature=0.2))
 
 
 def test_views_and_scans_may_be_exchanged() -> None:

@@ -6,10 +6,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +21,33 @@ from neurofoundry import cohort, encoders
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain import train
 from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import pretrain, select_scans
 from neurofoundry.stage import Workspace, hash_file
 from neurofoundry.tracking import TrackingParams
 from neurofoundry.tracking import run as tracking_run
 from neurofoundry.volumes import Grid, write_volume
+from tests.pretrain import stage_process
+from tests.pretrain.together import start_ranks
 
-SMALL = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4, "projection": 16}
+SMALL = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
+CONTRAST = {"simclr": {"projection": 16}}
 STILL = {"crop": [1, 1], "stretch": 1, "flip": 0, "rotation": 0}
-STILL |= {"gamma": 1, "bias": 0, "blur": 0, "noise": 0}
+STILL |= {"gamma": 1, "remap": 0, "bias": 0, "blur": 0, "coarse": 1, "noise": 0}
 GRID = Grid(spacing=6.0)
 
 
 def params_of(**values: object) -> PretrainParams:
-    return PretrainParams.model_validate({**SMALL, **values})
+    return PretrainParams.model_validate({**SMALL, **CONTRAST, **values})
 
 
-def run_stage(volumes: Path, work_dir: Path, **values: object) -> Workspace:
+def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: object) -> Workspace:
     work_dir.mkdir(exist_ok=True)
     with tracking_run(
         TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
     ) as tracker:
         work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
-        pretrain(work, volumes=volumes, method="simclr", params=params_of(**values), seed=7)
+        pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
     return work
 
 
@@ -90,7 +93,7 @@ class TestOutputs:
         ]
         assert history["epoch"].tolist() == [1, 2, 3]
         assert history["step"].tolist() == [3, 6, 9]
-        assert set(work.summary) == {"loss", "effective_rank", "scans", "persons", "epochs"}
+        assert set(work.summary) == {*list(history)[2:], "scans", "persons", "epochs"}
         assert work.summary["loss"] == pytest.approx(history["loss"].iloc[-1])
 
     def test_it_learns_to_tell_persons_apart(self, volumes: Path, tmp_path: Path) -> None:
@@ -100,6 +103,25 @@ class TestOutputs:
         guessing = math.log(2 * 4 - 1)
         assert history["loss"].iloc[-1] < 0.5 * guessing
         assert history["effective_rank"].iloc[-1] > 3
+
+    def test_masked_autoencoding_leaves_the_same_files(self, volumes: Path, tmp_path: Path) -> None:
+        values = {"methods": ["simclr", "mae"], "mae": {"mask": 0.5, "patch_mm": 12}}
+        work = run_stage(volumes, tmp_path / "w", method="mae", epochs=2, **values)
+        assert {"encoder.safetensors", "plan.json", "subjects.tsv", "views.png"} <= {
+            path.name for path in work.dir.iterdir()
+        }
+        history = pd.read_csv(work.dir / "history.tsv", sep="\t")
+        assert list(history)[2:] == ["loss", "learning_rate", "explained"]
+        encoder, plan = encoders.load(work.dir)
+        assert (plan.name, plan.method) == ("mae", "mae")
+        assert encoder(torch.randn(2, 1, 25, 32, 32)).shape == (2, plan.features)
+
+    def test_a_method_depends_on_nothing_of_the_others(self) -> None:
+        both = params_of(methods=["simclr", "mae"], mae={"mask": 0.5})
+        assert both.read_by("simclr") == params_of().read_by("simclr")
+        assert both.read_by("mae") != params_of().read_by("mae")
+        assert "simclr" not in both.read_by("mae")
+        assert both.read_by("simclr")["batch_size"] == 4
 
     def test_the_seed_decides_the_weights(self, volumes: Path, tmp_path: Path) -> None:
         hashes = []
@@ -138,6 +160,10 @@ class TestData:
             {"batch_size": 1},
             {"precision": "fp16"},
             {"workers": 4},
+            {"temperature": 0.2},
+            {"chunk": 0},
+            {"mae": {"mask": 0.5}},
+            {"mae": {"mask": 1.0}, "methods": ["simclr", "mae"]},
         ],
     )
     def test_impossible_parameters_are_refused(self, values: dict[str, object]) -> None:
@@ -148,12 +174,12 @@ class TestData:
         params = params_of(epochs=3)
         scans = select_scans(scans_of(volumes), params)
         epochs = []
-        batches = train.read_batches(volumes, scans, GRID, params, seed=7, start=0)
+        batches = train.read_batches(volumes, scans, GRID, params, seed=7, start=0, ranks=Ranks())
         for three in zip(batches, batches, batches, strict=True):
             epochs.append([scan_id for batch, _ in three for scan_id in batch["scan_id"]])
         assert [len(set(epoch)) for epoch in epochs] == [12, 12, 12]
         assert epochs[0] != epochs[1] != epochs[2]
-        later = train.read_batches(volumes, scans, GRID, params, seed=7, start=5)
+        later = train.read_batches(volumes, scans, GRID, params, seed=7, start=5, ranks=Ranks())
         resumed = [scan_id for batch, _ in later for scan_id in batch["scan_id"]]
         assert resumed == (epochs[1] + epochs[2])[8:]
 
@@ -221,6 +247,18 @@ def whole(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestResume:
+    def test_a_checkpoint_of_other_parameters_or_data_is_refused(
+        self, volumes: Path, whole: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(whole / "checkpoint", tmp_path / "w" / "checkpoint")
+        with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
+            run_stage(volumes, tmp_path / "w", **RESUMED, learning_rate=0.002)
+        copy = shutil.copytree(volumes, tmp_path / "volumes")
+        table = (copy / "scans.tsv").read_text()
+        (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
+        with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
+            run_stage(copy, tmp_path / "w", **RESUMED)
+
     @staticmethod
     def assert_same(one: Path, other: Path, how: object) -> None:
         for name in ("encoder.safetensors", "plan.json", "subjects.tsv", "history.tsv"):
@@ -229,24 +267,18 @@ class TestResume:
     def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "killed"
         checkpoints = tmp_path / ".killed.partial" / "checkpoint"
-        script = Path(__file__).with_name("stage_process.py")
-        values = json.dumps({**SMALL, **RESUMED})
+        values = json.dumps({**SMALL, **CONTRAST, **RESUMED})
         kills = sorted(random.sample(range(1, 23), 2))
         for step in [*kills, None]:
-            process = subprocess.Popen(
-                [sys.executable, str(script), str(volumes), str(out), values],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            while step and process.poll() is None and last_step(checkpoints) < step:
+            (process,) = start_ranks(stage_process.run_stage, volumes, out, values, count=1)
+            while step and process.is_alive() and last_step(checkpoints) < step:
                 time.sleep(0.002)
             if step:
-                assert process.poll() is None
+                assert process.is_alive()
                 time.sleep(random.uniform(0, 0.1))
                 process.kill()
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == (-signal.SIGKILL if step else 0), errors
+            process.join(120)
+            assert process.exitcode == (-signal.SIGKILL if step else 0)
             assert out.exists() != bool(step)
         self.assert_same(whole, out, kills)
 
@@ -272,3 +304,38 @@ class TestResume:
 
 def last_step(checkpoints: Path) -> int:
     return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)
+
+
+TOGETHER = {"encoder": {"stem_stride": 2, "width": 0.125, "norm": "group"}, "epochs": 4}
+
+
+class TestRanks:
+    @staticmethod
+    def start(volumes: Path, out: Path) -> list[BaseProcess]:
+        values = json.dumps({**SMALL, **CONTRAST, **TOGETHER, "checkpoint_minutes": 0})
+        return start_ranks(stage_process.run_stage, volumes, out, values)
+
+    def test_a_rank_that_dies_ends_the_job_and_the_same_command_ends_in_the_same_bytes(
+        self, volumes: Path, tmp_path: Path
+    ) -> None:
+        whole, out = tmp_path / "whole", tmp_path / "killed"
+        for rank in self.start(volumes, whole):
+            rank.join(120)
+            assert rank.exitcode == 0
+        leader, follower = self.start(volumes, out)
+        while last_step(tmp_path / ".killed.partial" / "checkpoint") < 3:
+            assert leader.is_alive()
+            time.sleep(0.01)
+        follower.kill()
+        leader.join(60)  # torchrun would end it at once; it ends by itself too
+        assert leader.exitcode not in (0, None)
+        assert not out.exists()
+        for rank in self.start(volumes, out):
+            rank.join(120)
+            assert rank.exitcode == 0
+        TestResume.assert_same(whole, out, "one of two ranks was killed")
+        published = {path.name for path in whole.iterdir()}
+        assert published == {path.name for path in out.iterdir()}
+        for rank in self.start(volumes, out):  # up to date: none waits for the other
+            rank.join(60)
+            assert rank.exitcode == 0

@@ -1,0 +1,105 @@
+"""What pretraining will cost here: a few steps are measured, the rest is arithmetic."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from neurofoundry import augment, encoders
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.ranks import Ranks
+from neurofoundry.pretrain.run import make_objective
+from neurofoundry.pretrain.train import make_optimizer, train_step
+from neurofoundry.volumes import SLOPE, Grid
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a step with some number of scans."""
+
+    scans: int
+    seconds: float
+    memory: int
+    """Greatest, in bytes, of the GPU; without one, of the process."""
+
+
+def measure_step(
+    method: str, params: PretrainParams, grid: Grid, *, scans: int, steps: int
+) -> Cost:
+    """Train on noise in a box: the least seconds of a step, views and update included."""
+    ranks = Ranks()
+    encoder = encoders.build(params.encoder, seed=0)
+    objective = make_objective(method, encoder, params, grid, seed=0)
+    objective.to(ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = make_optimizer(objective.train(), params)
+    names = [str(number) for number in range(scans)]
+    batch = pd.DataFrame({"scan_id": names, "person": names})
+    noise = augment.generator("plan").integers(-3000, 3000, (scans, 1, *grid.shape[::-1]), "int16")
+    stored = torch.from_numpy(noise)
+    gpu = ranks.device.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for step in range(steps):
+        started = time.perf_counter()
+        zscores = stored.to(ranks.device) * SLOPE
+        inputs = objective.inputs(zscores, names, params.augment, 0, step)
+        train_step(objective, optimizer, inputs, batch, params, step=step, rate=1e-6, ranks=ranks)
+        seconds.append(time.perf_counter() - started)  # the loss was read: the GPU is done
+    peak = torch.cuda.max_memory_allocated() if gpu else _peak_of_process()
+    return Cost(scans, min(seconds), peak)
+
+
+def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int) -> str:
+    """Hours, memory and the largest batch for a cohort of ``scans``, and what that assumes."""
+    gpu = torch.cuda.is_available()
+    small, large = (
+        measure_step(method, params, grid, scans=number, steps=steps)
+        for number, steps in ([(2, 5), (4, 5)] if gpu else [(1, 2), (2, 2)])
+    )
+    seconds = large.seconds / large.scans
+    steps = params.epochs * (scans // params.batch_size)
+    hours = steps * params.batch_size * seconds / 3600
+    grown = (large.memory - small.memory) / (large.scans - small.scans)
+    constant = small.memory - grown * small.scans
+    total = (
+        torch.cuda.get_device_properties().total_memory
+        if gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    batch_memory = constant + grown * params.batch_size
+    where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} cores of a CPU"
+    x, y, z = grid.shape
+    views = 1 if method == "mae" else 2
+    lines = [
+        f"{method} on {where}: {scans} scans, {params.epochs} epochs, batches of "
+        f"{params.batch_size}, {x} x {y} x {z} voxels, {params.precision}",
+        f"  {hours:,.1f} hours: {steps:,} steps, {1 / seconds:.2f} scans/s",
+        f"  {batch_memory / 2**30:.1f} GiB for a batch, of {total / 2**30:.0f} GiB",
+    ]
+    if grown > 0:
+        most = max(0, int((0.9 * total - constant) / grown))
+        lines.append(
+            f"  the largest batch that fits: {most} scans; pretrain.chunk "
+            f"{max(1, most * views)} lets any batch fit for a third more time"
+        )
+    if scans < params.batch_size:
+        lines.append(f"  {scans} scans are fewer than a batch: lower pretrain.batch_size")
+    lines += [
+        "Assumed:",
+        f"  - time and memory grow with the batch as from {small.scans} to {large.scans} scans, "
+        "measured now; a GPU that is not full at that is faster",
+        f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.1f} MiB/s while a step runs",
+        "  - one process, alone here; n GPUs behind torchrun take about a nth of the hours",
+        "  - a tenth of the memory stays free" if grown > 0 else "  - memory is the process's peak",
+    ]
+    return "\n".join(lines)
+
+
+def _peak_of_process() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,87 @@
+"""SimCLR: two views of a scan lie closer than views of other persons (Chen et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from neurofoundry.augment import AugmentParams
+from neurofoundry.encoders import Encoder
+from neurofoundry.params import Section
+from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
+from neurofoundry.pretrain.ntxent import nt_xent
+from neurofoundry.pretrain.objective import Objective, draw_views
+
+COLLAPSED = 2.0
+"""Effective rank of the embeddings below which they hardly tell one scan from another."""
+
+
+class SimclrParams(Section):
+    """Contrastive learning; `encoder/simclr`."""
+
+    temperature: float = Field(default=0.2, gt=0)
+    """Of NT-Xent: the lower, the more the hardest negatives count."""
+    projection: int = Field(default=64, ge=2)
+    """Dimensions of the space in which views are compared."""
+    same_person: Literal["positive", "excluded"] = "excluded"
+    """Other scans of a person: drawn near like views of one scan, or neither drawn near nor pushed
+    away. Positive also unlearns what changes between the visits of a person, such as atrophy."""
+
+
+class Simclr(Objective):
+    """The encoder and a projection head."""
+
+    def __init__(self, encoder: Encoder, params: SimclrParams) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.params = params
+        # Batch norm, as in the authors' code: without it a small cohort collapses. The head is
+        # part of `loss`, so that its statistics are always of the whole batch.
+        self.projector = nn.Sequential(
+            nn.Linear(encoder.features, encoder.features, bias=False),
+            nn.BatchNorm1d(encoder.features),
+            nn.ReLU(),
+            nn.Linear(encoder.features, params.projection),
+        )
+
+    def inputs(
+        self, zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int
+    ) -> torch.Tensor:
+        return draw_views(zscores, scans, params, *key, views=2)
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.encoder(inputs)
+        return features
+
+    def loss(
+        self, encoded: torch.Tensor, persons: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        embeddings = F.normalize(self.projector(encoded.flatten(0, 1)), dim=1)
+        embeddings = embeddings.unflatten(0, encoded.shape[:2])
+        loss = nt_xent(
+            embeddings,
+            persons,
+            temperature=self.params.temperature,
+            same_person=self.params.same_person,
+        )
+        found = embeddings.detach()
+        return loss, {
+            "alignment": alignment(found),
+            "uniformity": uniformity(found),
+            "effective_rank": effective_rank(found),
+        }
+
+    def alarm(self, means: Mapping[str, float]) -> str | None:
+        rank = means["effective_rank"]
+        if rank >= COLLAPSED:
+            return None
+        return (
+            f"the embeddings have collapsed (effective rank {rank:.1f} of "
+            f"{self.params.projection}). Lower pretrain.learning_rate or "
+            "pretrain.simclr.temperature, or raise batch_size."
+        )

@@ -1,0 +1,77 @@
+"""The encoder on what is visible of a volume: its convolutions see nothing spread into the gaps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neurofoundry.encoders import Encoder
+
+
+def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """The last maps of ``encoder`` (batch, features, z', y', x') where ``visible``, 0 elsewhere.
+
+    ``volumes`` are (batch, 1, z, y, x); ``visible`` has their shape, 1 where the encoder may look.
+    As in SparK (Tian et al. 2023) and S3D (Wald et al. 2024): what is hidden is 0, and the maps
+    are 0 there again after each step, so that the pattern of gaps does not fade from layer to
+    layer; the statistics of norms are of visible positions alone. A position of a coarser map is
+    visible when a voxel of its cell is. With everything visible this is the dense encoder.
+    """
+    masks: dict[torch.Size, torch.Tensor] = {}
+
+    def seen(maps: torch.Tensor) -> torch.Tensor:
+        shape = maps.shape[2:]
+        if shape not in masks:
+            masks[shape] = F.adaptive_max_pool3d(visible, shape)
+        return masks[shape].to(maps.dtype)
+
+    def normalized(norm: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+        return (
+            _group_norm(norm, maps, seen(maps))
+            if isinstance(norm, nn.GroupNorm)
+            else (_batch_norm(norm, maps, seen(maps)))
+        )
+
+    maps = encoder.act(normalized(encoder.bn1, encoder.conv1(volumes * visible)))
+    maps = encoder.maxpool(maps)
+    maps = maps * seen(maps)
+    layers: tuple[Any, ...] = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
+    for block in itertools.chain(*layers):
+        residual = maps
+        maps = encoder.act(normalized(block.bn1, block.conv1(maps)))
+        maps = normalized(block.bn2, block.conv2(maps))
+        if hasattr(block, "conv3"):
+            maps = normalized(block.bn3, block.conv3(encoder.act(maps)))
+        if block.downsample is not None:
+            convolution, norm = block.downsample
+            residual = normalized(norm, convolution(residual))
+        maps = encoder.act(maps + residual)
+    return maps
+
+
+def _batch_norm(norm: nn.Module, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Any batch norm, of the visible positions as if there were no others."""
+    last = maps.permute(0, 2, 3, 4, 1)
+    there = seen[:, 0] != 0
+    values: torch.Tensor = norm(last[there].T[None, :, :, None, None])
+    whole = torch.zeros_like(last, dtype=values.dtype)
+    whole[there] = values[0, :, :, 0, 0].T
+    return whole.permute(0, 4, 1, 2, 3)
+
+
+def _group_norm(norm: nn.GroupNorm, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Group norm with the mean and variance of the visible positions of each volume."""
+    groups = maps.to(torch.promote_types(maps.dtype, torch.float32)).unflatten(
+        1, (norm.num_groups, -1)
+    )
+    seen = seen[:, None].to(groups.dtype)
+    count = (seen.sum((2, 3, 4, 5), keepdim=True) * groups.shape[2]).clamp(min=1)
+    centred = (groups - (groups * seen).sum((2, 3, 4, 5), keepdim=True) / count) * seen
+    variance = centred.square().sum((2, 3, 4, 5), keepdim=True) / count
+    scaled = (centred / (variance + norm.eps).sqrt()).flatten(1, 2)
+    weight, bias = (each[:, None, None, None] for each in (norm.weight, norm.bias))
+    return ((scaled * weight + bias) * seen[:, 0]).to(maps.dtype)

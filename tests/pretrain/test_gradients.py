@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurofoundry import encoders
+from neurofoundry.encoders import EncoderParams
+from neurofoundry.errors import UsageError
+from neurofoundry.pretrain.gradients import compute_gradients
+from neurofoundry.pretrain.mae import Mae, MaeParams
+from neurofoundry.pretrain.objective import Objective
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.ranks import Ranks, joined
+from neurofoundry.pretrain.run import fit_to_ranks
+from neurofoundry.pretrain.simclr import Simclr, SimclrParams
+from tests.pretrain.together import start_ranks
+
+BATCH = 4
+PERSONS = torch.tensor([0, 1, 1, 2])
+
+
+def objective_of(method: str, norm: str = "group") -> Objective:
+    """In float64, so that only a wrong formula shows, not rounding."""
+    params = EncoderParams.model_validate({"stem_stride": 2, "width": 0.125, "norm": norm})
+    encoder = encoders.build(params, seed=1)
+    with encoders.seeded(2):
+        if method == "mae":
+            return Mae(encoder, MaeParams(patch_mm=24), spacing_mm=6.0).double()
+        return Simclr(encoder, SimclrParams(projection=8)).double()
+
+
+def inputs_of(method: str) -> torch.Tensor:
+    source = torch.Generator().manual_seed(3)
+    views = torch.randn(
+        1 if method == "mae" else 2, BATCH, 1, 12, 16, 16, generator=source, dtype=torch.float64
+    )
+    if method == "mae":
+        views = torch.cat([views, (torch.rand(views.shape, generator=source) > 0.5).double()], 2)
+    return views
+
+
+def plainly(objective: Objective, inputs: torch.Tensor) -> torch.Tensor:
+    """The whole batch at once, by autograd alone."""
+    encoded = objective.encode(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+    loss, _ = objective.loss(encoded, PERSONS)
+    loss.backward()
+    return loss.detach()
+
+
+def assert_same_gradients(one: Objective, other: Objective, tolerance: float) -> None:
+    for (name, weight), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert weight.grad is not None
+        torch.testing.assert_close(
+            weight.grad, expected.grad, rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae"])
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_any_chunk_gives_the_gradients_of_the_whole_batch(method: str, chunk: int | None) -> None:
+    ours, theirs, inputs = objective_of(method), objective_of(method), inputs_of(method)
+    loss, _ = compute_gradients(ours, inputs, PERSONS, ranks=Ranks(), chunk=chunk)
+    torch.testing.assert_close(loss, plainly(theirs, inputs), rtol=1e-12, atol=1e-12)
+    assert_same_gradients(ours, theirs, 1e-10)
+
+
+def test_batch_norm_has_the_statistics_of_a_chunk_and_moves_once_a_chunk() -> None:
+    ours, theirs = objective_of("simclr", "batch"), objective_of("simclr", "batch")
+    inputs = inputs_of("simclr")
+    compute_gradients(ours, inputs, PERSONS, ranks=Ranks(), chunk=4)
+    encoded = torch.cat([theirs.encode(some) for some in inputs.flatten(0, 1).split(4)])
+    loss, _ = theirs.loss(encoded.unflatten(0, inputs.shape[:2]), PERSONS)
+    loss.backward()
+    assert_same_gradients(ours, theirs, 1e-9)
+    for name, buffer in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], buffer, msg=name)
+
+
+def test_a_chunk_needs_the_memory_of_a_chunk() -> None:
+    """What autograd keeps at once is counted, as a CPU has no peak to read."""
+
+    def kept(chunk: int | None) -> int:
+        objective = objective_of("simclr")
+        weights = {weight.data_ptr() for weight in objective.parameters()}
+        now = most = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal now, most
+            now += 0 if tensor.data_ptr() in weights else tensor.numel()
+            most = max(most, now)
+            return tensor
+
+        def unpack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            now -= 0 if tensor.data_ptr() in weights else tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            compute_gradients(objective, inputs_of("simclr"), PERSONS, ranks=Ranks(), chunk=chunk)
+        return most
+
+    assert kept(1) < 0.5 * kept(None)
+
+
+def write_gradients(folder: Path) -> None:
+    """As one of two ranks: the loss and gradients from its share of a batch."""
+    with joined() as ranks:
+        for method, chunk in itertools.product(("simclr", "mae"), (None, 1)):
+            objective = objective_of(method)
+            own = inputs_of(method)[:, ranks.share(BATCH)]
+            loss, _ = compute_gradients(objective, own, PERSONS, ranks=ranks, chunk=chunk)
+            gradients = {name: weight.grad for name, weight in objective.named_parameters()}
+            found = {"loss": loss, "gradients": gradients}
+            torch.save(found, folder / f"{method}-{chunk}-{ranks.number}.pt")
+
+
+def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
+    processes = start_ranks(write_gradients, tmp_path)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 2 * 2 * 2
+    for method in ("simclr", "mae"):
+        expected = objective_of(method)
+        loss = plainly(expected, inputs_of(method))
+        for found in map(torch.load, sorted(tmp_path.glob(f"{method}-*.pt"))):
+            torch.testing.assert_close(found["loss"], loss, rtol=1e-12, atol=1e-12)
+            for name, weight in expected.named_parameters():
+                torch.testing.assert_close(
+                    found["gradients"][name], weight.grad, rtol=1e-10, atol=1e-10, msg=name
+                )
+
+
+class TestWhatRanksCannotDo:
+    @staticmethod
+    def fit(count: int, **values: object) -> None:
+        params = PretrainParams.model_validate(values)
+        encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
+        fit_to_ranks(encoder, params, Ranks(0, count))
+
+    def test_a_batch_that_cannot_be_shared_equally(self) -> None:
+        with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
+            self.fit(4, batch_size=6)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
+    def test_batch_norm_on_a_cpu(self) -> None:
+        with pytest.raises(UsageError, match=r"Set pretrain\.encoder\.norm to group"):
+            self.fit(2, batch_size=6)
+        self.fit(2, batch_size=6, encoder={"norm": "group"})
+        self.fit(1, batch_size=6)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neurofoundry import encoders
+from neurofoundry.augment import AugmentParams
+from neurofoundry.encoders import EncoderParams
+from neurofoundry.pretrain import sparse
+from neurofoundry.pretrain.mae import Mae, MaeParams
+from neurofoundry.pretrain.sparse import visible_maps
+
+SHAPE = (25, 32, 32)
+NETWORKS = {
+    "basic batch": EncoderParams(stem_stride=2, width=0.125),
+    "basic group": EncoderParams(width=0.125, norm="group"),
+    "bottleneck batch": EncoderParams(architecture="resnet50", stem_stride=2, width=0.125),
+}
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def mae(norm: str = "batch", **values: object) -> Mae:
+    params = EncoderParams.model_validate({"stem_stride": 2, "width": 0.125, "norm": norm})
+    with encoders.seeded(1):
+        return Mae(encoders.build(params, seed=1), MaeParams.model_validate(values), spacing_mm=6.0)
+
+
+def heads(batch: int) -> torch.Tensor:
+    """Noise in a box, background 0."""
+    volumes = torch.zeros(batch, 1, *SHAPE)
+    volumes[:, :, 4:20, 5:27, 6:26] = random(batch, 1, 16, 22, 20)
+    return volumes
+
+
+class TestSparse:
+    @pytest.mark.parametrize("network", NETWORKS)
+    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    def test_with_nothing_hidden_it_is_the_dense_encoder(
+        self, network: str, training: bool
+    ) -> None:
+        sparse = encoders.build(NETWORKS[network], seed=3).double().train(training)
+        dense = encoders.build(NETWORKS[network], seed=3).double().train(training)
+        volumes = random(2, 1, *SHAPE, dtype=torch.float64)
+        maps = visible_maps(sparse, volumes, torch.ones_like(volumes))
+        torch.testing.assert_close(maps.mean((2, 3, 4)), dense(volumes), rtol=1e-6, atol=1e-6)
+        for name, buffer in dense.state_dict().items():
+            torch.testing.assert_close(sparse.state_dict()[name], buffer, msg=name)
+
+    @pytest.mark.parametrize("network", NETWORKS)
+    def test_what_is_hidden_changes_nothing(self, network: str) -> None:
+        encoder = encoders.build(NETWORKS[network], seed=3)
+        visible = torch.zeros(2, 1, *SHAPE)
+        visible[..., :16] = 1
+        volumes, other = random(2, 1, *SHAPE), random(2, 1, *SHAPE, seed=9)
+        mixed = torch.where(visible == 1, volumes, other)
+        one, two = (visible_maps(encoder, each, visible) for each in (volumes, mixed))
+        assert torch.equal(one, two)
+        columns = 1 if one.shape[-1] == 1 else -(-one.shape[-1] // 2)
+        assert not one[..., columns:].any()
+
+    @pytest.mark.parametrize(
+        "norm", [nn.BatchNorm3d(6), nn.GroupNorm(2, 6)], ids=["batch", "group"]
+    )
+    def test_norms_have_the_statistics_of_visible_positions(self, norm: nn.Module) -> None:
+        # The visible slices alone, side by side, are what the plain norm must see.
+        maps = random(3, 6, 4, 5, 7)
+        seen = torch.zeros(3, 1, 4, 5, 7)
+        seen[..., 2:5] = 1
+        apply = sparse._group_norm if isinstance(norm, nn.GroupNorm) else sparse._batch_norm
+        found = apply(norm, maps * seen, seen)  # type: ignore[arg-type]
+        torch.testing.assert_close(found[..., 2:5], norm(maps[..., 2:5]), rtol=1e-4, atol=1e-5)
+        assert not found[..., :2].any()
+        assert not found[..., 5:].any()
+
+
+class TestMask:
+    def test_the_share_of_hidden_patches_is_what_was_asked(self) -> None:
+        objective = mae(mask=0.75, patch_mm=24)
+        visible = objective.draw_visible((24, 32, 32), 1, 0, "a")
+        patches = visible.float()[::4, ::4, ::4]
+        assert patches.shape == (6, 8, 8)
+        assert round((1 - patches.mean().item()) * patches.numel()) == round(0.75 * 6 * 8 * 8)
+        whole = F.interpolate(patches[None, None], scale_factor=4)[0, 0]
+        assert torch.equal(whole, visible.float())
+
+    def test_every_scan_and_epoch_has_patches_of_its_own_that_can_be_drawn_again(self) -> None:
+        objective = mae()
+        keys = [(1, epoch, scan) for epoch in range(5) for scan in "abcdefgh"]
+        drawn = [objective.draw_visible(SHAPE, *key).numpy().tobytes() for key in keys]
+        assert len(set(drawn)) == 40
+        assert drawn == [objective.draw_visible(SHAPE, *key).numpy().tobytes() for key in keys]
+
+    def test_inputs_are_a_view_and_what_is_visible_of_it(self) -> None:
+        inputs = mae().inputs(heads(2), ["a", "b"], AugmentParams(), 1, 0)
+        assert inputs.shape == (1, 2, 2, *SHAPE)
+        assert set(inputs[0, :, 1].unique().tolist()) == {0, 1}
+
+
+class TestLoss:
+    def test_it_is_the_squared_error_of_the_hidden_voxels_of_the_brain(self) -> None:
+        objective = mae(norm="group", patch_mm=24)
+        inputs = objective.inputs(heads(3), ["a", "b", "c"], AugmentParams(), 1, 0)
+        loss, measures = objective.loss(objective.encode(inputs[0])[None], torch.arange(3))
+        errors, powers = [], []
+        for row in inputs[0]:
+            predicted = objective.predict(row[None, :1], row[None, 1:])[0, 0]
+            chosen = (row[0] != 0) & (row[1] == 0)
+            errors.append((predicted[chosen] - row[0][chosen]).square().mean())
+            powers.append(row[0][chosen].square().mean())
+        torch.testing.assert_close(loss, torch.stack(errors).mean())
+        torch.testing.assert_close(measures["explained"], 1 - sum(errors) / sum(powers))
+
+    def test_nothing_outside_the_brain_or_visible_is_asked(self) -> None:
+        objective = mae(norm="group")
+        volumes = heads(1)
+        inputs = torch.cat([volumes, torch.ones_like(volumes)], 1)
+        assert objective.encode(inputs)[0, 0] == 0
+
+    def test_the_decoder_fits_grids_that_no_stride_divides(self) -> None:
+        for shape in [(25, 32, 32), (50, 64, 64), (17, 9, 33)]:
+            volumes = torch.zeros(1, 1, *shape)
+            assert mae(norm="group").predict(volumes, torch.ones_like(volumes)).shape[2:] == shape
+
+    def test_it_learns_to_tell_the_hidden_from_the_visible(self) -> None:
+        objective = mae(mask=0.5, patch_mm=24)
+        optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
+        source = torch.Generator().manual_seed(0)
+        x = torch.linspace(-1, 1, 16)
+        anatomy = torch.sin(3 * x)[:, None, None] + torch.cos(4 * x)[:, None] + torch.zeros(16)
+        explained = []
+        for step in range(55):
+            # Strong or weak in each scan: the mean over scans explains two thirds.
+            strength = 1 + 0.7 * (2.0 * torch.randint(2, (16, 1, 1, 1, 1), generator=source) - 1)
+            volumes = strength * anatomy
+            visible = [objective.draw_visible((16, 16, 16), step, scan) for scan in range(16)]
+            inputs = torch.cat([volumes, torch.stack(visible)[:, None]], 1)
+            loss, measures = objective.loss(objective.encode(inputs)[None], torch.arange(16))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            explained.append(measures["explained"].item())
+        assert sum(explained[-10:]) / 10 > 0.7

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from neurofoundry.pretrain import plan
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.plan import Cost, describe_cost, measure_step
+from neurofoundry.volumes import Grid
+
+GRID = Grid(spacing=6.0)
+SMALL = PretrainParams.model_validate(
+    {
+        "methods": ["simclr", "mae"],
+        "encoder": {"stem_stride": 2, "width": 0.125},
+        "epochs": 10,
+        "batch_size": 32,
+    }
+)
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae"])
+def test_a_step_is_really_measured(method: str) -> None:
+    cost = measure_step(method, SMALL, GRID, scans=2, steps=1)
+    assert cost.scans == 2
+    assert 0 < cost.seconds < 60
+    assert cost.memory > 10 * 2**20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="reckons with the memory of the machine")
+def test_hours_and_memory_follow_from_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    costs = {1: Cost(1, 3.0, 2 * gib), 2: Cost(2, 4.0, 3 * gib)}  # 1 GiB, and 1 GiB a scan
+    monkeypatch.setattr(plan, "measure_step", lambda *_, scans, steps: costs[scans])
+    monkeypatch.setattr(os, "sysconf", lambda name: 40 * gib if name.endswith("PAGES") else 1)
+    told = describe_cost("simclr", SMALL, GRID, scans=1000)
+    # 10 epochs of 31 batches of 32 scans, 2 s a scan
+    assert "5.5 hours: 310 steps, 0.50 scans/s" in told
+    assert "33.0 GiB for a batch, of 40 GiB" in told
+    assert "the largest batch that fits: 35 scans; pretrain.chunk 70" in told
+    assert "pretrain.chunk 35" in describe_cost("mae", SMALL, GRID, scans=1000)
+    assert "20 scans are fewer than a batch" in describe_cost("simclr", SMALL, GRID, scans=20)
