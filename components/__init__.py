@@ -3,7 +3,4 @@
 Bulk data stays in the store, a volume that every step mounts (neurofoundry/store.py). Steps
 exchange manifests, small files that say where in the store an output lies, and what they tell
 Kubeflow goes through the executor output (neurofoundry/executor.py).
-
-Steps on GPUs take ``gpus``, which no command reads: kfp 2.17 hands a parameter into a loop only
-when a step in it has it as an input, and the limit of the pod refers to it.
 """

@@ -9,7 +9,6 @@ def finetune_part(
     params: str,
     encoders: list,
     part: str,
-    gpus: str,
     store: str,
     volumes: Input[Dataset],
     models: Output[Model],

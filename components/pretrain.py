@@ -21,6 +21,7 @@ def pretrain(
         *("--params", params),
         *("--volumes", volumes.path),
         *("--method", method),
+        *("--processes", gpus),
         *("--out", encoder.path),
         *("--store", store),
     )

@@ -174,6 +174,9 @@ def pretrain(
     out: Out,
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(min=0, help="That train together; 0: one a GPU of this machine.")
+    ] = 0,
     store: Store = None,
     copies: Copies = None,
     executor_input: ExecutorInput = "",
@@ -183,6 +186,7 @@ def pretrain(
     from neurofoundry.pretrain import ranks, run
 
     values = _load(params, overrides, stage="pretrain")
+    ranks.spread(processes)
     folder = stage.run(
         "pretrain",
         lambda work: run.pretrain(
@@ -412,7 +416,7 @@ def run_all(
     ingest(data, cohort, params, overrides)
     preprocess(data, cohort, volumes, params, overrides, workers)
     for method in _load(params, overrides).pretrain.methods:
-        pretrain(volumes, method, encoder / method, params, overrides)
+        pretrain(volumes, method, encoder / method, params, overrides, processes=1)
     finetune(volumes, [encoder], models, params, overrides)
     evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
     print(f"\nReport: {evaluation / 'report.html'}")

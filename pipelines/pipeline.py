@@ -71,14 +71,16 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_parts: Steps that share the scans.
             finetune_parts: Steps that share the models to make; 0 is a step for each.
-            gpus: GPUs of a step; a text, as a number would be ignored.
+            gpus: GPUs that pretrain together; a text, as a number would be ignored.
             cpu_selector: Labels of the nodes for CPU steps.
             cpu_tolerations: Taints that CPU steps accept.
             gpu_selector: Labels of the nodes for GPU steps.
             gpu_tolerations: Taints that GPU steps accept.
         """
 
-        def on(task: dsl.PipelineTask, pool: Pool, name: str) -> dsl.PipelineTask:
+        def on(
+            task: dsl.PipelineTask, pool: Pool, name: str, accelerators: Any = None
+        ) -> dsl.PipelineTask:
             task.set_display_name(name)
             task.set_container_image(image)
             task.set_retry(**RETRIES)
@@ -90,12 +92,11 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             kubernetes.use_field_path_as_env(
                 task, "NEUROFOUNDRY_RUN", "metadata.labels['workflows.argoproj.io/workflow']"
             )
-            labels = (
-                {"selector": gpu_selector, "tolerations": gpu_tolerations, "accelerators": gpus}
-                if pool is gpu
-                else {"selector": cpu_selector, "tolerations": cpu_tolerations}
-            )
-            node_pools.place(task, pool, **labels)
+            if pool is gpu:
+                labels = {"selector": gpu_selector, "tolerations": gpu_tolerations}
+            else:
+                labels = {"selector": cpu_selector, "tolerations": cpu_tolerations}
+            node_pools.place(task, pool, accelerators=accelerators, **labels)
             return task
 
         data = f"{store}/data/{data_version}"
@@ -140,7 +141,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                     store=store,
                     volumes=volumes,
                 )
-                on(encoder, gpu, "pretrain")
+                # kfp 2.17 hands into a loop only what a step there has as an input, too.
+                on(encoder, gpu, "pretrain", gpus)
 
             with dsl.ParallelFor(
                 of["parts_of_finetune"], name="finetune parts", parallelism=PARALLEL
@@ -149,11 +151,10 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                     params=of["finetune"],
                     encoders=dsl.Collected(encoder.outputs["folder"]),
                     part=part,
-                    gpus=gpus,
                     store=store,
                     volumes=volumes,
                 )
-                on(made, gpu, "finetune a part")
+                on(made, gpu, "finetune a part", "1")
             all_models = finetune(
                 params=of["finetune"],
                 encoders=dsl.Collected(encoder.outputs["folder"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,18 @@ from torch import distributed, nn
 def leads() -> bool:
     """Whether this process is the one that writes."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def spread(processes: int) -> None:
+    """Start this command again as several processes of this machine (0: one a GPU).
+
+    They take this one's place. One process, or one that torchrun has started, goes on as it is.
+    """
+    count = processes or torch.cuda.device_count()
+    if count > 1 and "RANK" not in os.environ:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        again = [f"--nproc-per-node={count}", "-m", "neurofoundry", *sys.argv[1:]]
+        os.execv(sys.executable, [*torchrun, *again])
 
 
 @contextmanager
