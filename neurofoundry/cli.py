@@ -145,6 +145,7 @@ def preprocess(
     """Mask the brain, register it to MNI152, normalize it, and check the result."""
     from neurofoundry import stage
     from neurofoundry.preprocess import run
+    from neurofoundry.preprocess.verdict import decisions
 
     values = _load(params, overrides, stage="preprocess")
     folder = stage.run(
@@ -153,7 +154,7 @@ def preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
         ),
         out=out,
-        params=_read(values, "preprocess"),
+        params=_read(values, "preprocess") | decisions(values.preprocess),
         inputs={"ingest": cohort},
         track=values.tracking,
         resume_items=True,
