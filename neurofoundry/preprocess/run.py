@@ -34,7 +34,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
-from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, preprocess_scan
+from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
 from neurofoundry.preprocess.verdict import decide, read_overrides
 from neurofoundry.stage import Workspace, code_hash, hash_file, write_json
 
@@ -69,10 +69,11 @@ def preprocess(
         scan["scan_id"]: _hash(scan["sha256"], settings, str(standard))
         for scan in scans.to_dict("records")
     }
+    files = outputs(params.registration)
     results = {
         scan_id: result
         for scan_id, key in keys.items()
-        if (result := _reuse(work, scan_id, key)) is not None
+        if (result := _reuse(work, scan_id, key, files)) is not None
     }
     reused, seconds = len(results), {}
     waiting = [scan for scan in scans.to_dict("records") if scan["scan_id"] not in results]
@@ -88,7 +89,7 @@ def preprocess(
         workers=workers,
     ):
         results[scan_id], seconds[scan_id] = result, taken
-    _remove_strays(work.dir, results)
+    _remove_strays(work.dir, results, files)
 
     table = decide(_table(scans, results), params, overrides, whole=work.part.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
@@ -109,7 +110,7 @@ def preprocess(
     work.summary |= {"scans": len(table), "usable": usable, "reused": reused, "faults": faults}
 
 
-def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
+def _reuse(work: Workspace, scan_id: str, key: str, files: Sequence[str]) -> Result | None:
     """The result of an earlier run with the same key, its files brought into the work folder."""
     for folder in (work.dir, *work.earlier):
         try:
@@ -119,7 +120,7 @@ def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
         if result.key != key:
             continue
         names = [
-            name.format(scan_id) for name in OUTPUTS if result.volume_sha256 or name == OUTPUTS[-1]
+            name.format(scan_id) for name in files if result.volume_sha256 or name == files[-1]
         ]
         if not all((folder / name).exists() for name in names):
             continue
@@ -314,13 +315,11 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _remove_strays(folder: Path, results: Mapping[str, Result]) -> None:
+def _remove_strays(folder: Path, results: Mapping[str, Result], files: Sequence[str]) -> None:
     """Remove files of scans that left the cohort, and what killed runs have left."""
     kept = {".key", *TABLES}
     for scan_id, result in results.items():
-        kept |= {
-            name.format(scan_id) for name in (OUTPUTS if result.volume_sha256 else OUTPUTS[-1:])
-        }
+        kept |= {name.format(scan_id) for name in (files if result.volume_sha256 else files[-1:])}
     for file in folder.iterdir():
         if file.name not in kept:
             file.unlink()

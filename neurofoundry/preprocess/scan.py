@@ -17,18 +17,23 @@ from neurofoundry.preprocess.resample import (
     Array,
     Image,
     Mask,
+    Matrix,
     antialias,
     coarsen,
     interpolate,
     resample,
 )
 from neurofoundry.preprocess.template import Template
-from neurofoundry.preprocess.transform import write_itk
+from neurofoundry.preprocess.transform import write_itk, write_warp
+from neurofoundry.preprocess.warp import Warp
+from neurofoundry.preprocess.warp import register as register_warp
 from neurofoundry.stage import hash_file, write_json
 from neurofoundry.volumes import write_volume
 
 OUTPUTS = ("{}.nii", "{}_to-mni.txt", "{}.png", "{}.json")
 """Files of a scan; the last one is written last and holds the scan's ``Result``."""
+WARPS = ("{}_warp.nii.gz", "{}_inverse-warp.nii.gz")
+"""Further files of a scan that syn has registered, written before the others."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class _Brain:
     """Logarithm of the shading that was removed."""
 
 
+def outputs(registration: str) -> tuple[str, ...]:
+    """The files of a scan, the last one last."""
+    return (*WARPS, *OUTPUTS) if registration == "syn" else OUTPUTS
+
+
 def preprocess_scan(
     path: Path,
     *,
@@ -72,7 +82,7 @@ def preprocess_scan(
 
     ``standard`` are the standard landmarks of nyul, which needs them.
     """
-    for name in reversed(OUTPUTS):
+    for name in reversed((*WARPS, *OUTPUTS)):
         (out / name.format(scan_id)).unlink(missing_ok=True)
     # The key speaks of the image as ingest saw it. What another image gives must not be kept
     # under it: the right one may come back.
@@ -122,12 +132,19 @@ def _preprocess(
     if params.registration == "rigid":
         to_scan = registration.closest_rigid(affine, template.centre)
     to_template = np.linalg.inv(affine) @ to_scan
+    warp = None
+    in_template = apply_affine(np.linalg.inv(to_scan), surface)
+    if params.registration == "syn":
+        warp = _warp(found, affine, template)
+        in_template = warp.back(in_template)
 
     grid = params.grid
-    mask = brain.fill(apply_affine(np.linalg.inv(to_scan), surface), grid.affine, grid.shape)
+    mask = brain.fill(in_template, grid.affine, grid.shape)
     depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
     mask = brain.correct(mask, depth.values)
-    points = apply_affine(to_scan @ grid.affine, np.argwhere(mask))
+    ml = mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan))
+    voxels = apply_affine(grid.affine, np.argwhere(mask))
+    points = apply_affine(to_scan, voxels if warp is None else warp(voxels))
     in_view = quality.in_view(scan, points)
     mask[mask] = in_view
     if mask.sum() < 2:
@@ -146,10 +163,14 @@ def _preprocess(
         surface=surface,
         affine=affine,
         to_scan=to_scan,
-        mask_ml=mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan)),
+        mask_ml=ml if warp is None else ml * warp.growth(voxels),
         template=template,
+        jacobian=None if warp is None else warp.jacobian(),
     )
     volume, transform, image = (out / name.format(scan_id) for name in OUTPUTS[:-1])
+    if warp is not None:
+        forward, inverse = (out / name.format(scan_id) for name in WARPS)
+        write_warp(forward, inverse, warp)
     write_volume(volume, _normalize(values, mask, found, params, standard), mask, grid)
     write_itk(transform, to_scan)
     picture.write(
@@ -159,6 +180,7 @@ def _preprocess(
         mask=Image(mask.astype(np.float32), grid.affine),
         depth=template.depth,
         to_template=to_template,
+        warp=warp,
     )
     return Result(key, None, hash_file(volume), measures)
 
@@ -186,6 +208,20 @@ def _scale(found: _Brain) -> tuple[Image, Array]:
     values = ((head.values - low) / (high - low)).clip(0, 1) * inside
     centre = apply_affine(head.affine, np.argwhere(inside).mean(axis=0))
     return Image(values.astype(np.float32), head.affine), centre
+
+
+def _warp(found: _Brain, affine: Matrix, template: Template) -> Warp:
+    """What is left between the template and the scan, whose affine map is known."""
+    fine = template.fine
+    shape = fine.values.shape
+    surface = apply_affine(np.linalg.inv(affine), found.surface)
+    depth = resample(template.depth, fine.affine, shape, outside=-100)
+    mask = brain.correct(brain.fill(surface, fine.affine, shape), depth.values)
+    head = resample(found.head, fine.affine, shape, transform=affine).values
+    low = np.percentile(found.head.values, 2)
+    high = np.percentile(found.head.values[found.inside], 99.5)
+    moving = ((head - low) / (high - low)).clip(0, 1) * mask
+    return register_warp(fine, Image(moving.astype(np.float32), fine.affine))
 
 
 def _normalize(
