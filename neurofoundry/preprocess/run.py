@@ -94,7 +94,8 @@ def preprocess(
     table = decide(_table(scans, results), params, overrides, whole=work.part.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
     write_json(work.dir / "grid.json", {"grid": params.grid.describe(), "params": params})
-    (work.dir / "qc.html").write_text(report.render(table, work.dir, params), encoding="utf-8")
+    page = report.render(table, work.dir, params, overrides)
+    (work.dir / "qc.html").write_text(page, encoding="utf-8")
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
 

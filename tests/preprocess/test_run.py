@@ -104,7 +104,7 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     page = (work.dir / "qc.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 2
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.index("changed since ingest") < page.index("<h3>head0")
+    assert page.index("changed since ingest") < page.index('"scan": "head0"')
     assert work.summary["usable"] == 2
     assert work.summary["scans"] == 6
 
