@@ -148,6 +148,7 @@ def preprocess(
     """Mask the brain, register it to MNI152, normalize it, and check the result."""
     from neurofoundry import stage
     from neurofoundry.preprocess import run
+    from neurofoundry.preprocess.verdict import decisions
 
     values = _load(params, overrides, stage="preprocess")
     folder = stage.run(
@@ -156,7 +157,7 @@ def preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
         ),
         out=out,
-        params=_read(values, "preprocess"),
+        params=_read(values, "preprocess") | decisions(values.preprocess),
         inputs={"ingest": cohort},
         track=values.tracking,
         resume_items=True,
@@ -451,6 +452,27 @@ def phantom(
         "lesion_load": lesion_load,
     }
     generate(validate(values, PhantomParams, origin="phantom"), out, workers or cores())
+
+
+plans = typer.Typer(help="Foresee the cost of a stage.", no_args_is_help=True)
+app.add_typer(plans, name="plan")
+
+
+@plans.command(name="preprocess")
+def plan_preprocess(
+    data: Data,
+    cohort: Cohort,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    scans: Annotated[int, typer.Option(min=1, help="How many to try.")] = 5,
+) -> None:
+    """Preprocess a few scans, and say what hours and disk all of them will take."""
+    from neurofoundry.preprocess.plan import plan
+
+    values = _load(params, overrides, stage="preprocess")
+    found = plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
+    print(found.describe(workers or cores()))
 
 
 def cores() -> int:

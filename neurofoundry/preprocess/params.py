@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +45,12 @@ class QualityParams(Section):
     local_correlation: Bounds = Bounds(min=0.4)
     """Mean correlation with the template within windows of 20 mm: what tells good registrations
     (0.52 and more) from failed ones (0.34 and less) best."""
+    cnr: Bounds = Bounds(min=1.5)
+    """Difference of white and grey matter over the noise between neighbouring voxels. Clinical
+    scans with slices of 3 mm have 3.8 and more."""
+    bias: Bounds = Bounds(max=0.4)
+    """Standard deviation of the shading that is left in white matter, as a share; scans have 0.03
+    to 0.13 before any correction."""
     rotation_deg: Bounds = Bounds(max=40)
     """How far the scan had to be turned against what its header says. A header that is wrong by
     90° can be mended, but then nobody knows left from right."""
@@ -51,14 +58,35 @@ class QualityParams(Section):
     """Volume of the brain as a share of the template's, by the affine registration."""
     stretch: Bounds = Bounds(max=1.28)
     """The largest scale of the affine registration over the smallest."""
+    jacobian_min: Bounds = Bounds(min=0.01)
+    """syn: the smallest factor by which the warp changes a volume; folds would be negative."""
+    jacobian_max: Bounds = Bounds(max=20)
+    """syn: the largest factor by which the warp changes a volume."""
 
 
 class PreprocessParams(Section):
     """From a head in its scanner's space to a brain on the standard grid."""
 
     grid: Grid = Grid()
-    registration: Literal["rigid", "affine"] = "rigid"
-    """rigid keeps the brain's own size and shape; affine fits them to the template's."""
+    bias_correction: Literal["none", "n4"] = "none"
+    """n4 removes shading inside the brain, for 0.7 s of CPU a scan."""
+    registration: Literal["rigid", "affine", "syn"] = "rigid"
+    """rigid keeps the brain's own size and shape; affine fits its size to the template's; syn warps
+    it to the template's shape, symmetrically and without folds, for half a minute of CPU a scan
+    with registration_spacing 2."""
     registration_spacing: float = Field(default=2.0, ge=1, le=8)
     """mm; the finest resolution at which scan and template are compared."""
+    normalization: Literal["zscore", "whitestripe", "nyul"] = "zscore"
+    """zscore: mean 0 and deviation 1 within the brain. whitestripe: white matter at 0. nyul: the
+    histogram's landmarks at those of the scans of the splits pretrain and train."""
     quality: QualityParams = QualityParams()
+    outliers: float | None = Field(default=6.0, ge=3)
+    """A scan is not usable when its fit or its contrast lies this many robust standard deviations
+    below the median of its site, of which at least 20 scans must be usable. null: compare none."""
+    overrides: Path | None = None
+    """A table (scan_id, decision: keep or exclude, reason), as qc.html exports it: what a person
+    decided goes before every bound."""
+
+    def of_one_scan(self) -> dict[str, Any]:
+        """What the files of a scan depend on: not on what is decided when all are done."""
+        return self.model_dump(mode="json", exclude={"quality", "outliers", "overrides"})

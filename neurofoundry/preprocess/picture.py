@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix
+from neurofoundry.preprocess.warp import Warp
 from neurofoundry.volumes import BOX_MM
 
 PIXEL_MM = 1.5
@@ -21,17 +22,27 @@ TEMPLATE_COLOUR = (60, 200, 255)
 
 
 def write(
-    path: Path, scan: Image, to_scan: Matrix, *, mask: Image, depth: Image, to_template: Matrix
+    path: Path,
+    scan: Image,
+    to_scan: Matrix,
+    *,
+    mask: Image,
+    depth: Image,
+    to_template: Matrix,
+    warp: Warp | None = None,
 ) -> None:
     """Write a PNG: the scan, the edge of its brain mask (red), the template's brain (blue).
 
     ``to_scan`` maps MNI mm to the scan's mm; ``to_template`` maps MNI mm to where the affine
-    registration puts them in the template, so that its outline has the size of the subject.
+    registration puts them in the template, so that its outline has the size of the subject;
+    ``warp`` moves points before ``to_scan`` does.
     """
     panels = []
     for axis, position in PLANES:
         points, shape = _plane(axis, position)
-        grey = _lookup(scan, apply_affine(to_scan, points), order=1).reshape(shape)
+        grey = _lookup(
+            scan, apply_affine(to_scan, warp(points) if warp else points), order=1
+        ).reshape(shape)
         panels.append(np.repeat(grey[..., None], 3, axis=2))
     top = np.percentile(np.concatenate([panel.ravel() for panel in panels]), 99.5)
     for (axis, position), panel in zip(PLANES, panels, strict=True):

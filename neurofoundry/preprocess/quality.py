@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -21,21 +22,30 @@ from neurofoundry.volumes import BOX_MM
 MEASURES = {
     "coverage": "brain within the field of view",
     "in_box": "brain within the standard box",
+    "margin_mm": "from the brain to the nearest edge of the field of view in mm",
     "mask_ml": "volume of the brain mask in ml",
     "mask_dice": "overlap of the brain mask with the template's",
     "template_correlation": "correlation with the template",
     "template_nmi": "normalized mutual information with the template",
     "local_correlation": "local correlation with the template",
     "contrast": "contrast of white against grey matter",
+    "cnr": "contrast of white against grey matter to noise",
+    "bias": "shading of white matter",
     "rotation_deg": "rotation against the header in degrees",
     "scale": "size of the brain relative to the template",
     "determinant": "volume of the brain relative to the template",
     "stretch": "largest over smallest scale of the registration",
+    "jacobian_min": "strongest shrinking of the warp",
+    "jacobian_max": "strongest growth of the warp",
 }
 """Column of volumes/scans.tsv, and what it holds in words."""
 
+BY_SYN = ("jacobian_min", "jacobian_max")
+"""Measures that only syn has."""
 WINDOW_MM = 20.0
 """Edge of the cubes within which ``local_correlation`` compares."""
+DARK = 0.1
+"""Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
 GREY, WHITE = 0.6, 0.8
 """Probability from which a voxel of the template counts as tissue, for ``contrast``."""
 
@@ -49,19 +59,22 @@ def measure(
     to_scan: Matrix,
     mask_ml: float,
     template: Template,
+    jacobian: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """Every one of ``MEASURES``.
+    """Every one of ``MEASURES`` that has a value.
 
     ``intensities`` are the brain alone, 0..1; ``surface`` is the brain's as it was found (mm of
-    the scan); ``affine`` and ``to_scan`` map mm of the template to mm of the scan. Raises
+    the scan); ``affine`` and ``to_scan`` map mm of the template to mm of the scan; ``jacobian`` is
+    the range of the warp's determinant. Raises
     UnusableScanError when the registered scan shows nothing that could be compared.
     """
     grid, shape = template.t1.affine, template.t1.values.shape
     inside = resample(template.depth, grid, shape, outside=-100).values > 0
     expected = template.t1.values
     found = resample(intensities, grid, shape, transform=affine).values
-    grey = found[inside & (template.grey.values > GREY)]
-    white = found[inside & (template.white.values > WHITE)]
+    grey_matter = inside & (template.grey.values > GREY)
+    white_matter = inside & (template.white.values > WHITE)
+    grey, white = found[grey_matter], found[white_matter]
     if grey.std() + white.std() == 0:
         raise UnusableScanError(
             "registration failed: the scan is uniform where its brain should be"
@@ -75,28 +88,42 @@ def measure(
     scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
     low, high = np.transpose(BOX_MM)
     boxed = apply_affine(np.linalg.inv(to_scan), surface)
+
+    def points(of: Mask) -> Array:
+        return apply_affine(affine @ grid, np.argwhere(of))
+
     measures = {
-        "coverage": in_view(scan, apply_affine(affine @ grid, np.argwhere(inside))).mean(),
+        "coverage": in_view(scan, points(inside)).mean(),
         "in_box": ((boxed > low) & (boxed < high)).all(axis=1).mean(),
+        "margin_mm": _margin(scan, surface),
         "mask_ml": mask_ml,
         "mask_dice": 2 * (filled & inside).sum() / (filled.sum() + inside.sum()),
         "template_correlation": np.corrcoef(expected[inside], found[inside])[0, 1],
         "template_nmi": (first + second) / both,
         "local_correlation": _local_correlation(expected, found, inside),
         "contrast": (white.mean() - grey.mean()) / (white.std() + grey.std()),
+        "cnr": _contrast_to_noise(
+            scan, *(points(tissue) for tissue in (white_matter, grey_matter))
+        ),
+        "bias": _shading(white, apply_affine(grid, np.argwhere(white_matter)) - template.centre),
         "rotation_deg": np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))),
         "scale": np.cbrt(scales.prod()),
         "determinant": scales.prod(),
         "stretch": scales.max() / scales.min(),
     }
-    return {name: round(float(value), 4) for name, value in measures.items()}
+    if jacobian is not None:
+        measures |= dict(zip(BY_SYN, jacobian, strict=True))
+    numbers = {name: round(float(value), 4) for name, value in measures.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
     """Why a scan is not usable, in words; None when it is."""
     reasons = []
     for name in type(bounds).model_fields:
-        value, bound = measures[name], getattr(bounds, name)
+        if name in BY_SYN and name not in measures:
+            continue
+        value, bound = measures.get(name, math.nan), getattr(bounds, name)
         # The comparisons are such that a value that is not a number breaks its bound.
         if bound.min is not None and not value >= bound.min:
             reasons.append(f"{MEASURES[name]}: {value:.3g}, expected at least {bound.min:g}")
@@ -109,6 +136,58 @@ def in_view(scan: Image, points: Array) -> Mask:
     """Which of ``points`` (n, 3) in mm lie within the scan's voxels: (n,)."""
     voxels = apply_affine(np.linalg.inv(scan.affine), points)
     return ((voxels >= -0.5) & (voxels <= np.array(scan.values.shape) - 0.5)).all(axis=1)
+
+
+def _margin(scan: Image, surface: Array) -> float:
+    """Distance in mm, along an axis of the scan, from the brain to its edge; negative beyond it."""
+    voxels = apply_affine(np.linalg.inv(scan.affine), surface)
+    beyond = np.minimum(voxels + 0.5, np.array(scan.values.shape) - 0.5 - voxels)
+    return float((beyond * voxel_sizes(scan.affine)).min())
+
+
+def _contrast_to_noise(scan: Image, white: Array, grey: Array) -> float:
+    """Difference of the tissues' medians over the noise between neighbouring voxels.
+
+    Noise is what a voxel of white matter differs from the mean of its six neighbours by, scaled
+    to the standard deviation of independent noise (Coupé et al., IEEE Trans. Med. Imaging 27
+    (2008) 425-441), by the median, which edges of the tissue do not move. ``white`` and ``grey``
+    are points (n, 3) in mm.
+    """
+    last = np.array(scan.values.shape) - 2
+
+    def nearest(points: Array) -> tuple[NDArray[np.intp], ...]:
+        where = np.rint(apply_affine(np.linalg.inv(scan.affine), points)).astype(np.intp)
+        return tuple(where[((where >= 1) & (where <= last)).all(axis=1)].T)
+
+    at, other = nearest(white), nearest(grey)
+    if len(at[0]) == 0 or len(other[0]) == 0:
+        return 0.0
+    values = scan.values[at].astype(np.float64)
+    around = np.zeros_like(values)
+    for axis in range(3):
+        for step in (-1, 1):
+            beside = list(at)
+            beside[axis] = at[axis] + step
+            around += scan.values[tuple(beside)]
+    residual = np.sqrt(6 / 7) * (values - around / 6)
+    noise = 1.4826 * np.median(np.abs(residual - np.median(residual)))
+    difference = np.median(values) - np.median(scan.values[other])
+    # An image of a few grey levels can have no noise at all.
+    return float(difference / max(noise, 1e-3 * abs(difference), 1e-12))
+
+
+def _shading(white: NDArray[np.float32], points: Array) -> float:
+    """Standard deviation of a quadratic trend through the logarithm of white matter.
+
+    ``points`` (n, 3) in mm are where the intensities ``white`` (n,) were found.
+    """
+    seen = white > DARK
+    if seen.sum() < 100:
+        return math.nan
+    x, y, z = points[seen].T / 100
+    trend = np.stack([x**0, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    weights, *_ = np.linalg.lstsq(trend, np.log(white[seen].astype(np.float64)), rcond=None)
+    return float((trend @ weights).std())
 
 
 def _local_correlation(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from PIL import Image as Pillow
 
@@ -17,17 +18,31 @@ from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
 from neurofoundry.preprocess.scan import OUTPUTS
 
-MOST_PICTURES = 300
-"""More would make a page that no browser opens; the others lie beside it as files."""
+EMBEDDED = 300
+"""Pictures within the page, those of the worst scans; the others are loaded from the files beside
+it when they come into view. With all of 5,000 no browser would open it."""
+MOST_DOTS = 120
+"""Of the usable scans of a site in one chart; more are thinned out, extremes stay."""
 
 
-def render(table: pd.DataFrame, folder: Path, params: PreprocessParams) -> str:
-    """The page, self-contained: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures."""
+def render(
+    table: pd.DataFrame,
+    folder: Path,
+    params: PreprocessParams,
+    overrides: Mapping[str, tuple[str, str]],
+) -> str:
+    """The page: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures.
+
+    ``overrides`` are what was decided by hand before; an export holds it, too.
+    """
     # Unusable scans first, and those that nothing could be made of before those with a picture.
     order = table.sort_values(
         ["usable", "template_correlation", "scan_id"], na_position="first", kind="stable"
     )
-    shown = order.head(MOST_PICTURES)
+    cards = [
+        _card(scan, folder, overrides, embed=number < EMBEDDED)
+        for number, scan in enumerate(order.to_dict("records"))
+    ]
     faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -47,7 +62,8 @@ def render(table: pd.DataFrame, folder: Path, params: PreprocessParams) -> str:
             for name in MEASURES
             if table[name].notna().any()
         ],
-        cards=[_card(scan, folder) for scan in shown.to_dict("records")],
+        cards=cards,
+        embedded=EMBEDDED,
         spacing=params.grid.spacing,
         registration=params.registration,
     )
@@ -86,7 +102,7 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
                 "name": site,
                 "dots": [
                     (place(scan[name]), scan["usable"])
-                    for scan in rows.dropna(subset=[name]).to_dict("records")
+                    for scan in _thinned(rows.dropna(subset=[name]), name).to_dict("records")
                 ],
             }
             for site, rows in table.groupby("site", sort=True)
@@ -94,16 +110,34 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
     }
 
 
-def _card(scan: Mapping[Any, Any], folder: Path) -> dict[str, Any]:
-    picture = folder / OUTPUTS[2].format(scan["scan_id"])
-    known = pd.notna(scan["mask_ml"])
+def _thinned(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Unusable scans, and of the usable ones so many that the ends and the density still show."""
+    usable = rows[rows["usable"]].sort_values([name, "scan_id"])
+    if len(usable) > MOST_DOTS:
+        usable = usable.iloc[np.linspace(0, len(usable) - 1, MOST_DOTS).round().astype(int)]
+    return pd.concat([usable, rows[~rows["usable"]]])
+
+
+def _card(
+    scan: Mapping[Any, Any],
+    folder: Path,
+    overrides: Mapping[str, tuple[str, str]],
+    *,
+    embed: bool,
+) -> dict[str, Any]:
+    name = OUTPUTS[2].format(scan["scan_id"])
+    known = pd.notna(scan["mask_ml"]) and (folder / name).exists()
+    picture = _embed(folder / name) if known and embed else name
+    decision, words = overrides.get(scan["scan_id"], ("", ""))
     return {
-        "scan_id": scan["scan_id"],
+        "scan": scan["scan_id"],
         "site": scan["site"],
-        "usable": scan["usable"],
-        "reason": scan["reason"],
-        "picture": _embed(picture) if known and picture.exists() else None,
-        "measures": {name: scan[name] for name in MEASURES} if known else {},
+        "usable": bool(scan["usable"]),
+        "reason": scan["reason"] if pd.notna(scan["reason"]) else "",
+        "decision": decision,
+        "words": words,
+        "picture": picture if known else "",
+        "values": [round(scan[m], 4) if pd.notna(scan[m]) else None for m in MEASURES],
     }
 
 
@@ -111,4 +145,4 @@ def _embed(picture: Path) -> str:
     small = io.BytesIO()
     with Pillow.open(picture) as image:
         image.convert("RGB").save(small, "JPEG", quality=80)
-    return base64.b64encode(small.getvalue()).decode()
+    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"

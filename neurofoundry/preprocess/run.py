@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ from threadpoolctl import threadpool_limits
 
 from neurofoundry.cohort import SCANS, VOLUMES, read_table, scan_path, write_table
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.preprocess import report, template
+from neurofoundry.preprocess import intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.preprocess.scan import OUTPUTS, Result, preprocess_scan
-from neurofoundry.stage import Workspace, code_hash, write_json
+from neurofoundry.preprocess.quality import MEASURES, judge
+from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
+from neurofoundry.preprocess.verdict import decide, read_overrides
+from neurofoundry.stage import Workspace, code_hash, hash_file, write_json
 
-TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv")
+LANDMARKS = "landmarks.json"
+TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", LANDMARKS)
+TRAINING = ("pretrain", "train")
+"""Splits that anything may be fitted on."""
 FEWEST_SCANS = 2
 
 
@@ -48,19 +53,27 @@ def preprocess(
     A scan that cannot be used stays in the table, with the reason. Raises DataError when fewer
     than two can be used, and UsageError when a worker process is killed.
     """
-    scans = read_table(cohort / "scans.tsv", SCANS).iloc[work.part.items]
+    everyone = read_table(cohort / "scans.tsv", SCANS)
+    overrides = read_overrides(params.overrides, everyone) if params.overrides else {}
+    scans = everyone.iloc[work.part.items]
     code = code_hash("preprocess", "volumes.py")
-    settings = params.model_dump_json()
+    settings = json.dumps(params.of_one_scan(), sort_keys=True) + code
+    standard: list[float] = []
+    if params.normalization == "nyul":
+        standard = _standard_scale(
+            work, everyone, settings, data=data, cohort=cohort, params=params, workers=workers
+        )
+    else:
+        (work.dir / LANDMARKS).unlink(missing_ok=True)
     keys = {
-        scan["scan_id"]: hashlib.sha256(
-            f"{scan['sha256']}\0{settings}\0{code}".encode()
-        ).hexdigest()
+        scan["scan_id"]: _hash(scan["sha256"], settings, str(standard))
         for scan in scans.to_dict("records")
     }
+    files = outputs(params.registration)
     results = {
         scan_id: result
         for scan_id, key in keys.items()
-        if (result := _reuse(work, scan_id, key)) is not None
+        if (result := _reuse(work, scan_id, key, files)) is not None
     }
     reused, seconds = len(results), {}
     waiting = [scan for scan in scans.to_dict("records") if scan["scan_id"] not in results]
@@ -72,15 +85,17 @@ def preprocess(
         cohort=cohort,
         out=work.dir,
         params=params,
+        standard=standard,
         workers=workers,
     ):
         results[scan_id], seconds[scan_id] = result, taken
-    _remove_strays(work.dir, results)
+    _remove_strays(work.dir, results, files)
 
-    table = _table(scans, results)
+    table = decide(_table(scans, results), params, overrides, whole=work.part.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
     write_json(work.dir / "grid.json", {"grid": params.grid.describe(), "params": params})
-    (work.dir / "qc.html").write_text(report.render(table, work.dir, params), encoding="utf-8")
+    page = report.render(table, work.dir, params, overrides)
+    (work.dir / "qc.html").write_text(page, encoding="utf-8")
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
 
@@ -96,7 +111,7 @@ def preprocess(
     work.summary |= {"scans": len(table), "usable": usable, "reused": reused, "faults": faults}
 
 
-def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
+def _reuse(work: Workspace, scan_id: str, key: str, files: Sequence[str]) -> Result | None:
     """The result of an earlier run with the same key, its files brought into the work folder."""
     for folder in (work.dir, *work.earlier):
         try:
@@ -106,7 +121,7 @@ def _reuse(work: Workspace, scan_id: str, key: str) -> Result | None:
         if result.key != key:
             continue
         names = [
-            name.format(scan_id) for name in OUTPUTS if result.volume_sha256 or name == OUTPUTS[-1]
+            name.format(scan_id) for name in files if result.volume_sha256 or name == files[-1]
         ]
         if not all((folder / name).exists() for name in names):
             continue
@@ -128,6 +143,76 @@ def _link(source: Path, target: Path) -> None:
         temporary.replace(target)
 
 
+def _standard_scale(
+    work: Workspace,
+    scans: pd.DataFrame,
+    settings: str,
+    *,
+    data: Path,
+    cohort: Path,
+    params: PreprocessParams,
+    workers: int,
+) -> list[float]:
+    """Nyúl's standard landmarks, from scans that nothing will be tested on.
+
+    Every part of the scans makes them for itself from the same scans of the whole cohort. Kept in
+    landmarks.json under a key, as scans are.
+    """
+    training = scans[scans["split"].isin(TRAINING)].sort_values(["sha256", "scan_id"])
+    chosen = training.head(intensity.FIT_SCANS)
+    key = _hash(settings, *chosen["sha256"])
+    for folder in (work.dir, *work.earlier):
+        try:
+            kept = json.loads((folder / LANDMARKS).read_text())
+            if kept["key"] == key:
+                write_json(work.dir / LANDMARKS, kept)
+                return [float(value) for value in kept["standard"]]
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            continue
+    with _pool(min(workers, len(chosen) or 1), params) as pool:
+        rows: list[dict[Any, str]] = chosen.to_dict("records")
+        paths = [scan_path(row, data=data, cohort=cohort) for row in rows]
+        found = list(pool.map(_histogram, paths, chosen["sha256"]))
+    brains = [brain for brain in found if brain is not None]
+    if not brains:
+        raise DataError(
+            f"preprocess.normalization is nyul, and none of the {len(chosen)} scans of the splits "
+            f"{' and '.join(TRAINING)} shows a brain to fit it on. Choose zscore, or add scans."
+        )
+    standard = intensity.standard_scale(brains)
+    content = {"percentiles": intensity.PERCENTILES, "standard": standard, "scans": len(brains)}
+    write_json(work.dir / LANDMARKS, {"key": key, **content})
+    return standard
+
+
+@contextmanager
+def _pool(
+    workers: int, params: PreprocessParams, standard: Sequence[float] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes of one thread each, with the template in their memory."""
+    context = multiprocessing.get_context("forkserver")
+    # Workers that fork from a process that has imported everything share its memory. Optimizers
+    # import the last of it when the first one is made.
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    try:
+        with ProcessPoolExecutor(
+            workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(params, template.build(params.registration_spacing), standard),
+        ) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise UsageError(
+            f"A worker process was ended from outside, as happens when memory runs out. Run "
+            f"the same command with fewer --workers (now {workers}); finished scans are kept."
+        ) from error
+
+
 def _process(
     waiting: Sequence[Mapping[Any, str]],
     keys: Mapping[str, str],
@@ -137,26 +222,18 @@ def _process(
     cohort: Path,
     out: Path,
     params: PreprocessParams,
+    standard: Sequence[float],
     workers: int,
 ) -> Iterator[tuple[str, Result, float]]:
-    """Preprocess scans in worker processes of one thread each; results as they come."""
+    """Preprocess scans in worker processes; results as they come."""
     if not waiting:
         return
-    context = multiprocessing.get_context("forkserver")
-    # Workers that fork from a process that has imported everything share its memory. Optimizers
-    # import the last of it when the first one is made.
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
-    failures = sum(result.reason is not None for result in done.values())
+    failures = sum(_failed(result, params) for result in done.values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     failed = TextColumn("{task.fields[failures]} not usable")
     with (
         Progress(*columns, TimeRemainingColumn(), failed, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(
-            min(workers, len(waiting)),
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(params, template.build(params.registration_spacing)),
-        ) as pool,
+        _pool(min(workers, len(waiting)), params, standard) as pool,
     ):
         bar = progress.add_task(
             "preprocess", total=len(waiting) + len(done), completed=len(done), failures=failures
@@ -172,29 +249,27 @@ def _process(
             ): scan["scan_id"]
             for scan in waiting
         }
-        try:
-            for future in as_completed(futures):
-                result, seconds = future.result()
-                failures += result.reason is not None
-                progress.update(bar, advance=1, failures=failures)
-                yield futures[future], result, seconds
-        except BrokenProcessPool as error:
-            raise UsageError(
-                f"A worker process was ended from outside, as happens when memory runs out. Run "
-                f"the same command with fewer --workers (now {workers}); finished scans are kept."
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(futures):
+            result, seconds = future.result()
+            failures += _failed(result, params)
+            progress.update(bar, advance=1, failures=failures)
+            yield futures[future], result, seconds
+
+
+def _failed(result: Result, params: PreprocessParams) -> bool:
+    return bool(result.reason or judge(result.measures, params.quality))
 
 
 _params: PreprocessParams
 _template: template.Template
+_standard: Sequence[float]
 
 
-def _start_worker(params: PreprocessParams, prepared: template.Template) -> None:
-    global _params, _template
-    _params, _template = params, prepared
+def _start_worker(
+    params: PreprocessParams, prepared: template.Template, standard: Sequence[float]
+) -> None:
+    global _params, _template, _standard
+    _params, _template, _standard = params, prepared, standard
     torch.set_num_threads(1)
     threadpool_limits(1)
     parent = multiprocessing.parent_process()
@@ -219,6 +294,7 @@ def _work(path: Path, scan_id: str, sha256: str, key: str, out: Path) -> tuple[R
             out=out,
             params=_params,
             template=_template,
+            standard=_standard,
         )
     except (OSError, MemoryError):
         raise  # the machine's fault, not the scan's
@@ -230,13 +306,21 @@ def _work(path: Path, scan_id: str, sha256: str, key: str, out: Path) -> tuple[R
     return result, round(time.perf_counter() - started, 2)
 
 
-def _remove_strays(folder: Path, results: Mapping[str, Result]) -> None:
+def _histogram(path: Path, sha256: str) -> tuple[list[float], float, float] | None:
+    if not path.exists() or hash_file(path) != sha256:
+        return None  # preprocess_scan says so
+    return brain_histogram(path, _params)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _remove_strays(folder: Path, results: Mapping[str, Result], files: Sequence[str]) -> None:
     """Remove files of scans that left the cohort, and what killed runs have left."""
     kept = {".key", *TABLES}
     for scan_id, result in results.items():
-        kept |= {
-            name.format(scan_id) for name in (OUTPUTS if result.volume_sha256 else OUTPUTS[-1:])
-        }
+        kept |= {name.format(scan_id) for name in (files if result.volume_sha256 else files[-1:])}
     for file in folder.iterdir():
         if file.name not in kept:
             file.unlink()
@@ -246,7 +330,6 @@ def _table(scans: pd.DataFrame, results: Mapping[str, Result]) -> pd.DataFrame:
     """The cohort with the results beside it, in the order of the cohort."""
     ordered = [results[scan_id] for scan_id in scans["scan_id"]]
     return scans.assign(
-        usable=[result.reason is None for result in ordered],
         reason=pd.Series([result.reason for result in ordered], index=scans.index, dtype=object),
         volume_sha256=pd.Series(
             [result.volume_sha256 for result in ordered], index=scans.index, dtype=object

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
+from numpy.typing import NDArray
 
-from neurofoundry.preprocess import brain, intensity, picture, quality, registration
+from neurofoundry.preprocess import bias, brain, intensity, picture, quality, registration
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.resample import (
     Array,
     Image,
+    Mask,
     Matrix,
     antialias,
     coarsen,
@@ -21,12 +24,16 @@ from neurofoundry.preprocess.resample import (
     resample,
 )
 from neurofoundry.preprocess.template import Template
-from neurofoundry.preprocess.transform import write_itk
+from neurofoundry.preprocess.transform import write_itk, write_warp
+from neurofoundry.preprocess.warp import Warp
+from neurofoundry.preprocess.warp import register as register_warp
 from neurofoundry.stage import hash_file, write_json
 from neurofoundry.volumes import write_volume
 
 OUTPUTS = ("{}.nii", "{}_to-mni.txt", "{}.png", "{}.json")
 """Files of a scan; the last one is written last and holds the scan's ``Result``."""
+WARPS = ("{}_warp.nii.gz", "{}_inverse-warp.nii.gz")
+"""Further files of a scan that syn has registered, written before the others."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,28 @@ class Result:
     key: str
     """Hash of everything the scan's files depend on."""
     reason: str | None
-    """Why the scan is not usable; None when it is."""
+    """Why nothing could be made of the scan; None when something was, whatever its quality."""
     volume_sha256: str | None = None
     measures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Brain:
+    """A brain as the scan alone shows it."""
+
+    head: Image
+    """As registration needs it, without shading."""
+    inside: Mask
+    """The brain's voxels of ``head``."""
+    surface: Array
+    """Vertices of the brain's surface, mm."""
+    field: Image | None
+    """Logarithm of the shading that was removed."""
+
+
+def outputs(registration: str) -> tuple[str, ...]:
+    """The files of a scan, the last one last."""
+    return (*WARPS, *OUTPUTS) if registration == "syn" else OUTPUTS
 
 
 def preprocess_scan(
@@ -50,9 +76,13 @@ def preprocess_scan(
     out: Path,
     params: PreprocessParams,
     template: Template,
+    standard: Sequence[float] = (),
 ) -> Result:
-    """Mask, register, resample, normalize and judge one scan; write its files into ``out``."""
-    for name in reversed(OUTPUTS):
+    """Mask, register, resample, normalize and measure one scan; write its files into ``out``.
+
+    ``standard`` are the standard landmarks of nyul, which needs them.
+    """
+    for name in reversed((*WARPS, *OUTPUTS)):
         (out / name.format(scan_id)).unlink(missing_ok=True)
     # The key speaks of the image as ingest saw it. What another image gives must not be kept
     # under it: the right one may come back.
@@ -61,29 +91,60 @@ def preprocess_scan(
     if hash_file(path) != sha256:
         return Result(key, "the file has changed since ingest: run ingest again")
     try:
-        result = _preprocess(read(path), scan_id, key, out, params, template)
+        result = _preprocess(read(path), scan_id, key, out, params, template, standard)
     except UnusableScanError as unusable:
         result = Result(key, str(unusable))
     write_json(out / OUTPUTS[-1].format(scan_id), asdict(result))
     return result
 
 
+def brain_histogram(
+    path: Path, params: PreprocessParams
+) -> tuple[list[float], float, float] | None:
+    """Landmarks, mean and standard deviation of a brain's intensities, for the standard scale.
+
+    None where the scan shows no brain; what is wrong with it is for `preprocess_scan` to say.
+    """
+    try:
+        found = _find_brain(read(path), params)
+    except (FileNotFoundError, UnusableScanError):
+        return None
+    values = found.head.values[found.inside].astype(np.float64)
+    if values.size == 0 or values.std() == 0:
+        return None
+    return intensity.landmarks(values).tolist(), float(values.mean()), float(values.std())
+
+
 def _preprocess(
-    scan: Image, scan_id: str, key: str, out: Path, params: PreprocessParams, template: Template
+    scan: Image,
+    scan_id: str,
+    key: str,
+    out: Path,
+    params: PreprocessParams,
+    template: Template,
+    standard: Sequence[float],
 ) -> Result:
-    head, surface = _find_brain(scan, params.registration_spacing)
-    intensities, centre = _normalize(head, surface)
+    found = _find_brain(scan, params)
+    surface = found.surface
+    intensities, centre = _scale(found)
     affine = registration.register(intensities, centre, template.levels, template.centre)
     to_scan = affine
     if params.registration == "rigid":
         to_scan = registration.closest_rigid(affine, template.centre)
     to_template = np.linalg.inv(affine) @ to_scan
+    warp = None
+    in_template = apply_affine(np.linalg.inv(to_scan), surface)
+    if params.registration == "syn":
+        warp = _warp(found, affine, template)
+        in_template = warp.back(in_template)
 
     grid = params.grid
-    mask = brain.fill(apply_affine(np.linalg.inv(to_scan), surface), grid.affine, grid.shape)
+    mask = brain.fill(in_template, grid.affine, grid.shape)
     depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
     mask = brain.correct(mask, depth.values)
-    points = apply_affine(to_scan @ grid.affine, np.argwhere(mask))
+    ml = mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan))
+    voxels = apply_affine(grid.affine, np.argwhere(mask))
+    points = apply_affine(to_scan, voxels if warp is None else warp(voxels))
     in_view = quality.in_view(scan, points)
     mask[mask] = in_view
     if mask.sum() < 2:
@@ -91,6 +152,8 @@ def _preprocess(
     values = np.zeros(grid.shape, np.float32)
     # The one interpolation: from the scan as it was stored to the standard grid.
     values[mask] = interpolate(antialias(scan, grid.spacing), points[in_view])
+    if found.field is not None:
+        values[mask] /= bias.field_at(found.field, points[in_view])
     if values[mask].std() == 0:
         raise UnusableScanError("empty: the brain is uniform")
 
@@ -100,11 +163,15 @@ def _preprocess(
         surface=surface,
         affine=affine,
         to_scan=to_scan,
-        mask_ml=mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan)),
+        mask_ml=ml if warp is None else ml * warp.growth(voxels),
         template=template,
+        jacobian=None if warp is None else warp.jacobian(),
     )
     volume, transform, image = (out / name.format(scan_id) for name in OUTPUTS[:-1])
-    write_volume(volume, intensity.zscore(values, mask), mask, grid)
+    if warp is not None:
+        forward, inverse = (out / name.format(scan_id) for name in WARPS)
+        write_warp(forward, inverse, warp)
+    write_volume(volume, _normalize(values, mask, found, params, standard), mask, grid)
     write_itk(transform, to_scan)
     picture.write(
         image,
@@ -113,28 +180,60 @@ def _preprocess(
         mask=Image(mask.astype(np.float32), grid.affine),
         depth=template.depth,
         to_template=to_template,
+        warp=warp,
     )
-    return Result(key, quality.judge(measures, params.quality), hash_file(volume), measures)
+    return Result(key, None, hash_file(volume), measures)
 
 
-def _find_brain(scan: Image, registration_spacing: float) -> tuple[Image, Array]:
-    """The head as registration needs it, and the surface of its brain (mm)."""
+def _find_brain(scan: Image, params: PreprocessParams) -> _Brain:
     background = float(scan.values.min())
-    head = coarsen(scan, min(brain.SPACING_MM, registration_spacing), outside=background)
-    return head, brain.find_surface(coarsen(head, brain.SPACING_MM, outside=background))
-
-
-def _normalize(head: Image, surface: Array) -> tuple[Image, Array]:
-    """The brain alone with intensities 0..1, and its centroid (mm)."""
+    spacing = min(brain.SPACING_MM, params.registration_spacing)
+    head = coarsen(scan, spacing, outside=background)
+    surface = brain.find_surface(coarsen(head, brain.SPACING_MM, outside=background))
     inside = brain.fill(surface, head.affine, head.values.shape)
+    if params.bias_correction == "none":
+        return _Brain(head, inside, surface, None)
+    field = bias.estimate(head, inside)
+    return _Brain(bias.correct(head, field), inside, surface, field)
+
+
+def _scale(found: _Brain) -> tuple[Image, Array]:
+    """The brain alone with intensities 0..1, and its centroid (mm)."""
+    head, inside = found.head, found.inside
     if not inside.any():
         raise UnusableScanError("no brain: the surface that should hold it is empty")
     low, high = np.percentile(head.values, 2), np.percentile(head.values[inside], 99.5)
     if high <= low:
         raise UnusableScanError("no brain: what should be it is as dark as the background")
     values = ((head.values - low) / (high - low)).clip(0, 1) * inside
-    return Image(values.astype(np.float32), head.affine), _centroid(head.affine, inside)
+    centre = apply_affine(head.affine, np.argwhere(inside).mean(axis=0))
+    return Image(values.astype(np.float32), head.affine), centre
 
 
-def _centroid(affine: Matrix, inside: np.ndarray) -> Array:
-    return apply_affine(affine, np.argwhere(inside).mean(axis=0))
+def _warp(found: _Brain, affine: Matrix, template: Template) -> Warp:
+    """What is left between the template and the scan, whose affine map is known."""
+    fine = template.fine
+    shape = fine.values.shape
+    surface = apply_affine(np.linalg.inv(affine), found.surface)
+    depth = resample(template.depth, fine.affine, shape, outside=-100)
+    mask = brain.correct(brain.fill(surface, fine.affine, shape), depth.values)
+    head = resample(found.head, fine.affine, shape, transform=affine).values
+    low = np.percentile(found.head.values, 2)
+    high = np.percentile(found.head.values[found.inside], 99.5)
+    moving = ((head - low) / (high - low)).clip(0, 1) * mask
+    return register_warp(fine, Image(moving.astype(np.float32), fine.affine))
+
+
+def _normalize(
+    values: NDArray[np.float32],
+    mask: Mask,
+    found: _Brain,
+    params: PreprocessParams,
+    standard: Sequence[float],
+) -> NDArray[np.float32]:
+    if params.normalization == "whitestripe":
+        return intensity.whitestripe(values, mask)
+    if params.normalization == "nyul":
+        own = intensity.landmarks(found.head.values[found.inside])
+        return intensity.nyul(values, mask, found=own, standard=standard)
+    return intensity.zscore(values, mask)

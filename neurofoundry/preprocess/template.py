@@ -16,12 +16,14 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from neurofoundry.preprocess.registration import Level
-from neurofoundry.preprocess.resample import Array, Image, antialias, coarsen, resample
+from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
 
 COMPARISON_MM = 4.0
 """Spacing at which a registered scan is compared with the template, whatever the parameters:
 the bounds of quality hold at this resolution."""
 COARSEST_MM = 16.0
+MARGIN_MM = 12.0
+"""Around the brain, where the displacements of syn come to rest."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Template:
     """Centroid of the brain, mm."""
     levels: tuple[Level, ...]
     """The template as registration sees it, coarse to fine."""
+    fine: Image
+    """Intensity, 0..1, around the brain at the spacing of registration; even numbers of voxels."""
     t1: Image
     grey: Image
     white: Image
@@ -57,6 +61,7 @@ def build(registration_spacing: float) -> Template:
     depth = 2.0 * (depth - 0.5 * np.sign(depth))
     return Template(
         centre=centre,
+        fine=_around(t1, inside, spacings[-1]),
         levels=tuple(_level(t1, centre, spacing) for spacing in spacings),
         t1=comparison,
         grey=resample(antialias(load("gm"), COMPARISON_MM), *grid),
@@ -74,6 +79,16 @@ def load(name: str) -> Image:
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
     image: Any = nib.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
     return Image(np.asarray(image.dataobj, np.float32) / np.float32(255), image.affine)
+
+
+def _around(t1: Image, inside: Mask, spacing: float) -> Image:
+    """The image on a grid that reaches at least ``MARGIN_MM`` beyond the brain."""
+    places = apply_affine(t1.affine, np.argwhere(inside))
+    low, high = places.min(axis=0) - MARGIN_MM, places.max(axis=0) + MARGIN_MM
+    shape = 2 * np.ceil((high - low) / spacing / 2).astype(int)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = (low + high - spacing * (shape - 1)) / 2
+    return resample(antialias(t1, spacing), affine, shape.tolist())
 
 
 def _level(t1: Image, centre: Array, spacing: float) -> Level:

@@ -11,6 +11,7 @@ from neurofoundry.preprocess.reading import UnusableScanError
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.scan import _find_brain
 from tests.preprocess.conftest import image_of
+from tests.preprocess.test_scan import PARAMS
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +50,7 @@ def test_filling_does_not_depend_on_the_axes_of_the_grid() -> None:
 
 def test_the_brain_of_synthetic_heads_is_found(heads: list[Head]) -> None:
     for scan in heads:
-        _, surface = _find_brain(image_of(scan), 4.0)
+        surface = _find_brain(image_of(scan), PARAMS).surface
         found = brain.fill(surface, scan.affine, scan.brain.shape)
         dice = 2 * (found & scan.brain).sum() / (found.sum() + scan.brain.sum())
         assert dice > 0.85

@@ -2,20 +2,33 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine, from_matvec
 from pydantic import ValidationError
 
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
-from neurofoundry.preprocess.quality import MEASURES, _local_correlation, judge
+from neurofoundry.preprocess.quality import (
+    BY_SYN,
+    MEASURES,
+    _contrast_to_noise,
+    _local_correlation,
+    _margin,
+    _shading,
+    judge,
+)
+from neurofoundry.preprocess.resample import Image
 
 GOOD = {
     "coverage": 1.0,
     "in_box": 1.0,
+    "margin_mm": 12.0,
     "mask_ml": 1400.0,
     "mask_dice": 0.95,
     "template_correlation": 0.7,
     "template_nmi": 1.1,
     "local_correlation": 0.7,
     "contrast": 0.9,
+    "cnr": 6.0,
+    "bias": 0.05,
     "rotation_deg": 8.0,
     "scale": 0.92,
     "determinant": 0.78,
@@ -25,7 +38,7 @@ GOOD = {
 
 def test_a_good_scan_has_no_reason_and_every_bound_has_a_measure() -> None:
     assert judge(GOOD, QualityParams()) is None
-    assert set(GOOD) == set(MEASURES)
+    assert {*GOOD, *BY_SYN} == set(MEASURES)
     assert set(QualityParams.model_fields) <= set(MEASURES)
 
 
@@ -62,3 +75,35 @@ def test_local_correlation_agrees_with_correlations_counted_window_by_window() -
         chosen = inside[window]
         expected.append(np.corrcoef(a[window][chosen], b[window][chosen])[0, 1])
     assert _local_correlation(a, b, inside) == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_contrast_to_noise_is_that_of_tissue_with_known_noise() -> None:
+    rng = np.random.default_rng(0)
+    affine = from_matvec(np.diag([2.0, 1, 3]), [-20, 5, 9])
+    values = np.full((40, 40, 40), 60.0)
+    values[20:] = 100
+    scan = Image((values + rng.normal(0, 5, values.shape)).astype(np.float32), affine)
+    voxels = np.argwhere(np.ones((14, 36, 36))) + 2
+    white, grey = apply_affine(affine, voxels + np.array([22, 0, 0])), apply_affine(affine, voxels)
+    assert _contrast_to_noise(scan, white, grey) == pytest.approx(40 / 5, rel=0.03)
+    assert _contrast_to_noise(scan, grey, white) == pytest.approx(-40 / 5, rel=0.03)
+    beyond = white + 1000
+    assert _contrast_to_noise(scan, beyond, grey) == 0
+
+
+def test_shading_is_the_deviation_of_the_field_and_not_of_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-70, 70, (4000, 3))
+    field = 0.002 * points[:, 0] - 1e-5 * points[:, 1] * points[:, 2]
+    white = (0.8 * np.exp(field + rng.normal(0, 0.05, len(points)))).astype(np.float32)
+    assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
+    white[:100] = 0  # holes are not shading
+    assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
+
+
+def test_the_margin_is_the_distance_to_the_nearest_face_of_the_scan() -> None:
+    scan = Image(np.zeros((50, 60, 40), np.float32), from_matvec(np.diag([1.0, 2, 3]), [0, 0, 0]))
+    middle = np.array([25.0, 60, 60])
+    corners = middle + np.array([[-5.0, 0, 0], [5, 0, 0], [0, 0, 40]])
+    assert _margin(scan, corners) == pytest.approx(3 * 39.5 - 100)
+    assert _margin(scan, corners + np.array([21, 0, 0])) == pytest.approx(49.5 - 51)

@@ -17,15 +17,16 @@ from neurofoundry.preprocess.registration import (
     mutual_information,
 )
 from neurofoundry.preprocess.resample import Image, Matrix
-from neurofoundry.preprocess.scan import _find_brain, _normalize
+from neurofoundry.preprocess.scan import _find_brain, _scale
 from neurofoundry.preprocess.template import Template
 from tests.preprocess.conftest import image_of
+from tests.preprocess.test_scan import PARAMS
 
 RNG = np.random.default_rng(0)
 
 
 def to_scan(scan: Image, template: Template) -> Matrix:
-    intensities, centre = _normalize(*_find_brain(scan, 4.0))
+    intensities, centre = _scale(_find_brain(scan, PARAMS))
     affine = registration.register(intensities, centre, template.levels, template.centre)
     return closest_rigid(affine, template.centre)
 
@@ -114,7 +115,7 @@ def test_the_gradient_of_mutual_information_agrees_with_finite_differences() -> 
 def test_a_batch_of_poses_gives_what_each_pose_gives_alone(
     heads: list[Head], template: Template
 ) -> None:
-    intensities, centre = _normalize(*_find_brain(image_of(heads[1]), 4.0))
+    intensities, centre = _scale(_find_brain(image_of(heads[1]), PARAMS))
     turns = [np.eye(3), Rotation.from_euler("z", 20, degrees=True).as_matrix()]
     starts = registration._start(centre, turns)
     together, fits = registration._climb(intensities, template.levels[:1], starts)

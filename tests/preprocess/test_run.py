@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,11 +16,13 @@ import pandas as pd
 import pytest
 
 from neurofoundry import stage
-from neurofoundry.cohort import VOLUMES, read_table
+from neurofoundry.cohort import SCANS, VOLUMES, read_table, write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import run
-from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.quality import MEASURES
+from neurofoundry.preprocess.intensity import standard_scale
+from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
+from neurofoundry.preprocess.quality import BY_SYN, MEASURES
+from neurofoundry.preprocess.scan import brain_histogram
 from neurofoundry.stage import Part, Workspace
 from neurofoundry.tracking import Tracker
 from neurofoundry.volumes import read_grid
@@ -90,7 +93,9 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     assert "changed since ingest" in table.loc["changed", "reason"]
     for name in bad:
         assert ":" in table.loc[name, "reason"]
-    measured = table.loc[["head0", "head1"], list(MEASURES)].astype(float)
+    measured = table.loc[
+        ["head0", "head1"], [name for name in MEASURES if name not in BY_SYN]
+    ].astype(float)
     assert np.isfinite(measured.to_numpy()).all()
     assert read_grid(work.dir) == PARAMS.grid
     for name in ("head0", "head1"):
@@ -99,7 +104,7 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     page = (work.dir / "qc.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 2
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.index("changed since ingest") < page.index("<h3>head0")
+    assert page.index("changed since ingest") < page.index('"scan": "head0"')
     assert work.summary["usable"] == 2
     assert work.summary["scans"] == 6
 
@@ -146,6 +151,56 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     for name in ("head0.json", "head2_to-mni.txt", "head3.nii"):
         assert content(third.dir)[name] != second_content[name]
     assert content(first.dir) == before
+
+
+def test_other_bounds_and_a_decision_by_hand_cost_no_preprocessing(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    cohort = write_cohort({f"head{number}": head_files[number] for number in range(3)})
+    preprocess(cohort)
+    overrides = tmp_path / "qc_overrides.tsv"
+    overrides.write_text("scan_id\tdecision\treason\nhead1\texclude\tghosting\n")
+    strict = QualityParams(contrast=Bounds(min=5))
+    for update, usable in (
+        ({"overrides": overrides}, [True, False, True]),
+        ({"quality": strict}, [False, False, False]),
+    ):
+        params = PARAMS.model_copy(update=update)
+        if any(usable):
+            assert preprocess(cohort, params=params).summary["reused"] == 3
+        else:
+            with pytest.raises(DataError, match="0 of 3"):
+                preprocess(cohort, params=params)
+        table = read_table(tmp_path / "work" / "scans.tsv", VOLUMES)
+        assert table["usable"].tolist() == usable
+
+
+def test_nyul_is_fitted_on_the_training_splits_alone(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess
+) -> None:
+    cohort = write_cohort({f"head{number}": head_files[number] for number in range(4)})
+    table = read_table(cohort / "scans.tsv", SCANS)
+    params = PARAMS.model_copy(update={"normalization": "nyul"})
+
+    def fit(splits: list[str], kept: int, name: str) -> Workspace:
+        part = table.assign(split=splits).iloc[:kept]
+        write_table(part, cohort / "scans.tsv", SCANS)
+        return preprocess(cohort, name, params=params)
+
+    splits = ["train", "pretrain", "test", "val"]
+    first = fit(splits, 4, "first")
+    landmarks = json.loads((first.dir / "landmarks.json").read_text())
+    brains = [brain_histogram(path, params) for path in head_files[:2]]
+    assert landmarks["standard"] == standard_scale([brain for brain in brains if brain])
+    assert landmarks["scans"] == 2
+    # Without the scans that are tested, all else is the same, byte for byte.
+    fewer = fit(splits, 2, "fewer")
+    for file in ("landmarks.json", "head0.nii", "head1.nii", "head1.json"):
+        assert (fewer.dir / file).read_bytes() == (first.dir / file).read_bytes()
+    # Another training set is another scale, and another key.
+    assert fit(["train", "train", "train", "val"], 4, "first").summary["reused"] == 0
+    with pytest.raises(DataError, match="none of the 0 scans"):
+        fit(["val"] * 4, 4, "none")
 
 
 def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(

@@ -1,0 +1,122 @@
+"""Which scans can be used: by the bounds, by comparison within a site, and by a person's word.
+
+All of it is decided from the measures in the table, when every scan is done: other bounds and
+other decisions cost no preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+
+from neurofoundry.cohort import read_table
+from neurofoundry.errors import UsageError
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.quality import MEASURES, judge
+from neurofoundry.stage import hash_file
+
+FEWEST_OF_SITE = 20
+"""Usable scans that a site must have before any of them can stand out."""
+HIGHER_IS_BETTER = ("template_correlation", "local_correlation", "contrast", "cnr")
+"""Measures of which a scan must not have much less than the others of its site. The others differ
+between people: atrophy and infarcts lower the overlap of masks, for one."""
+MAD_TO_DEVIATION = 1.4826
+"""Of a normal distribution."""
+
+OVERRIDES = pa.DataFrameSchema(
+    {
+        "scan_id": pa.Column(str, unique=True),
+        "decision": pa.Column(str, pa.Check.isin(["keep", "exclude"])),
+        "reason": pa.Column(str, nullable=True),
+    },
+    coerce=True,
+)
+"""qc_overrides.tsv: what a person decided after a look at qc.html, which exports it."""
+
+
+def read_overrides(path: Path, scans: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Scan to decision and reason. Raises UsageError when a scan is none of the cohort's."""
+    if not path.is_file():
+        raise UsageError(
+            f"preprocess.overrides: no file {path}. Export one from qc.html, or remove the key."
+        )
+    table = read_table(path, OVERRIDES)
+    unknown = sorted(set(table["scan_id"]) - set(scans["scan_id"]))
+    if unknown:
+        raise UsageError(
+            f"{path}: {len(unknown)} scans are not in the cohort, such as "
+            f"{', '.join(unknown[:5])}. Remove their rows, or correct the names."
+        )
+    rows = table.fillna({"reason": "no reason given"}).to_dict("records")
+    return {row["scan_id"]: (row["decision"], row["reason"]) for row in rows}
+
+
+def decisions(params: PreprocessParams) -> dict[str, str]:
+    """The content of the overrides, which decides the stage's output as the parameters do."""
+    if params.overrides is None or not params.overrides.is_file():
+        return {}
+    return {"overrides_sha256": hash_file(params.overrides)}
+
+
+def decide(
+    table: pd.DataFrame,
+    params: PreprocessParams,
+    overrides: Mapping[str, tuple[str, str]],
+    *,
+    whole: bool,
+) -> pd.DataFrame:
+    """The table with ``usable`` and ``qc_decision``, and with ``reason`` in words.
+
+    ``table`` has the measures, and a ``reason`` where nothing could be made of a scan. Unless it
+    is the ``whole`` cohort nothing stands out: the others of a site may be in another part.
+    """
+    reasons: list[str | None] = []
+    for scan in table.to_dict("records"):
+        measured = {name: scan[name] for name in MEASURES if pd.notna(scan[name])}
+        reasons.append(scan["reason"] or judge(measured, params.quality))
+    if whole and params.outliers is not None:
+        usable = table.reset_index(drop=True)[[reason is None for reason in reasons]]
+        for row, words in outliers(usable, params.outliers).items():
+            reasons[row] = words
+    decisions: list[str | None] = []
+    for row, scan in enumerate(table.to_dict("records")):
+        decision, words = overrides.get(scan["scan_id"], (None, ""))
+        decisions.append(decision)
+        if decision == "exclude":
+            reasons[row] = f"excluded by hand: {words}"
+        elif decision == "keep" and scan["reason"]:
+            reasons[row] = f"{scan['reason']}; it cannot be kept by hand: there is no volume"
+        elif decision == "keep":
+            reasons[row] = None
+    return table.assign(
+        usable=[reason is None for reason in reasons],
+        reason=pd.Series(reasons, index=table.index, dtype=object),
+        qc_decision=pd.Series(decisions, index=table.index, dtype=object),
+    )
+
+
+def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
+    """Why scans stand out from the others of their site, in words, by the row of the table.
+
+    A scan stands out when one of ``HIGHER_IS_BETTER`` is more than ``deviations`` robust standard
+    deviations (the median distance from the median, scaled) below the site's median.
+    """
+    reasons: dict[int, str] = {}
+    for site, rows in usable.groupby("site", sort=True):
+        if len(rows) < FEWEST_OF_SITE:
+            continue
+        for name in HIGHER_IS_BETTER:
+            middle = rows[name].median()
+            spread = MAD_TO_DEVIATION * (rows[name] - middle).abs().median()
+            least = middle - deviations * spread
+            low = rows.loc[rows[name] < least, name]
+            for row, value in zip(low.index.tolist(), low, strict=True):
+                reasons.setdefault(
+                    row,
+                    f"unlike its site: {MEASURES[name]} {value:.3g}, expected at least "
+                    f"{least:.3g} at {site}, whose median is {middle:.3g}",
+                )
+    return reasons

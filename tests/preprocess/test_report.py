@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image as Pillow
+
+from neurofoundry.preprocess import report
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.quality import BY_SYN
+from tests.preprocess.test_quality import GOOD
+
+
+def page_of(count: int, folder: Path) -> tuple[str, list[dict[str, object]]]:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame([GOOD | dict.fromkeys(BY_SYN, np.nan)] * count).assign(
+        scan_id=[f"s{number:04d}" for number in range(count)],
+        site=[f"site{number % 3}" for number in range(count)],
+        usable=True,
+        reason=None,
+    )
+    table["template_correlation"] = 0.6 + 0.3 * rng.random(count)
+    table["usable"] = table.index != 2
+    table.loc[2, "reason"] = "unlike its site: </script><b>"
+    picture = Pillow.new("RGB", (60, 20))
+    for name in table["scan_id"]:
+        picture.save(folder / f"{name}.png")
+    decided = {"s0001": ("keep", 'a "good" one')}
+    page = report.render(table, folder, PreprocessParams(), decided)
+    found = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert found
+    return page, json.loads(found[1])
+
+
+def test_the_worst_scans_come_first_with_their_pictures_and_decisions(tmp_path: Path) -> None:
+    page, cards = page_of(5, tmp_path)
+    assert cards[0]["scan"] == "s0002"
+    assert cards[0]["reason"] == "unlike its site: </script><b>"
+    assert "</script><b>" not in page
+    by_scan = {card["scan"]: card for card in cards}
+    assert by_scan["s0001"]["decision"] == "keep"
+    assert by_scan["s0001"]["words"] == 'a "good" one'
+    assert all(str(card["picture"]).startswith("data:image/jpeg;base64,") for card in cards)
+    fits = [card["values"][list(GOOD).index("template_correlation")] for card in cards[1:]]  # type: ignore[index]
+    assert fits == sorted(fits)
+
+
+def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path: Path) -> None:
+    page, cards = page_of(2000, tmp_path)
+    embedded = [str(card["picture"]).startswith("data:") for card in cards]
+    assert embedded == [True] * report.EMBEDDED + [False] * (2000 - report.EMBEDDED)
+    assert cards[-1]["picture"] == f"{cards[-1]['scan']}.png"
+    assert len(page) < 4_000_000
+    charts = page.count("<svg")
+    assert page.count("<circle") <= charts * (3 * report.MOST_DOTS + 1)
+    assert page.count("<circle") > charts * 3 * 100

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.quality import BY_SYN
+from neurofoundry.preprocess.verdict import (
+    FEWEST_OF_SITE,
+    decide,
+    decisions,
+    outliers,
+    read_overrides,
+)
+from tests.preprocess.test_quality import GOOD
+
+PARAMS = PreprocessParams()
+
+
+def scans(count: int, site: str = "here") -> pd.DataFrame:
+    table = pd.DataFrame([GOOD | dict.fromkeys(BY_SYN, np.nan)] * count)
+    rng = np.random.default_rng(0)
+    table["local_correlation"] = 0.7 + 0.01 * rng.normal(size=count)
+    names = [f"{site}{number}" for number in range(count)]
+    return table.assign(scan_id=names, site=site, reason=None)
+
+
+def test_a_scan_far_below_its_site_stands_out_and_only_that_one() -> None:
+    table = pd.concat([scans(30), scans(30, "there")], ignore_index=True)
+    table.loc[7, "local_correlation"] = 0.55
+    table.loc[40, "local_correlation"] = 0.85  # better than its site
+    values = table.loc[:29, "local_correlation"]
+    deviation = 1.4826 * np.median(np.abs(values - np.median(values)))
+    assert list(outliers(table, 6.0)) == [7]
+    own = (np.median(values) - 0.55) / deviation
+    assert list(outliers(table, own - 0.01)) == [7]
+    assert outliers(table, own + 0.01) == {}
+    decided = decide(table, PARAMS, {}, whole=True)
+    assert decided.index[~decided["usable"]].tolist() == [7]
+    assert decided.loc[7, "reason"].startswith("unlike its site: local correlation")
+    assert decide(table, PARAMS, {}, whole=False)["usable"].all()
+    params = PARAMS.model_copy(update={"outliers": None})
+    assert decide(table, params, {}, whole=True)["usable"].all()
+
+
+def test_nothing_stands_out_at_a_site_of_few_usable_scans() -> None:
+    table = scans(FEWEST_OF_SITE)
+    table.loc[3, "local_correlation"] = 0.5
+    assert list(outliers(table, 6.0)) == [3]
+    table.loc[5, "contrast"] = 0.1  # not usable, and so no part of the comparison
+    decided = decide(table, PARAMS, {}, whole=True)
+    assert decided.index[~decided["usable"]].tolist() == [5]
+
+
+def test_what_a_person_decided_goes_before_bounds_and_outliers(tmp_path: Path) -> None:
+    table = scans(25)
+    table.loc[0, "local_correlation"] = 0.55
+    table.loc[1, "contrast"] = 0.1
+    table.loc[2, "reason"] = "empty: every value is 0"
+    path = tmp_path / "qc_overrides.tsv"
+    path.write_text(
+        "scan_id\tdecision\treason\nhere0\tkeep\tlooked fine\nhere1\tkeep\tn/a\n"
+        "here2\tkeep\tn/a\nhere3\texclude\tghosting\n"
+    )
+    decided = decide(table, PARAMS, read_overrides(path, table), whole=True)
+    assert decided["usable"].tolist() == [True, True, False, False] + [True] * 21
+    assert "no volume" in decided.loc[2, "reason"]
+    assert decided.loc[3, "reason"] == "excluded by hand: ghosting"
+    assert decided["qc_decision"].tolist()[:5] == ["keep", "keep", "keep", "exclude", None]
+
+
+def test_decisions_are_known_by_their_content(tmp_path: Path) -> None:
+    path = tmp_path / "qc_overrides.tsv"
+    params = PARAMS.model_copy(update={"overrides": path})
+    path.write_text("scan_id\tdecision\treason\na\tkeep\tn/a\n")
+    first = decisions(params)
+    path.write_text("scan_id\tdecision\treason\na\texclude\tn/a\n")
+    assert decisions(params) != first
+    assert decisions(PARAMS) == {}
+
+
+def test_wrong_overrides_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "qc_overrides.tsv"
+    with pytest.raises(UsageError, match="no file"):
+        read_overrides(path, scans(3))
+    path.write_text("scan_id\tdecision\treason\nelsewhere\tkeep\tn/a\n")
+    with pytest.raises(UsageError, match=r"1 scans are not in the cohort, such as elsewhere"):
+        read_overrides(path, scans(3))
+    path.write_text("scan_id\tdecision\treason\nhere0\tmaybe\tn/a\n")
+    with pytest.raises(DataError, match="maybe"):
+        read_overrides(path, scans(3))
