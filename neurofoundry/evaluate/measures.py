@@ -89,7 +89,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
             rows = (evidence.scans["split"] == split).to_numpy()
             persons = evidence.scans["person"].to_numpy()[rows]
             missing = gap(evidence, split, min_subjects=params.min_subjects)
-            exponents = _exponents(evidence, split)
+            of_classes = _persons(evidence, split)
             models = [] if missing else [m for m in evidence.models if m.seeds]
             resampled = _resample(evidence, models, split, thresholds, params.bootstraps, seed)
             for model in evidence.models:
@@ -104,7 +104,8 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                         values = found[name]
                         estimate = metrics.estimate(
                             values.mean(axis=0),
-                            exponent=exponents.get(name),
+                            name,
+                            of_classes,
                             by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
                             reason=_why_missing(name, split, thresholds[model], len(persons)),
                         )
@@ -216,16 +217,14 @@ def _resample(
     }
 
 
-def _exponents(evidence: Evidence, split: str) -> dict[str, int | None]:
-    if evidence.task.kind == "regression":
-        return {}
-    # Who has scans of several classes cannot stand on both sides of a pair.
+def _persons(evidence: Evidence, split: str) -> list[int]:
+    """Persons of every class; who has scans of several counts for none, being no whole pair."""
     inside = (evidence.scans["split"] == split).to_numpy()
-    classes = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
-    only = classes.min()[classes.min() == classes.max()]
-    persons = [int((only == index).sum()) for index in range(len(evidence.task.classes))]
-    names = metric_names(evidence.task)
-    return {name: metrics.perfection_exponent(name, persons) for name in names}
+    people = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
+    if evidence.task.kind == "regression":
+        return [max(1, people.ngroups)]
+    only = people.min()[people.min() == people.max()]
+    return [max(1, int((only == index).sum())) for index in range(len(evidence.task.classes))]
 
 
 def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
@@ -247,7 +246,8 @@ def _compare(
     against: Set[str],
 ) -> list[dict[str, object]]:
     """Every initialization against others, and with all labels against the floors."""
-    exponents = _exponents(evidence, split)
+    of_classes = _persons(evidence, split)
+    errors = _delong(evidence, samples, split)
     rows: list[dict[str, object]] = []
     for model in evidence.models:
         for other in evidence.models:
@@ -264,7 +264,9 @@ def _compare(
                     estimate = metrics.difference(
                         first[name].mean(axis=0),
                         second[name].mean(axis=0),
-                        exponent=exponents.get(name),
+                        name,
+                        of_classes,
+                        standard_error=errors[model, other] if name == "auc" else None,
                         reason="one of the two cannot be measured",
                     )
                 else:
@@ -289,11 +291,36 @@ def _compare(
     return rows
 
 
+def _delong(
+    evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]], split: str
+) -> dict[tuple[Model, Model], float]:
+    """Standard error of the difference of two models' AUCs, each a mean over seeds."""
+    models = [model for model in evidence.models if (model, split) in samples]
+    if evidence.task.kind == "regression" or not models:
+        return {}
+    rows = (evidence.scans["split"] == split).to_numpy()
+    _, covariance = metrics.auc_covariance(
+        evidence.labels[rows],
+        np.concatenate([model.outputs[:, rows] for model in models]),
+        evidence.scans["person"].to_numpy()[rows],
+    )
+    counts = [len(model.seeds) for model in models]
+    mean = np.repeat(np.eye(len(models)) / counts, counts, axis=1)
+    covariance = mean @ covariance @ mean.T
+    variance = np.diag(covariance)
+    errors = np.sqrt(np.clip(variance[:, None] + variance - 2 * covariance, 0, None))
+    return {
+        (one, other): float(errors[i, j])
+        for i, one in enumerate(models)
+        for j, other in enumerate(models)
+    }
+
+
 def _gaps(
     evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    exponents = _exponents(evidence, "ood")
+    of_classes = min(_persons(evidence, "test"), _persons(evidence, "ood"), key=min)
     for model in evidence.models:
         inside, outside = samples.get((model, "test")), samples.get((model, "ood"))
         if inside and outside:
@@ -302,7 +329,8 @@ def _gaps(
                 estimate = metrics.difference(
                     outside[name].mean(axis=0),
                     inside[name].mean(axis=0),
-                    exponent=exponents.get(name),
+                    name,
+                    of_classes,
                     reason="one of the two cannot be measured",
                 )
                 head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}

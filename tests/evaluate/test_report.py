@@ -176,7 +176,7 @@ def test_four_subjects_without_labels_are_told_plainly(tmp_path):
     assert "No model was made: no labels in train." in page.words
     assert "usable scans of 4 subjects" in page.words
     assert "The loss went from" in page.words
-    assert work.summary == {}
+    assert work.summary == {"promoted": False}
 
 
 def test_without_tasks_the_cohort_and_the_pretraining_are_shown(tmp_path):
