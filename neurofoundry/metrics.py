@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import roc_curve
 
 Values = NDArray[np.float64]
@@ -53,7 +53,8 @@ class Metric:
     """How people call a metric, which way is better, and the scale of its interval."""
 
     title: str
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None: neither; the best value lies between."""
     scale: Scale
 
 
@@ -65,10 +66,13 @@ METRICS = {
     "average_precision": Metric("Average precision", True, LOGIT),
     "brier": Metric("Brier score", False, LOG),
     "ece": Metric("Calibration error", False, LINEAR),
+    "calibration_slope": Metric("Calibration slope", None, LINEAR),
+    "calibration_intercept": Metric("Calibration intercept", None, LINEAR),
     "mae": Metric("Mean absolute error", False, LOG),
     "rmse": Metric("Root mean square error", False, LOG),
     "r2": Metric("R²", True, LOG_REMAINDER),
     "correlation": Metric("Correlation", True, FISHER),
+    "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
 
 PRIMARY: Mapping[Literal["classification", "regression"], str] = {
@@ -254,6 +258,66 @@ def calibration_error(
     excess = np.where(bins[:, None] == np.unique(bins), (right - confidence)[:, None], 0.0)
     found = (weights @ excess) / weights.sum(axis=1, keepdims=True)
     return np.abs(found).sum(axis=1), np.abs(found - excess.mean(axis=0)).sum(axis=1)
+
+
+def calibration_line(
+    positive: NDArray[np.bool_], probabilities: Values, weights: Values
+) -> tuple[Values, Values]:
+    """Intercept and slope of calibration, each (resamples,); perfect ones are 0 and 1.
+
+    The slope is b of logit P(positive) = a + b·logit p, the intercept is a where b is held at 1:
+    above 0 the risks stated are too low (Van Calster et al., BMC Medicine 17, 2019). Resamples
+    take one Newton step from the fit to the sample. NaN where the outputs separate the classes.
+    """
+    x = special.logit(np.clip(probabilities, 1e-9, 1 - 1e-9))
+    fitted = logistic_line(x, positive.astype(float))
+    shift = logistic_line(x, positive.astype(float), slope=1)
+    if fitted is None or shift is None:
+        unknown = np.full(len(weights), np.nan)
+        return unknown, unknown
+    p = special.expit(fitted[0] + fitted[1] * x)
+    error, spread = positive - p, p * (1 - p)
+    g0, g1 = weights @ error, weights @ (error * x)
+    h00, h01, h11 = weights @ spread, weights @ (spread * x), weights @ (spread * x**2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = fitted[1] + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+        p = special.expit(shift[0] + x)
+        intercept = shift[0] + (weights @ (positive - p)) / (weights @ (p * (1 - p)))
+    return intercept, slope
+
+
+def logistic_line(
+    x: Values, targets: Values, *, slope: float | None = None
+) -> tuple[float, float] | None:
+    """Intercept and slope of a logistic regression of ``targets`` (0 to 1) on x, both (scans,).
+
+    ``slope`` holds it. By Newton's method; None where the likelihood has no maximum.
+    """
+    line = np.array([0.0, 1.0 if slope is None else slope])
+    design = np.stack([np.ones_like(x), x if slope is None else np.zeros_like(x)])
+    for _ in range(60):
+        p = special.expit(line[0] + line[1] * x)
+        hessian = (design * (p * (1 - p))) @ design.T
+        if slope is not None:
+            hessian[1, 1] = 1
+        if np.linalg.cond(hessian) > 1e12:
+            return None
+        step = np.linalg.solve(hessian, design @ (targets - p))
+        line += np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            return float(line[0]), float(line[1])
+    return None
+
+
+def bias_slope(labels: Values, outputs: Values, weights: Values) -> Values:
+    """Slope of the error on the label (resamples,): below 0 the old are taken for younger."""
+    total = weights.sum(axis=1)
+    y = labels - labels.mean()
+    e = outputs - labels - (outputs - labels).mean()
+    mean = _mean(y, weights, total)
+    variance = _mean(y**2, weights, total) - mean**2
+    variance[variance <= 1e-12 * np.mean(y**2)] = np.nan
+    return (_mean(y * e, weights, total) - mean * _mean(e, weights, total)) / variance
 
 
 def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:

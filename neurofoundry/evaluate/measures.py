@@ -84,12 +84,12 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     for evidence in track(tasks, "resampling", console=Console(stderr=True), transient=True):
         names = metric_names(evidence.task)
         samples: dict[tuple[Model, str], dict[str, Values]] = {}
-        thresholds = _thresholds(evidence)
+        thresholds = thresholds_of(evidence)
         for split in _splits(evidence):
             rows = (evidence.scans["split"] == split).to_numpy()
             persons = evidence.scans["person"].to_numpy()[rows]
             missing = gap(evidence, split, min_subjects=params.min_subjects)
-            of_classes = _persons(evidence, split)
+            of_classes = persons_to_count(evidence, split)
             models = [] if missing else [m for m in evidence.models if m.seeds]
             resampled = _resample(evidence, models, split, thresholds, params.bootstraps, seed)
             for model in evidence.models:
@@ -161,7 +161,7 @@ def _splits(evidence: Evidence) -> list[str]:
     return ["val", "test", "ood"] if has_ood else ["val", "test"]
 
 
-def _thresholds(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
+def thresholds_of(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
     """For each model and seed of a two-class task the threshold that val suggests."""
     val = (evidence.scans["split"] == "val").to_numpy()
     binary = len(evidence.task.classes) == 2 and val.any()
@@ -217,7 +217,7 @@ def _resample(
     }
 
 
-def _persons(evidence: Evidence, split: str) -> list[int]:
+def persons_to_count(evidence: Evidence, split: str) -> list[int]:
     """Persons of every class; who has scans of several counts for none, being no whole pair."""
     inside = (evidence.scans["split"] == split).to_numpy()
     people = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
@@ -246,7 +246,7 @@ def _compare(
     against: Set[str],
 ) -> list[dict[str, object]]:
     """Every initialization against others, and with all labels against the floors."""
-    of_classes = _persons(evidence, split)
+    of_classes = persons_to_count(evidence, split)
     errors = _delong(evidence, samples, split)
     rows: list[dict[str, object]] = []
     for model in evidence.models:
@@ -320,7 +320,7 @@ def _gaps(
     evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    of_classes = min(_persons(evidence, "test"), _persons(evidence, "ood"), key=min)
+    of_classes = min(persons_to_count(evidence, "test"), persons_to_count(evidence, "ood"), key=min)
     for model in evidence.models:
         inside, outside = samples.get((model, "test")), samples.get((model, "ood"))
         if inside and outside:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
-from neurofoundry.evaluate import figures, words
+from neurofoundry.evaluate import calibration, figures, words
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
@@ -56,6 +56,7 @@ def write(
     inputs: Inputs,
     tasks: Sequence[Evidence],
     measured: Measured,
+    calibrated: pd.DataFrame,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
@@ -64,7 +65,7 @@ def write(
 ) -> None:
     """Write report.html and model_card.md: the same bytes for the same inputs."""
     sections = [
-        _task(number, evidence, inputs, measured, curves, params)
+        _task(number, evidence, inputs, measured, calibrated, curves, params)
         for number, evidence in enumerate(tasks, start=1)
     ]
     context = {
@@ -121,6 +122,7 @@ def _task(
     evidence: Evidence,
     inputs: Inputs,
     measured: Measured,
+    calibrated: pd.DataFrame,
     curves: Curves,
     params: EvaluateParams,
 ) -> dict[str, Any]:
@@ -164,6 +166,7 @@ def _task(
         "question": _question(evidence),
         "conclusion": conclusion,
         "metric": metric,
+        "regression": task.kind == "regression",
         "title": METRICS[metric].title
         + (f",{words.unit(evidence)}" if words.unit(evidence) else ""),
         "better": "to the right" if METRICS[metric].higher_is_better else "to the left",
@@ -172,10 +175,30 @@ def _task(
         "splits": splits,
         "subjects": subjects,
         "scale": _scale(rows, metric, splits),
+        "calibration": _calibration(evidence, calibrated),
         "figures": _figures(evidence, measured, curves, params.baseline),
         "number": lambda row, name: words.number(row["value"], name),
         "interval": lambda row, name: words.interval(row, name),
     }
+
+
+def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]:
+    """Calibration of each initialization at familiar sites, as it is and corrected on val."""
+    part = calibrated[(calibrated["task"] == evidence.name) & (calibrated["split"] == "test")]
+    names = calibration.names(evidence)
+    rows = [
+        {
+            "name": init,
+            "values": [
+                (name, words.find(part, init=init, metric=name, corrected=corrected))
+                for name in names
+                for corrected in (False, True)
+            ],
+        }
+        for init in dict.fromkeys(part["init"])
+    ]
+    shown = any(value["value"] is not None for row in rows for _, value in row["values"])
+    return {"rows": rows if shown else [], "columns": [METRICS[name] for name in names]}
 
 
 def _question(evidence: Evidence) -> str:

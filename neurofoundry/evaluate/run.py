@@ -12,7 +12,7 @@ import pandas as pd
 from neurofoundry import stage
 from neurofoundry.cohort import Task, write_table
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import curves, floors, inputs, measures, promotion, report
+from neurofoundry.evaluate import calibration, curves, floors, inputs, measures, promotion, report
 from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.metrics import PRIMARY
@@ -37,6 +37,7 @@ def evaluate(
         with_floors(inputs.read_evidence(name, tasks[name], found, models), found) for name in tasks
     ]
     measured = measures.measure(evidence, params=params, seed=seed)
+    calibrated = calibration.measure(evidence, params=params, seed=seed)
     drawn = report.Curves(
         roc=curves.roc(evidence, min_subjects=params.min_subjects),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
@@ -50,6 +51,7 @@ def evaluate(
         ("tables/metrics.tsv", measured.measures),
         ("tables/differences.tsv", measured.differences),
         ("tables/gaps.tsv", measured.gaps),
+        ("tables/calibration.tsv", calibrated),
         ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
@@ -64,6 +66,7 @@ def evaluate(
         inputs=found,
         tasks=evidence,
         measured=measured,
+        calibrated=calibrated,
         curves=drawn,
         decision=decision,
         params=params,
