@@ -17,7 +17,8 @@ class Promotion(Section):
     initialization: str
     metric: str
     over: str
-    """Another initialization, or a floor: floor-prevalence, floor-mean or floor-age-sex."""
+    """Another initialization, or a floor: floor-prevalence (regression: floor-mean),
+    floor-age-sex-site (without what the task predicts) or floor-morphometry."""
     split: Literal["test", "ood"] = "test"
     margin: float = Field(default=0, ge=0)
     """The whole interval of the paired difference must be better than 'over' by more than this."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
-from neurofoundry.evaluate import calibration, figures, words
+from neurofoundry.evaluate import calibration, figures, floors, words
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
@@ -145,6 +145,7 @@ def _task(
             {
                 "name": words.plain(model.name).capitalize() if model.is_floor else model.name,
                 "floor": model.is_floor,
+                "morphometry": model.name == floors.MORPHOMETRY,
                 "baseline": model.name == params.baseline,
                 "told": told.get(model.name, ""),
                 "values": values,
@@ -557,8 +558,8 @@ def _limits(
     lacking = inputs.scans[chosen][["age", "sex"]].isna().any(axis=1).sum()
     if lacking:
         limits.append(
-            f"{lacking} of {chosen.sum()} test scans lack an age or a sex; the age-and-sex model "
-            "takes the middle for them."
+            f"{lacking} of {chosen.sum()} test scans lack an age or a sex; the model of age, sex "
+            "and site takes the middle for them."
         )
     limits.append(
         "Subgroups (sex, age band, scanner) are not looked at: groups this size would mislead."

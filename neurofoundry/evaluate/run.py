@@ -12,11 +12,21 @@ import pandas as pd
 from neurofoundry import stage
 from neurofoundry.cohort import Task, write_table
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import calibration, curves, floors, inputs, measures, promotion, report
+from neurofoundry.evaluate import (
+    calibration,
+    curves,
+    floors,
+    inputs,
+    measures,
+    morphometry,
+    promotion,
+    report,
+)
 from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.metrics import PRIMARY
 from neurofoundry.stage import Workspace
+from neurofoundry.volumes import read_grid
 
 
 def evaluate(
@@ -33,9 +43,9 @@ def evaluate(
     """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
-    evidence = [
-        with_floors(inputs.read_evidence(name, tasks[name], found, models), found) for name in tasks
-    ]
+    evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
+    sizes = morphometry_of(evidence, found, volumes)
+    evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = measures.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
     drawn = report.Curves(
@@ -100,14 +110,23 @@ def histories(found: Inputs) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def with_floors(evidence: Evidence, found: Inputs) -> Evidence:
+def morphometry_of(tasks: Sequence[Evidence], found: Inputs, volumes: Path) -> pd.DataFrame:
+    """Morphometry by scan_id, of all scans that a floor is learned from or judged on."""
+    train = _train(found)
+    wanted = [table["scan_id"] for each in tasks for table in (each.task.select(train), each.scans)]
+    scan_ids = sorted(set(pd.concat(wanted))) if wanted else []
+    sizes = morphometry.measure(volumes, scan_ids, read_grid(volumes)) if scan_ids else None
+    return pd.DataFrame(sizes, index=scan_ids, columns=list(morphometry.FEATURES))
+
+
+def with_floors(evidence: Evidence, found: Inputs, sizes: pd.DataFrame) -> Evidence:
     """The floors beside the models, fitted on the training scans of the task."""
-    usable = found.scans[found.scans["usable"]]
-    train = usable[usable["split"] == "train"]
-    return replace(
-        evidence,
-        models=(*evidence.models, *floors.fit(evidence.task, train, evidence.scans)),
-    )
+    fitted = floors.fit(evidence.task, _train(found), evidence.scans, sizes)
+    return replace(evidence, models=(*evidence.models, *fitted))
+
+
+def _train(found: Inputs) -> pd.DataFrame:
+    return found.scans[found.scans["usable"] & (found.scans["split"] == "train")]
 
 
 def nested(table: pd.DataFrame) -> dict[str, Any]:

@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from neurofoundry.evaluate.floors import AGE_SEX
+from neurofoundry.evaluate.floors import TITLES
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.measures import Measured, on_validation
 from neurofoundry.metrics import METRICS, PRIMARY
 
 SIGNIFICANT = 0.05
-
-FLOORS = {
-    "floor-prevalence": "the same answer for everybody",
-    "floor-mean": "the same answer for everybody",
-    AGE_SEX: "age and sex alone",
-}
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Conclusion:
 
 def plain(name: str) -> str:
     """A model's name in a sentence."""
-    return FLOORS.get(name, name)
+    return TITLES.get(name, name)
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
@@ -75,13 +70,14 @@ def unit(evidence: Evidence) -> str:
 
 def find(table: pd.DataFrame, **where: object) -> Mapping[str, Any] | None:
     """The one row of a table in which every column holds the given value."""
-    chosen = pd.Series(True, index=table.index)
+    chosen = np.ones(len(table), bool)
     for column, value in where.items():
-        chosen &= table[column] == value
-    rows = table[chosen]
+        chosen &= table[column].to_numpy() == value
+    rows = np.flatnonzero(chosen)
     if not len(rows):
         return None
-    return {str(key): None if pd.isna(value) else value for key, value in rows.iloc[0].items()}
+    values = {str(column): table[column].to_numpy()[rows[0]] for column in table}
+    return {key: None if pd.isna(value) else value for key, value in values.items()}
 
 
 def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[str, str] | None:

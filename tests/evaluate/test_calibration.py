@@ -87,9 +87,9 @@ def test_a_correction_learned_from_validation_mends_the_test_subjects(kind):
         for name, ideal in (("calibration_slope", 1), ("calibration_intercept", 0)):
             # Not exact: the validation subjects are a sample too.
             before, after = (abs(values.loc[(name, c), "value"] - ideal) for c in (False, True))
-            assert after < 0.5 * before
+            assert after < 0.6 * before
         assert values.loc[("ece", False), "low"] > 0
-        assert values.loc[("ece", True), "value"] < 0.6 * values.loc[("ece", False), "value"]
+        assert values.loc[("ece", True), "value"] < 0.8 * values.loc[("ece", False), "value"]
         assert values.loc[("brier", True), "value"] < values.loc[("brier", False), "value"]
 
 

@@ -15,7 +15,7 @@ from neurofoundry import stage
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, measures, promotion
 from neurofoundry.evaluate.params import EvaluateParams, Promotion
-from neurofoundry.evaluate.run import evaluate, with_floors
+from neurofoundry.evaluate.run import evaluate, morphometry_of, with_floors
 from neurofoundry.tracking import TrackingParams
 
 from .conftest import TASKS, run, scans_table, write_inputs
@@ -100,9 +100,11 @@ def measured(usual):
         **{name: usual.inputs[name] for name in ("volumes", "encoder", "models")},
     )
     tasks = [
-        with_floors(inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"]), found)
+        inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"])
         for name in ("alzheimers", "age")
     ]
+    sizes = morphometry_of(tasks, found, usual.inputs["volumes"])
+    tasks = [with_floors(each, found, sizes) for each in tasks]
     rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
     values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)
     return measures.measure(tasks, params=values, seed=0)
