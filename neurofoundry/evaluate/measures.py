@@ -22,8 +22,8 @@ MEASURES = [
     *("seed_sd", "seeds", "subjects", "scans", "reason"),
 ]
 DIFFERENCES = [
-    *("task", "init", "versus", "fraction", "split", "metric", "value", "low", "high"),
-    *("p", "p_holm", "verdict", "reason"),
+    *("task", "init", "versus", "fraction", "versus_fraction", "split", "metric"),
+    *("value", "low", "high", "p", "p_holm", "verdict", "reason"),
 ]
 GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reason"]
 
@@ -37,7 +37,8 @@ class Measured:
     measures: pd.DataFrame
     """MEASURES: a row a task, model, fraction, split and metric."""
     differences: pd.DataFrame
-    """DIFFERENCES: init − versus on the same resampled persons. ``verdict`` is better, worse or
+    """DIFFERENCES: init − versus on the same resampled persons, learned from ``fraction`` and
+    ``versus_fraction`` of the labels. ``verdict`` is better, worse or
     none: the side of zero on which the whole interval lies, if any."""
     gaps: pd.DataFrame
     """GAPS: ood − test of the same model."""
@@ -137,7 +138,16 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
 
 
 def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
-    numbers = {"fraction", "value", "low", "high", "seed_sd", "p", "p_holm"} & set(columns)
+    numbers = {
+        "fraction",
+        "versus_fraction",
+        "value",
+        "low",
+        "high",
+        "seed_sd",
+        "p",
+        "p_holm",
+    } & set(columns)
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
 
 
@@ -245,7 +255,8 @@ def _compare(
     split: str,
     against: Set[str],
 ) -> list[dict[str, object]]:
-    """Every initialization against others, and with all labels against the floors."""
+    """Every initialization against others on as many labels, with all labels against the floors,
+    and with fewer labels against others with all of them."""
     of_classes = persons_to_count(evidence, split)
     errors = _delong(evidence, samples, split)
     rows: list[dict[str, object]] = []
@@ -254,7 +265,7 @@ def _compare(
             comparable = (
                 model.fraction == evidence.fraction
                 if other.is_floor
-                else other.name in against and other.fraction == model.fraction
+                else other.name in against and other.fraction in (model.fraction, evidence.fraction)
             )
             if model.is_floor or model is other or not comparable:
                 continue
@@ -281,6 +292,7 @@ def _compare(
                         "init": model.name,
                         "versus": other.name,
                         "fraction": model.fraction,
+                        "versus_fraction": other.fraction,
                         "split": split,
                         "metric": name,
                         **_row(estimate),

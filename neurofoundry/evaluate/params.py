@@ -22,6 +22,8 @@ class Promotion(Section):
     split: Literal["test", "ood"] = "test"
     margin: float = Field(default=0, ge=0)
     """The whole interval of the paired difference must be better than 'over' by more than this."""
+    max_calibration_error: float | None = Field(default=None, gt=0, le=1)
+    """Of a classification, on the same split: a larger ECE refuses the model."""
 
     @field_validator("metric")
     @classmethod

@@ -126,6 +126,8 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
         headline, because = _compared(name, baseline, versus, metric, compared)
         sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
     sentences.append(_against_floors(evidence, measured, name, where))
+    if chosen:
+        sentences.append(label_efficiency(evidence, measured, name, baseline))
     sentences.append(_elsewhere(measured, name, baseline if chosen else None, where, metric))
     return Conclusion(verdict, sure, headline, tuple(text for text in sentences if text), chosen)
 
@@ -173,6 +175,54 @@ def _against_floors(
         subject = "but it" if beaten else "It"
         parts.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
     return f"{', '.join(parts)}." if parts else ""
+
+
+def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
+    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+
+    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
+    possible. Empty where one fraction only was tried.
+    """
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "split": "test", "metric": metric}
+    tried = sorted({m.fraction for m in evidence.models if m.name == name} - {evidence.fraction})
+    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    worse = []
+    for fraction in tried:
+        versus = find(
+            measured.differences,
+            init=name,
+            versus=baseline,
+            fraction=fraction,
+            versus_fraction=evidence.fraction,
+            **where,
+        )
+        row = find(measured.measures, init=name, fraction=fraction, **where)
+        if versus is None or row is None or base is None or versus["verdict"] is None:
+            continue
+        if versus["verdict"] == "worse":
+            worse.append(fraction)
+            continue
+        reached = f"With {fraction:.0%} of the labels {name} reaches {number(row['value'], metric)}"
+        against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
+        found = with_interval(versus, metric, signed=True)
+        if versus["verdict"] == "better":
+            return f"{reached}, better than {against} (difference {found})."
+        loss = versus["low"] if METRICS[metric].higher_is_better else versus["high"]
+        return (
+            f"{reached}, {against}: it is not shown to be worse (difference {found}), but a loss "
+            f"of up to {number(abs(loss), metric)} is possible."
+        )
+    if worse:
+        return (
+            f"With fewer labels ({_list([f'{f:.0%}' for f in worse], 'or')}) {name} is worse than "
+            f"{baseline} with {_all(evidence)}."
+        )
+    return ""
+
+
+def _all(evidence: Evidence) -> str:
+    return "all of them" if evidence.fraction == 1 else f"{evidence.fraction:.0%}"
 
 
 def _elsewhere(

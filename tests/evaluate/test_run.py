@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +86,27 @@ def test_curves_are_those_of_the_predictions(usual, evaluated):
 
 def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_path):
     tasks = {name: TASKS[name] for name in ("sex", "age")}
-    folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, fractions=(0.1, 1.0))
+    skill = {"simclr": (2.4, 1.6), "scratch": (0.6, 0.6)}
+    folders = write_inputs(
+        tmp_path / "in", scans_table(120), tasks=tasks, fractions=(0.1, 1.0), skill=skill
+    )
     work = run(folders, tmp_path / "out", tasks=tasks)
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())["age"]["simclr"]
     assert list(numbers) == ["0.1", "1.0"]
     assert work.summary["age/simclr/test/mae"] == numbers["1.0"]["test"]["mae"]["value"]
-    assert "AUC by number of labels" in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "AUC by number of labels" in page
+    table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
+    few = table.query("init == 'simclr' and versus == 'scratch' and fraction == 0.1")
+    row = few.query("versus_fraction == 1 and split == 'test' and metric == 'mae'").iloc[0]
+    few, full = (
+        json.loads((tmp_path / "out/metrics.json").read_text())["age"][init][fraction]["test"]
+        for init, fraction in (("simclr", "0.1"), ("scratch", "1.0"))
+    )
+    assert row["value"] == pytest.approx(few["mae"]["value"] - full["mae"]["value"])
+    sentence = re.search(r"With 10% of the labels simclr reaches [\d.]+, [^.]+\.\d+[^<]*", page)
+    assert sentence
+    assert "scratch with all of them" in sentence[0]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +150,16 @@ class TestPromotion:
         assert decision.promoted
         assert not self.decide(measured, **rule, margin=50).promoted
 
+    def test_a_model_that_is_better_but_badly_calibrated_is_refused_with_both_reasons(
+        self, measured
+    ):
+        for bound, met in ((0.9, True), (0.001, False)):
+            decision = self.decide(measured, split="ood", max_calibration_error=bound)
+            assert [each.met for each in decision.conditions] == [True, met]
+            assert decision.promoted == met
+            assert "the whole interval is better" in decision.reason
+            assert f"{'within' if met else 'above'} the bound of {bound:g}" in decision.reason
+
     def test_it_may_be_over_any_other_initialization(self, measured):
         ahead, behind = (
             self.decide(measured, initialization=first, over=second)
@@ -158,6 +184,7 @@ class TestPromotion:
             "reason": "params.yaml declares no rule (evaluate.promotion).",
             "rule": None,
             "difference": None,
+            "conditions": [],
         }
 
 
