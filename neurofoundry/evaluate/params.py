@@ -42,5 +42,8 @@ class EvaluateParams(Section):
     """The initialization that all others are compared with."""
     min_subjects: int = Field(default=5, ge=3)
     """Persons that a split must have, of every class, for its numbers to be given."""
+    min_subgroup: int = Field(default=20, ge=5)
+    """Persons that a subgroup (sex, age band, site, scanner) must have for its numbers to be given:
+    smaller ones mislead, and could point to somebody."""
     promotion: Promotion | None = None
     """Without it nothing is promoted."""

@@ -57,6 +57,7 @@ def write(
     tasks: Sequence[Evidence],
     measured: Measured,
     calibrated: pd.DataFrame,
+    grouped: pd.DataFrame,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
@@ -65,7 +66,7 @@ def write(
 ) -> None:
     """Write report.html and model_card.md: the same bytes for the same inputs."""
     sections = [
-        _task(number, evidence, inputs, measured, calibrated, curves, params)
+        _task(number, evidence, inputs, measured, calibrated, grouped, curves, params)
         for number, evidence in enumerate(tasks, start=1)
     ]
     context = {
@@ -73,6 +74,7 @@ def write(
         "title": _title(sections, params.baseline),
         "baseline": params.baseline,
         "bootstraps": params.bootstraps,
+        "min_subgroup": params.min_subgroup,
         "decision": decision,
         "promotion": params.promotion,
         "synthetic": bool(inputs.scans["dataset"].str.startswith("phantom").all()),
@@ -123,6 +125,7 @@ def _task(
     inputs: Inputs,
     measured: Measured,
     calibrated: pd.DataFrame,
+    grouped: pd.DataFrame,
     curves: Curves,
     params: EvaluateParams,
 ) -> dict[str, Any]:
@@ -176,10 +179,44 @@ def _task(
         "splits": splits,
         "subjects": subjects,
         "scale": _scale(rows, metric, splits),
+        "groups": _groups(evidence, measured, grouped, conclusion, params),
         "calibration": _calibration(evidence, calibrated),
         "figures": _figures(evidence, measured, curves, params.baseline),
         "number": lambda row, name: words.number(row["value"], name),
         "interval": lambda row, name: words.interval(row, name),
+    }
+
+
+def _groups(
+    evidence: Evidence,
+    measured: Measured,
+    grouped: pd.DataFrame,
+    conclusion: words.Conclusion,
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """The forest plot of subgroups, of the model that the headline is about."""
+    name = conclusion.candidate[0] if conclusion.candidate else params.baseline
+    part = grouped[(grouped["task"] == evidence.name) & (grouped["init"] == name)]
+    part = part.astype(object).where(part.notna(), None)
+    rows: list[dict[Any, Any]] = []
+    for split in ("test", "ood"):
+        shown = [r for r in part.to_dict("records") if r["split"] == split]
+        if not any(row["value"] is not None for row in shown):
+            continue
+        metric = PRIMARY[evidence.task.kind]
+        where = {"task": evidence.name, "init": name, "fraction": evidence.fraction}
+        whole = words.find(measured.measures, metric=metric, split=split, **where)
+        rows.append({"split": split, "variable": "", "group": "Everybody", **(whole or {})})
+        rows += shown
+    hidden = sum(row["value"] is None for row in rows)
+    return {
+        "name": name,
+        "rows": [row for row in rows if row["value"] is not None],
+        "hidden": hidden,
+        "scale": _axis(
+            [row[end] for row in rows for end in ("value", "low", "high") if row[end] is not None],
+            PRIMARY[evidence.task.kind],
+        ),
     }
 
 
@@ -249,6 +286,10 @@ def _scale(rows: Sequence[Mapping[str, Any]], metric: str, splits: Sequence[str]
         for end in ("value", "low", "high")
         if row["values"][split][metric] and row["values"][split][metric][end] is not None
     ]
+    return _axis(ends, metric)
+
+
+def _axis(ends: Sequence[float], metric: str) -> dict[str, Any]:
     if not ends:
         return {}
     if metric == "auc":
@@ -561,9 +602,4 @@ def _limits(
             f"{lacking} of {chosen.sum()} test scans lack an age or a sex; the model of age, sex "
             "and site takes the middle for them."
         )
-    limits.append(
-        "Subgroups (sex, age band, scanner) are not looked at: groups this size would mislead."
-        if chosen.sum() < 200
-        else "Subgroups (sex, age band, scanner) are not looked at in this report."
-    )
     return limits

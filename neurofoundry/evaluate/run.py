@@ -21,6 +21,7 @@ from neurofoundry.evaluate import (
     morphometry,
     promotion,
     report,
+    subgroups,
 )
 from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.params import EvaluateParams
@@ -48,6 +49,7 @@ def evaluate(
     evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = measures.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
+    grouped = subgroups.measure(evidence, params=params, seed=seed)
     drawn = report.Curves(
         roc=curves.roc(evidence, min_subjects=params.min_subjects),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
@@ -63,6 +65,7 @@ def evaluate(
         ("tables/gaps.tsv", measured.gaps),
         ("tables/calibration.tsv", calibrated),
         ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
+        ("tables/subgroups.tsv", grouped),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -77,6 +80,7 @@ def evaluate(
         tasks=evidence,
         measured=measured,
         calibrated=calibrated,
+        grouped=grouped,
         curves=drawn,
         decision=decision,
         params=params,

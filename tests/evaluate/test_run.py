@@ -42,7 +42,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
             *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
-            *(f"tables/{name}.tsv" for name in ("gaps", "metrics")),
+            *(f"tables/{name}.tsv" for name in ("gaps", "metrics", "subgroups")),
         ]
     )
 
