@@ -72,6 +72,8 @@ METRICS = {
     "rmse": Metric("Root mean square error", False, LOG),
     "r2": Metric("R²", True, LOG_REMAINDER),
     "correlation": Metric("Correlation", True, FISHER),
+    "icc_agreement": Metric("Agreement, ICC(2,1)", True, FISHER),
+    "icc_consistency": Metric("Consistency, ICC(3,1)", True, FISHER),
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
 
@@ -318,6 +320,30 @@ def bias_slope(labels: Values, outputs: Values, weights: Values) -> Values:
     variance = _mean(y**2, weights, total) - mean**2
     variance[variance <= 1e-12 * np.mean(y**2)] = np.nan
     return (_mean(y * e, weights, total) - mean * _mean(e, weights, total)) / variance
+
+
+def icc(ratings: Values, weights: Values) -> tuple[Values, Values]:
+    """Intraclass correlations ICC(2,1) and ICC(3,1) of ratings (persons, raters), (resamples,).
+
+    Shrout & Fleiss (Psychological Bulletin 86, 1979): of absolute agreement, where raters count as
+    a sample of raters, and of consistency, where what each adds to everybody is forgiven.
+    ``weights`` are those of persons. NaN where all ratings are the same.
+    """
+    raters = ratings.shape[1]
+    x = ratings - ratings.mean()
+    persons = weights.sum(axis=1)
+    of_rater = (weights @ x) / persons[:, None]
+    correction = persons * raters * of_rater.mean(axis=1) ** 2
+    between = raters * (weights @ x.mean(axis=1) ** 2) - correction
+    by_rater = persons * (of_rater**2).sum(axis=1) - correction
+    residual = weights @ (x**2).sum(axis=1) - correction - between - by_rater
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bms = between / (persons - 1)
+        jms = by_rater / (raters - 1)
+        ems = np.maximum(residual, 0) / ((persons - 1) * (raters - 1))
+        agreement = (bms - ems) / (bms + (raters - 1) * ems + raters * (jms - ems) / persons)
+        consistency = (bms - ems) / (bms + (raters - 1) * ems)
+    return agreement, consistency
 
 
 def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:

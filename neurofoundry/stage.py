@@ -28,7 +28,7 @@ PUBLISHES = {
     "ingest": ("scans.tsv", "excluded.tsv"),
     "preprocess": ("scans.tsv", "grid.json"),
     "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv"),
-    "finetune": ("runs.tsv", "**/predictions.tsv"),
+    "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
     "evaluate": ("metrics.json",),
 }
 """The contract files of each stage: their content is what a later stage depends on."""

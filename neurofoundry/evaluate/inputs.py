@@ -115,6 +115,14 @@ class Inputs:
     records: Mapping[str, Mapping[str, Any]]
     """stage.json of each stage that has one; several encoders: pretrain/NAME."""
 
+    def starts_from(self, initialization: str) -> str | None:
+        """The encoder of an initialization, as far as finetune has recorded it."""
+        try:
+            declared = self.records["finetune"]["params"]["finetune"]["initializations"]
+            return str(declared[initialization]["encoder"])
+        except (KeyError, TypeError):
+            return None
+
     @property
     def pretrained_on(self) -> frozenset[str]:
         """Every person that an encoder has seen."""

@@ -24,6 +24,9 @@ class Promotion(Section):
     """The whole interval of the paired difference must be better than 'over' by more than this."""
     max_calibration_error: float | None = Field(default=None, gt=0, le=1)
     """Of a classification, on the same split: a larger ECE refuses the model."""
+    max_site_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """A larger balanced accuracy, with which the site is read from the features of the encoder
+    that the model starts from, refuses it. Chance is 1 / number of sites."""
 
     @field_validator("metric")
     @classmethod

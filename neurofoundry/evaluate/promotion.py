@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import floors, words
@@ -63,8 +65,18 @@ def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[
         raise UsageError(f"evaluate.promotion.over: '{rule.over}' is not one of {', '.join(over)}.")
 
 
-def decide(rule: Promotion | None, measured: Measured, fraction: float) -> Decision:
-    """Promoted only if every condition that the rule declares is met."""
+def decide(
+    rule: Promotion | None,
+    measured: Measured,
+    fraction: float,
+    *,
+    sites: pd.DataFrame,
+    encoder: str | None,
+) -> Decision:
+    """Promoted only if every condition that the rule declares is met.
+
+    ``sites`` is the table of robustness.sites, ``encoder`` what the model starts from.
+    """
     if rule is None:
         return Decision(False, "params.yaml declares no rule (evaluate.promotion).", None, None)
     row = words.find(
@@ -82,6 +94,8 @@ def decide(rule: Promotion | None, measured: Measured, fraction: float) -> Decis
     conditions = [_better(rule, row)]
     if rule.max_calibration_error is not None:
         conditions.append(_calibrated(rule, rule.max_calibration_error, measured, fraction))
+    if rule.max_site_accuracy is not None:
+        conditions.append(_site_blind(rule.max_site_accuracy, sites, encoder))
     return Decision(
         all(condition.met for condition in conditions),
         " ".join(condition.reason for condition in conditions),
@@ -126,3 +140,17 @@ def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: flo
         f"{'within' if met else 'above'} the bound of {bound:g}."
     )
     return Condition("calibrated", met, reason)
+
+
+def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condition:
+    row = words.find(sites, encoder=encoder)
+    if row is None or row["value"] is None:
+        why = row["reason"] if row else "there are no features of its encoder"
+        return Condition("site", False, f"How well the site can be read is not known: {why}.")
+    met = row["value"] <= bound
+    reason = (
+        f"The site is read from the features of {encoder} with a balanced accuracy of "
+        f"{words.with_interval(row, 'balanced_accuracy')} (chance {row['chance']:.2f}), "
+        f"{'within' if met else 'above'} the bound of {bound:g}."
+    )
+    return Condition("site", met, reason)

@@ -58,6 +58,8 @@ def write(
     measured: Measured,
     calibrated: pd.DataFrame,
     grouped: pd.DataFrame,
+    repeated: pd.DataFrame,
+    sites: pd.DataFrame,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
@@ -82,6 +84,11 @@ def write(
         "flow": _flow(inputs),
         "splits": _splits(inputs, tasks),
         "sites": _sites(inputs),
+        "scanner": {
+            "sites": [words.find(sites, encoder=name) for name in sites["encoder"]],
+            "repeats": _repeats(repeated),
+            "number": lambda row, name: words.with_interval(row, name),
+        },
         "pictures": _pictures(inputs.scans, volumes),
         "encoders": [_encoder(each) for each in inputs.encoders],
         "provenance": _provenance(inputs, seed),
@@ -455,6 +462,16 @@ def _sites(inputs: Inputs) -> list[dict[str, Any]]:
                 "new": bool((part["split"] == "ood").all()),
             }
         )
+    return rows
+
+
+def _repeats(repeated: pd.DataFrame) -> list[dict[str, Any]]:
+    """Agreement of what a model says of two scans of a person, a row a task and model."""
+    rows = []
+    for (task, init, sites), part in repeated.groupby(["task", "init", "sites"], sort=False):
+        found = [words.find(part, metric=name) for name in ("icc_agreement", "icc_consistency")]
+        if all(each and each["value"] is not None for each in found):
+            rows.append({"task": task, "init": init, "sites": sites, "found": found})
     return rows
 
 

@@ -21,6 +21,7 @@ from neurofoundry.evaluate import (
     morphometry,
     promotion,
     report,
+    robustness,
     subgroups,
 )
 from neurofoundry.evaluate.inputs import Evidence, Inputs
@@ -57,7 +58,17 @@ def evaluate(
     )
     fractions = {each.name: each.fraction for each in evidence}
     rule = params.promotion
-    decision = promotion.decide(rule, measured, fractions.get(rule.task, 1.0) if rule else 1.0)
+    read_sites = robustness.sites(
+        robustness.read_features(models), found, tasks, params=params, seed=seed
+    )
+    repeated = robustness.repeats(evidence, params=params, seed=seed)
+    decision = promotion.decide(
+        rule,
+        measured,
+        fractions.get(rule.task, 1.0) if rule else 1.0,
+        sites=read_sites,
+        encoder=found.starts_from(rule.initialization) if rule else None,
+    )
 
     for name, table in (
         ("tables/metrics.tsv", measured.measures),
@@ -66,6 +77,8 @@ def evaluate(
         ("tables/calibration.tsv", calibrated),
         ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
         ("tables/subgroups.tsv", grouped),
+        ("tables/repeats.tsv", repeated),
+        ("tables/sites.tsv", read_sites),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -81,6 +94,8 @@ def evaluate(
         measured=measured,
         calibrated=calibrated,
         grouped=grouped,
+        repeated=repeated,
+        sites=read_sites,
         curves=drawn,
         decision=decision,
         params=params,

@@ -144,6 +144,15 @@ def write_inputs(
                         path = folders.predictions(name, init, fraction, seed)
                         path.parent.mkdir(parents=True)
                         write_table(outputs, path)
+    held_out = usable[usable["split"].isin(["val", "test", "ood"])]
+    (root / "models/features").mkdir()
+    features = random.normal(size=(len(held_out), 16))
+    features[:, 0] += 3 * (held_out["site"] == "birch")
+    np.savez(
+        root / "models/features/simclr.npz",
+        scan_id=held_out["scan_id"].to_numpy(str),
+        features=features,
+    )
     columns = ["task", "init", "fraction", "seed", "status", "reason"]
     write_table(pd.DataFrame(runs, columns=columns), root / "models/runs.tsv")
     starts = {

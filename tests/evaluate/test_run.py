@@ -42,7 +42,10 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
             *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
-            *(f"tables/{name}.tsv" for name in ("gaps", "metrics", "subgroups")),
+            *(
+                f"tables/{name}.tsv"
+                for name in ("gaps", "metrics", "repeats", "sites", "subgroups")
+            ),
         ]
     )
 
@@ -128,7 +131,12 @@ def measured(usual):
 
 class TestPromotion:
     def decide(self, measured, **change):
-        return promotion.decide(Promotion(**RULE | change), measured, 1.0)
+        sites = pd.DataFrame(
+            [{"encoder": "simclr", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.25}]
+        )
+        return promotion.decide(
+            Promotion(**RULE | change), measured, 1.0, sites=sites, encoder="simclr"
+        )
 
     def test_a_whole_interval_above_the_margin_promotes(self, measured):
         decision = self.decide(measured, split="ood")
@@ -159,6 +167,12 @@ class TestPromotion:
             assert decision.promoted == met
             assert "the whole interval is better" in decision.reason
             assert f"{'within' if met else 'above'} the bound of {bound:g}" in decision.reason
+
+    def test_a_model_whose_encoder_gives_the_site_away_is_refused(self, measured):
+        for bound, met in ((0.65, True), (0.3, False)):
+            decision = self.decide(measured, split="ood", max_site_accuracy=bound)
+            assert decision.promoted == met
+            assert "0.60 (0.50–0.70) (chance 0.25)" in decision.reason
 
     def test_it_may_be_over_any_other_initialization(self, measured):
         ahead, behind = (
