@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from neurofoundry.metrics import Values
 from neurofoundry.volumes import Grid, open_volume
@@ -59,7 +58,7 @@ def features(volume: NDArray[np.int16], grid: Grid) -> Values:
         for start, count in zip(grid.affine[:3, 3], volume.shape[::-1], strict=True)
     ]
     ventricles = _box(fluid, VENTRICLES, places).sum()
-    rim = brain & ~ndimage.binary_erosion(brain, iterations=max(1, round(6 / edge)))
+    rim = _rim(brain, max(1, round(6 / edge)))
     (near, far), *rest = TEMPORAL
     temporal = [
         _share(_box(fluid, box, places), _box(brain, box, places))
@@ -104,6 +103,15 @@ def tissue_thresholds(values: NDArray[np.int16]) -> tuple[float, float]:
     gain = between(0 * first, first) + between(first, second) + between(second, last)
     best = int(gain.argmax())
     return float(edges[first[best]]), float(edges[second[best]])
+
+
+def _rim(brain: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:
+    """The part of the brain from which ``depth`` voxels along some axis lead out of it."""
+    deep = brain.copy()
+    for axis in range(3):
+        for way in (depth, -depth):
+            deep &= np.roll(brain, way, axis)
+    return brain & ~deep
 
 
 def _box(

@@ -88,8 +88,7 @@ def finetune(
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = scans[scans["usable"]]
     for folder in folders.values():
-        pretrained_on = cohort.read_table(folder / "subjects.tsv", cohort.SUBJECTS)["person"]
-        cohort.guard_leaks(scans, pretrained_on=pretrained_on)
+        cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(folder))
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     runs = [Run(*values) for values in declared][work.part.items]
