@@ -471,16 +471,26 @@ def estimate(
         low = tail ** (1 / exponent) if exponent and value > 1 - 1e-12 else value
         high = 1 - tail ** (1 / exponent) if exponent and value < 1e-12 else value
         return Estimate(value, low, high)
+    inflation = _inflation(persons) if METRICS[metric].scale.few_persons else 1
+    return with_error(value, float(valid.std(ddof=1)) * inflation, metric, persons)
+
+
+def with_error(value: float, error: float, metric: str, persons: Sequence[int]) -> Estimate:
+    """A value and the interval that its standard error gives, as in ``estimate``."""
+    if error < 1e-12:
+        return estimate(np.full(3, value), metric, persons)
     scale = METRICS[metric].scale
-    reach = _reach(valid, persons, scale) * scale.slope(value)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, _degrees(persons))) * error * scale.slope(value)
     centre = scale.to(value)
     return Estimate(value, scale.back(centre - reach), scale.back(centre + reach))
 
 
-def _reach(valid: Values, persons: Sequence[int], scale: Scale) -> float:
-    """Half the width of an interval, before any change of scale."""
-    error = float(valid.std(ddof=1)) * (_inflation(persons) if scale.few_persons else 1)
-    return float(stats.t.ppf((1 + LEVEL) / 2, _degrees(persons))) * error
+def mean_with_error(values: Values, persons: Sequence[str] | NDArray) -> tuple[float, float]:
+    """Mean of values (scans,), and its standard error with the scans clustered by person."""
+    _, person = np.unique(np.asarray(persons), return_inverse=True)
+    mean = float(values.mean())
+    sums = np.bincount(person, values - mean)
+    return mean, float(np.sqrt((sums**2).sum() * len(sums) / max(1, len(sums) - 1)) / len(values))
 
 
 def _degrees(persons: Sequence[int]) -> int:

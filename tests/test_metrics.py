@@ -225,7 +225,7 @@ class TestIntervals:
         assert found.low < 0.97 < found.high
         if name in ("brier", "mae", "rmse"):
             assert found.low > 0
-        elif name not in ("ece",):
+        elif metrics.METRICS[name].scale is not metrics.LINEAR:
             assert found.high <= 1
 
     def test_one_class_gives_no_number_but_the_reason(self):
@@ -422,6 +422,18 @@ class TestDeLong:
         )
         assert areas == pytest.approx(samples[:, 0])
         assert covariance == pytest.approx(np.cov(samples[:, 1:]), rel=0.12)
+
+
+def test_the_error_of_a_mean_with_several_scans_a_person_is_that_of_the_bootstrap():
+    random = np.random.default_rng(0)
+    persons = random.integers(0, 120, 300)
+    values = random.normal(size=120)[persons] + random.normal(0, 0.5, 300)
+    mean, error = metrics.mean_with_error(values, persons)
+    samples = metrics.resample(lambda w: (w @ values) / w.sum(axis=1), persons, count=2000, seed=0)
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(samples[1:].std(), rel=0.06)
+    alone = metrics.mean_with_error(values, np.arange(300))[1]
+    assert alone == pytest.approx(stats.sem(values))
 
 
 class TestCoverage:

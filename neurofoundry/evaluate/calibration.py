@@ -3,7 +3,7 @@ and after a correction that is learned from the validation subjects alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from neurofoundry import metrics
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measures import gap, persons_to_count
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.metrics import Values
+from neurofoundry.metrics import Estimate, Values
 
 CALIBRATION = [
     *("task", "init", "split", "corrected", "metric", "value", "low", "high"),
@@ -43,62 +43,75 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
             if not inside.any():
                 continue
             missing = gap(evidence, split, min_subjects=params.min_subjects)
-            for model in models:
-                for corrected in (False, True):
-                    found = _measure(
-                        evidence, model, inside, params, seed, split, corrected, missing
-                    )
-                    head = {"task": evidence.name, "init": model.name, "split": split}
-                    subjects = evidence.scans["person"][inside].nunique()
-                    rows += [
-                        {**head, "corrected": corrected, "subjects": subjects, **each}
-                        for each in found
-                    ]
+            subjects = evidence.scans["person"][inside].nunique()
+            said = {(m, c): _said(evidence, m, c) for m in models for c in (False, True)}
+            known = {} if missing else {k: v for k, v in said.items() if not isinstance(v, str)}
+            samples = _resample(evidence, known, inside, params.bootstraps, seed, split)
+            for (model, corrected), outputs in said.items():
+                head: dict[str, object] = {"task": evidence.name, "init": model.name}
+                head |= {"split": split, "corrected": corrected, "subjects": subjects}
+                reason = outputs if isinstance(outputs, str) else missing
+                for name in names(evidence):
+                    if reason is None:
+                        found = _estimate(evidence, samples[model, corrected], name, split)
+                    else:
+                        found = Estimate(None, None, None, reason)
+                    ends = {"value": found.value, "low": found.low, "high": found.high}
+                    rows.append({**head, "metric": name, **ends, "reason": found.reason})
     numbers = dict.fromkeys(("value", "low", "high"), float)
     return pd.DataFrame(rows, columns=CALIBRATION).astype(numbers)
 
 
-def _measure(
+def _said(evidence: Evidence, model: Model, corrected: bool) -> list[Values] | str:
+    """Outputs of each seed, corrected or not, or the reason why there are none."""
+    if model.reason:
+        return f"no model was made: {model.reason}"
+    outputs = list(model.outputs)
+    if not corrected:
+        return outputs
+    found = []
+    for each in outputs:
+        fitted = correction(evidence, each)
+        if isinstance(fitted, str):
+            return fitted
+        found.append(fitted(each))
+    return found
+
+
+def _resample(
     evidence: Evidence,
-    model: Model,
+    said: Mapping[tuple[Model, bool], list[Values]],
     inside: np.ndarray,
-    params: EvaluateParams,
+    bootstraps: int,
     seed: int,
     split: str,
-    corrected: bool,
-    missing: str | None,
-) -> list[dict[str, object]]:
-    asked = names(evidence)
-    reason = f"no model was made: {model.reason}" if model.reason else missing
-    outputs = list(model.outputs)
-    if reason is None and corrected:
-        fits = [correction(evidence, each) for each in outputs]
-        reason = next((fit for fit in fits if isinstance(fit, str)), None)
-        outputs = [
-            fit(each) for fit, each in zip(fits, outputs, strict=True) if not isinstance(fit, str)
-        ]
-    if reason is not None:
-        nothing = dict.fromkeys(("value", "low", "high"))
-        return [{"metric": name, **nothing, "reason": reason} for name in asked]
+) -> dict[tuple[Model, bool], Values]:
+    """Metrics, and the error of calibration by chance, in every resample: means over seeds."""
+    if not said:
+        return {}
 
     def statistic(weights: Values) -> Values:
-        return np.mean([_values(evidence, each, inside, weights) for each in outputs], axis=0)
+        return np.stack(
+            [
+                np.mean([_values(evidence, each, inside, weights) for each in outputs], axis=0)
+                for outputs in said.values()
+            ]
+        )
 
     persons = evidence.scans["person"].to_numpy()[inside]
-    samples = metrics.resample(statistic, persons, count=params.bootstraps, seed=seed, key=split)
-    by_name = dict(zip([*asked, "ece_by_chance"], samples, strict=False))
-    found: list[dict[str, object]] = []
-    for name in asked:
-        estimate = metrics.estimate(
-            by_name[name],
-            name,
-            persons_to_count(evidence, split),
-            by_chance=by_name["ece_by_chance"] if name == "ece" else None,
-            reason=_why_missing(name),
-        )
-        ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-        found.append({"metric": name, **ends, "reason": estimate.reason})
-    return found
+    samples = metrics.resample(statistic, persons, count=bootstraps, seed=seed, key=split)
+    return dict(zip(said, samples, strict=True))
+
+
+def _estimate(evidence: Evidence, samples: Values, name: str, split: str) -> Estimate:
+    by_name = dict(zip([*names(evidence), "ece_by_chance"], samples, strict=False))
+    return metrics.estimate(
+        by_name[name],
+        name,
+        persons_to_count(evidence, split),
+        by_chance=by_name["ece_by_chance"] if name == "ece" else None,
+        reason=_why_missing(name),
+    )
 
 
 def _why_missing(name: str) -> str:

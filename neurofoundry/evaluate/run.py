@@ -50,7 +50,7 @@ def evaluate(
     evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = measures.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
-    grouped = subgroups.measure(evidence, params=params, seed=seed)
+    grouped = subgroups.measure(evidence, params=params)
     drawn = report.Curves(
         roc=curves.roc(evidence, min_subjects=params.min_subjects),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),

@@ -11,7 +11,7 @@ import pandas as pd
 from neurofoundry import metrics
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.metrics import PRIMARY, Values
+from neurofoundry.metrics import PRIMARY, Estimate, Values
 
 SUBGROUPS = [
     *("task", "init", "split", "variable", "group", "metric", "value", "low", "high"),
@@ -22,7 +22,7 @@ AGE_BANDS = (0, 20, 40, 60, 80, 121)
 """Years: from each to below the next."""
 
 
-def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> pd.DataFrame:
+def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
     """SUBGROUPS: a row a task, initialization with all labels, split, variable and group.
 
     Groups of fewer than ``params.min_subgroup`` persons, and classifications with fewer than
@@ -45,12 +45,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                 for model in models:
                     found: dict[str, object] = dict.fromkeys(("value", "low", "high"))
                     if reason is None:
-                        samples = _resample(
-                            evidence, model.outputs[:, inside], inside, params.bootstraps, seed
-                        )
-                        estimate = metrics.estimate(
-                            samples, PRIMARY[evidence.task.kind], _persons(evidence, inside)
-                        )
+                        estimate = _estimate(evidence, model.outputs[:, inside], inside)
                         found = {"value": estimate.value, "low": estimate.low}
                         found |= {"high": estimate.high}
                     rows.append({**head, "init": model.name, **found, **counted})
@@ -94,22 +89,14 @@ def _persons(evidence: Evidence, inside: np.ndarray) -> list[int]:
     return [len(set(persons[inside & (evidence.targets == index)])) for index in classes]
 
 
-def _resample(
-    evidence: Evidence, outputs: Values, inside: np.ndarray, bootstraps: int, seed: int
-) -> Values:
-    """The metric in every resample of the group's persons, mean over seeds."""
-    labels = evidence.labels[inside]
-    classes = len(evidence.task.classes)
-
-    def statistic(weights: Values) -> Values:
-        if not classes:
-            return (weights @ np.abs(outputs - labels).mean(axis=0)) / weights.sum(axis=1)
-        found = [
-            metrics.auc(labels == index, each[:, index], weights)
-            for each in outputs
-            for index in ([1] if classes == 2 else range(classes))
-        ]
-        return np.mean(found, axis=0)
-
+def _estimate(evidence: Evidence, outputs: Values, inside: np.ndarray) -> Estimate:
+    """The metric of the group, mean over seeds. Its error comes from a formula: resampling every
+    group would take longer than all the rest."""
+    labels, metric = evidence.labels[inside], PRIMARY[evidence.task.kind]
     persons = evidence.scans["person"].to_numpy()[inside]
-    return metrics.resample(statistic, persons, count=bootstraps, seed=seed, key="group")
+    if evidence.task.kind == "regression":
+        value, error = metrics.mean_with_error(np.abs(outputs - labels).mean(axis=0), persons)
+    else:
+        areas, covariance = metrics.auc_covariance(labels, outputs, persons)
+        value, error = float(areas.mean()), float(np.sqrt(max(0, covariance.mean())))
+    return metrics.with_error(value, error, metric, _persons(evidence, inside))
