@@ -598,7 +598,7 @@ def _limits(
     if small:
         limits.append(
             f"With fewer than 20 subjects in a group ({', '.join(small)}) the intervals lean on an "
-            "approximation: in simulations they held the truth in 91 to 98 % of cohorts."
+            "approximation: in simulations they held the truth in 92 to 98 % of cohorts."
         )
     seeds = int(measured.measures["seeds"].max()) if len(measured.measures) else 0
     if seeds == 1:
