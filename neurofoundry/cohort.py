@@ -7,7 +7,7 @@ not leak (splits, intervals, pretraining overlap) goes by person.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,6 +65,10 @@ EXCLUDED = pa.DataFrameSchema(
 
 SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
 """subjects.tsv of an encoder: everyone it was pretrained on."""
+
+IMAGES = pa.DataFrameSchema({"sha256": pa.Column(str, _SHA256)}, coerce=True)
+"""images.tsv of an encoder: every image it was pretrained on. Encoders from elsewhere may have
+none: then leakage can only be seen by name."""
 
 
 def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
@@ -256,19 +260,40 @@ def find_leaks(scans: pd.DataFrame) -> list[Leak]:
     return leaks
 
 
-def guard_leaks(scans: pd.DataFrame, *, pretrained_on: Iterable[str] = ()) -> None:
+@dataclass(frozen=True)
+class PretrainedOn:
+    """Whom and what an encoder has seen."""
+
+    persons: frozenset[str] = frozenset()
+    images: frozenset[str] | None = None
+    """SHA-256 of the image files; None where the encoder does not say."""
+
+
+def read_pretrained(encoder: Path) -> PretrainedOn:
+    """subjects.tsv and images.tsv of an encoder's folder."""
+    persons = frozenset(read_table(encoder / "subjects.tsv", SUBJECTS)["person"])
+    path = encoder / "images.tsv"
+    images = frozenset(read_table(path, IMAGES)["sha256"]) if path.exists() else None
+    return PretrainedOn(persons, images)
+
+
+def guard_leaks(scans: pd.DataFrame, *, pretrained: PretrainedOn = PretrainedOn()) -> None:
     """Fail when a person or an image sits in two splits, or was pretrained on and is tested.
 
-    ``pretrained_on`` are the persons of an encoder's subjects.tsv. Raises DataError.
+    Raises DataError.
     """
     found = [
         f"{leak.what} is in {' and '.join(leak.splits)}: {', '.join(leak.scans)}"
         for leak in find_leaks(scans)
     ]
     held_out = scans[scans["split"].isin(["val", "test", "ood"])]
-    overlap = sorted(set(held_out["person"]) & set(pretrained_on))
     found += [
-        f"the subject {person} was pretrained on and is in val, test or ood" for person in overlap
+        f"the subject {person} was pretrained on and is in val, test or ood"
+        for person in sorted(set(held_out["person"]) & pretrained.persons)
+    ]
+    found += [
+        f"the image of {scan.scan_id} was pretrained on under whatever name and is in {scan.split}"
+        for scan in held_out[held_out["sha256"].isin(pretrained.images or ())].itertuples()
     ]
     if found:
         shown = "\n  ".join(found[:20]) + ("\n  …" if len(found) > 20 else "")

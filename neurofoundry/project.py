@@ -11,7 +11,7 @@ from neurofoundry.cohort import SCANS, Task
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
-from neurofoundry.params import Section, load_text
+from neurofoundry.params import Name, Section, load_text
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.tracking import TrackingParams
@@ -31,8 +31,9 @@ class Params(Section):
 
     seed: int = Field(ge=0)
     """Every random draw of every stage derives from it."""
-    tasks: dict[str, Task]
-    """Name to what is predicted. A cohort may have none: then only pretraining is evaluated."""
+    tasks: dict[Name, Task]
+    """Name (of a folder and in every table) to what is predicted. A cohort may have none: then
+    only pretraining is evaluated."""
     ingest: IngestParams
     preprocess: PreprocessParams
     pretrain: PretrainParams

@@ -28,8 +28,8 @@ SCHEMA_VERSION = 1
 PUBLISHES = {
     "ingest": ("scans.tsv", "excluded.tsv"),
     "preprocess": ("scans.tsv", "grid.json"),
-    "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv"),
-    "finetune": ("runs.tsv", "**/predictions.tsv"),
+    "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
+    "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
     "evaluate": ("metrics.json", "promotion.json"),
     "promote": ("model.safetensors", "plan.json"),
 }

@@ -162,7 +162,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 store=store,
                 volumes=volumes,
             )
-            models = on(all_models, cpu, "finetune").outputs["models"]
+            models = on(all_models, gpu, "finetune", "1").outputs["models"]
 
             judged = evaluate(
                 params=of["evaluate"],

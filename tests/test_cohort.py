@@ -11,10 +11,12 @@ from neurofoundry.cohort import (
     SCANS,
     VOLUMES,
     Condition,
+    PretrainedOn,
     Splits,
     Task,
     find_leaks,
     guard_leaks,
+    read_pretrained,
     read_table,
     scan_path,
     write_table,
@@ -120,7 +122,9 @@ class TestSplits:
 
 class TestLeaks:
     def test_a_clean_cohort_passes(self) -> None:
-        guard_leaks(scans(split=["train", "test"]), pretrained_on=["a/sub-00"])
+        guard_leaks(
+            scans(split=["train", "test"]), pretrained=PretrainedOn(frozenset({"a/sub-00"}))
+        )
 
     def test_a_person_in_two_splits_is_found(self) -> None:
         table = scans(split=["train", "test"], person=["a/x", "a/x"])
@@ -135,7 +139,22 @@ class TestLeaks:
     @pytest.mark.parametrize("split", ["val", "test", "ood"])
     def test_a_held_out_person_must_not_have_been_pretrained_on(self, split: str) -> None:
         with pytest.raises(DataError, match="a/sub-01 was pretrained on"):
-            guard_leaks(scans(split=["train", split]), pretrained_on=["a/sub-01"])
+            guard_leaks(
+                scans(split=["train", split]), pretrained=PretrainedOn(frozenset({"a/sub-01"}))
+            )
+
+    def test_a_held_out_image_must_not_have_been_pretrained_on_under_another_name(
+        self, tmp_path: Path
+    ) -> None:
+        table = scans(split=["train", "ood"])
+        write_table(pd.DataFrame({"person": ["elsewhere/x"]}), tmp_path / "subjects.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        assert read_pretrained(tmp_path).images is None
+        write_table(pd.DataFrame({"sha256": table["sha256"][1:]}), tmp_path / "images.tsv")
+        with pytest.raises(DataError, match=r"the image of \S+ was pretrained on.* is in ood"):
+            guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        write_table(pd.DataFrame({"sha256": table["sha256"][:1]}), tmp_path / "images.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
 
 
 class TestTask:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sk
 
 from neurofoundry import metrics
@@ -197,46 +197,41 @@ class TestResampling:
         assert (run(seed=1) != run(seed=2)).any()
         assert (run(seed=1, key="test") != run(seed=1, key="ood")).any()
 
-    def test_nine_in_ten_intervals_or_more_hold_the_truth_when_persons_have_several_scans(self):
-        random = np.random.default_rng(7)
-        truth = stats.norm.cdf(1.2 / np.sqrt(2))
-        by_person, by_scan = 0, 0
-        for number in range(300):
-            scans_of = random.integers(1, 5, 70)
-            person = np.arange(70).repeat(scans_of)
-            ill = np.arange(70) % 2
-            # Scans of one person are alike: correlation 0.8.
-            between = random.normal(0, np.sqrt(0.8), 70)
-            score = (1.2 * ill + between)[person] + random.normal(0, np.sqrt(0.2), len(person))
-            for who in (person, np.arange(len(person))):
-                samples = metrics.resample(
-                    lambda w, s=score, y=ill[person]: metrics.auc(y, s, w),
-                    who,
-                    count=300,
-                    seed=number,
-                )
-                found = metrics.estimate(samples)
-                holds = found.low <= truth <= found.high
-                if who is person:
-                    by_person += holds
-                else:
-                    by_scan += holds
-        assert 0.90 <= by_person / 300 <= 0.98
-        assert by_scan / 300 < 0.90  # what resampling scans would have claimed
-
 
 class TestIntervals:
-    def test_it_is_the_percentiles_of_the_resamples(self):
-        samples = np.r_[0.5, np.random.default_rng(0).normal(0.5, 0.1, 1000)]
-        found = metrics.estimate(samples)
-        expected = np.quantile(samples[1:], [0.025, 0.975])
-        assert (found.low, found.high) == pytest.approx(tuple(expected))
-        assert found.value == 0.5
+    def test_it_is_a_t_interval_on_the_scale_of_the_metric(self):
+        random = np.random.default_rng(0)
+        samples = np.r_[0.8, random.normal(0.8, 0.05, 5000)]
+        error = samples[1:].std(ddof=1)
+        found = metrics.estimate(samples, "auc", [30, 12])
+        reach = stats.t.ppf(0.975, 22) * error / (0.8 * 0.2)
+        assert (found.low, found.high) == pytest.approx(
+            (special.expit(special.logit(0.8) - reach), special.expit(special.logit(0.8) + reach))
+        )
+        found = metrics.estimate(8 * samples, "mae", [21])
+        reach = stats.t.ppf(0.975, 20) * error / 0.8 * np.sqrt(21 / 20)
+        assert (found.low, found.high) == pytest.approx((6.4 / np.exp(reach), 6.4 * np.exp(reach)))
+        found = metrics.estimate(samples, "correlation", [21])
+        reach = stats.t.ppf(0.975, 20) * error / (1 - 0.64) * np.sqrt(21 / 20)
+        assert (found.low, found.high) == pytest.approx(
+            (np.tanh(np.arctanh(0.8) - reach), np.tanh(np.arctanh(0.8) + reach))
+        )
+        assert found.value == 0.8
+
+    @pytest.mark.parametrize("name", sorted(metrics.METRICS))
+    def test_it_stays_among_the_values_that_the_metric_can_take(self, name):
+        samples = np.r_[0.97, np.random.default_rng(0).normal(0.95, 0.2, 500)]
+        found = metrics.estimate(samples, name, [4, 4])
+        assert found.low < 0.97 < found.high
+        if name in ("brier", "mae", "rmse"):
+            assert found.low > 0
+        elif metrics.METRICS[name].scale is not metrics.LINEAR:
+            assert found.high <= 1
 
     def test_one_class_gives_no_number_but_the_reason(self):
         samples = metrics.auc(np.ones(9), np.arange(9.0), np.ones((20, 9)))
         assert np.isnan(samples).all()
-        found = metrics.estimate(samples, reason="no healthy subjects")
+        found = metrics.estimate(samples, "auc", [1, 9], reason="no healthy subjects")
         assert (found.value, found.low, found.high) == (None, None, None)
         assert found.reason == "no healthy subjects"
 
@@ -248,23 +243,22 @@ class TestIntervals:
             count=200,
             seed=0,
         )
-        found = metrics.estimate(samples)
+        found = metrics.estimate(samples, "auc", [30, 1])
         assert found.value is None
         assert "too few subjects" in found.reason
 
     def test_a_perfect_auc_does_not_claim_certainty(self):
         samples = np.ones(501)
-        found = metrics.estimate(samples, exponent=metrics.perfection_exponent("auc", [12, 7]))
+        found = metrics.estimate(samples, "auc", [12, 7])
         assert found.value == found.high == 1
         assert found.low == pytest.approx(0.025 ** (1 / 7))
-        assert metrics.estimate(samples).low is None
+        assert metrics.estimate(samples, "average_precision", [12, 7]).low is None
 
     @pytest.mark.parametrize("name", ["auc", "balanced_accuracy", "sensitivity", "specificity"])
     def test_perfection_is_as_unlikely_at_the_end_of_the_interval_as_the_bound_says(self, name):
         # Normal scores whose true metric is the lower end: how often is a sample perfect?
         ill, healthy = 6, 9
-        exponent = metrics.perfection_exponent(name, [healthy, ill])
-        low = metrics.estimate(np.ones(9), exponent=exponent).low
+        low = metrics.estimate(np.ones(9), name, [healthy, ill]).low
         shift = stats.norm.ppf(low) * (np.sqrt(2) if name == "auc" else 2)
         random = np.random.default_rng(0)
         positive = random.normal(shift / 2, 1, (20_000, ill))
@@ -280,7 +274,7 @@ class TestIntervals:
             assert perfect.mean() >= 0.01
 
     def test_a_hopeless_result_is_bounded_from_above(self):
-        found = metrics.estimate(np.zeros(101), exponent=5)
+        found = metrics.estimate(np.zeros(101), "auc", [5, 8])
         assert found.low == 0
         assert found.high == pytest.approx(1 - 0.025 ** (1 / 5))
 
@@ -297,7 +291,7 @@ class TestIntervals:
                     count=200,
                     seed=number,
                 )
-                found = metrics.estimate(samples[0], by_chance=samples[1])
+                found = metrics.estimate(samples[0], "ece", [60, 60], by_chance=samples[1])
                 assert found.low <= found.value <= found.high
                 if right is honest:
                     reaches_zero += found.low == 0
@@ -331,6 +325,180 @@ class TestUndefined:
         assert metrics.youden_threshold(np.array([True, False]), np.array([0.4, 0.4])) is None
 
 
+OVARIAN = """
+3.0 5.8 10 0   3.2 6.3  5 1   3.9 6.8  3 1   2.8 4.8  6 0   3.2 5.8  3 1   0.9 4.0  5 0
+2.5 5.7  8 0   1.6 5.6  5 1   3.8 5.7  5 1   3.7 6.7  6 1   3.2 5.4  4 1   3.8 6.6  6 1
+4.1 6.6  5 1   3.6 5.7  5 1   4.3 7.0  4 1   3.6 6.7  4 0   2.3 4.4  6 1   4.2 7.6  4 0
+4.0 6.6  6 0   3.5 5.8  6 1   3.8 6.8  7 1   3.0 4.7  8 0   4.5 7.4  5 1   3.7 7.4  5 1
+3.1 6.6  6 1   4.1 8.2  6 1   4.3 7.0  5 1   4.3 6.5  4 1   3.2 5.1  5 1   2.6 4.7  6 1
+3.3 6.8  6 0   1.7 4.0  7 0   3.7 6.1  5 1   3.3 6.3  7 1   4.2 7.7  6 1   3.5 6.2  5 1
+2.9 5.7  9 0   2.1 4.8  7 1   2.8 6.2  8 0   4.0 7.0  7 1   3.3 5.7  6 1   3.7 6.9  5 1
+3.6 6.6  5 1
+"""
+"""DeLong et al. 1988: albumin, total protein, K-G score and outcome of 43 patients."""
+
+
+def two_sided(scores: np.ndarray) -> np.ndarray:
+    """Scores (models, scans) as what a two-class model says."""
+    p = special.expit(scores)
+    return np.stack([1 - p, p], axis=-1)
+
+
+class TestDeLong:
+    def test_it_gives_the_published_areas_errors_and_test_of_the_ovarian_cancer_data(self):
+        rows = np.array(OVARIAN.split(), float).reshape(-1, 4)
+        scores = np.stack([rows[:, 0], rows[:, 1], 10 - rows[:, 2]])
+        areas, covariance = metrics.auc_covariance(
+            rows[:, 3].astype(int), two_sided(scores), np.arange(len(rows))
+        )
+        # SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating Characteristic Curves"
+        assert areas == pytest.approx([0.7366, 0.6478, 0.7258], abs=5e-5)
+        assert np.sqrt(np.diag(covariance)) == pytest.approx([0.0927, 0.1000, 0.1028], abs=5e-5)
+        contrast = np.array([[1, 0, -1], [0, 1, -1]])
+        spread = contrast @ covariance @ contrast.T
+        assert np.sqrt(np.diag(spread)) == pytest.approx([0.0953, 0.1046], abs=5e-5)
+        found = contrast @ areas
+        assert found @ np.linalg.solve(spread, found) == pytest.approx(2.5340, abs=5e-5)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_with_several_scans_a_person_it_is_obuchowski_written_as_loops(self, seed):
+        random = np.random.default_rng(seed)
+        persons = random.integers(0, 15, 40)
+        labels = random.integers(0, 2, 40)  # of one person both may occur
+        scores = np.round(random.normal(labels, 1, (2, 40)) + persons / 9, 1)
+        names = range(15)
+        kernel = [
+            {
+                (i, j): float(s[i] > s[j]) + 0.5 * (s[i] == s[j])
+                for i in np.flatnonzero(labels == 1)
+                for j in np.flatnonzero(labels == 0)
+            }
+            for s in scores
+        ]
+        ill, well = (labels == 1).sum(), (labels == 0).sum()
+        area = [sum(k.values()) / (ill * well) for k in kernel]
+
+        def sums(model: int, person: int) -> tuple[float, float]:
+            """Of a person's ill scans, and of the healthy, how far they are from the mean."""
+            of_ill = of_well = 0.0
+            for i in np.flatnonzero(persons == person):
+                if labels[i] == 1:
+                    mine = [v for (a, _), v in kernel[model].items() if a == i]
+                    of_ill += np.mean(mine) - area[model]
+                else:
+                    mine = [v for (_, b), v in kernel[model].items() if b == i]
+                    of_well += np.mean(mine) - area[model]
+            return of_ill, of_well
+
+        with_ill = len(set(persons[labels == 1]))
+        with_well = len(set(persons[labels == 0]))
+        everybody = len(set(persons))
+        expected = np.zeros((2, 2))
+        for one in range(2):
+            for other in range(2):
+                pairs = [(sums(one, who), sums(other, who)) for who in names]
+                s10 = sum(p[0] * q[0] for p, q in pairs) * with_ill / ((with_ill - 1) * ill)
+                s01 = sum(p[1] * q[1] for p, q in pairs) * with_well / ((with_well - 1) * well)
+                s11 = sum(p[0] * q[1] + p[1] * q[0] for p, q in pairs)
+                s11 *= everybody / (everybody - 1)
+                expected[one, other] = s10 / ill + s01 / well + s11 / (ill * well)
+        areas, covariance = metrics.auc_covariance(labels, two_sided(scores), persons)
+        assert areas == pytest.approx(area)
+        assert covariance == pytest.approx(expected)
+
+    def test_it_agrees_with_the_bootstrap_also_for_three_classes(self):
+        random = np.random.default_rng(0)
+        persons = np.arange(600) // 2
+        labels = np.arange(300).repeat(2) % 3
+        noise = random.normal(0, 1, (300, 3)).repeat(2, axis=0)
+        p = [np.eye(3)[labels] + s * noise + random.normal(0, 0.5, (600, 3)) for s in (1, 1.3)]
+        p = np.stack([special.softmax(each, axis=1) for each in p])
+        areas, covariance = metrics.auc_covariance(labels, p, persons)
+        samples = metrics.resample(
+            lambda w: np.stack([metrics.classification(labels, each, w)["auc"] for each in p]),
+            persons,
+            count=1500,
+            seed=0,
+        )
+        assert areas == pytest.approx(samples[:, 0])
+        assert covariance == pytest.approx(np.cov(samples[:, 1:]), rel=0.12)
+
+
+def test_the_error_of_a_mean_with_several_scans_a_person_is_that_of_the_bootstrap():
+    random = np.random.default_rng(0)
+    persons = random.integers(0, 120, 300)
+    values = random.normal(size=120)[persons] + random.normal(0, 0.5, 300)
+    mean, error = metrics.mean_with_error(values, persons)
+    samples = metrics.resample(lambda w: (w @ values) / w.sum(axis=1), persons, count=2000, seed=0)
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(samples[1:].std(), rel=0.06)
+    alone = metrics.mean_with_error(values, np.arange(300))[1]
+    assert alone == pytest.approx(stats.sem(values))
+
+
+class TestCoverage:
+    """Simulated cohorts of persons with one to three scans that are alike."""
+
+    def test_intervals_hold_the_truth_in_about_95_percent_where_percentiles_do_not(self):
+        random = np.random.default_rng(7)
+        truth = stats.norm.cdf(1.8 / np.sqrt(2))
+        holds = dict.fromkeys(("found", "percentile", "by scan"), 0)
+        for number in range(500):
+            ill = np.arange(20) % 2
+            person = np.arange(20).repeat(random.integers(1, 4, 20))
+            between = random.normal(0, np.sqrt(0.8), 20)
+            score = (1.8 * ill + between)[person] + random.normal(0, np.sqrt(0.2), len(person))
+            for who in (person, np.arange(len(person))):
+                samples = metrics.resample(
+                    lambda w, s=score, y=ill[person]: metrics.auc(y, s, w),
+                    who,
+                    count=200,
+                    seed=number,
+                )
+                found = metrics.estimate(samples, "auc", [10, 10])
+                if who is person:
+                    holds["found"] += found.low <= truth <= found.high
+                    low, high = np.quantile(samples[1:], [0.025, 0.975])
+                    holds["percentile"] += low <= truth <= high
+                else:
+                    holds["by scan"] += found.low <= truth <= found.high
+        assert 0.93 <= holds["found"] / 500 <= 0.98
+        assert holds["percentile"] / 500 < 0.92
+        assert holds["by scan"] / 500 < 0.93  # what resampling scans would have claimed
+
+    def test_mean_absolute_errors_too_and_equals_differ_in_one_cohort_of_twenty(self):
+        random = np.random.default_rng(8)
+        holds, differ = 0, 0
+        for number in range(500):
+            person = np.arange(24).repeat(random.integers(1, 4, 24))
+            hard = random.normal(0, 3, 24)[person]
+            outputs = [hard + random.normal(0, 3, 24)[person] for _ in range(2)]
+            samples = metrics.resample(
+                lambda w, o=outputs: np.stack([(w @ np.abs(e)) / w.sum(1) for e in o]),
+                person,
+                count=200,
+                seed=number,
+            )
+            found = metrics.estimate(samples[0], "mae", [24])
+            holds += found.low <= 18**0.5 * np.sqrt(2 / np.pi) <= found.high
+            differ += metrics.difference(*samples, "mae", [24]).p < 0.05
+        assert 0.92 <= holds / 500 <= 0.98
+        assert 0.03 <= differ / 500 <= 0.08
+
+    def test_delong_finds_equals_different_in_one_cohort_of_twenty(self):
+        random = np.random.default_rng(9)
+        differ = 0
+        for _ in range(800):
+            ill = np.arange(40) % 2
+            person = np.arange(40).repeat(random.integers(1, 4, 40))
+            hard = (1.2 * ill + random.normal(0, 0.7, 40))[person]
+            scores = hard + random.normal(0, 0.7, (2, 40))[:, person]
+            areas, c = metrics.auc_covariance(ill[person], two_sided(scores), person)
+            distance = abs(areas[0] - areas[1]) / np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+            differ += 2 * stats.t.sf(distance, 38) < 0.05
+        assert 0.03 <= differ / 800 <= 0.07
+
+
 class TestDifferences:
     def test_paired_resamples_see_a_small_difference_that_separate_ones_would_not(self):
         random = np.random.default_rng(0)
@@ -343,33 +511,34 @@ class TestDifferences:
             count=1000,
             seed=0,
         )
-        paired = metrics.difference(first, second)
-        separate = metrics.difference(first, np.r_[second[:1], np.roll(second[1:], 1)])
+        paired = metrics.difference(first, second, "auc", [40, 40])
+        rolled = np.r_[second[:1], np.roll(second[1:], 1)]
+        separate = metrics.difference(first, rolled, "auc", [40, 40])
         assert paired.value == pytest.approx(first[0] - second[0])
         assert paired.excludes_zero
         assert paired.p < 0.05
         assert not separate.excludes_zero
 
-    def test_p_is_below_five_percent_where_the_interval_excludes_zero(self):
+    def test_p_is_below_five_percent_exactly_where_the_interval_excludes_zero(self):
+        nothing, varies = np.zeros(2001), np.random.default_rng(4).normal(0, 1e-6, 2001)
         for shift in np.linspace(0, 0.4, 41):
-            noise = np.random.default_rng(3).normal(shift, 0.1, 2000)
-            found = metrics.difference(
-                np.r_[shift, noise], np.random.default_rng(4).normal(0, 1e-6, 2001)
-            )
-            assert found.excludes_zero == (found.p < 0.05) or found.p == pytest.approx(
-                0.05, abs=2e-3
-            )
+            samples = np.r_[shift, np.random.default_rng(3).normal(shift, 0.1, 2000)]
+            found = metrics.difference(samples, varies, "mae", [30])
+            assert found.excludes_zero == (found.p < 0.05)
+            # Against a constant, such as chance, the scale of the metric itself decides.
+            found = metrics.difference(0.5 + samples, nothing + 0.5, "auc", [30, 30])
+            assert found.excludes_zero == (found.p < 0.05)
 
     def test_a_model_does_not_differ_from_itself(self):
         samples = np.random.default_rng(0).random(300)
-        found = metrics.difference(samples, samples)
+        found = metrics.difference(samples, samples, "auc", [30, 30])
         assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
         assert not found.excludes_zero
 
     def test_against_a_constant_the_interval_of_perfection_counts(self):
         perfect, chance = np.ones(101), np.full(101, 0.5)
-        few = metrics.difference(perfect, chance, exponent=4)
-        many = metrics.difference(perfect, chance, exponent=9)
+        few = metrics.difference(perfect, chance, "auc", [4, 6])
+        many = metrics.difference(perfect, chance, "auc", [9, 9])
         assert (few.value, few.low) == (0.5, pytest.approx(0.025 ** (1 / 4) - 0.5))
         assert not few.excludes_zero
         assert few.p == pytest.approx(2 * 0.5**4)
@@ -377,7 +546,7 @@ class TestDifferences:
         assert many.p == pytest.approx(2 * 0.5**9)
 
     def test_two_perfect_models_may_still_differ(self):
-        found = metrics.difference(np.ones(101), np.ones(101), exponent=9)
+        found = metrics.difference(np.ones(101), np.ones(101), "auc", [9, 9])
         assert found.value == found.high == 0
         assert found.low < -0.3
         assert found.p == 1
@@ -385,7 +554,7 @@ class TestDifferences:
     def test_what_cannot_be_measured_has_no_difference(self):
         unknown = np.full(101, np.nan)
         for pair in [(unknown, np.ones(101)), (np.ones(101), unknown), (unknown, unknown)]:
-            assert metrics.difference(*pair, reason="no").reason == "no"
+            assert metrics.difference(*pair, "auc", [9, 9], reason="no").reason == "no"
 
 
 def test_holm_adjusts_as_published():

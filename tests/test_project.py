@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from neurofoundry.errors import UsageError
-from neurofoundry.params import load
+from neurofoundry.params import load, validate
 from neurofoundry.project import SECTIONS, Params, load_sections
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +33,13 @@ def test_sections_of_another_stage_and_wrong_values_are_refused() -> None:
         load_sections("preprocess", '{"seed": 1}')
     with pytest.raises(UsageError, match=r"preprocess\.registration"):
         load_sections("preprocess", '{"preprocess": {"registration": "elastic"}}')
+
+
+def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    values["tasks"]["../age"] = values["tasks"]["age"]
+    with pytest.raises(UsageError, match=r"tasks\.\.\./age[\s\S]*match pattern"):
+        validate(values, Params, origin="params.yaml")
 
 
 def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:

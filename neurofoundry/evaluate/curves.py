@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from neurofoundry.evaluate.inputs import Evidence, Model
-from neurofoundry.evaluate.measures import gap
+from neurofoundry.evaluate.measures import gap, thresholds_of
 from neurofoundry.metrics import calibration_bins
 
 ROC = ["task", "init", "split", "seed", "class", "threshold", "fpr", "tpr"]
@@ -37,12 +37,25 @@ def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
 
 
 def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
-    """How many scans of each class are called what, as the most probable class; seeds pooled."""
+    """How many scans of each class are called what; seeds pooled.
+
+    Two classes: at the threshold carried over from val, or 0.5 where val gives none. More: as the
+    most probable class.
+    """
     parts = []
     for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
         classes = evidence.task.classes
         truth = np.tile(evidence.targets[rows].astype(int), len(model.seeds))
-        called = np.concatenate(model.outputs[:, rows]).argmax(axis=1)
+        called = np.concatenate(
+            [
+                outputs[rows].argmax(axis=1)
+                if threshold is None
+                else (outputs[rows, 1] >= threshold).astype(int)
+                for outputs, threshold in zip(
+                    model.outputs, thresholds_of(evidence)[model], strict=True
+                )
+            ]
+        )
         counts = confusion_matrix(truth, called, labels=range(len(classes)))
         pairs = itertools.product(classes, classes)
         part = pd.DataFrame(pairs, columns=["true", "predicted"]).assign(scans=counts.ravel())

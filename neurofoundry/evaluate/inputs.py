@@ -99,7 +99,7 @@ class Pretrained:
     name: str
     folder: Path
     plan: encoders.Plan
-    persons: frozenset[str]
+    seen: cohort.PretrainedOn
     history: pd.DataFrame
 
 
@@ -115,10 +115,18 @@ class Inputs:
     records: Mapping[str, Mapping[str, Any]]
     """stage.json of each stage that has one; several encoders: pretrain/NAME."""
 
+    def starts_from(self, initialization: str) -> str | None:
+        """The encoder of an initialization, as far as finetune has recorded it."""
+        try:
+            declared = self.records["finetune"]["params"]["finetune"]["initializations"]
+            return str(declared[initialization]["encoder"])
+        except (KeyError, TypeError):
+            return None
+
     @property
     def pretrained_on(self) -> frozenset[str]:
         """Every person that an encoder has seen."""
-        return frozenset().union(*(each.persons for each in self.encoders))
+        return frozenset().union(*(each.seen.persons for each in self.encoders))
 
 
 def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:
@@ -132,7 +140,7 @@ def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Pa
         )
     found = tuple(_read_encoder(folder) for folder in encoders.find(encoder).values())
     for each in found:
-        cohort.guard_leaks(scans, pretrained_on=sorted(each.persons))
+        cohort.guard_leaks(scans, pretrained=each.seen)
     folders = {"ingest": cohort_dir, "preprocess": volumes}
     folders |= {f"pretrain/{each.name}": each.folder for each in found} | {"finetune": models}
     return Inputs(
@@ -246,9 +254,8 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
 
 def _read_encoder(folder: Path) -> Pretrained:
     plan = encoders.read_plan(folder)
-    subjects = cohort.read_table(folder / "subjects.tsv", cohort.SUBJECTS)
     history = _read_history(folder / "history.tsv")
-    return Pretrained(plan.name, folder, plan, frozenset(subjects["person"]), history)
+    return Pretrained(plan.name, folder, plan, cohort.read_pretrained(folder), history)
 
 
 def _read_history(path: Path) -> pd.DataFrame:

@@ -22,8 +22,8 @@ MEASURES = [
     *("seed_sd", "seeds", "subjects", "scans", "reason"),
 ]
 DIFFERENCES = [
-    *("task", "init", "versus", "fraction", "split", "metric", "value", "low", "high"),
-    *("p", "p_holm", "verdict", "reason"),
+    *("task", "init", "versus", "fraction", "versus_fraction", "split", "metric"),
+    *("value", "low", "high", "p", "p_holm", "verdict", "reason"),
 ]
 GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reason"]
 
@@ -37,7 +37,8 @@ class Measured:
     measures: pd.DataFrame
     """MEASURES: a row a task, model, fraction, split and metric."""
     differences: pd.DataFrame
-    """DIFFERENCES: init − versus on the same resampled persons. ``verdict`` is better, worse or
+    """DIFFERENCES: init − versus on the same resampled persons, learned from ``fraction`` and
+    ``versus_fraction`` of the labels. ``verdict`` is better, worse or
     none: the side of zero on which the whole interval lies, if any."""
     gaps: pd.DataFrame
     """GAPS: ood − test of the same model."""
@@ -84,12 +85,12 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     for evidence in track(tasks, "resampling", console=Console(stderr=True), transient=True):
         names = metric_names(evidence.task)
         samples: dict[tuple[Model, str], dict[str, Values]] = {}
-        thresholds = _thresholds(evidence)
+        thresholds = thresholds_of(evidence)
         for split in _splits(evidence):
             rows = (evidence.scans["split"] == split).to_numpy()
             persons = evidence.scans["person"].to_numpy()[rows]
             missing = gap(evidence, split, min_subjects=params.min_subjects)
-            exponents = _exponents(evidence, split)
+            of_classes = persons_to_count(evidence, split)
             models = [] if missing else [m for m in evidence.models if m.seeds]
             resampled = _resample(evidence, models, split, thresholds, params.bootstraps, seed)
             for model in evidence.models:
@@ -104,7 +105,8 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                         values = found[name]
                         estimate = metrics.estimate(
                             values.mean(axis=0),
-                            exponent=exponents.get(name),
+                            name,
+                            of_classes,
                             by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
                             reason=_why_missing(name, split, thresholds[model], len(persons)),
                         )
@@ -136,7 +138,16 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
 
 
 def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
-    numbers = {"fraction", "value", "low", "high", "seed_sd", "p", "p_holm"} & set(columns)
+    numbers = {
+        "fraction",
+        "versus_fraction",
+        "value",
+        "low",
+        "high",
+        "seed_sd",
+        "p",
+        "p_holm",
+    } & set(columns)
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
 
 
@@ -160,7 +171,7 @@ def _splits(evidence: Evidence) -> list[str]:
     return ["val", "test", "ood"] if has_ood else ["val", "test"]
 
 
-def _thresholds(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
+def thresholds_of(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
     """For each model and seed of a two-class task the threshold that val suggests."""
     val = (evidence.scans["split"] == "val").to_numpy()
     binary = len(evidence.task.classes) == 2 and val.any()
@@ -216,16 +227,14 @@ def _resample(
     }
 
 
-def _exponents(evidence: Evidence, split: str) -> dict[str, int | None]:
-    if evidence.task.kind == "regression":
-        return {}
-    # Who has scans of several classes cannot stand on both sides of a pair.
+def persons_to_count(evidence: Evidence, split: str) -> list[int]:
+    """Persons of every class; who has scans of several counts for none, being no whole pair."""
     inside = (evidence.scans["split"] == split).to_numpy()
-    classes = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
-    only = classes.min()[classes.min() == classes.max()]
-    persons = [int((only == index).sum()) for index in range(len(evidence.task.classes))]
-    names = metric_names(evidence.task)
-    return {name: metrics.perfection_exponent(name, persons) for name in names}
+    people = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
+    if evidence.task.kind == "regression":
+        return [max(1, people.ngroups)]
+    only = people.min()[people.min() == people.max()]
+    return [max(1, int((only == index).sum())) for index in range(len(evidence.task.classes))]
 
 
 def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
@@ -246,15 +255,17 @@ def _compare(
     split: str,
     against: Set[str],
 ) -> list[dict[str, object]]:
-    """Every initialization against others, and with all labels against the floors."""
-    exponents = _exponents(evidence, split)
+    """Every initialization against others on as many labels, with all labels against the floors,
+    and with fewer labels against others with all of them."""
+    of_classes = persons_to_count(evidence, split)
+    errors = _delong(evidence, samples, split)
     rows: list[dict[str, object]] = []
     for model in evidence.models:
         for other in evidence.models:
             comparable = (
                 model.fraction == evidence.fraction
                 if other.is_floor
-                else other.name in against and other.fraction == model.fraction
+                else other.name in against and other.fraction in (model.fraction, evidence.fraction)
             )
             if model.is_floor or model is other or not comparable:
                 continue
@@ -264,7 +275,9 @@ def _compare(
                     estimate = metrics.difference(
                         first[name].mean(axis=0),
                         second[name].mean(axis=0),
-                        exponent=exponents.get(name),
+                        name,
+                        of_classes,
+                        standard_error=errors[model, other] if name == "auc" else None,
                         reason="one of the two cannot be measured",
                     )
                 else:
@@ -279,6 +292,7 @@ def _compare(
                         "init": model.name,
                         "versus": other.name,
                         "fraction": model.fraction,
+                        "versus_fraction": other.fraction,
                         "split": split,
                         "metric": name,
                         **_row(estimate),
@@ -289,11 +303,36 @@ def _compare(
     return rows
 
 
+def _delong(
+    evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]], split: str
+) -> dict[tuple[Model, Model], float]:
+    """Standard error of the difference of two models' AUCs, each a mean over seeds."""
+    models = [model for model in evidence.models if (model, split) in samples]
+    if evidence.task.kind == "regression" or not models:
+        return {}
+    rows = (evidence.scans["split"] == split).to_numpy()
+    _, covariance = metrics.auc_covariance(
+        evidence.labels[rows],
+        np.concatenate([model.outputs[:, rows] for model in models]),
+        evidence.scans["person"].to_numpy()[rows],
+    )
+    counts = [len(model.seeds) for model in models]
+    mean = np.repeat(np.eye(len(models)) / counts, counts, axis=1)
+    covariance = mean @ covariance @ mean.T
+    variance = np.diag(covariance)
+    errors = np.sqrt(np.clip(variance[:, None] + variance - 2 * covariance, 0, None))
+    return {
+        (one, other): float(errors[i, j])
+        for i, one in enumerate(models)
+        for j, other in enumerate(models)
+    }
+
+
 def _gaps(
     evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    exponents = _exponents(evidence, "ood")
+    of_classes = min(persons_to_count(evidence, "test"), persons_to_count(evidence, "ood"), key=min)
     for model in evidence.models:
         inside, outside = samples.get((model, "test")), samples.get((model, "ood"))
         if inside and outside:
@@ -302,7 +341,8 @@ def _gaps(
                 estimate = metrics.difference(
                     outside[name].mean(axis=0),
                     inside[name].mean(axis=0),
-                    exponent=exponents.get(name),
+                    name,
+                    of_classes,
                     reason="one of the two cannot be measured",
                 )
                 head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}

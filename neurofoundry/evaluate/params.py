@@ -17,10 +17,16 @@ class Promotion(Section):
     initialization: str
     metric: str
     over: str
-    """Another initialization, or a floor: floor-prevalence, floor-mean or floor-age-sex."""
+    """Another initialization, or a floor: floor-prevalence (regression: floor-mean),
+    floor-age-sex-site (without what the task predicts) or floor-morphometry."""
     split: Literal["test", "ood"] = "test"
     margin: float = Field(default=0, ge=0)
     """The whole interval of the paired difference must be better than 'over' by more than this."""
+    max_calibration_error: float | None = Field(default=None, gt=0, le=1)
+    """Of a classification, on the same split: a larger ECE refuses the model."""
+    max_site_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """A larger balanced accuracy, with which the site is read from the features of the encoder
+    that the model starts from, refuses it. Chance is 1 / number of sites."""
 
     @field_validator("metric")
     @classmethod
@@ -39,5 +45,8 @@ class EvaluateParams(Section):
     """The initialization that all others are compared with."""
     min_subjects: int = Field(default=5, ge=3)
     """Persons that a split must have, of every class, for its numbers to be given."""
+    min_subgroup: int = Field(default=20, ge=5)
+    """Persons that a subgroup (sex, age band, site, scanner) must have for its numbers to be given:
+    smaller ones mislead, and could point to somebody."""
     promotion: Promotion | None = None
     """Without it nothing is promoted."""

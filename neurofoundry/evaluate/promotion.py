@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 
 from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
@@ -14,14 +17,25 @@ from neurofoundry.metrics import METRICS
 
 
 @dataclass(frozen=True)
+class Condition:
+    """One demand of the rule: whether it is met, and why."""
+
+    name: str
+    met: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Decision:
-    """The decision and its reason in words."""
+    """The decision and its reasons in words."""
 
     promoted: bool
     reason: str
     rule: Promotion | None
     difference: Mapping[str, float | None] | None
     """value, low, high of initialization − over."""
+    conditions: tuple[Condition, ...] = ()
+    """All of them must be met."""
 
 
 def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[str]) -> None:
@@ -41,13 +55,28 @@ def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[
             f"evaluate.promotion.initialization: '{rule.initialization}' is not one of "
             f"finetune.initializations ({', '.join(initializations)})."
         )
+    if rule.max_calibration_error is not None and task.kind != "classification":
+        raise UsageError(
+            f"evaluate.promotion.max_calibration_error: {rule.task} is a {task.kind} and states no "
+            "probabilities. Leave it out."
+        )
     over = [name for name in initializations if name != rule.initialization] + [*floors.names(task)]
     if rule.over not in over:
         raise UsageError(f"evaluate.promotion.over: '{rule.over}' is not one of {', '.join(over)}.")
 
 
-def decide(rule: Promotion | None, measured: Measured, fraction: float) -> Decision:
-    """Promoted only if the whole interval of the paired difference is better than the margin."""
+def decide(
+    rule: Promotion | None,
+    measured: Measured,
+    fraction: float,
+    *,
+    sites: pd.DataFrame,
+    encoder: str | None,
+) -> Decision:
+    """Promoted only if every condition that the rule declares is met.
+
+    ``sites`` is the table of robustness.sites, ``encoder`` what the model starts from.
+    """
     if rule is None:
         return Decision(False, "params.yaml declares no rule (evaluate.promotion).", None, None)
     row = words.find(
@@ -62,7 +91,23 @@ def decide(rule: Promotion | None, measured: Measured, fraction: float) -> Decis
     if row is None or row["low"] is None:
         reason = row["reason"] if row else f"no model '{rule.initialization}' was made for it"
         return Decision(False, f"The rule cannot be decided: {reason}.", rule, None)
-    promoted = (
+    conditions = [_better(rule, row)]
+    if rule.max_calibration_error is not None:
+        conditions.append(_calibrated(rule, rule.max_calibration_error, measured, fraction))
+    if rule.max_site_accuracy is not None:
+        conditions.append(_site_blind(rule.max_site_accuracy, sites, encoder))
+    return Decision(
+        all(condition.met for condition in conditions),
+        " ".join(condition.reason for condition in conditions),
+        rule,
+        {key: row[key] for key in ("value", "low", "high")},
+        tuple(conditions),
+    )
+
+
+def _better(rule: Promotion, row: Mapping[str, Any]) -> Condition:
+    """The whole interval of the paired difference is better than the margin."""
+    met = (
         row["low"] > rule.margin
         if METRICS[rule.metric].higher_is_better
         else row["high"] < -rule.margin
@@ -72,6 +117,40 @@ def decide(rule: Promotion | None, measured: Measured, fraction: float) -> Decis
     reason = (
         f"{METRICS[rule.metric].title} of {rule.initialization} less that of "
         f"{words.plain(rule.over)} is {found} on {rule.split}; the whole interval is "
-        f"{'' if promoted else 'not '}better{margin}."
+        f"{'' if met else 'not '}better{margin}."
     )
-    return Decision(promoted, reason, rule, {key: row[key] for key in ("value", "low", "high")})
+    return Condition("better", met, reason)
+
+
+def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: float) -> Condition:
+    row = words.find(
+        measured.measures,
+        task=rule.task,
+        init=rule.initialization,
+        split=rule.split,
+        metric="ece",
+        fraction=fraction,
+    )
+    if row is None or row["value"] is None:
+        why = row["reason"] if row else "it was not measured"
+        return Condition("calibrated", False, f"Its calibration error is not known: {why}.")
+    met = row["value"] <= bound
+    reason = (
+        f"Its calibration error is {words.with_interval(row, 'ece')}, "
+        f"{'within' if met else 'above'} the bound of {bound:g}."
+    )
+    return Condition("calibrated", met, reason)
+
+
+def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condition:
+    row = words.find(sites, encoder=encoder)
+    if row is None or row["value"] is None:
+        why = row["reason"] if row else "there are no features of its encoder"
+        return Condition("site", False, f"How well the site can be read is not known: {why}.")
+    met = row["value"] <= bound
+    reason = (
+        f"The site is read from the features of {encoder} with a balanced accuracy of "
+        f"{words.with_interval(row, 'balanced_accuracy')} (chance {row['chance']:.2f}), "
+        f"{'within' if met else 'above'} the bound of {bound:g}."
+    )
+    return Condition("site", met, reason)

@@ -12,11 +12,23 @@ import pandas as pd
 from neurofoundry import stage
 from neurofoundry.cohort import Task, write_table
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import curves, floors, inputs, measures, promotion, report
+from neurofoundry.evaluate import (
+    calibration,
+    curves,
+    floors,
+    inputs,
+    measures,
+    morphometry,
+    promotion,
+    report,
+    robustness,
+    subgroups,
+)
 from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.metrics import PRIMARY
 from neurofoundry.stage import Workspace
+from neurofoundry.volumes import read_grid
 
 
 def evaluate(
@@ -33,10 +45,12 @@ def evaluate(
     """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
-    evidence = [
-        with_floors(inputs.read_evidence(name, tasks[name], found, models), found) for name in tasks
-    ]
+    evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
+    sizes = morphometry_of(evidence, found, volumes)
+    evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = measures.measure(evidence, params=params, seed=seed)
+    calibrated = calibration.measure(evidence, params=params, seed=seed)
+    grouped = subgroups.measure(evidence, params=params)
     drawn = report.Curves(
         roc=curves.roc(evidence, min_subjects=params.min_subjects),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
@@ -44,13 +58,27 @@ def evaluate(
     )
     fractions = {each.name: each.fraction for each in evidence}
     rule = params.promotion
-    decision = promotion.decide(rule, measured, fractions.get(rule.task, 1.0) if rule else 1.0)
+    read_sites = robustness.sites(
+        robustness.read_features(models), found, tasks, params=params, seed=seed
+    )
+    repeated = robustness.repeats(evidence, params=params, seed=seed)
+    decision = promotion.decide(
+        rule,
+        measured,
+        fractions.get(rule.task, 1.0) if rule else 1.0,
+        sites=read_sites,
+        encoder=found.starts_from(rule.initialization) if rule else None,
+    )
 
     for name, table in (
         ("tables/metrics.tsv", measured.measures),
         ("tables/differences.tsv", measured.differences),
         ("tables/gaps.tsv", measured.gaps),
+        ("tables/calibration.tsv", calibrated),
         ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
+        ("tables/subgroups.tsv", grouped),
+        ("tables/repeats.tsv", repeated),
+        ("tables/sites.tsv", read_sites),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -64,6 +92,10 @@ def evaluate(
         inputs=found,
         tasks=evidence,
         measured=measured,
+        calibrated=calibrated,
+        grouped=grouped,
+        repeated=repeated,
+        sites=read_sites,
         curves=drawn,
         decision=decision,
         params=params,
@@ -97,14 +129,23 @@ def histories(found: Inputs) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def with_floors(evidence: Evidence, found: Inputs) -> Evidence:
+def morphometry_of(tasks: Sequence[Evidence], found: Inputs, volumes: Path) -> pd.DataFrame:
+    """Morphometry by scan_id, of all scans that a floor is learned from or judged on."""
+    train = _train(found)
+    wanted = [table["scan_id"] for each in tasks for table in (each.task.select(train), each.scans)]
+    scan_ids = sorted(set(pd.concat(wanted))) if wanted else []
+    sizes = morphometry.measure(volumes, scan_ids, read_grid(volumes)) if scan_ids else None
+    return pd.DataFrame(sizes, index=scan_ids, columns=list(morphometry.FEATURES))
+
+
+def with_floors(evidence: Evidence, found: Inputs, sizes: pd.DataFrame) -> Evidence:
     """The floors beside the models, fitted on the training scans of the task."""
-    usable = found.scans[found.scans["usable"]]
-    train = usable[usable["split"] == "train"]
-    return replace(
-        evidence,
-        models=(*evidence.models, *floors.fit(evidence.task, train, evidence.scans)),
-    )
+    fitted = floors.fit(evidence.task, _train(found), evidence.scans, sizes)
+    return replace(evidence, models=(*evidence.models, *fitted))
+
+
+def _train(found: Inputs) -> pd.DataFrame:
+    return found.scans[found.scans["usable"] & (found.scans["split"] == "train")]
 
 
 def nested(table: pd.DataFrame) -> dict[str, Any]:

@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from neurofoundry.evaluate.floors import AGE_SEX
+from neurofoundry.evaluate.floors import TITLES
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.measures import Measured, on_validation
 from neurofoundry.metrics import METRICS, PRIMARY
 
 SIGNIFICANT = 0.05
-
-FLOORS = {
-    "floor-prevalence": "the same answer for everybody",
-    "floor-mean": "the same answer for everybody",
-    AGE_SEX: "age and sex alone",
-}
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Conclusion:
 
 def plain(name: str) -> str:
     """A model's name in a sentence."""
-    return FLOORS.get(name, name)
+    return TITLES.get(name, name)
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
@@ -75,13 +70,14 @@ def unit(evidence: Evidence) -> str:
 
 def find(table: pd.DataFrame, **where: object) -> Mapping[str, Any] | None:
     """The one row of a table in which every column holds the given value."""
-    chosen = pd.Series(True, index=table.index)
+    chosen = np.ones(len(table), bool)
     for column, value in where.items():
-        chosen &= table[column] == value
-    rows = table[chosen]
+        chosen &= table[column].to_numpy() == value
+    rows = np.flatnonzero(chosen)
     if not len(rows):
         return None
-    return {str(key): None if pd.isna(value) else value for key, value in rows.iloc[0].items()}
+    values = {str(column): table[column].to_numpy()[rows[0]] for column in table}
+    return {key: None if pd.isna(value) else value for key, value in values.items()}
 
 
 def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[str, str] | None:
@@ -130,6 +126,8 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
         headline, because = _compared(name, baseline, versus, metric, compared)
         sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
     sentences.append(_against_floors(evidence, measured, name, where))
+    if chosen:
+        sentences.append(label_efficiency(evidence, measured, name, baseline))
     sentences.append(_elsewhere(measured, name, baseline if chosen else None, where, metric))
     return Conclusion(verdict, sure, headline, tuple(text for text in sentences if text), chosen)
 
@@ -177,6 +175,54 @@ def _against_floors(
         subject = "but it" if beaten else "It"
         parts.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
     return f"{', '.join(parts)}." if parts else ""
+
+
+def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
+    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+
+    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
+    possible. Empty where one fraction only was tried.
+    """
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "split": "test", "metric": metric}
+    tried = sorted({m.fraction for m in evidence.models if m.name == name} - {evidence.fraction})
+    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    worse = []
+    for fraction in tried:
+        versus = find(
+            measured.differences,
+            init=name,
+            versus=baseline,
+            fraction=fraction,
+            versus_fraction=evidence.fraction,
+            **where,
+        )
+        row = find(measured.measures, init=name, fraction=fraction, **where)
+        if versus is None or row is None or base is None or versus["verdict"] is None:
+            continue
+        if versus["verdict"] == "worse":
+            worse.append(fraction)
+            continue
+        reached = f"With {fraction:.0%} of the labels {name} reaches {number(row['value'], metric)}"
+        against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
+        found = with_interval(versus, metric, signed=True)
+        if versus["verdict"] == "better":
+            return f"{reached}, better than {against} (difference {found})."
+        loss = versus["low"] if METRICS[metric].higher_is_better else versus["high"]
+        return (
+            f"{reached}, {against}: it is not shown to be worse (difference {found}), but a loss "
+            f"of up to {number(abs(loss), metric)} is possible."
+        )
+    if worse:
+        return (
+            f"With fewer labels ({_list([f'{f:.0%}' for f in worse], 'or')}) {name} is worse than "
+            f"{baseline} with {_all(evidence)}."
+        )
+    return ""
+
+
+def _all(evidence: Evidence) -> str:
+    return "all of them" if evidence.fraction == 1 else f"{evidence.fraction:.0%}"
 
 
 def _elsewhere(
@@ -236,8 +282,8 @@ def note(
 
 
 def p_value(p: float) -> str:
-    """p = 0.03; below what the bootstrap can resolve, p < 0.005."""
-    return f"p = {p:.2g}" if p >= 0.005 else "p < 0.005"
+    """p = 0.03, or p < 0.001: smaller ones lean on a shape of the tails that nobody knows."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
 def _floors(evidence: Evidence) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
-from neurofoundry.params import Section
+from neurofoundry.params import Name, Section
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -27,10 +26,18 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+def _not_a_floor(name: str) -> str:
+    if name.startswith("floor-"):
+        raise ValueError("names that begin with 'floor-' are those of the floors of evaluate")
+    return name
+
+
 class FinetuneParams(Section):
     """Every task is learned from every initialization, fraction of labels and seed."""
 
-    initializations: dict[Name, Initialization] = Field(min_length=1)
+    initializations: dict[Annotated[Name, AfterValidator(_not_a_floor)], Initialization] = Field(
+        min_length=1
+    )
     """Name (of a folder and of a row in every table) to where a model starts from."""
     fractions: Annotated[tuple[Fraction, ...], AfterValidator(_distinct)] = Field(
         default=(1.0,), min_length=1

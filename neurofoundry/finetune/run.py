@@ -26,10 +26,17 @@ from neurofoundry.augment import generator
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import subsets
-from neurofoundry.finetune.model import DESCRIBED, find_starts, labelled, make
+from neurofoundry.finetune.model import (
+    DESCRIBED,
+    Start,
+    find_starts,
+    labelled,
+    make,
+    write_features,
+)
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import read_batch, read_grid
+from neurofoundry.volumes import Grid, read_batch, read_grid
 
 SHARED_CODE = ("augment.py", "cohort.py", "encoders.py", "volumes.py")
 """The shared modules that a model depends on: when they change, it is made again."""
@@ -81,14 +88,14 @@ def finetune(
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = scans[scans["usable"]]
     for folder in folders.values():
-        pretrained_on = cohort.read_table(folder / "subjects.tsv", cohort.SUBJECTS)["person"]
-        cohort.guard_leaks(scans, pretrained_on=pretrained_on)
+        cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(folder))
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     runs = [Run(*values) for values in declared][work.part.items]
     gaps = find_gaps(runs, tasks, scans, seed=seed)
     possible = [run for run in runs if run not in gaps]
-    _remove_all_but([work.dir / run.name for run in possible], work.dir)
+    described = [work.dir / "features"] if possible and work.part.whole else []
+    _remove_all_but([*described, *(work.dir / run.name for run in possible)], work.dir)
 
     code = stage.code_hash("finetune", *SHARED_CODE)
     step = 0
@@ -145,6 +152,9 @@ def finetune(
                 work.tracker.log({f"{run.name}/{k}": v for k, v in record.items()}, step=step)
                 step += 1
 
+    if possible and work.part.whole:
+        _write_features(work, possible, params, tasks, scans, starts, volumes, grid)
+
     table = pd.DataFrame(
         [
             (run.task, run.init, str(run.fraction), run.seed)
@@ -155,6 +165,35 @@ def finetune(
     )
     cohort.write_table(table, work.dir / "runs.tsv")
     work.summary.update(runs=len(runs), done=len(possible), not_estimable=len(gaps))
+
+
+def _write_features(
+    work: Workspace,
+    runs: Sequence[Run],
+    params: FinetuneParams,
+    tasks: Mapping[str, Task],
+    scans: pd.DataFrame,
+    starts: Mapping[tuple[str, int], Start],
+    volumes: Path,
+    grid: Grid,
+) -> None:
+    """features/ENCODER.npz: what each frozen encoder says of the held-out scans of all tasks."""
+    chosen = pd.concat([tasks[name].select(scans) for name in {run.task: None for run in runs}])
+    chosen = chosen[chosen["split"].isin(["val", "test", "ood"])].drop_duplicates("scan_id")
+    names = {params.initializations[run.init].encoder: None for run in runs}
+    (work.dir / "features").mkdir(exist_ok=True)
+    for path in (work.dir / "features").iterdir():
+        if path.stem not in names:
+            path.unlink()
+    for name in names:
+        file = f"features/{name}.npz"
+        write_features(
+            work.dir / file,
+            starts[name, params.seeds[0]],
+            chosen.sort_values("scan_id"),
+            partial(read_batch, volumes, grid=grid),
+            [each / file for each in work.earlier],
+        )
 
 
 def find_gaps(

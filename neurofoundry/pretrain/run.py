@@ -85,6 +85,8 @@ def pretrain(
     )
     encoders.save(work.dir, encoder, plan)
     cohort.write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
+    images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
+    cohort.write_table(images, work.dir / "images.tsv", cohort.IMAGES)
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
     work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
 

@@ -19,7 +19,9 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.stage import Workspace, write_json
 from neurofoundry.tracking import TrackingParams
-from neurofoundry.volumes import Grid
+from neurofoundry.volumes import Grid, write_volume
+
+GRID = Grid(spacing=6.0)
 
 TASKS = {
     "alzheimers": Task(
@@ -142,6 +144,15 @@ def write_inputs(
                         path = folders.predictions(name, init, fraction, seed)
                         path.parent.mkdir(parents=True)
                         write_table(outputs, path)
+    held_out = usable[usable["split"].isin(["val", "test", "ood"])]
+    (root / "models/features").mkdir()
+    features = random.normal(size=(len(held_out), 16))
+    features[:, 0] += 3 * (held_out["site"] == "birch")
+    np.savez(
+        root / "models/features/simclr.npz",
+        scan_id=held_out["scan_id"].to_numpy(str),
+        features=features,
+    )
     columns = ["task", "init", "fraction", "seed", "status", "reason"]
     write_table(pd.DataFrame(runs, columns=columns), root / "models/runs.tsv")
     starts = {
@@ -216,8 +227,28 @@ def _write_cohort(folders: Folders, scans: pd.DataFrame, pictures: int) -> None:
             planes.append(grey + random.normal(0, 9, grey.shape) * (radius < 1))
         pixels = np.clip(np.concatenate(planes, axis=1), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(volumes / f"{scan_id}.png")
+    _write_volumes(volumes, table)
     write_record(cohort, "ingest")
     write_record(volumes, "preprocess")
+
+
+def head(wide: bool, large: bool) -> tuple[np.ndarray, np.ndarray]:
+    """z-scores and mask of a head on GRID: a ball of white in grey, with fluid in the middle."""
+    x, y, z = np.meshgrid(*(np.arange(n) for n in GRID.shape), indexing="ij")
+    places = np.stack([x, y, z], -1) * GRID.spacing + GRID.affine[:3, 3]
+    radius = np.linalg.norm((places - [0, -18, 8]) / [68, 84, 66], axis=-1) / (1.1 if large else 1)
+    image = np.select([radius < 0.3 + 0.15 * wide, radius < 0.75], [-2.0, 1.0], 0.0)
+    return image, radius < 1
+
+
+def _write_volumes(folder: Path, table: pd.DataFrame) -> None:
+    """A volume of every scan: the ill have wide ventricles, men large heads."""
+    write_json(folder / "grid.json", {"grid": GRID.describe(), "params": {}})
+    for key, rows in table.groupby([table["diagnosis"] == "AD", table["sex"] == "M"]):
+        first, *others = (folder / f"{scan_id}.nii" for scan_id in rows["scan_id"])
+        write_volume(first, *head(*key), GRID)
+        for other in others:
+            other.hardlink_to(first)
 
 
 def _write_encoder(folders: Folders, scans: pd.DataFrame) -> None:

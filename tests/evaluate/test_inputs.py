@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
@@ -101,6 +102,12 @@ def test_a_test_subject_that_was_pretrained_on_fails_the_run(folders, tmp_path):
 
     folders.edit(folders.root / "encoder/subjects.tsv", add)
     fails(folders, tmp_path, "Leakage", "clinic-external/sub-0003")
+
+
+def test_a_test_image_that_was_pretrained_on_under_another_name_fails_the_run(folders, tmp_path):
+    scans = pd.read_csv(folders.root / "cohort/scans.tsv", sep="\t").query("split == 'test'")
+    scans[["sha256"]][:1].to_csv(folders.root / "encoder/images.tsv", sep="\t", index=False)
+    fails(folders, tmp_path, "Leakage", scans["scan_id"].iloc[0], "under whatever name")
 
 
 def test_a_broken_stage_record_names_the_file(folders, tmp_path):

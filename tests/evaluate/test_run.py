@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from neurofoundry import stage
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, measures, promotion
 from neurofoundry.evaluate.params import EvaluateParams, Promotion
-from neurofoundry.evaluate.run import evaluate, with_floors
+from neurofoundry.evaluate.run import evaluate, morphometry_of, with_floors
 from neurofoundry.tracking import TrackingParams
 
 from .conftest import TASKS, run, scans_table, write_inputs
@@ -40,7 +41,11 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             "report.html",
             *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
             *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
-            *(f"tables/{name}.tsv" for name in ("confusion", "differences", "gaps", "metrics")),
+            *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
+            *(
+                f"tables/{name}.tsv"
+                for name in ("gaps", "metrics", "repeats", "sites", "subgroups")
+            ),
         ]
     )
 
@@ -66,8 +71,8 @@ def test_the_summary_is_the_headline_numbers(evaluated):
     found = numbers["age"]["simclr"]["1.0"]["ood"]["mae"]
     assert evaluated.summary["age/simclr/ood/mae"] == found["value"]
     assert evaluated.summary["age/simclr/ood/mae_low"] == found["low"]
-    assert len(evaluated.summary) == 4 * 4 * 2 * 3
-    assert all(isinstance(value, float) for value in evaluated.summary.values())
+    assert len(evaluated.summary) == 4 * 4 * 2 * 3 + 1
+    assert evaluated.summary["promoted"] is False
 
 
 def test_curves_are_those_of_the_predictions(usual, evaluated):
@@ -84,12 +89,27 @@ def test_curves_are_those_of_the_predictions(usual, evaluated):
 
 def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_path):
     tasks = {name: TASKS[name] for name in ("sex", "age")}
-    folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, fractions=(0.1, 1.0))
+    skill = {"simclr": (2.4, 1.6), "scratch": (0.6, 0.6)}
+    folders = write_inputs(
+        tmp_path / "in", scans_table(120), tasks=tasks, fractions=(0.1, 1.0), skill=skill
+    )
     work = run(folders, tmp_path / "out", tasks=tasks)
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())["age"]["simclr"]
     assert list(numbers) == ["0.1", "1.0"]
     assert work.summary["age/simclr/test/mae"] == numbers["1.0"]["test"]["mae"]["value"]
-    assert "AUC by number of labels" in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "AUC by number of labels" in page
+    table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
+    few = table.query("init == 'simclr' and versus == 'scratch' and fraction == 0.1")
+    row = few.query("versus_fraction == 1 and split == 'test' and metric == 'mae'").iloc[0]
+    few, full = (
+        json.loads((tmp_path / "out/metrics.json").read_text())["age"][init][fraction]["test"]
+        for init, fraction in (("simclr", "0.1"), ("scratch", "1.0"))
+    )
+    assert row["value"] == pytest.approx(few["mae"]["value"] - full["mae"]["value"])
+    sentence = re.search(r"With 10% of the labels simclr reaches [\d.]+, [^.]+\.\d+[^<]*", page)
+    assert sentence
+    assert "scratch with all of them" in sentence[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +119,11 @@ def measured(usual):
         **{name: usual.inputs[name] for name in ("volumes", "encoder", "models")},
     )
     tasks = [
-        with_floors(inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"]), found)
+        inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"])
         for name in ("alzheimers", "age")
     ]
+    sizes = morphometry_of(tasks, found, usual.inputs["volumes"])
+    tasks = [with_floors(each, found, sizes) for each in tasks]
     rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
     values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)
     return measures.measure(tasks, params=values, seed=0)
@@ -109,7 +131,12 @@ def measured(usual):
 
 class TestPromotion:
     def decide(self, measured, **change):
-        return promotion.decide(Promotion(**RULE | change), measured, 1.0)
+        sites = pd.DataFrame(
+            [{"encoder": "simclr", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.25}]
+        )
+        return promotion.decide(
+            Promotion(**RULE | change), measured, 1.0, sites=sites, encoder="simclr"
+        )
 
     def test_a_whole_interval_above_the_margin_promotes(self, measured):
         decision = self.decide(measured, split="ood")
@@ -130,6 +157,22 @@ class TestPromotion:
         assert decision.difference["high"] < 0
         assert decision.promoted
         assert not self.decide(measured, **rule, margin=50).promoted
+
+    def test_a_model_that_is_better_but_badly_calibrated_is_refused_with_both_reasons(
+        self, measured
+    ):
+        for bound, met in ((0.9, True), (0.001, False)):
+            decision = self.decide(measured, split="ood", max_calibration_error=bound)
+            assert [each.met for each in decision.conditions] == [True, met]
+            assert decision.promoted == met
+            assert "the whole interval is better" in decision.reason
+            assert f"{'within' if met else 'above'} the bound of {bound:g}" in decision.reason
+
+    def test_a_model_whose_encoder_gives_the_site_away_is_refused(self, measured):
+        for bound, met in ((0.65, True), (0.3, False)):
+            decision = self.decide(measured, split="ood", max_site_accuracy=bound)
+            assert decision.promoted == met
+            assert "0.60 (0.50–0.70) (chance 0.25)" in decision.reason
 
     def test_it_may_be_over_any_other_initialization(self, measured):
         ahead, behind = (
@@ -155,6 +198,7 @@ class TestPromotion:
             "reason": "params.yaml declares no rule (evaluate.promotion).",
             "rule": None,
             "difference": None,
+            "conditions": [],
         }
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from neurofoundry import encoders
 from neurofoundry.cohort import Condition, Task
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.finetune.network import infer
 from neurofoundry.stage import Part
-from neurofoundry.volumes import Grid
+from neurofoundry.volumes import Grid, read_batch
 from tests.finetune import tiny
 from tests.finetune.tiny import AGE, DIAGNOSIS
 
@@ -101,6 +104,20 @@ class TestOutputs:
             table = tiny.predictions(models / f"diagnosis/{init}/1.0/0")
             table = table[table["split"] == "test"]
             assert roc_auc_score(table["label"] == "AD", table["p_AD"]) > 0.9
+
+    def test_features_are_what_each_frozen_encoder_says_of_the_held_out_scans(
+        self, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        assert sorted(path.name for path in (models / "features").iterdir()) == [
+            *("random.npz", "simclr.npz")
+        ]
+        with np.load(models / "features/simclr.npz", allow_pickle=False) as found:
+            scan_ids, features = list(found["scan_id"]), found["features"]
+        scans = pd.read_csv(volumes / "scans.tsv", sep="\t").set_index("scan_id")
+        assert set(scans.loc[scan_ids, "split"]) == {"val", "test", "ood"}
+        network = encoders.load(encoder)[0]
+        read = partial(read_batch, volumes, grid=tiny.GRID)
+        assert np.allclose(features, infer(network, scan_ids, read).numpy(), atol=1e-4)
 
     def test_labels_of_no_meaning_teach_nothing(
         self, tmp_path: Path, own_volumes: Path, encoder: Path
@@ -262,7 +279,11 @@ class TestResume:
         after = when_made(out)
         assert sorted(after) == ["age/probe/0.5/0", "age/probe/1.0/0"]
         assert after["age/probe/1.0/0"] == before["age/probe/1.0/0"]
-        assert sorted(path.name for path in out.iterdir()) == ["age", "runs.tsv", "stage.json"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            *("age", "features", "runs.tsv", "stage.json")
+        ]
+        # The other initializations started from the untrained encoder.
+        assert [path.name for path in (out / "features").iterdir()] == ["simclr.npz"]
 
     def test_a_model_of_random_weights_does_not_depend_on_pretraining(
         self, tmp_path: Path, models: Path, volumes: Path

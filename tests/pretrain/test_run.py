@@ -63,6 +63,7 @@ class TestOutputs:
             "encoder.safetensors",
             "plan.json",
             "subjects.tsv",
+            "images.tsv",
             "history.tsv",
             "views.png",
             "checkpoint",
