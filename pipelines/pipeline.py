@@ -83,7 +83,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
         ) -> dsl.PipelineTask:
             task.set_display_name(name)
             task.set_container_image(image)
-            task.set_retry(**RETRIES)
+            # Light steps have nothing to resume: what is wrong with them stays wrong.
+            task.set_retry(**(RETRIES | {"num_retries": 1} if pool is light else RETRIES))
             kubernetes.mount_pvc(task, pvc_name=claim, mount_path=STORE)
             kubernetes.set_image_pull_policy(task, "IfNotPresent")
             secret = {"api-key": "WANDB_API_KEY"}

@@ -220,7 +220,7 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
         track=TrackingParams(mode="disabled"),
     )
     record = json.loads((tmp_path / "evaluation/stage.json").read_text())
-    assert list(record["contents"]) == ["metrics.json"]
+    assert list(record["contents"]) == ["metrics.json", "promotion.json"]
     assert record["summary"]["sex/simclr/test/auc"] > 0.5
 
 
