@@ -426,7 +426,7 @@ def run_all(
 @app.command()
 def phantom(
     out: Out,
-    subjects: Annotated[int, typer.Option(help="Over all four sites.")] = 120,
+    subjects: Annotated[int, typer.Option(help="Over all four sites.")] = 100,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     spacing: Annotated[
         float | None, typer.Option(help="Voxel size in mm; by default each site has its own.")

@@ -10,7 +10,7 @@ from neurofoundry.params import Section
 class PhantomParams(Section):
     """A cohort of synthetic heads: how many, how fine, and how strong the effects are."""
 
-    subjects: int = Field(default=120, ge=4, le=9999)
+    subjects: int = Field(default=100, ge=4, le=9999)
     """Subjects over all four sites; every fourth one belongs to the external site."""
     seed: int = Field(default=0, ge=0)
     """Everything random follows from it."""
