@@ -60,7 +60,9 @@ def test_kubeflow_is_told_the_numbers_the_curves_and_the_report(in_processes: Pa
     steps = {step for step, _ in outputs}
     assert {"ingest", "preprocess", "preprocess-part", "pretrain", "finetune", "evaluate"} <= steps
     metrics = outputs["evaluate", "metrics"]
-    assert 0 <= metrics["alzheimers/simclr/test/auc"] <= 1
+    aucs = [value for name, value in metrics.items() if name.endswith("/auc")]
+    assert aucs
+    assert all(0 <= auc <= 1 for auc in aucs)
     roc = outputs["evaluate", "roc"]
     assert roc["confidenceMetrics"][0]["recall"] == 0
     assert len(roc["confusionMatrix"]["rows"]) == 2
@@ -160,6 +162,7 @@ def test_neither_data_nor_secrets_enter_the_build(image: str, tmp_path: Path) ->
 
 def test_a_store_that_cannot_be_written_is_said_in_a_line(image: str, tmp_path: Path) -> None:
     client = docker.from_env()
+    tmp_path.chmod(0o777)  # the container's user is not ours
     with pytest.raises(docker.errors.ContainerError) as error:
         client.containers.run(
             image,

@@ -33,5 +33,5 @@ def test_a_first_look_runs_all_stages_and_says_what_cannot_be_estimated(
     report = (tmp_path / "first-look/evaluation/report.html").read_text()
     assert "No task can be estimated" in report
     again = command(*words, cwd=tmp_path)
-    for folder in ("volumes", "encoder", "models", "evaluation"):
+    for folder in ("volumes", "encoder/simclr", "models", "evaluation"):
         assert f"first-look/{folder}: up to date" in again.stdout
