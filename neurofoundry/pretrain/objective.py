@@ -61,4 +61,4 @@ def draw_views(
         augment.draw(params, seed=seed, epoch=epoch, scans=scans, view=view, shape=(z, y, x))
         for view in range(views)
     ]
-    return torch.stack([augment.apply(zscores, draws.to(zscores.device)) for draws in drawn])
+    return torch.stack([augment.apply(zscores, draws) for draws in drawn])

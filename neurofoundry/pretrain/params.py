@@ -35,6 +35,26 @@ class MaeParams(Section):
     """Edge of a patch, rounded to voxels."""
 
 
+Kind = Literal["classification", "regression"]
+
+
+class ProbeParams(Section):
+    """Linear models of the features of labelled train subjects, scored on val subjects.
+
+    They tell while the encoder trains whether it learns something of use. The weights do not
+    depend on them, nor on the tasks; the splits test and ood are not opened.
+    """
+
+    every: int = Field(default=10, ge=1)
+    """Epochs from look to look; the first is before training, the last at its end."""
+    columns: dict[str, Kind] = Field(
+        default={"age": "regression", "sex": "classification"}, min_length=1
+    )
+    """Columns of scans.tsv that hold labels."""
+    subjects: int = Field(default=300, ge=10)
+    """At most so many of each split, drawn at random, so that a look costs little."""
+
+
 class PretrainParams(Section):
     """Self-supervised learning on the usable scans of some splits."""
 
@@ -43,7 +63,8 @@ class PretrainParams(Section):
     simclr: SimclrParams = SimclrParams()
     mae: MaeParams = MaeParams()
     splits: tuple[Literal["pretrain", "train"], ...] = Field(default=("pretrain",), min_length=1)
-    """Where scans come from. The splits val, test and ood are never seen here."""
+    """Where scans come from. Nothing is learned from val, which the probe looks at; the splits test
+    and ood are never seen here."""
     encoder: EncoderParams = EncoderParams()
     augment: AugmentParams = AugmentParams()
     epochs: int = Field(default=100, ge=1)
@@ -63,6 +84,8 @@ class PretrainParams(Section):
     """bf16 halves the memory on a GPU; on a CPU it is faster only where it is native."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """A killed run loses at most so much; 0 writes a checkpoint every step."""
+    probe: ProbeParams | None = ProbeParams()
+    """null: none."""
     licence: str = "not stated"
     """Of the weights: what the licences of the data allow. It travels with them."""
 

@@ -20,6 +20,7 @@ from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.numerics import check_convolutions
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
@@ -43,6 +44,17 @@ def pretrain(
     table = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = select_scans(table, params)
     persons = sorted(scans["person"].unique())
+    probe = None
+    if params.probe:
+        probe = Probe(
+            table,
+            params.probe,
+            volumes=volumes,
+            grid=grid,
+            views=params.augment,
+            batch_size=params.batch_size,
+            seed=seed,
+        )
 
     made_of = {
         "pretrain": params.read_by(method),
@@ -56,7 +68,7 @@ def pretrain(
         check_convolutions(ranks.device, bf16=params.precision == "bf16")
         objective = make_objective(method, encoder, params, grid, seed=seed)
         fit_to_ranks(encoder, params, ranks)
-        history = train(
+        history, looks = train(
             work,
             objective,
             scans,
@@ -66,6 +78,7 @@ def pretrain(
             made_of=made_of,
             seed=seed,
             ranks=ranks,
+            probe=probe,
         )
 
     pretraining = Pretraining(
@@ -89,6 +102,8 @@ def pretrain(
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
     cohort.write_table(images, work.dir / "images.tsv", cohort.IMAGES)
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
+    if probe and looks:
+        last |= {name: value for name, value in looks[-1].items() if name in probe.scores}
     work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,7 @@ from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.picture import draw_views
+from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.stage import Workspace
 from neurofoundry.volumes import SLOPE, Grid
@@ -41,8 +44,10 @@ def train(
     made_of: Mapping[str, Any],
     seed: int,
     ranks: Ranks,
-) -> list[dict[str, float]]:
-    """Train in place, from the last checkpoint if there is one; the means of each epoch.
+    probe: Probe | None,
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Train in place, from the last checkpoint if there is one; the means of each epoch, and what
+    the probe saw.
 
     Every step is a function of the weights, the seed and its own number alone: resuming needs no
     random state. Each rank reads its share of a batch, and the first one writes. A checkpoint that
@@ -58,34 +63,72 @@ def train(
     step = 0
     epoch_so_far: list[dict[str, float]] = []
     history: list[dict[str, float]] = []
+    looks: list[dict[str, float]] = []
     if state := ranks.of_first(checkpoint.load(work.dir / "checkpoint", made_of=made_of)):
         objective.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
+        looks = state["looks"]
+
+    def look(probe: Probe) -> None:
+        found = probe.look(objective.encoder, ranks.device)
+        looks.append({"epoch": step // steps_per_epoch, "step": step, **found})
+        cohort.write_table(pd.DataFrame(looks), work.dir / "probe.tsv")
+        work.tracker.log({f"probe/{name}": value for name, value in found.items()}, step=step)
+
+    def state_now() -> dict[str, Any]:
+        return {
+            "model": objective.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "epoch_so_far": epoch_so_far,
+            "history": history,
+            "looks": looks,
+        }
 
     leads = ranks.number == 0
-    saved = time.monotonic()
+    # The first rank alone looks; the others wait for it in the next step.
+    looker = probe if leads and probe and probe.columns else None
     batches = read_batches(volumes, scans, grid, params, seed=seed, start=step, ranks=ranks)
     with progress_bar(shown=leads) as progress, checkpoint.termination() as termination:
         bar = progress.add_task("pretrain", total=steps, completed=step, note="")
+        for sentence in probe.gaps if probe else ():
+            progress.console.print(sentence, soft_wrap=True)
+        if looker and step == 0:
+            look(looker)
+        saved = ended = time.monotonic()
         for batch, stored in batches:
-            started = time.monotonic()
+            waited = time.monotonic() - ended
             epoch = step // steps_per_epoch
             own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
-            zscores = stored.to(ranks.device) * SLOPE
+            zscores = stored.to(ranks.device, non_blocking=True) * SLOPE
             rate = learning_rate(step, steps, params)
-            with enough_memory(params, own=len(own), shape=zscores.shape[2:]):
-                inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
-                values = train_step(
-                    objective, optimizer, inputs, batch, params, step=step, rate=rate, ranks=ranks
-                )
+            try:
+                with enough_memory(params, own=len(own), shape=zscores.shape[2:]):
+                    inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
+                    values = train_step(
+                        objective,
+                        optimizer,
+                        inputs,
+                        batch,
+                        params,
+                        step=step,
+                        rate=rate,
+                        ranks=ranks,
+                    )
+            except DivergedError:
+                if leads:  # apart from the checkpoints: nobody should go on from here
+                    checkpoint.save(work.dir / "diverged", state_now(), step=step, made_of=made_of)
+                raise
             if step == 0 and leads:
                 draw_views(work.dir / "views.png", zscores, inputs)
                 work.tracker.picture("views", work.dir / "views.png")
             step += 1
             epoch_so_far.append(values)
-            speed = len(batch) / (time.monotonic() - started)
-            work.tracker.log({"epoch": epoch + 1, "scans_per_second": speed, **values}, step=step)
+            seconds = time.monotonic() - ended
+            speed = len(batch) / seconds
+            pace = {"scans_per_second": speed, "data_wait_share": waited / seconds}
+            work.tracker.log({"epoch": epoch + 1, **pace, **values}, step=step)
             note = f"loss {values['loss']:.3f}, {speed:.1f} scans/s"
             progress.update(bar, completed=step, note=note)
 
@@ -96,17 +139,22 @@ def train(
                 cohort.write_table(pd.DataFrame(history), work.dir / "history.tsv")
                 if step > params.warmup * steps and (alarm := objective.alarm(means)):
                     progress.console.print(f"Epoch {epoch + 1}: {alarm}", soft_wrap=True)
+                if looker and ((epoch + 1) % looker.every == 0 or step == steps):
+                    look(looker)
             stopped = ranks.any(termination.is_set())
             overdue = time.monotonic() - saved >= 60 * params.checkpoint_minutes
             if leads and (overdue or stopped or step == steps):
-                state = {"model": objective.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"step": step, "epoch_so_far": epoch_so_far, "history": history}
-                checkpoint.save(work.dir / "checkpoint", state, step=step, made_of=made_of)
+                checkpoint.save(work.dir / "checkpoint", state_now(), step=step, made_of=made_of)
                 saved = time.monotonic()
             if stopped and step < steps:
                 progress.console.print(f"Ended after step {step}. The same command goes on.")
                 sys.exit(128 + 15)  # as a shell reports SIGTERM
-    return history
+            ended = time.monotonic()
+    return history, looks
+
+
+class DivergedError(UsageError):
+    """The loss or its gradient is no number any more."""
 
 
 def train_step(
@@ -131,13 +179,15 @@ def train_step(
         chunk=params.chunk,
         bf16=params.precision == "bf16",
     )
-    if not loss.isfinite():
-        raise UsageError(
-            f"The loss became {loss.item()} in step {step + 1}, with the scans "
-            f"{', '.join(batch['scan_id'])}. Lower pretrain.learning_rate "
-            f"({params.learning_rate:g}) or raise pretrain.warmup."
-        )
-    nn.utils.clip_grad_norm_(objective.parameters(), params.clip)
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), params.clip)
+    for what, value in (("loss", loss), ("gradient", norm)):
+        if not value.isfinite():
+            raise DivergedError(
+                f"The {what} became {value.item()} in step {step + 1}, with the scans "
+                f"{', '.join(batch['scan_id'])}. Lower pretrain.learning_rate "
+                f"({params.learning_rate:g}) or raise pretrain.warmup. What the step began with "
+                "is in the folder diverged."
+            )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -147,21 +197,33 @@ def train_step(
 
 @contextmanager
 def enough_memory(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[None]:
-    """Turn running out of memory on a GPU into what to lower."""
+    """Turn running out of memory into what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        total = torch.cuda.get_device_properties().total_memory / 2**30
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            total, whose = torch.cuda.get_device_properties().total_memory, "the GPU"
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            total, whose = memory_of_process(), "this process"
+        else:
+            raise
         chunk = min(params.chunk or 2 * own, 2 * own)
         advice = [f"pretrain.chunk to {chunk // 2} (now {chunk} views at once)"] * (chunk > 1)
         advice += ["pretrain.precision to bf16"] * (params.precision == "fp32")
         advice += ["pretrain.encoder.stem_stride to 2"] * (params.encoder.stem_stride == 1)
         advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
         raise UsageError(
-            f"The {total:.0f} GiB of the GPU do not hold a step with {own} scans of "
+            f"The {total / 2**30:.0f} GiB of {whose} do not hold a step with {own} scans of "
             f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; the same command "
             "then starts anew, as these change what is learned."
         ) from error
+
+
+def memory_of_process() -> int:
+    """Bytes that this process may have: of the machine, or less where it is limited."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return total if limit == resource.RLIM_INFINITY else min(total, limit)
 
 
 def read_batches(
@@ -193,7 +255,8 @@ def read_batches(
                 raise DataError(
                     f"{scan_id}.nii: no voxel of brain. Exclude the scan, or run preprocess again."
                 )
-        return batch, stored
+        # From pinned memory a GPU fetches them beside what it computes.
+        return batch, stored.pin_memory() if ranks.device.type == "cuda" else stored
 
     steps = range(start, params.epochs * steps_per_epoch)
     with ThreadPoolExecutor(1) as reader:

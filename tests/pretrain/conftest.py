@@ -29,10 +29,10 @@ def write_head(path: Path, *, person: int, session: int) -> None:
 
 @pytest.fixture(scope="session")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What preprocess leaves: 14 scans of 12 persons to pretrain on, and others."""
+    """What preprocess leaves: 14 scans of 12 persons to pretrain on, 10 to train, and others."""
     folder = tmp_path_factory.mktemp("preprocess") / "volumes"
     folder.mkdir()
-    splits = ["pretrain"] * 12 + ["train", "val", "test", "ood"]
+    splits = ["pretrain"] * 12 + ["train", "val"] * 10 + ["test", "ood"]
     rows = []
     for person, split in enumerate(splits):
         for session in range(2 if person < 3 else 1):
@@ -49,8 +49,8 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "path": f"{scan_id}_T1w.nii.gz",
                     "sha256": f"{len(rows):064x}",
                     "split": split,
-                    "age": 50.0,
-                    "sex": "F",
+                    "age": 50.0 + person,
+                    "sex": "FM"[person // 2 % 2],
                     "site": "a",
                     "scanner": None,
                     "field_strength": 3.0,

@@ -52,3 +52,16 @@ def test_running_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatc
     assert "pretrain.chunk to 16 (now 32 views at once)" in message
     assert "pretrain.precision to bf16" in message
     assert "pretrain.batch_size to 8" in message
+
+
+def test_an_allocation_that_fails_on_a_cpu_says_so_too() -> None:
+    with (
+        pytest.raises(UsageError, match=r"The \d+ GiB of this process do not hold .*chunk to 2 "),
+        enough_memory(PretrainParams(batch_size=2), own=2, shape=torch.Size((150, 192, 192))),
+    ):
+        torch.empty(2**50)  # more than a process can address
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+        enough_memory(PretrainParams(), own=2, shape=torch.Size((150, 192, 192))),
+    ):
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from neurofoundry import adaptation, cohort, encoders
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain import train
+from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import pretrain, select_scans
@@ -65,6 +66,7 @@ class TestOutputs:
             "subjects.tsv",
             "images.tsv",
             "history.tsv",
+            "probe.tsv",
             "views.png",
             "checkpoint",
         }
@@ -94,7 +96,8 @@ class TestOutputs:
         ]
         assert history["epoch"].tolist() == [1, 2, 3]
         assert history["step"].tolist() == [3, 6, 9]
-        assert set(work.summary) == {*list(history)[2:], "scans", "persons", "epochs"}
+        scores = {"age_r2", "sex_auc"}
+        assert set(work.summary) == {*list(history)[2:], *scores, "scans", "persons", "epochs"}
         assert work.summary["loss"] == pytest.approx(history["loss"].iloc[-1])
 
     def test_it_learns_to_tell_persons_apart(self, volumes: Path, tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ class TestData:
         assert set(chosen["split"]) == {"pretrain"}
         assert "sub-00_ses-0" not in set(chosen["scan_id"])
         chosen = select_scans(scans_of(volumes), params_of(splits=["pretrain", "train"]))
-        assert len(chosen) == 15
+        assert len(chosen) == 24
 
     @pytest.mark.parametrize("split", ["val", "test", "ood"])
     def test_held_out_splits_are_refused(self, split: str) -> None:
@@ -194,6 +197,25 @@ class TestData:
         assert rates[-1] < 1e-5
 
 
+class Steep(Objective):
+    """A loss of 0 whose slope is infinite: the square root of a weight at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def inputs(self, *_: object) -> torch.Tensor:
+        raise NotImplementedError
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.flatten(1) + self.weight
+
+    def loss(
+        self, encoded: torch.Tensor, persons: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return encoded.sqrt().sum(), {}
+
+
 class TestFailures:
     def test_fewer_scans_than_a_batch(self, volumes: Path) -> None:
         with pytest.raises(DataError, match=r"14 usable scans.*Lower pretrain\.batch_size \(32\)"):
@@ -227,6 +249,22 @@ class TestFailures:
         with pytest.raises(UsageError, match=r"in step \d+.*sub-\d\d_ses-.*learning_rate"):
             run_stage(volumes, tmp_path / "w", epochs=3, learning_rate=1e30, warmup=0)
         assert not (tmp_path / "w" / "encoder.safetensors").exists()
+        # What the step began with is kept, where no later run goes on from it.
+        (found,) = (tmp_path / "w" / "diverged").glob("step-*.pt")
+        state = torch.load(found, weights_only=True)
+        assert state["step"] == int(found.name[5:14]) > 0
+        assert not (tmp_path / "w" / "checkpoint").exists()
+
+    def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(self) -> None:
+        objective = Steep()
+        optimizer = train.make_optimizer(objective, params_of())
+        batch = pd.DataFrame({"scan_id": ["sub-a", "sub-b"], "person": ["a", "b"]})
+        inputs = torch.zeros(1, 2, 1, 1, 1, 1)
+        with pytest.raises(UsageError, match=r"The gradient became inf in step 5.*sub-a, sub-b"):
+            train.train_step(
+                objective, optimizer, inputs, batch, params_of(), step=4, rate=1, ranks=Ranks()
+            )
+        assert objective.weight.item() == 0
 
     def test_a_collapse_is_announced(
         self, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -238,7 +276,7 @@ class TestFailures:
         assert "the embeddings have collapsed (effective rank 1." in capsys.readouterr().err
 
 
-RESUMED = {"epochs": 8, "checkpoint_minutes": 0}
+RESUMED = {"epochs": 8, "checkpoint_minutes": 0, "probe": {"every": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +300,13 @@ class TestResume:
 
     @staticmethod
     def assert_same(one: Path, other: Path, how: object) -> None:
-        for name in ("encoder.safetensors", "plan.json", "subjects.tsv", "history.tsv"):
+        for name in (
+            "encoder.safetensors",
+            "plan.json",
+            "subjects.tsv",
+            "history.tsv",
+            "probe.tsv",
+        ):
             assert hash_file(one / name) == hash_file(other / name), (name, how)
 
     def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
@@ -282,6 +326,16 @@ class TestResume:
             assert process.exitcode == (-signal.SIGKILL if step else 0)
             assert out.exists() != bool(step)
         self.assert_same(whole, out, kills)
+
+    def test_a_torn_checkpoint_is_passed_over(
+        self, volumes: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(whole / "checkpoint", tmp_path / "checkpoint")
+        _, newest = sorted((tmp_path / "checkpoint").iterdir())
+        newest.write_bytes(newest.read_bytes()[:-100])
+        work = run_stage(volumes, tmp_path, **RESUMED)
+        assert f"{newest.name}: torn" in capsys.readouterr().err
+        self.assert_same(whole, work.dir, "torn")
 
     def test_sigterm_leaves_a_checkpoint_to_go_on_from(
         self, volumes: Path, whole: Path, tmp_path: Path
@@ -323,14 +377,24 @@ class TestRanks:
         for rank in self.start(volumes, whole):
             rank.join(120)
             assert rank.exitcode == 0
-        leader, follower = self.start(volumes, out)
-        while last_step(tmp_path / ".killed.partial" / "checkpoint") < 3:
-            assert leader.is_alive()
+        for dying, step in ((1, 3), (0, 6)):
+            ranks = self.start(volumes, out)
+            while last_step(tmp_path / ".killed.partial" / "checkpoint") < step:
+                assert all(rank.is_alive() for rank in ranks)
+                time.sleep(0.01)
+            ranks[dying].kill()
+            ranks[1 - dying].join(60)  # torchrun would end it at once; it ends by itself too
+            assert ranks[1 - dying].exitcode not in (0, None)
+            assert not out.exists()
+        ranks = self.start(volumes, out)
+        while last_step(tmp_path / ".killed.partial" / "checkpoint") < 8:
+            assert all(rank.is_alive() for rank in ranks)
             time.sleep(0.01)
-        follower.kill()
-        leader.join(60)  # torchrun would end it at once; it ends by itself too
-        assert leader.exitcode not in (0, None)
-        assert not out.exists()
+        ranks[1].terminate()  # one is asked to end: all do, after the same step
+        for rank in ranks:
+            rank.join(60)
+            assert rank.exitcode == 143
+        assert last_step(tmp_path / ".killed.partial" / "checkpoint") < 12
         for rank in self.start(volumes, out):
             rank.join(120)
             assert rank.exitcode == 0
