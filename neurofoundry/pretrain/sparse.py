@@ -57,9 +57,11 @@ def _batch_norm(norm: nn.Module, maps: torch.Tensor, seen: torch.Tensor) -> torc
     """Any batch norm, of the visible positions as if there were no others."""
     last = maps.permute(0, 2, 3, 4, 1)
     there = seen[:, 0] != 0
-    values: torch.Tensor = norm(last[there].T[None, :, :, None, None])
+    # Positions as a batch. As one volume of so many voxels, a transposed view, torch (2.13, CPU)
+    # gives them right values and wrong gradients.
+    values: torch.Tensor = norm(last[there][:, :, None, None, None])
     whole = torch.zeros_like(last, dtype=values.dtype)
-    whole[there] = values[0, :, :, 0, 0].T
+    whole[there] = values[:, :, 0, 0, 0]
     return whole.permute(0, 4, 1, 2, 3)
 
 

@@ -48,7 +48,15 @@ class TestSparse:
         dense = encoders.build(NETWORKS[network], seed=3).double().train(training)
         volumes = random(2, 1, *SHAPE, dtype=torch.float64)
         maps = visible_maps(sparse, volumes, torch.ones_like(volumes))
-        torch.testing.assert_close(maps.mean((2, 3, 4)), dense(volumes), rtol=1e-6, atol=1e-6)
+        found, expected = maps.mean((2, 3, 4)), dense(volumes)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        for features in (found, expected):
+            features.square().sum().backward()
+        gradients = {name: weight.grad for name, weight in dense.named_parameters()}
+        largest = max(gradient.abs().max() for gradient in gradients.values())
+        for name, weight in sparse.named_parameters():  # where norms follow, that of a bias is 0
+            size = 1e-6 * gradients[name].abs().max() + 1e-12 * largest
+            assert (weight.grad - gradients[name]).abs().max() < size, name
         for name, buffer in dense.state_dict().items():
             torch.testing.assert_close(sparse.state_dict()[name], buffer, msg=name)
 
