@@ -17,6 +17,7 @@ from neurofoundry import cohort, encoders
 from neurofoundry.adaptation import Plan, Pretraining
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.mae import Mae
+from neurofoundry.pretrain.norm import synchronize
 from neurofoundry.pretrain.numerics import check_convolutions
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
@@ -123,19 +124,16 @@ def make_objective(
 
 
 def fit_to_ranks(encoder: encoders.Encoder, params: PretrainParams, ranks: Ranks) -> None:
-    """Give batch norm the statistics of all ranks. Raises UsageError where that is impossible."""
+    """Give batch norm the statistics of all ranks. Raises UsageError where ranks are unequal."""
     if params.batch_size % ranks.count:
         raise UsageError(
             f"pretrain.batch_size is {params.batch_size}, which {ranks.count} processes cannot "
             f"share equally. Take a multiple of {ranks.count}."
         )
-    if ranks.count > 1 and params.encoder.norm == "batch":
-        if ranks.device.type != "cuda":
-            raise UsageError(
-                "Batch norm cannot be synchronized between processes on a CPU. Set "
-                "pretrain.encoder.norm to group, or train in one process, without torchrun."
-            )
+    if ranks.count > 1 and ranks.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    elif ranks.count > 1:
+        synchronize(encoder)
 
 
 def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:

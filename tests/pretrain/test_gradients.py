@@ -11,6 +11,7 @@ from neurofoundry.adaptation import EncoderParams
 from neurofoundry.errors import UsageError
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.mae import Mae
+from neurofoundry.pretrain.norm import synchronize
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
 from neurofoundry.pretrain.ranks import Ranks, joined
@@ -105,16 +106,22 @@ def test_a_chunk_needs_the_memory_of_a_chunk() -> None:
     assert kept(1) < 0.5 * kept(None)
 
 
+CASES = [("group", None), ("group", 1), ("batch", None)]
+"""Norm and chunk that have the statistics of the whole batch, or none of a batch."""
+
+
 def write_gradients(folder: Path) -> None:
     """As one of two ranks: the loss and gradients from its share of a batch."""
     with joined() as ranks:
-        for method, chunk in itertools.product(("simclr", "mae"), (None, 1)):
-            objective = objective_of(method)
+        for method, (norm, chunk) in itertools.product(("simclr", "mae"), CASES):
+            objective = objective_of(method, norm)
+            synchronize(objective.encoder)
+            objective.double()
             own = inputs_of(method)[:, ranks.share(BATCH)]
             loss, _ = compute_gradients(objective, own, PERSONS, ranks=ranks, chunk=chunk)
             gradients = {name: weight.grad for name, weight in objective.named_parameters()}
-            found = {"loss": loss, "gradients": gradients}
-            torch.save(found, folder / f"{method}-{chunk}-{ranks.number}.pt")
+            found = {"loss": loss, "gradients": gradients, "state": objective.state_dict()}
+            torch.save(found, folder / f"{method}-{norm}-{chunk}-{ranks.number}.pt")
 
 
 def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
@@ -122,32 +129,35 @@ def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> Non
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len(list(tmp_path.iterdir())) == 2 * 2 * 2
-    for method in ("simclr", "mae"):
-        expected = objective_of(method)
+    assert len(list(tmp_path.iterdir())) == 2 * 3 * 2
+    for method, norm in itertools.product(("simclr", "mae"), ("group", "batch")):
+        expected = objective_of(method, norm)
         loss = plainly(expected, inputs_of(method))
-        for found in map(torch.load, sorted(tmp_path.glob(f"{method}-*.pt"))):
+        for found in map(torch.load, sorted(tmp_path.glob(f"{method}-{norm}-*.pt"))):
             torch.testing.assert_close(found["loss"], loss, rtol=1e-12, atol=1e-12)
             for name, weight in expected.named_parameters():
                 torch.testing.assert_close(
                     found["gradients"][name], weight.grad, rtol=1e-10, atol=1e-10, msg=name
                 )
+            for name, buffer in expected.named_buffers():  # running statistics
+                torch.testing.assert_close(
+                    found["state"][name], buffer, rtol=1e-10, atol=1e-10, msg=name
+                )
 
 
-class TestWhatRanksCannotDo:
-    @staticmethod
-    def fit(count: int, **values: object) -> None:
-        params = PretrainParams.model_validate(values)
-        encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
-        fit_to_ranks(encoder, params, Ranks(0, count))
+def test_a_batch_norm_of_ranks_is_the_same_to_whoever_uses_the_weights() -> None:
+    ours, theirs = objective_of("simclr", "batch").float(), objective_of("simclr", "batch").float()
+    synchronize(ours.encoder)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    volumes = inputs_of("simclr")[0].float()
+    for each in (ours, theirs):
+        each.eval()
+    torch.testing.assert_close(ours.encode(volumes), theirs.encode(volumes))
 
-    def test_a_batch_that_cannot_be_shared_equally(self) -> None:
-        with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
-            self.fit(4, batch_size=6)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
-    def test_batch_norm_on_a_cpu(self) -> None:
-        with pytest.raises(UsageError, match=r"Set pretrain\.encoder\.norm to group"):
-            self.fit(2, batch_size=6)
-        self.fit(2, batch_size=6, encoder={"norm": "group"})
-        self.fit(1, batch_size=6)
+def test_a_batch_that_ranks_cannot_share_equally() -> None:
+    params = PretrainParams.model_validate({"batch_size": 6})
+    encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
+    with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
+        fit_to_ranks(encoder, params, Ranks(0, 4))
+    fit_to_ranks(encoder, params, Ranks(0, 2))

@@ -361,7 +361,7 @@ def last_step(checkpoints: Path) -> int:
     return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)
 
 
-TOGETHER = {"encoder": {"stem_stride": 2, "width": 0.125, "norm": "group"}, "epochs": 4}
+TOGETHER = {"epochs": 4}
 
 
 class TestRanks:
