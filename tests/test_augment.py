@@ -208,6 +208,13 @@ class TestApply:
         views = augment.apply(volumes, draw(STILL, "a", "b"))
         torch.testing.assert_close(views, volumes, atol=1e-5, rtol=0)
 
+    def test_a_brain_up_to_every_face_of_an_odd_box_is_whole(self) -> None:
+        shape = (7, 9, 11)
+        full = np.random.default_rng(2).uniform(0.5, 2, shape)
+        volumes = torch.tensor(numpy_standardise(full, full > 0), dtype=torch.float32)[None, None]
+        draws = augment.draw(STILL, seed=1, epoch=0, scans=["a"], view=0, shape=shape)
+        torch.testing.assert_close(augment.apply(volumes, draws), volumes, atol=1e-5, rtol=0)
+
     def test_a_flip_exchanges_left_and_right_and_nothing_else(self) -> None:
         volumes = heads()
         views = augment.apply(volumes, draw(STILL.model_copy(update={"flip": 1.0}), "a", "b"))
