@@ -310,6 +310,42 @@ def evaluate(
     _hand_over(folder, copies, executor_input)
 
 
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],
+    name: Annotated[str, typer.Option("--as", help="What finetune.initializations call it.")],
+    out: Out,
+    kind: Annotated[
+        str, typer.Option(help="3d-neuro-simclr, medicalnet, monai or neurofoundry; else guessed.")
+    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, where they do not say.")] = "",
+    spacing: Annotated[
+        float | None, typer.Option(help="mm of the grid to bind weights to that have none.")
+    ] = None,
+    stem_stride: Annotated[
+        int | None, typer.Option(help="Of the first convolution, for kind monai; else 1.")
+    ] = None,
+) -> None:
+    """Make an encoder of a published checkpoint: strictly, and without running what is in it."""
+    from neurofoundry import stage
+    from neurofoundry.params import validate
+    from neurofoundry.tracking import TrackingParams
+    from neurofoundry.weights.params import ImportParams
+    from neurofoundry.weights.published import bring
+
+    given: dict[str, Any] = {"name": name, "kind": kind or None, "licence": licence}
+    given |= {"spacing": spacing, "stem_stride": stem_stride}
+    params = validate(given, ImportParams, origin="import")
+    stage.run(
+        "pretrain",  # its output takes the place of one
+        lambda work: bring(work, checkpoint=checkpoint, params=params),
+        out=out,
+        params={"import": params},
+        inputs={},
+        track=TrackingParams(mode="disabled"),
+    )
+
+
 @app.command()
 def configure(
     params: ParamsFile = "params.yaml",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from monai.networks.nets.resnet import ResNet
 from pydantic import Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional
 
 from neurofoundry import stage
 from neurofoundry.errors import DataError, UsageError
@@ -34,6 +36,12 @@ class EncoderParams(Section):
     """Share of the published channels (64, 128, 256, 512): a multiple of 1/8."""
     norm: Literal["batch", "group"] = "batch"
     """Batch norm needs large batches; group norm (8 groups) does not look across a batch."""
+    shortcut: Literal["biased", "unbiased", "padded"] = "biased"
+    """How a block that changes channels or stride passes its input on: by a convolution of 1³ with
+    bias, or without, or by padding with channels of zeros (MedicalNet's ResNet-18)."""
+    dilated: bool = False
+    """The last two levels keep the resolution of the second, with convolutions dilated by 2 and 4,
+    as in MedicalNet."""
 
     @field_validator("width")
     @classmethod
@@ -56,6 +64,8 @@ class Encoder(ResNet):
             [64, 128, 256, 512],
             n_input_channels=1,
             conv1_t_stride=params.stem_stride,
+            shortcut_type="A" if params.shortcut == "padded" else "B",
+            bias_downsample=params.shortcut == "biased",
             widen_factor=params.width,
             feed_forward=False,
         )
@@ -66,6 +76,42 @@ class Encoder(ResNet):
                 for name, child in list(module.named_children()):
                     if isinstance(child, nn.BatchNorm3d):
                         setattr(module, name, nn.GroupNorm(8, child.num_features))
+        if params.shortcut == "padded":
+            for module in self.modules():
+                if isinstance(shortcut := getattr(module, "downsample", None), partial):
+                    module.downsample = Padded(
+                        shortcut.keywords["planes"], shortcut.keywords["stride"]
+                    )
+        if params.dilated:
+            for level, dilation in ((self.layer3, 2), (self.layer4, 4)):
+                _dilate(level, dilation)
+
+
+class Padded(nn.Module):
+    """A shortcut without parameters: every ``stride``-th voxel, and channels of zeros.
+
+    MONAI's own lets no gradient through.
+    """
+
+    def __init__(self, planes: int, stride: int) -> None:
+        super().__init__()
+        self.planes, self.stride = planes, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (batch, channels, z, y, x) to ``planes`` channels."""
+        kept = x[:, :, :: self.stride, :: self.stride, :: self.stride]
+        return functional.pad(kept, (0, 0, 0, 0, 0, 0, 0, self.planes - kept.shape[1]))
+
+
+def _dilate(level: nn.Module, dilation: int) -> None:
+    """Exchange the strides of a level for dilation."""
+    for module in level.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = (1, 1, 1)
+            if module.kernel_size == (3, 3, 3):
+                module.dilation = module.padding = (dilation, dilation, dilation)
+        elif isinstance(module, Padded):
+            module.stride = 1
 
 
 @contextmanager
@@ -104,17 +150,23 @@ class Plan(Section):
     encoder: EncoderParams
     features: int
     grid: dict[str, Any]
-    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape."""
+    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty: weights from
+    elsewhere that are bound to none."""
     normalization: str = "z-score within the brain, background 0"
-    method: Literal["simclr", "mae", "random", "supervised"]
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    """What a scan's volume depends on: ``preprocess`` of params.yaml without bounds of quality, and
+    ``standard``, the landmarks of nyul. Empty where it is not known."""
+    method: Literal["simclr", "mae", "random", "supervised", "unknown"]
     licence: str
     """Of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None
+    origin: str = ""
+    """The checkpoint that weights from elsewhere were read from."""
 
 
 def check_grid(plan: Plan, grid: Grid) -> None:
     """Raise UsageError unless ``grid`` is the one the weights were trained on."""
-    volumes = grid.describe()
+    volumes = grid.describe() if plan.grid else {}
     differing = [
         f"{key} {plan.grid.get(key)} (volumes: {value})"
         for key, value in volumes.items()
@@ -192,6 +244,11 @@ def read_weights(path: Path, model: nn.Module) -> None:
         found = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be read ({error}).") from error
+    fill(model, found, origin=path, remedy="Give the plan.json that was written with these weights")
+
+
+def fill(model: nn.Module, found: Mapping[str, torch.Tensor], *, origin: Path, remedy: str) -> None:
+    """As `read_weights`, with tensors that were read from ``origin``."""
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the network" for name in found.keys() - expected.keys()]
@@ -205,7 +262,7 @@ def read_weights(path: Path, model: nn.Module) -> None:
     if problems:
         shown = "\n  ".join(sorted(problems)[:10]) + ("\n  …" if len(problems) > 10 else "")
         raise DataError(
-            f"{path}: the weights do not fit the network of their plan in {len(problems)} "
-            f"places:\n  {shown}\nGive the plan.json that was written with these weights."
+            f"{origin}: the weights do not fit the network of their plan in {len(problems)} "
+            f"places:\n  {shown}\n{remedy}."
         )
     model.load_state_dict(found)
