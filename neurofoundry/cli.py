@@ -347,6 +347,29 @@ def import_(
 
 
 @app.command()
+def export(
+    encoder: Annotated[
+        Path, typer.Argument(callback=locate, help="An output of pretrain or import.")
+    ],
+    out: Out,
+    authors: Annotated[str, typer.Option(help="As the model card names them.")] = "Not named",
+) -> None:
+    """Write an encoder for the Hugging Face hub, for MONAI and for other installations."""
+    from neurofoundry import stage
+    from neurofoundry.tracking import TrackingParams
+    from neurofoundry.weights import bundle
+
+    stage.run(
+        "weights",
+        lambda work: bundle.export(work, encoder=encoder, authors=authors),
+        out=out,
+        params={"authors": authors},
+        inputs={"pretrain": encoder},
+        track=TrackingParams(mode="disabled"),
+    )
+
+
+@app.command()
 def configure(
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,

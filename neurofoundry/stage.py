@@ -32,6 +32,7 @@ PUBLISHES = {
     "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
     "evaluate": ("metrics.json", "promotion.json"),
     "promote": ("model.safetensors", "plan.json"),
+    "weights": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
 }
 """The contract files of each stage: their content is what a later stage depends on."""
 
