@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError
 from neurofoundry.volumes import (
     SLOPE,
     Grid,
     open_volume,
-    read_batch,
     read_grid,
     read_recipe,
     write_volume,

@@ -14,7 +14,8 @@ import torch
 
 import neurofoundry
 from neurofoundry import cohort, encoders, stage
-from neurofoundry.encoders import BLOCKS, Encoder, Plan
+from neurofoundry.adaptation import Plan
+from neurofoundry.encoders import BLOCKS, Encoder
 from neurofoundry.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 

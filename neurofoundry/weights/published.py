@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from neurofoundry import encoders, stage
-from neurofoundry.encoders import BLOCKS, EncoderParams, Plan
+from neurofoundry.adaptation import EncoderParams, Plan
+from neurofoundry.encoders import BLOCKS
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import validate
 from neurofoundry.stage import Workspace

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from neurofoundry import cohort, encoders, load_encoder, stage
-from neurofoundry.encoders import EncoderParams
+from neurofoundry import adaptation, cohort, encoders, load_encoder, stage
+from neurofoundry.adaptation import EncoderParams
 from neurofoundry.errors import DataError
 from neurofoundry.tracking import TrackingParams
 from neurofoundry.weights.bundle import export, inference
@@ -121,7 +121,7 @@ class TestCard:
     def test_a_licence_that_the_hub_knows_is_called_as_there(
         self, tmp_path: Path, encoder: Path
     ) -> None:
-        plan = encoders.read_plan(encoder).model_copy(update={"licence": "CC-BY-4.0"})
+        plan = adaptation.read_plan(encoder).model_copy(update={"licence": "CC-BY-4.0"})
         folder = tmp_path / "encoder"
         folder.mkdir()
         encoders.save(folder, encoders.load(encoder)[0], plan)
@@ -186,7 +186,7 @@ class TestMonai:
     def test_its_configuration_builds_every_network(
         self, encoder: Path, params: EncoderParams
     ) -> None:
-        plan = encoders.read_plan(encoder).model_copy(update={"encoder": params})
+        plan = adaptation.read_plan(encoder).model_copy(update={"encoder": params})
         network = monai.bundle.ConfigParser(inference(plan)).get_parsed_content("network_def")
         ours = encoders.build(params, seed=1)
         network.load_state_dict(ours.state_dict(), strict=True)

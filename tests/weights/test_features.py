@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from neurofoundry import encoders, load_encoder
+from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.volumes import SLOPE, Grid, read_batch
+from neurofoundry.volumes import SLOPE, Grid
 from tests.finetune import tiny
 
 GRID = tiny.GRID

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from neurofoundry import cohort, encoders, stage
-from neurofoundry.encoders import EncoderParams
+from neurofoundry import adaptation, cohort, encoders, stage
+from neurofoundry.adaptation import EncoderParams
 from neurofoundry.errors import DataError, NeurofoundryError, UsageError
 from neurofoundry.tracking import TrackingParams
 from neurofoundry.volumes import Grid
@@ -63,7 +63,7 @@ class TestFeatures:
         with torch.no_grad():
             expected = network(volumes)
         torch.testing.assert_close(features_of(folder, volumes), expected, rtol=1e-5, atol=1e-5)
-        plan = encoders.read_plan(folder)
+        plan = adaptation.read_plan(folder)
         assert (plan.method, plan.licence, plan.name) == ("simclr", "MIT", "theirs")
         assert plan.encoder == EncoderParams(stem_stride=1, width=0.125)
 
@@ -115,7 +115,7 @@ class TestFeatures:
         (first / "subjects.tsv").write_text("person\na/sub-1\n")
         second = bring_to(tmp_path / "second", first, name="again")
         assert torch.equal(features_of(second, volumes), features_of(first, volumes))
-        assert encoders.read_plan(second).name == "again"
+        assert adaptation.read_plan(second).name == "again"
         assert cohort.read_pretrained(second).persons == {"a/sub-1"}
 
     def test_that_learn_let_gradients_through_a_padded_shortcut(self) -> None:
@@ -135,26 +135,26 @@ class TestPlan:
     def test_the_published_grid_is_the_one_of_preprocess_at_1_mm(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
     ) -> None:
-        plan = encoders.read_plan(bring_to(tmp_path / "out", simclr[0]))
+        plan = adaptation.read_plan(bring_to(tmp_path / "out", simclr[0]))
         grid = Grid(spacing=1.0)
-        encoders.check_grid(plan, grid)
+        adaptation.check_grid(plan, grid)
         # x −95…96, y −113…78, z −68…81 of MNI152: the reference's crop of 193 × 229 × 193.
         assert grid.shape == (192, 192, 150)
         first, last = grid.affine[:3, 3], grid.affine @ [191, 191, 149, 1]
         assert first.tolist() == [-95, -113, -68]
         assert last[:3].tolist() == [96, 78, 81]
         with pytest.raises(UsageError, match=r"Set preprocess\.grid\.spacing to 1\.0"):
-            encoders.check_grid(plan, Grid(spacing=2.0))
+            adaptation.check_grid(plan, Grid(spacing=2.0))
 
     def test_weights_without_a_grid_take_any_unless_bound_to_one(self, tmp_path: Path) -> None:
         path = tmp_path / "monai.pt"
         torch.save(trained(1, "biased").state_dict(), path)
-        plan = encoders.read_plan(bring_to(tmp_path / "any", path, licence="MIT"))
-        encoders.check_grid(plan, Grid(spacing=3.0))
-        encoders.check_grid(plan, Grid(spacing=1.0))
-        plan = encoders.read_plan(bring_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
+        plan = adaptation.read_plan(bring_to(tmp_path / "any", path, licence="MIT"))
+        adaptation.check_grid(plan, Grid(spacing=3.0))
+        adaptation.check_grid(plan, Grid(spacing=1.0))
+        plan = adaptation.read_plan(bring_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
         with pytest.raises(UsageError, match="another grid"):
-            encoders.check_grid(plan, Grid(spacing=3.0))
+            adaptation.check_grid(plan, Grid(spacing=3.0))
 
     def test_whom_they_have_seen_is_unknown(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
