@@ -386,6 +386,35 @@ def export(
     )
 
 
+Scans = Annotated[
+    list[Path],
+    typer.Argument(help="BIDS, DICOM, NIfTI files or folders of them, or outputs of preprocess."),
+]
+Table = Annotated[Path, typer.Option("--out", help="The table to write, .tsv or .parquet.")]
+
+
+@app.command()
+def embed(
+    scans: Scans,
+    weights: Annotated[
+        Path, typer.Option(callback=locate, help="The folder of an encoder, or of an exported one.")
+    ],
+    out: Table,
+    params: Annotated[
+        str, typer.Option(help="Whose 'preprocess' makes volumes; for weights that do not say.")
+    ] = "",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """Features of raw scans: one row a scan, with the reason where there are none."""
+    from neurofoundry.inference.embeddings import embed
+
+    if overrides and not params:
+        raise UsageError("--set: there are no --params that it could override.")
+    values = _load(params, overrides).preprocess if params else None
+    embed(scans, weights=weights, out=out, workers=workers or cores(), params=values)
+
+
 @app.command()
 def configure(
     params: ParamsFile = "params.yaml",
