@@ -416,6 +416,25 @@ def embed(
 
 
 @app.command()
+def predict(
+    scans: Scans,
+    model: Annotated[
+        Path,
+        typer.Option(
+            callback=locate,
+            help="A model: models/TASK/INIT/FRACTION/SEED, or an output of promote.",
+        ),
+    ],
+    out: Table,
+    workers: Workers = 0,
+) -> None:
+    """What a model says of raw scans, with its uncertainty and a flag for unfamiliar ones."""
+    from neurofoundry.inference.predictions import predict
+
+    predict(scans, model=model, out=out, workers=workers or cores())
+
+
+@app.command()
 def configure(
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,

@@ -31,7 +31,7 @@ PUBLISHES = {
     "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
     "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
     "evaluate": ("metrics.json", "promotion.json"),
-    "promote": ("model.safetensors", "plan.json"),
+    "promote": ("model.safetensors", "plan.json", "reference.npz"),
     "weights": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
 }
 """The contract files of each stage: their content is what a later stage depends on."""

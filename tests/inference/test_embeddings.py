@@ -19,6 +19,7 @@ from neurofoundry.preprocess.scan import preprocess_scan
 from neurofoundry.stage import hash_file, write_json
 from tests.finetune import tiny
 from tests.inference.conftest import RECIPE, write_encoder
+from tests.ingest.test_dicom import IDENTIFYING, KEY, hospital
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -88,6 +89,19 @@ class TestRawScans:
         table = read(tmp_path / "out.tsv")
         assert table["scan_id"].tolist() == ["data_sub-01_ses-1", "data_sub-01_ses-2"]
         assert np.array_equal(features(table)[0], features(table)[1])
+
+    def test_dicom_is_known_by_pseudonyms_alone(
+        self, weights: Path, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setenv(KEY, "a secret of the hospital")
+        hospital(tmp_path / "data")
+        embed([tmp_path / "data"], weights=weights, out=tmp_path / "out.tsv", workers=1)
+        table = read(tmp_path / "out.tsv")
+        assert table["scan"].str.contains("series-1").any()
+        assert table["reason"].notna().all()  # cubes of 40 slices, a localizer, a T2
+        assert table["sha256"].notna().sum() == 3
+        text = (tmp_path / "out.tsv").read_text().lower()
+        assert not [word for word in IDENTIFYING if word in text]
 
 
 class TestRestart:
