@@ -25,6 +25,12 @@ class EncoderParams(Section):
     """Share of the published channels (64, 128, 256, 512): a multiple of 1/8."""
     norm: Literal["batch", "group"] = "batch"
     """Batch norm needs large batches; group norm (8 groups) does not look across a batch."""
+    shortcut: Literal["biased", "unbiased", "padded"] = "biased"
+    """How a block that changes channels or stride passes its input on: by a convolution of 1³ with
+    bias, or without, or by padding with channels of zeros (MedicalNet's ResNet-18)."""
+    dilated: bool = False
+    """The last two levels keep the resolution of the second, with convolutions dilated by 2 and 4,
+    as in MedicalNet."""
 
     @field_validator("width")
     @classmethod
@@ -53,17 +59,23 @@ class Plan(Section):
     encoder: EncoderParams
     features: int
     grid: dict[str, Any]
-    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape."""
+    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty: weights from
+    elsewhere that are bound to none."""
     normalization: str = "z-score within the brain, background 0"
-    method: Literal["simclr", "mae", "random", "supervised"]
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    """What a scan's volume depends on: ``preprocess`` of params.yaml without bounds of quality, and
+    ``standard``, the landmarks of nyul. Empty where it is not known."""
+    method: Literal["simclr", "mae", "random", "supervised", "unknown"]
     licence: str
     """Of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None
+    origin: str = ""
+    """The checkpoint that weights from elsewhere were read from."""
 
 
 def check_grid(plan: Plan, grid: Grid) -> None:
     """Raise UsageError unless ``grid`` is the one the weights were trained on."""
-    volumes = grid.describe()
+    volumes = grid.describe() if plan.grid else {}
     differing = [
         f"{key} {plan.grid.get(key)} (volumes: {value})"
         for key, value in volumes.items()

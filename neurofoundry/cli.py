@@ -327,6 +327,113 @@ def evaluate(
     _hand_over(folder, copies, executor_input)
 
 
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],
+    name: Annotated[str, typer.Option("--as", help="What finetune.initializations call it.")],
+    out: Out,
+    kind: Annotated[
+        str, typer.Option(help="3d-neuro-simclr, medicalnet, monai or neurofoundry; else guessed.")
+    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, where they do not say.")] = "",
+    spacing: Annotated[
+        float | None, typer.Option(help="mm of the grid to bind weights to that have none.")
+    ] = None,
+    stem_stride: Annotated[
+        int | None, typer.Option(help="Of the first convolution, for kind monai; else 1.")
+    ] = None,
+) -> None:
+    """Make an encoder of a published checkpoint: strictly, and without running what is in it."""
+    from neurofoundry import stage
+    from neurofoundry.params import validate
+    from neurofoundry.tracking import TrackingParams
+    from neurofoundry.weights.params import ImportParams
+    from neurofoundry.weights.published import bring
+
+    given: dict[str, Any] = {"name": name, "kind": kind or None, "licence": licence}
+    given |= {"spacing": spacing, "stem_stride": stem_stride}
+    params = validate(given, ImportParams, origin="import")
+    stage.run(
+        "pretrain",  # its output takes the place of one
+        lambda work: bring(work, checkpoint=checkpoint, params=params),
+        out=out,
+        params={"import": params},
+        inputs={},
+        track=TrackingParams(mode="disabled"),
+    )
+
+
+@app.command()
+def export(
+    encoder: Annotated[
+        Path, typer.Argument(callback=locate, help="An output of pretrain or import.")
+    ],
+    out: Out,
+    authors: Annotated[str, typer.Option(help="As the model card names them.")] = "Not named",
+) -> None:
+    """Write an encoder for the Hugging Face hub, for MONAI and for other installations."""
+    from neurofoundry import stage
+    from neurofoundry.tracking import TrackingParams
+    from neurofoundry.weights import bundle
+
+    stage.run(
+        "weights",
+        lambda work: bundle.export(work, encoder=encoder, authors=authors),
+        out=out,
+        params={"authors": authors},
+        inputs={"pretrain": encoder},
+        track=TrackingParams(mode="disabled"),
+    )
+
+
+Scans = Annotated[
+    list[Path],
+    typer.Argument(help="BIDS, DICOM, NIfTI files or folders of them, or outputs of preprocess."),
+]
+Table = Annotated[Path, typer.Option("--out", help="The table to write, .tsv or .parquet.")]
+
+
+@app.command()
+def embed(
+    scans: Scans,
+    weights: Annotated[
+        Path, typer.Option(callback=locate, help="The folder of an encoder, or of an exported one.")
+    ],
+    out: Table,
+    params: Annotated[
+        str, typer.Option(help="Whose 'preprocess' makes volumes; for weights that do not say.")
+    ] = "",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """Features of raw scans: one row a scan, with the reason where there are none."""
+    from neurofoundry.inference.embeddings import embed
+
+    if overrides and not params:
+        raise UsageError("--set: there are no --params that it could override.")
+    values = _load(params, overrides).preprocess if params else None
+    embed(scans, weights=weights, out=out, workers=workers or cores(), params=values)
+
+
+@app.command()
+def predict(
+    scans: Scans,
+    model: Annotated[
+        Path,
+        typer.Option(
+            callback=locate,
+            help="A model: models/TASK/INIT/FRACTION/SEED, or an output of promote.",
+        ),
+    ],
+    out: Table,
+    workers: Workers = 0,
+) -> None:
+    """What a model says of raw scans, with its uncertainty and a flag for unfamiliar ones."""
+    from neurofoundry.inference.predictions import predict
+
+    predict(scans, model=model, out=out, workers=workers or cores())
+
+
 @app.command()
 def configure(
     params: ParamsFile = "params.yaml",

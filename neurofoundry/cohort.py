@@ -7,7 +7,8 @@ not leak (splits, intervals, pretraining overlap) goes by person.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import hmac
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,13 @@ EXCLUDED = pa.DataFrameSchema(
 """cohort/excluded.tsv: every file that was not used."""
 
 SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
-"""subjects.tsv of an encoder: everyone it was pretrained on."""
+"""subjects.tsv of an encoder: everyone it was pretrained on. Encoders from elsewhere may have none:
+then whom they have seen is unknown."""
+
+HASHED_SUBJECTS = pa.DataFrameSchema(
+    {"person_hash": pa.Column(str, _SHA256), "salt": pa.Column(str)}, coerce=True
+)
+"""subjects.tsv of an encoder that was exported: `hash_person` of everyone."""
 
 IMAGES = pa.DataFrameSchema({"sha256": pa.Column(str, _SHA256)}, coerce=True)
 """images.tsv of an encoder: every image it was pretrained on. Encoders from elsewhere may have
@@ -264,17 +271,41 @@ def find_leaks(scans: pd.DataFrame) -> list[Leak]:
 class PretrainedOn:
     """Whom and what an encoder has seen."""
 
-    persons: frozenset[str] = frozenset()
+    persons: frozenset[str] | None = frozenset()
+    """Names, or hashes where there is a ``salt``; None where the encoder does not say."""
     images: frozenset[str] | None = None
     """SHA-256 of the image files; None where the encoder does not say."""
+    salt: str = ""
+
+    def among(self, persons: Iterable[str]) -> list[str]:
+        """Which of ``persons`` it is known to have seen."""
+        seen = self.persons or ()
+        named = {hash_person(each, self.salt) if self.salt else each: each for each in persons}
+        return sorted(person for name, person in named.items() if name in seen)
+
+
+def hash_person(person: str, salt: str) -> str:
+    """HMAC-SHA256 of a person's name, under a salt that is published with it.
+
+    Who holds the same names can see whether they are meant; who does not can only try names.
+    """
+    return hmac.new(salt.encode(), person.encode(), "sha256").hexdigest()
 
 
 def read_pretrained(encoder: Path) -> PretrainedOn:
-    """subjects.tsv and images.tsv of an encoder's folder."""
-    persons = frozenset(read_table(encoder / "subjects.tsv", SUBJECTS)["person"])
+    """subjects.tsv and images.tsv of an encoder's folder, as far as it has them."""
     path = encoder / "images.tsv"
     images = frozenset(read_table(path, IMAGES)["sha256"]) if path.exists() else None
-    return PretrainedOn(persons, images)
+    path = encoder / "subjects.tsv"
+    if not path.exists():
+        return PretrainedOn(None, images)
+    if "person_hash" in path.read_text().partition("\n")[0].split("\t"):
+        table = read_table(path, HASHED_SUBJECTS)
+        salts = set(table["salt"])
+        if len(salts) > 1:
+            raise DataError(f"{path}: {len(salts)} salts, expected one for all. Export it again.")
+        return PretrainedOn(frozenset(table["person_hash"]), images, next(iter(salts), ""))
+    return PretrainedOn(frozenset(read_table(path, SUBJECTS)["person"]), images)
 
 
 def guard_leaks(scans: pd.DataFrame, *, pretrained: PretrainedOn = PretrainedOn()) -> None:
@@ -289,7 +320,7 @@ def guard_leaks(scans: pd.DataFrame, *, pretrained: PretrainedOn = PretrainedOn(
     held_out = scans[scans["split"].isin(["val", "test", "ood"])]
     found += [
         f"the subject {person} was pretrained on and is in val, test or ood"
-        for person in sorted(set(held_out["person"]) & pretrained.persons)
+        for person in pretrained.among(held_out["person"])
     ]
     found += [
         f"the image of {scan.scan_id} was pretrained on under whatever name and is in {scan.split}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -11,6 +12,7 @@ import torch
 from monai.networks.nets.resnet import ResNet
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional
 
 from neurofoundry import stage
 from neurofoundry.adaptation import EncoderParams, Plan, read_plan
@@ -32,6 +34,8 @@ class Encoder(ResNet):
             [64, 128, 256, 512],
             n_input_channels=1,
             conv1_t_stride=params.stem_stride,
+            shortcut_type="A" if params.shortcut == "padded" else "B",
+            bias_downsample=params.shortcut == "biased",
             widen_factor=params.width,
             feed_forward=False,
         )
@@ -42,6 +46,42 @@ class Encoder(ResNet):
                 for name, child in list(module.named_children()):
                     if isinstance(child, nn.BatchNorm3d):
                         setattr(module, name, nn.GroupNorm(8, child.num_features))
+        if params.shortcut == "padded":
+            for module in self.modules():
+                if isinstance(shortcut := getattr(module, "downsample", None), partial):
+                    module.downsample = Padded(
+                        shortcut.keywords["planes"], shortcut.keywords["stride"]
+                    )
+        if params.dilated:
+            for level, dilation in ((self.layer3, 2), (self.layer4, 4)):
+                _dilate(level, dilation)
+
+
+class Padded(nn.Module):
+    """A shortcut without parameters: every ``stride``-th voxel, and channels of zeros.
+
+    MONAI's own lets no gradient through.
+    """
+
+    def __init__(self, planes: int, stride: int) -> None:
+        super().__init__()
+        self.planes, self.stride = planes, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (batch, channels, z, y, x) to ``planes`` channels."""
+        kept = x[:, :, :: self.stride, :: self.stride, :: self.stride]
+        return functional.pad(kept, (0, 0, 0, 0, 0, 0, 0, self.planes - kept.shape[1]))
+
+
+def _dilate(level: nn.Module, dilation: int) -> None:
+    """Exchange the strides of a level for dilation."""
+    for module in level.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = (1, 1, 1)
+            if module.kernel_size == (3, 3, 3):
+                module.dilation = module.padding = (dilation, dilation, dilation)
+        elif isinstance(module, Padded):
+            module.stride = 1
 
 
 @contextmanager
@@ -90,6 +130,11 @@ def read_weights(path: Path, model: nn.Module) -> None:
         found = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be read ({error}).") from error
+    fill(model, found, origin=path, remedy="Give the plan.json that was written with these weights")
+
+
+def fill(model: nn.Module, found: Mapping[str, torch.Tensor], *, origin: Path, remedy: str) -> None:
+    """As `read_weights`, with tensors that were read from ``origin``."""
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the network" for name in found.keys() - expected.keys()]
@@ -103,7 +148,7 @@ def read_weights(path: Path, model: nn.Module) -> None:
     if problems:
         shown = "\n  ".join(sorted(problems)[:10]) + ("\n  …" if len(problems) > 10 else "")
         raise DataError(
-            f"{path}: the weights do not fit the network of their plan in {len(problems)} "
-            f"places:\n  {shown}\nGive the plan.json that was written with these weights."
+            f"{origin}: the weights do not fit the network of their plan in {len(problems)} "
+            f"places:\n  {shown}\n{remedy}."
         )
     model.load_state_dict(found)

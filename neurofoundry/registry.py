@@ -13,10 +13,10 @@ from neurofoundry.stage import Workspace
 
 
 def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
-    """Copy weights, plan, model card and decision. Raises DataError when nothing was promoted.
+    """Copy weights, plan, reference, model card and decision.
 
-    Of several seeds it is the first, as it was declared: choosing the best would be a choice
-    made on the test set.
+    Of several seeds it is the first, as it was declared: choosing the best would be a choice made
+    on the test set. Raises DataError when nothing was promoted.
     """
     decision = json.loads((evaluation / "promotion.json").read_text())
     if not decision["promoted"]:
@@ -33,6 +33,7 @@ def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
     for path in (
         folder / "model.safetensors",
         folder / "plan.json",
+        folder / "reference.npz",
         evaluation / "promotion.json",
         evaluation / "model_card.md",
     ):

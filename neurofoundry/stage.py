@@ -31,7 +31,8 @@ PUBLISHES = {
     "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
     "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
     "evaluate": ("metrics.json", "promotion.json"),
-    "promote": ("model.safetensors", "plan.json"),
+    "promote": ("model.safetensors", "plan.json", "reference.npz"),
+    "weights": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
 }
 """The contract files of each stage: their content is what a later stage depends on."""
 
@@ -144,7 +145,7 @@ def run(
     if not resume_items and key not in (_partial_key(partial), _recorded_key(partial)):
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
-    lock = _lock(partial, folder)
+    lock = lock_folder(partial, folder)
     try:
         if _recorded_key(partial) != key or not inputs:
             (partial / "stage.json").unlink(missing_ok=True)
@@ -266,7 +267,7 @@ def _hand_over(folder: Path, out: Path) -> Path:
     return folder
 
 
-def _lock(partial: Path, out: Path) -> int:
+def lock_folder(partial: Path, out: Path) -> int:
     """Hold the partial folder; the lock ends with the process, however it ends."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:

@@ -128,3 +128,14 @@ def read_grid(folder: Path) -> Grid:
         return Grid(spacing=json.loads(path.read_text())["grid"]["spacing_mm"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """What the volumes of a folder depend on beside the scans: ``preprocess`` of params.yaml
+    without what decides which are usable, and ``standard``, the landmarks of nyul."""
+    params = json.loads((folder / "grid.json").read_text())["params"]
+    decides = ("quality", "outliers", "overrides")
+    recipe = {name: value for name, value in params.items() if name not in decides}
+    if (folder / "landmarks.json").exists():
+        recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
+    return recipe

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,23 @@ class TestLeaks:
             guard_leaks(table, pretrained=read_pretrained(tmp_path))
         write_table(pd.DataFrame({"sha256": table["sha256"][:1]}), tmp_path / "images.tsv")
         guard_leaks(table, pretrained=read_pretrained(tmp_path))
+
+    def test_a_held_out_person_is_found_behind_salted_hashes(self, tmp_path: Path) -> None:
+        table = scans(split=["train", "val"])
+        seen = [
+            hmac.digest(b"grain", person.encode(), "sha256").hex() for person in table["person"]
+        ]
+        hashed = pd.DataFrame({"person_hash": seen, "salt": "grain"})
+        write_table(hashed[:1], tmp_path / "subjects.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        write_table(hashed, tmp_path / "subjects.tsv")
+        with pytest.raises(DataError, match="a/sub-01 was pretrained on"):
+            guard_leaks(table, pretrained=read_pretrained(tmp_path))
+
+    def test_an_encoder_without_a_list_says_nothing_of_anybody(self, tmp_path: Path) -> None:
+        seen = read_pretrained(tmp_path)
+        assert seen.persons is None
+        guard_leaks(scans(split=["train", "val"]), pretrained=seen)
 
 
 class TestTask:

@@ -19,6 +19,7 @@ def promote(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_text(f"{fraction} {seed}")
             (folder / "plan.json").write_text("{}")
+            (folder / "reference.npz").touch()
             rows.append(f"sex\tsimclr\t{fraction}\t{seed}\tdone\tn/a")
     (models / "runs.tsv").write_text("\n".join(rows) + "\n")
     evaluation.mkdir()
@@ -36,7 +37,13 @@ def test_the_model_of_all_labels_and_the_first_seed_is_handed_on(tmp_path: Path)
     work = promote(tmp_path, promoted=True)
     assert (work.dir / "model.safetensors").read_text() == "1.0 3"
     names = {path.name for path in work.dir.iterdir()}
-    assert names == {"model.safetensors", "plan.json", "model_card.md", "promotion.json"}
+    assert names == {
+        "model.safetensors",
+        "plan.json",
+        "reference.npz",
+        "model_card.md",
+        "promotion.json",
+    }
 
 
 def test_a_model_that_was_not_promoted_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,14 @@ from pydantic import ValidationError
 
 from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError
-from neurofoundry.volumes import SLOPE, Grid, open_volume, read_grid, write_volume
+from neurofoundry.volumes import (
+    SLOPE,
+    Grid,
+    open_volume,
+    read_grid,
+    read_recipe,
+    write_volume,
+)
 
 GRID = Grid(spacing=6)
 
@@ -101,3 +109,11 @@ def test_a_folder_without_a_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "grid.json").write_text("{}")
     with pytest.raises(DataError, match="not the grid"):
         read_grid(tmp_path)
+
+
+def test_the_recipe_is_what_a_volume_depends_on(tmp_path: Path) -> None:
+    params = {"registration": "rigid", "quality": {}, "outliers": 6.0, "overrides": None}
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": {}, "params": params}))
+    assert read_recipe(tmp_path) == {"registration": "rigid"}
+    (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))
+    assert read_recipe(tmp_path) == {"registration": "rigid", "standard": [0.0, 1.0]}

@@ -125,8 +125,8 @@ class Inputs:
 
     @property
     def pretrained_on(self) -> frozenset[str]:
-        """Every person that an encoder has seen."""
-        return frozenset().union(*(each.seen.persons for each in self.encoders))
+        """Every person that an encoder is known to have seen."""
+        return frozenset().union(*(each.seen.persons or () for each in self.encoders))
 
 
 def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:
@@ -259,6 +259,8 @@ def _read_encoder(folder: Path) -> Pretrained:
 
 
 def _read_history(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame({"epoch": [], "loss": []})  # weights from elsewhere
     history = cohort.read_table(path, HISTORY)
     return history.apply(pd.to_numeric, errors="coerce").dropna(axis="columns", how="all")
 

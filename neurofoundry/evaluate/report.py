@@ -362,6 +362,7 @@ def _counts(inputs: Inputs) -> dict[str, Any]:
         "datasets": scans["dataset"].nunique(),
         "usable": int(scans["usable"].sum()),
         "pretrained": len(inputs.pretrained_on),
+        "unknown": [each.name for each in inputs.encoders if each.seen.persons is None],
         "by_image": all(each.seen.images is not None for each in inputs.encoders),
         "held_out": scans[scans["split"].isin(["val", "test", "ood"])]["person"].nunique(),
     }
@@ -512,7 +513,7 @@ def _encoder(found: Pretrained) -> dict[str, Any]:
     first, last = (history.iloc[[0, -1]].to_dict("records")) if len(history) else ({}, {})
     return {
         "name": found.name,
-        "persons": len(found.seen.persons),
+        "persons": None if found.seen.persons is None else len(found.seen.persons),
         "views": _embed(views, width=960) if views.exists() else None,
         "svg": figures.pretraining(history) if len(history) > 1 else None,
         "epochs": len(history),

@@ -19,7 +19,7 @@ from neurofoundry.adaptation import Plan
 from neurofoundry.augment import generator
 from neurofoundry.cohort import Task
 from neurofoundry.encoders import Encoder
-from neurofoundry.finetune import probe, subsets
+from neurofoundry.finetune import probe, reference, subsets
 from neurofoundry.finetune.network import Network, Reader, columns, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
 from neurofoundry.finetune.train import train
@@ -86,7 +86,7 @@ def make(
     seed: int,
     advance: Callable[[], None],
 ) -> None:
-    """Make a model and write model.safetensors, history.tsv and predictions.tsv.
+    """Make a model and write model.safetensors, history.tsv, reference.npz and predictions.tsv.
 
     ``rows`` are the scans of the task in all splits, with ``label`` and ``target``; ``learn`` are
     those of split 'train' whose labels may be seen. Scans of test and ood are opened only when the
@@ -116,6 +116,7 @@ def make(
         )
     encoders.write_weights(folder / "model.safetensors", network)
     cohort.write_table(history, folder / "history.tsv")
+    _write_reference(folder, network, start, init, task, rows=rows, learn=learn, read=read)
 
     held_out = rows[rows["split"].isin(["val", "test", "ood"])]
     if init.mode == "probe":
@@ -125,6 +126,33 @@ def make(
         outputs = infer(network, held_out["scan_id"], read)
     predictions = held_out[DESCRIBED].assign(**columns(outputs, task))
     cohort.write_table(predictions, folder / "predictions.tsv")
+
+
+def _write_reference(
+    folder: Path,
+    network: Network,
+    start: Start,
+    init: Initialization,
+    task: Task,
+    *,
+    rows: pd.DataFrame,
+    learn: pd.DataFrame,
+    read: Reader,
+) -> None:
+    val = rows[rows["split"] == "val"]
+    seen, unseen = (
+        _features(start, scans["scan_id"], read)
+        if init.mode == "probe"
+        else infer(network.encoder, scans["scan_id"], read)
+        for scans in (learn, val)
+    )
+    with torch.no_grad():
+        head = network.head
+        outputs = head(unseen.to(head.weight.device)).cpu()
+    found = reference.fit(
+        seen.numpy(), unseen.numpy(), outputs.numpy(), val["target"].to_numpy(np.float64), task
+    )
+    reference.write(folder / "reference.npz", found)
 
 
 def write_features(

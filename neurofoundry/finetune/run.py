@@ -37,7 +37,7 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid, read_grid
+from neurofoundry.volumes import Grid, read_grid, read_recipe
 
 SHARED_CODE = (
     "adaptation.py",
@@ -85,7 +85,7 @@ def finetune(
     again. Raises DataError and UsageError.
     """
     torch.backends.cudnn.deterministic = True
-    grid = read_grid(volumes)
+    grid, recipe = read_grid(volumes), read_recipe(volumes)
     folders = adaptation.find(encoder)
     for name, init in params.initializations.items():
         if init.encoder not in ("random", *folders):
@@ -128,6 +128,7 @@ def finetune(
                     "scan_ids_sha256": _hash_table(learn[["scan_id"]]),
                 },
                 "encoder": start.plan.model_dump(mode="json"),
+                "volumes": {"grid": grid.describe(), "preprocess": recipe},
             }
             ingredients = {
                 **plan,

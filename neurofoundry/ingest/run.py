@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,12 +44,19 @@ def ingest(
     found = Findings(data)
     datasets = sources.find(params.datasets, found)
     for dataset in datasets:
-        _read(dataset, datasets, found, params, work.dir / "nifti", workers)
+        read_dataset(
+            dataset,
+            datasets,
+            found,
+            age_columns=params.columns["age"].from_,
+            nifti=work.dir / "nifti",
+            workers=workers,
+        )
 
     found.scans = splits.name_persons(found.scans, params.shared_subjects)
     splits.check_names(params, found.scans, {dataset.name for dataset in datasets})
     scans = splits.without_unknown_splits(params, found)
-    scans = choose(_look_at(scans, found, workers), found)
+    scans = choose(look_at(scans, found, workers), found)
     rows = labels.table(scans, columns=params.columns, tasks=tasks, found=found)
     rows["split"] = splits.deal(rows, scans, params=params, seed=seed)
 
@@ -73,16 +80,18 @@ def ingest(
     }
 
 
-def _read(
+def read_dataset(
     dataset: Dataset,
     datasets: Sequence[Dataset],
     found: Findings,
-    params: IngestParams,
+    *,
+    age_columns: Iterable[str],
     nifti: Path,
     workers: int,
 ) -> None:
+    """Add what ``dataset``, one of ``datasets``, offers to ``found``; DICOM is converted."""
     if dataset.kind == "bids":
-        bids.read(dataset, found, age_columns=params.columns["age"].from_)
+        bids.read(dataset, found, age_columns=age_columns)
     elif dataset.kind == "table":
         table.read(dataset, found)
     else:
@@ -91,7 +100,7 @@ def _read(
         dicom.read(dataset, found, skip=skip, out=nifti, workers=workers)
 
 
-def _look_at(scans: Sequence[Scan], found: Findings, workers: int) -> list[Scan]:
+def look_at(scans: Sequence[Scan], found: Findings, workers: int) -> list[Scan]:
     """The scans whose image can be used, with their hashes."""
     usable = []
     for scan, seen in each(

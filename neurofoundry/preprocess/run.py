@@ -77,7 +77,7 @@ def preprocess(
     }
     reused, seconds = len(results), {}
     waiting = [scan for scan in scans.to_dict("records") if scan["scan_id"] not in results]
-    for scan_id, result, taken in _process(
+    for scan_id, result, taken in process(
         waiting,
         keys,
         results,
@@ -213,7 +213,7 @@ def _pool(
         ) from error
 
 
-def _process(
+def process(
     waiting: Sequence[Mapping[Any, str]],
     keys: Mapping[str, str],
     done: Mapping[str, Result],

@@ -26,7 +26,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid, read_grid
+from neurofoundry.volumes import Grid, read_grid, read_recipe
 
 
 def pretrain(
@@ -94,6 +94,7 @@ def pretrain(
         encoder=params.encoder,
         features=encoder.features,
         grid=grid.describe(),
+        preprocess=read_recipe(volumes),
         method=method,
         licence=params.licence,
         pretraining=pretraining,

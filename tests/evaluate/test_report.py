@@ -188,6 +188,25 @@ def test_without_tasks_the_cohort_and_the_pretraining_are_shown(tmp_path):
     assert (tmp_path / "out/metrics.json").read_text() == "{}\n"
 
 
+def test_weights_from_elsewhere_leave_leakage_unknown(tmp_path):
+    folders = write_inputs(tmp_path / "in", scans_table(40), tasks={}, skill={})
+    for name in ("subjects.tsv", "history.tsv"):
+        (tmp_path / "in/encoder" / name).unlink()
+    run(folders, tmp_path / "out", tasks={})
+    page = Page(tmp_path / "out/report.html")
+    assert page.open == []
+    assert "Unknown for simclr : these weights came without a list" in page.words
+    assert "on subjects that are not known (weights from elsewhere)" in page.words
+    card = (tmp_path / "out/model_card.md").read_text()
+    assert "Unknown for simclr: these weights came without a list" in card
+    assert "None subjects" not in card + page.words
+
+
+def test_encoders_of_ones_own_have_no_unknown(page, evaluated):
+    assert "Unknown for" not in page.words
+    assert "Unknown for" not in (evaluated.dir / "model_card.md").read_text()
+
+
 def test_the_model_card_holds_the_same_numbers(evaluated):
     card = (evaluated.dir / "model_card.md").read_text()
     row = pd.read_csv(evaluated.dir / "tables/metrics.tsv", sep="\t").iloc[0]

@@ -70,6 +70,7 @@ class TestOutputs:
                 "model.safetensors",
                 "plan.json",
                 "predictions.tsv",
+                "reference.npz",
                 "run.json",
             ]
         table = pd.read_csv(models / "runs.tsv", sep="\t", dtype=str)

@@ -63,7 +63,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[0].update(usable=False, reason="the brain was not found", volume_sha256=None)
     (folder / f"{rows[0]['scan_id']}.nii").unlink()
     cohort.write_table(pd.DataFrame(rows), folder / "scans.tsv", cohort.VOLUMES)
-    (folder / "grid.json").write_text(json.dumps({"grid": GRID.describe()}))
+    (folder / "grid.json").write_text(json.dumps({"grid": GRID.describe(), "params": {}}))
     record = {"stage": "preprocess", "schema_version": 1, "contents": {}, "data_version": "v1"}
     (folder / "stage.json").write_text(json.dumps(record))
     return folder

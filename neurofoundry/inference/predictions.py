@@ -1,0 +1,101 @@
+"""Predictions for raw scans: each with its uncertainty, and whether the scan is a familiar one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import ValidationError
+
+from neurofoundry import encoders, stage
+from neurofoundry.adaptation import Plan
+from neurofoundry.cohort import Task
+from neurofoundry.errors import DataError
+from neurofoundry.finetune import reference
+from neurofoundry.finetune.network import Network, columns
+from neurofoundry.finetune.reference import Reference
+from neurofoundry.inference.embeddings import Weights, describe, features_of, table
+
+
+def predict(places: Sequence[Path], *, model: Path, out: Path, workers: int) -> None:
+    """Write the table ``out`` (.tsv or .parquet), one row a scan: prediction, or why not.
+
+    ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED) or a promoted one.
+    ``places`` are raw scans, or outputs of preprocess. Raises DataError and UsageError.
+    """
+    plan, task, recipe = _read_plan(model)
+    network = Network(encoders.build(plan.encoder, seed=0), task)
+    encoders.read_weights(model / "model.safetensors", network)
+    known = reference.read(model / "reference.npz")
+    weights = Weights(network.encoder, plan, stage.hash_file(model / "model.safetensors"), recipe)
+    with table(out) as (work, write):
+        rows = list(features_of(places, weights, work=work, workers=workers))
+        found = [n for n, row in enumerate(rows) if row.features is not None]
+        said = describe(rows)
+        if found:
+            features = np.stack([row.features for row in rows if row.features is not None])
+            values = judge(features, network.cpu(), known, task)
+            values.index = pd.Index(found)
+            said = said.join(values)
+        write(said)
+
+
+def judge(
+    features: np.ndarray[Any, np.dtype[np.float32]],
+    network: Network,
+    known: Reference,
+    task: Task,
+) -> pd.DataFrame:
+    """What a model says of scans, by their features (scans, features).
+
+    Classification: ``prediction``, ``p_CLASS`` as finetune writes it, ``calibrated_p_CLASS``, and
+    ``entropy`` of the latter (0 certain, 1 undecided). Regression: ``prediction`` with the ends of
+    its interval, ``low`` and ``high``. Both: ``distance`` to the training scans, its limit, and
+    ``out_of_distribution``, whether it is beyond.
+    """
+    with torch.no_grad():
+        outputs = network.head(torch.from_numpy(features))
+    if task.kind == "classification":
+        calibrated = columns(outputs / known.temperature, task)
+        shares = np.stack(list(calibrated.values()), axis=1)
+        entropy = -(shares * np.log(np.clip(shares, 1e-300, 1))).sum(axis=1)
+        said: dict[str, Any] = {
+            "prediction": [task.classes[index] for index in shares.argmax(axis=1)],
+            **columns(outputs, task),
+            **{f"calibrated_{name}": values for name, values in calibrated.items()},
+            "entropy": entropy / np.log(len(task.classes)),
+        }
+    else:
+        value = columns(outputs, task)["output"]
+        # Too few scans of val to say: no interval rather than an infinite one.
+        half = known.half_width if np.isfinite(known.half_width) else np.nan
+        said = {"prediction": value, "low": value - half, "high": value + half}
+    distance = known.distance(features)
+    said |= {
+        "distance": distance,
+        "distance_limit": known.distance_limit,
+        "out_of_distribution": pd.array(distance > known.distance_limit, dtype="boolean"),
+    }
+    return pd.DataFrame(said)
+
+
+def _read_plan(model: Path) -> tuple[Plan, Task, Mapping[str, Any]]:
+    path = model / "plan.json"
+    try:
+        content = json.loads(path.read_text())
+        task = dict(content["task"])
+        task.pop("name")
+        volumes = content["volumes"]
+        plan = Plan.model_validate(content["encoder"] | {"grid": volumes["grid"]})
+        return plan, Task.model_validate(task), volumes["preprocess"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DataError(
+            f"{path}: not the plan of a model ({error}). Give a folder "
+            "models/TASK/INIT/FRACTION/SEED or an output of promote; if it is older, run finetune "
+            "again."
+        ) from error

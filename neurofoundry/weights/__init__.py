@@ -1,0 +1,1 @@
+"""Weights in and out: checkpoints of others, folders for others, and features in three lines."""

@@ -1,0 +1,172 @@
+"""Weights out: a folder that the Hugging Face hub and MONAI's bundle loader take as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import torch
+
+import neurofoundry
+from neurofoundry import cohort, encoders, stage
+from neurofoundry.adaptation import Plan
+from neurofoundry.encoders import BLOCKS, Encoder
+from neurofoundry.stage import Workspace
+from neurofoundry.weights.features import LARGEST
+
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+"""What MONAI checks metadata.json against."""
+
+HUB_LICENCES = (
+    *("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+)
+"""Licences that the hub knows by these names; others are 'other' with a name of their own."""
+
+
+def export(work: Workspace, *, encoder: Path, authors: str) -> None:
+    """Write an encoder for others: weights, plan, model card, MONAI bundle, hashed subjects.
+
+    Names of persons become HMAC-SHA256 under the hash of the weights as salt: who holds the same
+    names can see whom the encoder has seen, and the guard against leakage goes on to work.
+    """
+    network, plan = encoders.load(encoder)
+    encoders.save(work.dir, network, plan)
+    for folder in ("configs", "models"):
+        (work.dir / folder).mkdir(exist_ok=True)
+    torch.save(network.state_dict(), work.dir / "models/model.pt")
+    stage.write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
+    stage.write_json(work.dir / "configs/inference.json", inference(plan))
+    (work.dir / "LICENSE").write_text(f"The weights are under: {plan.licence}\n")
+    seen = cohort.read_pretrained(encoder)
+    if seen.persons is not None:
+        salt = seen.salt or stage.hash_file(work.dir / "encoder.safetensors")
+        named = seen.persons if seen.salt else {cohort.hash_person(p, salt) for p in seen.persons}
+        table = pd.DataFrame({"person_hash": sorted(named), "salt": salt})
+        cohort.write_table(table, work.dir / "subjects.tsv", cohort.HASHED_SUBJECTS)
+    if seen.images is not None:
+        shutil.copyfile(encoder / "images.tsv", work.dir / "images.tsv")
+    card = _card(plan, None if seen.persons is None else len(seen.persons), authors)
+    (work.dir / "README.md").write_text(card, encoding="utf-8")
+    parameters = sum(weight.numel() for weight in network.parameters())
+    work.summary |= {"parameters": parameters, "features": plan.features}
+
+
+def metadata(plan: Plan, authors: str) -> dict[str, Any]:
+    """configs/metadata.json: what MONAI asks of a bundle."""
+    shape = plan.grid["shape_xyz"][::-1] if plan.grid else ["*", "*", "*"]
+    return {
+        "schema": SCHEMA,
+        "version": neurofoundry.__version__,
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"nibabel": version("nibabel")}
+        | ({} if _is_plain(plan) else {"neurofoundry": neurofoundry.__version__}),
+        "name": plan.name,
+        "task": "Features of 3D T1-weighted brain MRI",
+        "description": f"{plan.encoder.architecture}, pretrained with {plan.method}: "
+        f"{plan.features} numbers that describe a brain. Not for diagnosis.",
+        "authors": authors,
+        "copyright": f"Weights: {plan.licence}",
+        "data_type": "nibabel",
+        "intended_use": "Research: a start for fine-tuning and linear models. Not for diagnosis.",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": "MR",
+                    "num_channels": 1,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [-LARGEST, LARGEST],
+                    "is_patch_data": False,
+                    "channel_def": {"0": f"T1w, axes (z, y, x), {plan.normalization}"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "array",
+                    "format": "features",
+                    "num_channels": plan.features,
+                    "spatial_shape": [],
+                    "dtype": "float32",
+                    "value_range": [],
+                }
+            },
+        },
+    }
+
+
+def inference(plan: Plan) -> dict[str, Any]:
+    """configs/inference.json: the network, and how a volume of preprocess is read for it."""
+    return {
+        "imports": ["$import torch"],
+        "bundle_root": ".",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "network_def": _network(plan),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImage", "image_only": True},
+                {"_target_": "EnsureChannelFirst"},
+                {"_target_": "Transpose", "indices": [0, 3, 2, 1]},
+            ],
+        },
+        "inferer": {"_target_": "SimpleInferer"},
+    }
+
+
+def _is_plain(plan: Plan) -> bool:
+    """Whether MONAI alone can build the network."""
+    return plan.encoder.norm == "batch" and not plan.encoder.dilated
+
+
+def _network(plan: Plan) -> dict[str, Any]:
+    params = plan.encoder
+    if not _is_plain(plan):
+        kind, values = type(params), params.model_dump(mode="json")
+        return {
+            "_target_": f"{Encoder.__module__}.{Encoder.__qualname__}",
+            "params": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values},
+        }
+    block, layers = BLOCKS[params.architecture]
+    return {
+        "_target_": "monai.networks.nets.resnet.ResNet",
+        "block": block,
+        "layers": layers,
+        "block_inplanes": [64, 128, 256, 512],
+        "n_input_channels": 1,
+        "conv1_t_stride": params.stem_stride,
+        "shortcut_type": "A" if params.shortcut == "padded" else "B",
+        "bias_downsample": params.shortcut == "biased",
+        "widen_factor": params.width,
+        "feed_forward": False,
+    }
+
+
+def _card(plan: Plan, persons: int | None, authors: str) -> str:
+    """README.md: the model card, with the front matter that the hub reads."""
+    known = plan.licence.lower() in HUB_LICENCES
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("neurofoundry.weights", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown
+    )
+    return environment.get_template("card.md").render(
+        plan=plan,
+        persons=persons,
+        authors=authors,
+        licence=plan.licence.lower() if known else "other",
+        licence_name="" if known else re.sub(r"[^a-z0-9.]+", "-", plan.licence.lower()).strip("-"),
+    )

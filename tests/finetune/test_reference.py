@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import mahalanobis
+from scipy.special import softmax
+from sklearn.metrics import log_loss
+
+from neurofoundry.errors import DataError
+from neurofoundry.finetune import reference
+from neurofoundry.finetune.reference import Reference
+from tests.finetune.tiny import AGE, DIAGNOSIS
+
+
+def regression(residuals: np.ndarray, random: np.random.Generator) -> Reference:
+    n = len(residuals)
+    features = random.normal(size=(n, 3))
+    targets = random.normal(50, 10, n)
+    return reference.fit(features, features, (targets + residuals)[:, None], targets, AGE)
+
+
+class TestDistance:
+    def test_it_is_mahalanobis_of_the_true_covariance_with_many_scans(self) -> None:
+        random = np.random.default_rng(0)
+        mix = random.normal(size=(4, 4))
+        learn = random.normal(size=(20000, 4)) @ mix + 5
+        val = random.normal(size=(400, 4)) @ mix + 5
+        found = reference.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        inverse = np.linalg.inv(mix.T @ mix)
+        expected = [mahalanobis(scan, np.full(4, 5.0), inverse) for scan in val]
+        np.testing.assert_allclose(found.distance(val), expected, rtol=0.05)
+        assert (found.distance(val) > found.distance_limit).mean() <= 1 - reference.FAMILIAR
+
+    def test_fewer_scans_than_features_and_features_that_never_change(self) -> None:
+        random = np.random.default_rng(1)
+        learn, val = random.normal(size=(12, 64)), random.normal(size=(8, 64))
+        learn[:, :10] = val[:, :10] = 0
+        found = reference.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        far = found.distance(val + 20)
+        assert np.isfinite(far).all()
+        assert (far > found.distance_limit).all()
+
+
+class TestTemperature:
+    def test_it_is_the_best_of_a_fine_grid(self) -> None:
+        random = np.random.default_rng(2)
+        targets = random.integers(0, 2, 300)
+        logits = random.normal(size=(300, 2)) + 2 * np.eye(2)[targets]
+        found = reference.fit(logits, logits, 3 * logits, targets.astype(float), DIAGNOSIS)
+        grid = np.linspace(0.5, 10, 200)
+        losses = [log_loss(targets, softmax(3 * logits / t, axis=1)) for t in grid]
+        assert found.temperature == pytest.approx(grid[np.argmin(losses)], abs=0.05)
+        assert np.isnan(found.half_width)
+
+    def test_logits_that_are_right_are_left_as_they_are(self) -> None:
+        random = np.random.default_rng(3)
+        logits = random.normal(size=(20000, 2)) * 2
+        targets = (random.random(20000) < softmax(logits, axis=1)[:, 1]).astype(float)
+        found = reference.fit(logits[:50], logits, logits, targets, DIAGNOSIS)
+        assert found.temperature == pytest.approx(1, abs=0.05)
+
+
+class TestInterval:
+    def test_it_is_the_residual_of_the_conformal_rank(self) -> None:
+        residuals = np.array([-1, 2, -3, 4, -5, 6, -7, 8, -9, 10.0])
+        found = regression(residuals, np.random.default_rng(4))
+        assert found.half_width == pytest.approx(10)  # ⌈11 · 0.9⌉ = 10th of 10
+
+    def test_too_few_scans_cannot_say(self) -> None:
+        assert regression(np.ones(8), np.random.default_rng(5)).half_width == np.inf
+
+    def test_it_covers_what_it_promises(self) -> None:
+        random = np.random.default_rng(6)
+        covered = [
+            abs(random.standard_t(4)) <= regression(random.standard_t(4, 29), random).half_width
+            for _ in range(1000)
+        ]
+        assert np.mean(covered) == pytest.approx(reference.COVERAGE, abs=0.03)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    found = regression(np.arange(20.0), np.random.default_rng(7))
+    reference.write(tmp_path / "reference.npz", found)
+    again = reference.read(tmp_path / "reference.npz")
+    assert np.array_equal(again.precision, found.precision)
+    assert (again.half_width, again.distance_limit) == (found.half_width, found.distance_limit)
+    with pytest.raises(DataError, match="Run finetune again"):
+        reference.read(tmp_path / "gone.npz")

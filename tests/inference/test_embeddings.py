@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry import load_encoder
+from neurofoundry.cohort import VOLUMES, write_table
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.inference import embeddings
+from neurofoundry.inference.embeddings import embed
+from neurofoundry.preprocess import template
+from neurofoundry.preprocess.scan import preprocess_scan
+from neurofoundry.stage import hash_file, write_json
+from tests.finetune import tiny
+from tests.inference.conftest import RECIPE, write_encoder
+from tests.ingest.test_dicom import IDENTIFYING, KEY, hospital
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t")
+
+
+def features(table: pd.DataFrame) -> np.ndarray:
+    return table.filter(regex=r"^f\d{4}$").to_numpy(np.float32)
+
+
+@pytest.fixture(scope="module")
+def embedded(raw: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("embedded") / "table.tsv"
+    embed([raw], weights=weights, out=out, workers=2)
+    return out
+
+
+class TestRawScans:
+    def test_features_are_those_of_preprocess_and_the_encoder(
+        self, embedded: Path, raw: Path, weights: Path, tmp_path: Path
+    ) -> None:
+        table = read(embedded).set_index("scan")
+        encoder = load_encoder(weights)
+        for name in ("first.nii.gz", "later/second.nii"):
+            preprocess_scan(
+                raw / name,
+                scan_id="x",
+                sha256=hash_file(raw / name),
+                key="",
+                out=tmp_path,
+                params=RECIPE,
+                template=template.build(RECIPE.registration_spacing),
+            )
+            expected = encoder(tmp_path / "x.nii")[0].numpy()
+            np.testing.assert_allclose(features(table.loc[[name]])[0], expected, rtol=1e-4)
+            assert table.loc[name, "usable"]
+            assert table.loc[name, "sha256"] == hash_file(raw / name)
+
+    def test_a_bad_scan_is_a_row_with_its_reason(self, embedded: Path) -> None:
+        table = read(embedded).set_index("scan")
+        assert len(table) == 3
+        assert table.loc["torn.nii.gz", "reason"].startswith("cut short")
+        assert not table.loc["torn.nii.gz", "usable"]
+        assert np.isnan(features(table.loc[["torn.nii.gz"]])).all()
+
+    def test_what_shows_no_head_is_a_row_with_its_reason(
+        self, weights: Path, tmp_path: Path
+    ) -> None:
+        noise = np.random.default_rng(0).random((70, 70, 70), dtype=np.float32)
+        nib.save(nib.Nifti1Image(noise, np.diag([3.0, 3, 3, 1])), tmp_path / "noise.nii")
+        embed([tmp_path / "noise.nii"], weights=weights, out=tmp_path / "out.tsv", workers=1)
+        (row,) = read(tmp_path / "out.tsv").to_dict("records")
+        assert not row["usable"]
+        assert row["reason"]
+
+    def test_nothing_is_left_beside_the_table(self, embedded: Path) -> None:
+        assert [path.name for path in embedded.parent.iterdir()] == ["table.tsv"]
+
+    def test_bids_is_read_as_ingest_reads_it(
+        self, raw: Path, weights: Path, tmp_path: Path
+    ) -> None:
+        for session in ("1", "2"):
+            folder = tmp_path / f"bids/sub-01/ses-{session}/anat"
+            folder.mkdir(parents=True)
+            shutil.copy(raw / "first.nii.gz", folder / f"sub-01_ses-{session}_T1w.nii.gz")
+        embed([tmp_path / "bids"], weights=weights, out=tmp_path / "out.tsv", workers=1)
+        table = read(tmp_path / "out.tsv")
+        assert table["scan_id"].tolist() == ["data_sub-01_ses-1", "data_sub-01_ses-2"]
+        assert np.array_equal(features(table)[0], features(table)[1])
+
+    def test_dicom_is_known_by_pseudonyms_alone(
+        self, weights: Path, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setenv(KEY, "a secret of the hospital")
+        hospital(tmp_path / "data")
+        embed([tmp_path / "data"], weights=weights, out=tmp_path / "out.tsv", workers=1)
+        table = read(tmp_path / "out.tsv")
+        assert table["scan"].str.contains("series-1").any()
+        assert table["reason"].notna().all()  # cubes of 40 slices, a localizer, a T2
+        assert table["sha256"].notna().sum() == 3
+        text = (tmp_path / "out.tsv").read_text().lower()
+        assert not [word for word in IDENTIFYING if word in text]
+
+
+class TestRestart:
+    def test_a_killed_run_goes_on_with_the_scans_that_were_in_flight(
+        self, embedded: Path, raw: Path, weights: Path, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        out = tmp_path / "table.tsv"
+        seen: list[Path] = []
+        forward = embeddings._forward
+
+        def killed_at_the_second(*given: Any) -> Any:
+            seen.append(given[2])
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            return forward(*given)
+
+        monkeypatch.setattr(embeddings, "_forward", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            embed([raw], weights=weights, out=out, workers=1)
+        assert not out.exists()
+        monkeypatch.setattr(embeddings, "_forward", lambda *g: (seen.append(g[2]), forward(*g))[1])
+        embed([raw], weights=weights, out=out, workers=1)
+        assert len(seen) == 3  # the first scan was not seen again
+        assert out.read_text() == embedded.read_text()
+
+
+class TestVolumes:
+    def test_an_output_of_preprocess_is_taken_as_it_is(self, tmp_path: Path) -> None:
+        scans = tiny.scans_table(3)
+        scans.loc[1, "usable"], scans.loc[1, "reason"] = False, "moved"
+        folder = tiny.write_volumes(tmp_path / "volumes", scans)
+        encoder = tiny.write_encoder(tmp_path / "encoder")
+        embed([folder], weights=encoder, out=tmp_path / "out.tsv", workers=1)
+        table = read(tmp_path / "out.tsv")
+        expected = load_encoder(encoder)([folder / f"{name}.nii" for name in scans["scan_id"]])
+        np.testing.assert_allclose(features(table), expected.numpy(), rtol=1e-4, atol=1e-6)
+        assert table["usable"].tolist() == scans["usable"].tolist()
+        assert table["reason"][1] == "moved"
+
+    def test_of_another_grid_they_are_refused(self, tmp_path: Path, weights: Path) -> None:
+        folder = tmp_path / "volumes"
+        folder.mkdir()
+        write_table(tiny.scans_table(1), folder / "scans.tsv", VOLUMES)
+        write_json(folder / "grid.json", {"grid": {"spacing_mm": 3.0}, "params": {}})
+        with pytest.raises(UsageError, match="another grid"):
+            embed([folder], weights=weights, out=tmp_path / "out.tsv", workers=1)
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        ("out", "message"),
+        [("table.csv", r"expected a table, \.tsv or \.parquet"), ("t.parquet", "needs pyarrow")],
+    )
+    def test_of_a_table_that_cannot_be_written(
+        self, raw: Path, weights: Path, tmp_path: Path, monkeypatch: Any, out: str, message: str
+    ) -> None:
+        monkeypatch.setattr(embeddings, "find_spec", lambda _: None)
+        with pytest.raises(UsageError, match=message):
+            embed([raw], weights=weights, out=tmp_path / out, workers=1)
+
+    def test_of_weights_that_do_not_say_how_volumes_are_made(
+        self, raw: Path, tmp_path: Path
+    ) -> None:
+        silent = write_encoder(tmp_path / "silent", recipe=None)
+        with pytest.raises(UsageError, match="Give --params"):
+            embed([raw], weights=silent, out=tmp_path / "out.tsv", workers=1)
+        one = raw / "first.nii.gz"
+        embed([one], weights=silent, out=tmp_path / "out.tsv", workers=1, params=RECIPE)
+        assert read(tmp_path / "out.tsv")["usable"].all()
+
+    def test_of_a_second_recipe(self, raw: Path, weights: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="Leave --params out"):
+            embed([raw], weights=weights, out=tmp_path / "x.tsv", workers=1, params=RECIPE)
+
+    def test_of_a_place_without_scans(self, weights: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(DataError, match="No dataset found"):
+            embed([tmp_path / "empty"], weights=weights, out=tmp_path / "x.tsv", workers=1)
+        with pytest.raises(UsageError, match="no such file"):
+            embed([tmp_path / "gone"], weights=weights, out=tmp_path / "x.tsv", workers=1)
