@@ -82,7 +82,7 @@ def run_local(
     """Run the compiled pipeline on this machine, in containers and without a network."""
     documents = compiled.read(package)
     given = {"params": _text(params), **_parse(settings)}
-    fixed = {"image": image, "data_version": local.VERSION, "store": local.STORE}
+    fixed = {"image": image, "data_version": local.VERSION, "store": node_pools.MOUNT}
     arguments = cluster.arguments(documents, given | fixed)
     local.run(documents, arguments, runner=runner, data=data, store=store, image=image)
     print(f"Outputs: {store}")

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
+import docker
+from neurofoundry.pretrain import nodes
 from tests.e2e.conftest import ROOT, Run
+from tests.e2e.trainer import Trainer, trainer
+from tests.pretrain.kubernetes import NAMESPACE
 
-docker = pytest.importorskip("docker")
 pytestmark = pytest.mark.e2e
 
 BASE = "neurofoundry-base:bookworm"
@@ -220,3 +224,79 @@ def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
     ]
     for path in (project / "volumes").glob("*.nii"):
         assert (volumes / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
+    image: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step does on a cluster, with containers of this machine for Kubeflow's machines."""
+    monkeypatch.setattr(nodes, "POLL_S", 0.5)
+    (tmp_path / "token").write_text("a-valid-token")
+    store = tmp_path / "store"
+    shutil.copytree(project / "volumes", store / "volumes")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["pretrain"].update(epochs=6, checkpoint_minutes=0)
+    values["pretrain"]["encoder"]["norm"] = "group"  # as several processes on CPUs need
+    client = docker.from_env()
+    network = client.networks.create(f"neurofoundry-{os.getpid()}", internal=True)
+    options = {
+        "network": network.name,
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "mounts": [docker.types.Mount("/store", str(store), type="bind")],
+        "environment": {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
+        "read_only": True,
+        "tmpfs": {"/tmp": "exec"},
+    }
+    machines = nodes.Machines(
+        pool=nodes.Pool(cpu="1", memory="4Gi", hours=1),
+        nodes=2,
+        processes=0,
+        image=image,
+        claim="neurofoundry",
+        mount="/store",
+        selector={},
+        tolerations=(),
+        secret="wandb",
+    )
+    job = nodes.train_job(
+        machines,
+        method="simclr",
+        params=yaml.safe_dump(values, sort_keys=False),
+        volumes=Path("/store/volumes"),
+        store=Path("/store/nodes"),
+        run="test",
+        owner={"apiVersion": "v1", "kind": "Pod", "name": "launcher", "uid": "1"},
+    )
+    killed = threading.Event()
+
+    def kill(found: Trainer) -> None:
+        while not killed.wait(0.05):
+            if any(store.glob("nodes/pretrain/.*.partial/checkpoint/*.pt")):
+                found.containers[1].kill()
+                killed.set()
+
+    try:
+        with trainer(options) as (cluster, found):
+            api = nodes.Api(cluster.url, NAMESPACE, tmp_path)
+            killer = threading.Thread(target=kill, args=[found])
+            killer.start()
+            try:
+                with pytest.raises(nodes.NodesError, match=r"Node 1 .* with exit code 137"):
+                    nodes.train(api, job)
+            finally:
+                killed.set()
+                killer.join()
+            assert not found.containers
+            nodes.train(api, job)
+            assert not cluster.jobs
+        alone = job["spec"]["trainer"]["args"].copy()
+        alone[alone.index("--processes") + 1] = "2"
+        alone[alone.index("--store") + 1] = "/store/processes"
+        command = ["python3", "-m", "neurofoundry", *alone]
+        client.containers.run(image, command, remove=True, **options)
+    finally:
+        network.remove()
+        client.close()
+    (of_nodes,) = store.glob("nodes/pretrain/*/encoder.safetensors")
+    (of_processes,) = store.glob("processes/pretrain/*/encoder.safetensors")
+    assert of_nodes.read_bytes() == of_processes.read_bytes()
