@@ -130,15 +130,15 @@ def train_job(
     limits = {"memory": pool.memory}
     if pool.accelerator and machines.processes:
         limits[pool.accelerator.type] = str(machines.processes)
-    volumes: list[dict[str, Any]] = [
+    held: list[dict[str, Any]] = [
         {"name": "store", "persistentVolumeClaim": {"claimName": machines.claim}}
     ]
     mounts = [{"name": "store", "mountPath": machines.mount}]
     if pool.shm:
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm}})
+        held.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     pod: dict[str, Any] = {
-        "volumes": volumes,
+        "volumes": held,
         "containers": [{"name": "node", "volumeMounts": mounts}],
         "nodeSelector": machines.selector,
         "tolerations": list(machines.tolerations),
