@@ -164,20 +164,64 @@ def test_neither_data_nor_secrets_enter_the_build(image: str, tmp_path: Path) ->
     assert copied == {"neurofoundry/cli.py", "pyproject.toml"}
 
 
-def test_a_store_that_cannot_be_written_is_said_in_a_line(image: str, tmp_path: Path) -> None:
+INSIDE = """
+import json, pathlib, subprocess, sys
+command = ["python3", "-m", "neurofoundry", *sys.argv[1:]]
+done = subprocess.run(command, capture_output=True, text=True)
+left = [path.relative_to("/store").as_posix() for path in pathlib.Path("/store").rglob("*")]
+print(json.dumps([done.returncode, done.stderr, left]))
+"""
+"""Runs a stage in a container, and says what it has left in the store."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "mount", "message"),
+    [
+        ("check", "read-only", "/store: Read-only file system"),
+        ("ingest", "read-only", "Read-only file system. Nothing is lost"),
+        ("preprocess", "size=1m", "No space left on device. Nothing is lost"),
+        ("pretrain", "size=64k", "No space left on device. Nothing is lost"),
+    ],
+)
+def test_a_store_that_is_full_or_cannot_be_written_is_said_and_nothing_is_published(
+    image: str, project: Path, tmp_path: Path, stage: str, mount: str, message: str
+) -> None:
+    """As the user of the image, whom no /etc/passwd knows, as on a cluster."""
+    given = {name: ["--" + name, f"/project/{name}"] for name in ("data", "cohort", "volumes")}
+    flags = {
+        "check": [],
+        "ingest": [*given["data"]],
+        "preprocess": [*given["data"], *given["cohort"], "--workers", "1"],
+        "pretrain": [*given["volumes"], "--method", "simclr", "--processes", "1"],
+    }[stage]
+    if stage != "check":
+        flags += ["--params", (project / "params.yaml").read_text()]
+    project.parent.chmod(0o755)
+    tmp_path.chmod(0o777)
+    mounts = [docker.types.Mount("/project", str(project), type="bind", read_only=True)]
+    tmpfs = {"/tmp": "exec"}
+    if mount == "read-only":
+        mounts.append(docker.types.Mount("/store", str(tmp_path), type="bind", read_only=True))
+    else:
+        tmpfs["/store"] = f"{mount},mode=1777"
     client = docker.from_env()
-    tmp_path.chmod(0o777)  # the container's user is not ours
-    with pytest.raises(docker.errors.ContainerError) as error:
-        client.containers.run(
-            image,
-            ["python3", "-m", "neurofoundry", "check", "--store", "/store", "--out", "/tmp/found"],
-            remove=True,
-            mounts=[docker.types.Mount("/store", str(tmp_path), type="bind", read_only=True)],
-        )
-    assert error.value.exit_status == 2
-    text = error.value.stderr.decode()
-    assert "/store: Read-only file system" in text
+    said = client.containers.run(
+        image,
+        ["python3", "-c", INSIDE, stage, *flags, "--store", "/store", "--out", "/tmp/out"],
+        remove=True,
+        read_only=True,
+        network_disabled=True,
+        mounts=mounts,
+        tmpfs=tmpfs,
+    )
+    client.close()
+    code, text, left = json.loads(said)
+    assert code == 2, text
+    assert message in text
     assert "Traceback" not in text
+    outputs = [path for path in left if path.startswith(f"{stage}/")]
+    assert all(path.split("/")[1].endswith(".partial") for path in outputs)
+    assert not [path for path in left if path.endswith("stage.json")]
 
 
 def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
