@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -100,8 +105,8 @@ def test_a_wrong_parameter_ends_the_run_before_any_data_is_touched(
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    """The image of this checkout, built here as an air-gapped site builds it."""
+def engine() -> Iterator[Any]:
+    """The Docker engine of this machine, with a base image for ours."""
     try:
         client = docker.from_env()
         client.ping()
@@ -113,10 +118,16 @@ def image() -> Iterator[str]:
         if not shutil.which("debootstrap"):
             pytest.skip("no base image, and no debootstrap to make one")
         subprocess.run([ROOT / "docker/base-image.sh", BASE], check=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def image(engine: Any) -> str:
+    """The image of this checkout, built here as an air-gapped site builds it."""
     build = ["make", "image", f"BASE_IMAGE={BASE}", f"PYTHON={sys.executable}"]
     subprocess.run([*build, f"DOCKER={CLI if CLI.exists() else 'docker'}"], cwd=ROOT, check=True)
-    yield IMAGE
-    client.close()
+    return IMAGE
 
 
 def test_the_image_is_small_labelled_and_runs_as_nobody_without_a_network(image: str) -> None:
@@ -162,6 +173,78 @@ def test_neither_data_nor_secrets_enter_the_build(image: str, tmp_path: Path) ->
     out = tmp_path / "out"
     copied = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert copied == {"neurofoundry/cli.py", "pyproject.toml"}
+
+
+class Index(BaseHTTPRequestHandler):
+    """A package index of one wheel, for those who have the token."""
+
+    wheel = "private-1.0-py3-none-any.whl"
+    secret = "t0ken-of-the-index"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        given = base64.b64encode(f"build:{self.secret}".encode()).decode()
+        if self.headers["Authorization"] != f"Basic {given}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.end_headers()
+            return
+        body = f'<a href="/{self.wheel}">{self.wheel}</a>'.encode()
+        if self.path == f"/{self.wheel}":
+            content = io.BytesIO()
+            with zipfile.ZipFile(content, "w") as archive:
+                about = "private-1.0.dist-info"
+                archive.writestr("private.py", "")
+                text = "Metadata-Version: 2.1\nName: private\nVersion: 1.0\n"
+                archive.writestr(f"{about}/METADATA", text)
+                text = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+                archive.writestr(f"{about}/WHEEL", text)
+                archive.writestr(f"{about}/RECORD", "")
+            body = content.getvalue()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/html" if self.path != f"/{self.wheel}" else "x/zip")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_the_key_of_a_private_index_is_in_no_layer(engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "build/wheels").mkdir(parents=True)
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker/Dockerfile", tmp_path / "docker")
+    (tmp_path / "docker/requirements.lock").write_text("private==1.0\n")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    index = f"http://build:{Index.secret}@127.0.0.1:{server.server_address[1]}/simple"
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index}\n")
+    tag = f"neurofoundry-secrets:{os.getpid()}"
+
+    def build(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [CLI, "build", "--file", "docker/Dockerfile", "--target", "cpu-packages", "--tag", tag,
+             "--build-arg", f"BASE_IMAGE={BASE}", "--network", "host", *more, "."],
+            cwd=tmp_path, env={**os.environ, "DOCKER_BUILDKIT": "1"}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+
+    try:
+        assert build("--build-arg", "HTTPS_PROXY=http://127.0.0.1:9").returncode != 0
+        done = build("--secret", "id=pip.conf,src=pip.conf")
+        assert done.returncode == 0, done.stderr
+        assert Index.secret not in done.stderr + done.stdout
+        assert Index.secret not in json.dumps(engine.images.get(tag).history())
+        layers = b"".join(engine.images.get(tag).save())
+        assert b"private-1.0.dist-info" in layers
+        assert Index.secret.encode() not in layers
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.images.remove(tag)
 
 
 INSIDE = """
