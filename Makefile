@@ -46,7 +46,7 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' neurofoundry/__init__.py)
 DOCKER ?= docker
 image: wheels
-	DOCKER_BUILDKIT=1 $(DOCKER) build --file docker/Dockerfile --target $(TARGET) \
+	DOCKER_BUILDKIT=1 $(DOCKER) build --file docker/Dockerfile --build-arg TARGET=$(TARGET) \
 	  --tag neurofoundry:$(TARGET) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
 	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_FLAGS) .
 

@@ -25,3 +25,38 @@ def pretrain(
         *("--out", encoder.path),
         *("--store", store),
     )
+
+
+@dsl.container_component
+def pretrain_on_nodes(
+    params: str,
+    method: str,
+    nodes: int,
+    gpus: str,
+    image: str,
+    claim: str,
+    mount: str,
+    pool: dict,
+    selector: dict,
+    tolerations: list,
+    secret: str,
+    store: str,
+    volumes: Input[Dataset],
+):
+    """Launch and follow the training of an encoder on several machines; it ends in the store."""
+    return step(
+        "pretrain-on-nodes",
+        *("--params", params),
+        *("--volumes", volumes.path),
+        *("--method", method),
+        *("--nodes", nodes),
+        *("--processes", gpus),
+        *("--image", image),
+        *("--claim", claim),
+        *("--mount", mount),
+        *("--pool", pool),
+        *("--selector", selector),
+        *("--tolerations", tolerations),
+        *("--secret", secret),
+        *("--store", store),
+    )

@@ -225,6 +225,50 @@ def pretrain(
         _hand_over(folder, copies, executor_input)
 
 
+@app.command(hidden=True)
+def pretrain_on_nodes(
+    volumes: Volumes,
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
+    store: Annotated[Path, typer.Option("--store", help="On the volume that all nodes mount.")],
+    params: ParamsFile,
+    nodes: Annotated[int, typer.Option(help="Machines that train together.")],
+    processes: Annotated[int, typer.Option(help="Of each node: its GPUs.")],
+    image: Annotated[str, typer.Option(help="Of the containers.")],
+    claim: Annotated[str, typer.Option(help="The persistent volume claim of the store.")],
+    mount: Annotated[str, typer.Option(help="Where it is mounted.")],
+    pool: Annotated[str, typer.Option(help="Of pipelines/node_pools.yaml, as JSON.")],
+    selector: Annotated[str, typer.Option(help="Labels of the nodes, as JSON.")],
+    tolerations: Annotated[str, typer.Option(help="Taints that are accepted, as JSON.")],
+    secret: Annotated[str, typer.Option(help="With the key of W&B.")],
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store."""
+    from neurofoundry import executor
+    from neurofoundry.params import validate
+    from neurofoundry.pretrain import nodes as cluster
+
+    _load(params, None, stage="pretrain")
+    found = {
+        **{"pool": _json(pool), "selector": _json(selector), "tolerations": _json(tolerations)},
+        **{"nodes": nodes, "processes": processes, "secret": secret},
+        **{"image": image, "claim": claim, "mount": mount},
+    }
+    machines = validate(found, cluster.Machines, origin="pretrain-on-nodes")
+    api = cluster.Api.of_this_pod()
+    job = cluster.train_job(
+        machines,
+        method=method,
+        params=params,
+        volumes=volumes,
+        store=store,
+        run=os.environ.get("NEUROFOUNDRY_RUN", ""),
+        owner=cluster.owner_of_this_run(api),
+    )
+    cluster.train(api, job)
+    if executor_input:
+        executor.publish(executor_input)
+
+
 @plan.command("pretrain")
 def plan_pretrain(
     scans: Annotated[int, typer.Option("--scans", min=1, help="Of the cohort.")],
@@ -502,11 +546,7 @@ def check(
 
     findings = executor.check(store, gpus=gpus)
     text = "\n".join(f"- {finding}" for finding in findings) + "\n"
-    print(text)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
-    if executor_input:
-        executor.publish(executor_input)
+    executor.tell(text, out, executor_input)
 
 
 @app.command(hidden=True)
@@ -519,12 +559,7 @@ def summarize(
     """Say how a pipeline run ended, and how to go on."""
     from neurofoundry import executor
 
-    text = executor.summary(json.loads(status), store)
-    print(text)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
-    if executor_input:
-        executor.publish(executor_input)
+    executor.tell(executor.summary(json.loads(status), store), out, executor_input)
 
 
 @app.command(name="run")
@@ -593,6 +628,13 @@ def _load(params: str, overrides: Sequence[str] | None, *, stage: str = "") -> P
     if "\n" in params:
         return load_text(params, Params, overrides or (), origin="--params")
     return load(Path(params), Params, overrides or ())
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: expected JSON ({error}).") from error
 
 
 def _read(values: Params, stage: str) -> dict[str, Any]:

@@ -46,6 +46,15 @@ def publish(
     path.write_text(json.dumps({"artifacts": artifacts, "parameterValues": values}))
 
 
+def tell(text: str, out: Path, executor_input: str) -> None:
+    """Print ``text`` and leave it in the file ``out``, the only output of a step."""
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    if executor_input:
+        publish(executor_input)
+
+
 def describe(folder: Path) -> dict[str, dict[str, Any]]:
     """Parameters and metadata that tell of a finished output, for `publish`.
 

@@ -82,7 +82,7 @@ def run_local(
     """Run the compiled pipeline on this machine, in containers and without a network."""
     documents = compiled.read(package)
     given = {"params": _text(params), **_parse(settings)}
-    fixed = {"image": image, "data_version": local.VERSION, "store": local.STORE}
+    fixed = {"image": image, "data_version": local.VERSION, "store": node_pools.MOUNT}
     arguments = cluster.arguments(documents, given | fixed)
     local.run(documents, arguments, runner=runner, data=data, store=store, image=image)
     print(f"Outputs: {store}")
@@ -107,8 +107,7 @@ def submit(
     cookie: Cookie = None,
 ) -> None:
     """Start a run on a cluster. Everything is checked against the pipeline before it is sent."""
-    documents = compiled.read(package)
-    arguments = _arguments(documents, image, params, data_version, settings)
+    documents, arguments = _checked(package, image, params, data_version, settings)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
     run = client.submit(
         documents,
@@ -160,8 +159,7 @@ def schedule(
     cookie: Cookie = None,
 ) -> None:
     """Start a run again and again, one at a time."""
-    documents = compiled.read(package)
-    arguments = _arguments(documents, image, params, data_version, settings)
+    documents, arguments = _checked(package, image, params, data_version, settings)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
     client.schedule(
         documents,
@@ -175,21 +173,18 @@ def schedule(
     print(f"Scheduled '{name}': {cron}")
 
 
-def _arguments(
-    documents: list[dict[str, Any]],
-    image: str,
-    params: Path,
-    data_version: str,
-    settings: list[str] | None,
-) -> dict[str, Any]:
-    """The parameters of a run on a cluster: those that the pipeline asks for, and those given."""
+def _checked(
+    package: Path, image: str, params: Path, data_version: str, settings: list[str] | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The pipeline, and what a run on a cluster gives it: what it asks for, and what is given."""
+    documents = compiled.read(package)
     given = {"image": cluster.by_digest(image), **_parse(settings)}
     asked = compiled.parameters(documents)
     if "params" in asked:
         given.setdefault("params", _text(params))
     if "data_version" in asked:
         given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
-    return cluster.arguments(documents, given)
+    return documents, cluster.arguments(documents, given)
 
 
 def _text(path: Path) -> str:

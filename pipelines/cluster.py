@@ -177,8 +177,7 @@ class Cluster:
         cache: bool,
     ) -> str:
         """Start a run; its id."""
-        documents = documents if cache else without_cache(documents)
-        with self._errors(), _file(documents) as package:
+        with self._sending(documents, cache=cache) as package:
             run = self._client.create_run_from_pipeline_package(
                 str(package),
                 arguments=dict(values),
@@ -243,8 +242,7 @@ class Cluster:
         cache: bool,
     ) -> None:
         """Start runs by the clock, one at a time, and none for the times that were missed."""
-        documents = documents if cache else without_cache(documents)
-        with self._errors(), _file(documents) as package:
+        with self._sending(documents, cache=cache) as package:
             group = self._client.create_experiment(experiment, namespace=self.namespace)
             self._client.create_recurring_run(
                 experiment_id=group.experiment_id,
@@ -285,6 +283,14 @@ class Cluster:
             raise PipelineError(f"{self.host} answers {code}{f': {reason}' if reason else ''}.")
 
     @contextlib.contextmanager
+    def _sending(self, documents: list[dict[str, Any]], *, cache: bool) -> Iterator[Path]:
+        """A file of the pipeline, as kfp's client wants one."""
+        with tempfile.TemporaryDirectory() as folder, self._errors():
+            path = Path(folder) / "pipeline.yaml"
+            path.write_text(yaml.safe_dump_all(documents if cache else without_cache(documents)))
+            yield path
+
+    @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -298,12 +304,3 @@ class Cluster:
             raise UnreachableError(
                 f"{self.host}: no answer any more ({type(error).__name__})."
             ) from error
-
-
-@contextlib.contextmanager
-def _file(documents: list[dict[str, Any]]) -> Iterator[Path]:
-    """A file of the pipeline, as kfp's client wants one."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        path.write_text(yaml.safe_dump_all(documents))
-        yield path

@@ -26,7 +26,7 @@ from kfp.local.orchestrator import task_spec_utils
 import docker
 from pipelines import compiled
 from pipelines.errors import RunFailedError
-from pipelines.pipeline import STORE
+from pipelines.node_pools import MOUNT
 
 VERSION = "local"
 """Of the data, where a folder of this machine stands for it."""
@@ -148,9 +148,9 @@ def _plain(error: Exception) -> str:
 
 
 def _docker_runner(data: Path, store: Path) -> local.DockerRunner:
-    place = f"{STORE}/data/{VERSION}"
+    place = f"{MOUNT}/data/{VERSION}"
     mounts = [
-        docker.types.Mount(STORE, str(store.resolve()), type="bind"),
+        docker.types.Mount(MOUNT, str(store.resolve()), type="bind"),
         docker.types.Mount(place, str(data.resolve()), type="bind", read_only=True),
     ]
     return local.DockerRunner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ from pipelines.errors import UsageError
 
 ROLES = ("light", "cpu", "gpu")
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
+
+MOUNT = "/store"
+"""Where the volume is mounted in every step."""
 
 
 class _Section(BaseModel):
@@ -75,6 +79,11 @@ class Pool(_Section):
         tolerations = self.tolerations + self.spot.tolerations
         return self.model_copy(update={"selector": selector, "tolerations": tolerations})
 
+    def machines(self) -> dict[str, Any]:
+        """What a step needs to ask for such machines itself; labels are given with each run."""
+        without = {"selector", "tolerations", "spot"}
+        return self.model_dump(exclude=without, exclude_defaults=True)
+
 
 def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str, Pool]:
     """The pools of a profile by role. Raises UsageError that names the key."""
@@ -102,19 +111,39 @@ def plain(pool: Pool) -> list[dict[str, str]]:
     return [each.model_dump(exclude_none=True) for each in pool.tolerations]
 
 
+@dataclass(frozen=True)
+class Site:
+    """What all steps of a run share. All but the secret are parameters of the pipeline."""
+
+    image: Any
+    claim: Any
+    """The persistent volume claim, mounted at MOUNT."""
+    secret: str
+    """Kubernetes secret with the key ``api-key`` of W&B; it need not exist."""
+
+
 def place(
     task: dsl.PipelineTask,
+    name: str,
     pool: Pool,
+    site: Site,
     *,
     selector: Any,
     tolerations: Any,
     accelerators: Any = None,
-) -> None:
-    """Ask for a machine of ``pool`` for ``task``.
+    hours: float | None = None,
+) -> dsl.PipelineTask:
+    """Call ``task`` by ``name``, and ask for a machine of ``pool`` for it.
 
     ``selector``, ``tolerations`` and ``accelerators`` are parameters of the pipeline, whose
-    defaults are those of the pool.
+    defaults are those of the pool. ``hours`` are those of the pool if not given.
     """
+    task.set_display_name(name)
+    task.set_container_image(site.image)
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.mount_pvc(task, pvc_name=site.claim, mount_path=MOUNT)
+    secret = {"api-key": "WANDB_API_KEY"}
+    kubernetes.use_secret_as_env(task, site.secret, secret, optional=True)
     task.set_cpu_request(pool.cpu)
     task.set_memory_request(pool.memory)
     task.set_memory_limit(pool.memory)
@@ -135,4 +164,5 @@ def place(
             medium="Memory",
             size_limit=pool.shm,
         )
-    kubernetes.set_timeout(task, int(pool.hours * 3600))
+    kubernetes.set_timeout(task, int((hours or pool.hours) * 3600))
+    return task

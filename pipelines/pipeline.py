@@ -10,14 +10,11 @@ from components.evaluate import evaluate
 from components.finetune import finetune, finetune_part
 from components.ingest import ingest
 from components.preprocess import preprocess, preprocess_part
-from components.pretrain import pretrain
+from components.pretrain import pretrain, pretrain_on_nodes
 from components.promote import promote
 from components.summarize import summarize
 from pipelines import node_pools
-from pipelines.node_pools import Pool
-
-STORE = "/store"
-"""Where the volume is mounted on a cluster."""
+from pipelines.node_pools import MOUNT, Pool, Site
 
 PARALLEL = 8
 """Steps of a loop that run at the same time; more wait."""
@@ -37,9 +34,10 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
     ``wandb_secret`` is the name of a Kubernetes secret with the key ``api-key``; without it runs
     are recorded offline, in the store.
     """
-    light, cpu, gpu = pools["light"], pools["cpu"], pools["gpu"]
+    cpu, gpu = pools["cpu"], pools["gpu"]
     count = gpu.accelerator.count if gpu.accelerator else 0
     tolerations = {role: node_pools.plain(pool) for role, pool in pools.items()}
+    several_nodes = _build_several_nodes(pools, wandb_secret)
 
     @dsl.pipeline(
         name="neurofoundry",
@@ -50,10 +48,11 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
         params: str,
         data_version: str,
         image: str,
-        store: str = STORE,
+        store: str = MOUNT,
         claim: str = "neurofoundry",
         preprocess_parts: int = 4,
         finetune_parts: int = 0,
+        nodes: int = 1,
         gpus: str = str(count),
         cpu_selector: dict = cpu.selector,  # type: ignore[type-arg]
         cpu_tolerations: list = tolerations["cpu"],  # type: ignore[type-arg]
@@ -71,37 +70,22 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_parts: Steps that share the scans.
             finetune_parts: Steps that share the models to make; 0 is a step for each.
-            gpus: GPUs that pretrain together; a text, as a number would be ignored.
+            nodes: Machines that pretrain together; more than one need Kubeflow Trainer.
+            gpus: GPUs of each that pretrain together; a text, as a number would be ignored.
             cpu_selector: Labels of the nodes for CPU steps.
             cpu_tolerations: Taints that CPU steps accept.
             gpu_selector: Labels of the nodes for GPU steps.
             gpu_tolerations: Taints that GPU steps accept.
         """
 
-        def on(
-            task: dsl.PipelineTask, pool: Pool, name: str, accelerators: Any = None
-        ) -> dsl.PipelineTask:
-            task.set_display_name(name)
-            task.set_container_image(image)
-            # Light steps have nothing to resume: what is wrong with them stays wrong.
-            task.set_retry(**(RETRIES | {"num_retries": 1} if pool is light else RETRIES))
-            kubernetes.mount_pvc(task, pvc_name=claim, mount_path=STORE)
-            kubernetes.set_image_pull_policy(task, "IfNotPresent")
-            secret = {"api-key": "WANDB_API_KEY"}
-            kubernetes.use_secret_as_env(task, wandb_secret, secret, optional=True)
-            # Groups the runs in W&B. Not a parameter: the name of the run is no input of a stage.
-            kubernetes.use_field_path_as_env(
-                task, "NEUROFOUNDRY_RUN", "metadata.labels['workflows.argoproj.io/workflow']"
-            )
-            if pool is gpu:
-                labels = {"selector": gpu_selector, "tolerations": gpu_tolerations}
-            else:
-                labels = {"selector": cpu_selector, "tolerations": cpu_tolerations}
-            node_pools.place(task, pool, accelerators=accelerators, **labels)
-            return task
-
+        on = _placing(
+            pools,
+            Site(image, claim, wandb_secret),
+            cpu=(cpu_selector, cpu_tolerations),
+            gpu=(gpu_selector, gpu_tolerations),
+        )
         data = f"{store}/data/{data_version}"
-        ended = on(summarize(store=store), light, "summarize")
+        ended = on(summarize(store=store), "light", "summarize")
         with dsl.ExitHandler(exit_task=ended, name="all stages"):
             checked = on(
                 configure(
@@ -109,11 +93,11 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                     preprocess_parts=preprocess_parts,
                     finetune_parts=finetune_parts,
                 ),
-                light,
+                "light",
                 "configure",
             )
             of = checked.outputs
-            cohort = on(ingest(params=of["ingest"], data=data, store=store), cpu, "ingest")
+            cohort = on(ingest(params=of["ingest"], data=data, store=store), "cpu", "ingest")
             cohort = cohort.outputs["cohort"]
 
             with dsl.ParallelFor(
@@ -122,7 +106,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 scans = preprocess_part(
                     params=of["preprocess"], data=data, part=part, store=store, cohort=cohort
                 )
-                on(scans, cpu, "preprocess a part")
+                on(scans, "cpu", "preprocess a part")
             whole = preprocess(
                 params=of["preprocess"],
                 data=data,
@@ -130,11 +114,26 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 store=store,
                 cohort=cohort,
             )
-            volumes = on(whole, cpu, "preprocess").outputs["volumes"]
+            volumes = on(whole, "cpu", "preprocess").outputs["volumes"]
 
             with dsl.ParallelFor(
                 of["methods"], name="pretraining methods", parallelism=PARALLEL
             ) as method:
+                together = several_nodes(
+                    params=of["pretrain"],
+                    method=method,
+                    nodes=nodes,
+                    gpus=gpus,
+                    store=store,
+                    volumes=volumes,
+                    image=image,
+                    claim=claim,
+                    cpu_selector=cpu_selector,
+                    cpu_tolerations=cpu_tolerations,
+                    gpu_selector=gpu_selector,
+                    gpu_tolerations=gpu_tolerations,
+                )
+                # Where several nodes have trained the encoder, it is in the store already.
                 encoder = pretrain(
                     params=of["pretrain"],
                     method=method,
@@ -143,7 +142,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                     volumes=volumes,
                 )
                 # kfp 2.17 hands into a loop only what a step there has as an input, too.
-                on(encoder, gpu, "pretrain", gpus)
+                on(encoder, "gpu", "pretrain", gpus).after(together)
 
             with dsl.ParallelFor(
                 of["parts_of_finetune"], name="finetune parts", parallelism=PARALLEL
@@ -155,7 +154,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                     store=store,
                     volumes=volumes,
                 )
-                on(made, gpu, "finetune a part", "1")
+                on(made, "gpu", "finetune a part", "1")
             all_models = finetune(
                 params=of["finetune"],
                 encoders=dsl.Collected(encoder.outputs["folder"]),
@@ -163,7 +162,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 store=store,
                 volumes=volumes,
             )
-            models = on(all_models, gpu, "finetune", "1").outputs["models"]
+            models = on(all_models, "gpu", "finetune", "1").outputs["models"]
 
             judged = evaluate(
                 params=of["evaluate"],
@@ -173,11 +172,93 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 volumes=volumes,
                 models=models,
             )
-            on(judged, cpu, "evaluate")
+            on(judged, "cpu", "evaluate")
             with dsl.If(judged.outputs["promoted"] == "true", name="promoted"):
                 registered = promote(
                     store=store, models=models, evaluation=judged.outputs["evaluation"]
                 )
-                on(registered, light, "promote")
+                on(registered, "light", "promote")
 
     return neurofoundry
+
+
+def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> Callable[..., Any]:
+    """The part of the pipeline that pretrains on several machines, or does nothing."""
+    gpu = pools["gpu"]
+
+    @dsl.pipeline(name="several-nodes")
+    def several_nodes(
+        params: str,
+        method: str,
+        nodes: int,
+        gpus: str,
+        store: str,
+        volumes: dsl.Input[dsl.Dataset],
+        image: str,
+        claim: str,
+        cpu_selector: dict,  # type: ignore[type-arg]
+        cpu_tolerations: list,  # type: ignore[type-arg]
+        gpu_selector: dict,  # type: ignore[type-arg]
+        gpu_tolerations: list,  # type: ignore[type-arg]
+    ):
+        on = _placing(
+            pools,
+            Site(image, claim, wandb_secret),
+            cpu=(cpu_selector, cpu_tolerations),
+            gpu=(gpu_selector, gpu_tolerations),
+        )
+        with dsl.If(nodes > 1, name="more than one node"):
+            launched = pretrain_on_nodes(
+                params=params,
+                method=method,
+                nodes=nodes,
+                gpus=gpus,
+                image=image,
+                claim=claim,
+                mount=MOUNT,
+                pool=gpu.machines(),
+                selector=gpu_selector,
+                tolerations=gpu_tolerations,
+                secret=wandb_secret,
+                store=store,
+                volumes=volumes,
+            )
+            # It waits for the machines as long as they train, and an hour to get them.
+            on(launched, "light", "pretrain on several nodes", hours=gpu.hours + 1)
+            kubernetes.use_field_path_as_env(launched, "POD_NAME", "metadata.name")
+
+    return several_nodes
+
+
+def _placing(
+    pools: Mapping[str, Pool], site: Site, *, cpu: tuple[Any, Any], gpu: tuple[Any, Any]
+) -> Callable[..., dsl.PipelineTask]:
+    """How a step gets a machine by its role, on nodes with these (selector, tolerations)."""
+
+    def on(
+        task: dsl.PipelineTask,
+        role: str,
+        name: str,
+        accelerators: Any = None,
+        hours: float | None = None,
+    ) -> dsl.PipelineTask:
+        # Light steps have nothing to resume: what is wrong with them stays wrong.
+        briefly = role == "light" and hours is None
+        task.set_retry(**(RETRIES | {"num_retries": 1} if briefly else RETRIES))
+        # Groups the runs in W&B. Not a parameter: the name of the run is no input of a stage.
+        kubernetes.use_field_path_as_env(
+            task, "NEUROFOUNDRY_RUN", "metadata.labels['workflows.argoproj.io/workflow']"
+        )
+        selector, tolerations = gpu if role == "gpu" else cpu
+        return node_pools.place(
+            task,
+            name,
+            pools[role],
+            site,
+            selector=selector,
+            tolerations=tolerations,
+            accelerators=accelerators,
+            hours=hours,
+        )
+
+    return on

@@ -3,19 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.check import check
 from pipelines import node_pools
-from pipelines.node_pools import Pool
-from pipelines.pipeline import STORE
+from pipelines.node_pools import MOUNT, Pool, Site
 
 
 def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable[..., Any]:
     """A step on each pool: does the image come, is the volume shared, are the GPUs there?"""
 
     @dsl.pipeline(name="neurofoundry-smoke", description="Is this cluster ready?")
-    def smoke(image: str, store: str = STORE, claim: str = "neurofoundry"):
+    def smoke(image: str, store: str = MOUNT, claim: str = "neurofoundry"):
         """The check.
 
         Args:
@@ -23,23 +22,20 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             store: Where the volume is mounted.
             claim: The persistent volume claim.
         """
+        site = Site(image, claim, wandb_secret)
         before = None
         for role, pool in pools.items():
             count = pool.accelerator.count if pool.accelerator else 0
-            task = check(store=store, gpus=str(count))
-            task.set_display_name(role)
-            task.set_container_image(image)
-            task.set_caching_options(False)
-            kubernetes.mount_pvc(task, pvc_name=claim, mount_path=STORE)
-            secret = {"api-key": "WANDB_API_KEY"}
-            kubernetes.use_secret_as_env(task, wandb_secret, secret, optional=True)
-            node_pools.place(
-                task,
+            task = node_pools.place(
+                check(store=store, gpus=str(count)),
+                role,
                 pool,
+                site,
                 selector=pool.selector,
                 tolerations=node_pools.plain(pool),
                 accelerators=str(count) if count else None,
             )
+            task.set_caching_options(False)
             if before is not None:
                 task.after(before)  # each finds in the store what the one before it left
             before = task

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
+import docker
+from neurofoundry.pretrain import nodes
 from tests.e2e.conftest import ROOT, Run
+from tests.e2e.trainer import Trainer, trainer
+from tests.pretrain.kubernetes import NAMESPACE
 
-docker = pytest.importorskip("docker")
 pytestmark = pytest.mark.e2e
 
 BASE = "neurofoundry-base:bookworm"
@@ -96,8 +105,8 @@ def test_a_wrong_parameter_ends_the_run_before_any_data_is_touched(
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    """The image of this checkout, built here as an air-gapped site builds it."""
+def engine() -> Iterator[Any]:
+    """The Docker engine of this machine, with a base image for ours."""
     try:
         client = docker.from_env()
         client.ping()
@@ -109,10 +118,16 @@ def image() -> Iterator[str]:
         if not shutil.which("debootstrap"):
             pytest.skip("no base image, and no debootstrap to make one")
         subprocess.run([ROOT / "docker/base-image.sh", BASE], check=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def image(engine: Any) -> str:
+    """The image of this checkout, built here as an air-gapped site builds it."""
     build = ["make", "image", f"BASE_IMAGE={BASE}", f"PYTHON={sys.executable}"]
     subprocess.run([*build, f"DOCKER={CLI if CLI.exists() else 'docker'}"], cwd=ROOT, check=True)
-    yield IMAGE
-    client.close()
+    return IMAGE
 
 
 def test_the_image_is_small_labelled_and_runs_as_nobody_without_a_network(image: str) -> None:
@@ -160,20 +175,130 @@ def test_neither_data_nor_secrets_enter_the_build(image: str, tmp_path: Path) ->
     assert copied == {"neurofoundry/cli.py", "pyproject.toml"}
 
 
-def test_a_store_that_cannot_be_written_is_said_in_a_line(image: str, tmp_path: Path) -> None:
+class Index(BaseHTTPRequestHandler):
+    """A package index of one wheel, for those who have the token."""
+
+    wheel = "private-1.0-py3-none-any.whl"
+    secret = "t0ken-of-the-index"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        given = base64.b64encode(f"build:{self.secret}".encode()).decode()
+        if self.headers["Authorization"] != f"Basic {given}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.end_headers()
+            return
+        body = f'<a href="/{self.wheel}">{self.wheel}</a>'.encode()
+        if self.path == f"/{self.wheel}":
+            content = io.BytesIO()
+            with zipfile.ZipFile(content, "w") as archive:
+                about = "private-1.0.dist-info"
+                archive.writestr("private.py", "")
+                text = "Metadata-Version: 2.1\nName: private\nVersion: 1.0\n"
+                archive.writestr(f"{about}/METADATA", text)
+                text = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+                archive.writestr(f"{about}/WHEEL", text)
+                archive.writestr(f"{about}/RECORD", "")
+            body = content.getvalue()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/html" if self.path != f"/{self.wheel}" else "x/zip")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_the_key_of_a_private_index_is_in_no_layer(engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "build/wheels").mkdir(parents=True)
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker/Dockerfile", tmp_path / "docker")
+    (tmp_path / "docker/requirements.lock").write_text("private==1.0\n")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    index = f"http://build:{Index.secret}@127.0.0.1:{server.server_address[1]}/simple"
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index}\n")
+    tag = f"neurofoundry-secrets:{os.getpid()}"
+
+    def build(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [CLI, "build", "--file", "docker/Dockerfile", "--target", "cpu-packages", "--tag", tag,
+             "--build-arg", f"BASE_IMAGE={BASE}", "--network", "host", *more, "."],
+            cwd=tmp_path, env={**os.environ, "DOCKER_BUILDKIT": "1"}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+
+    try:
+        assert build("--build-arg", "HTTPS_PROXY=http://127.0.0.1:9").returncode != 0
+        done = build("--secret", "id=pip.conf,src=pip.conf")
+        assert done.returncode == 0, done.stderr
+        assert Index.secret not in done.stderr + done.stdout
+        assert Index.secret not in json.dumps(engine.images.get(tag).history())
+        layers = b"".join(engine.images.get(tag).save())
+        assert b"private-1.0.dist-info" in layers
+        assert Index.secret.encode() not in layers
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.images.remove(tag)
+
+
+INSIDE = """
+import json, pathlib, subprocess, sys
+command = ["python3", "-m", "neurofoundry", *sys.argv[1:]]
+done = subprocess.run(command, capture_output=True, text=True)
+left = [path.relative_to("/store").as_posix() for path in pathlib.Path("/store").rglob("*")]
+print(json.dumps([done.returncode, done.stderr, left]))
+"""
+"""Runs a stage in a container, and says what it has left in the store."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "mount", "message"),
+    [
+        ("check", "read-only", "/store: Read-only file system"),
+        ("ingest", "read-only", "Read-only file system. Nothing is lost"),
+        ("pretrain", "size=64k", "No space left on device. Nothing is lost"),
+    ],
+)
+def test_a_store_that_is_full_or_cannot_be_written_is_said_and_nothing_is_published(
+    image: str, project: Path, tmp_path: Path, stage: str, mount: str, message: str
+) -> None:
+    """As the user of the image, whom no /etc/passwd knows, as on a cluster."""
+    volumes = ["--volumes", "/project/volumes", "--method", "simclr", "--processes", "1"]
+    flags = {"check": [], "ingest": ["--data", "/project/data"], "pretrain": volumes}[stage]
+    if stage != "check":
+        flags += ["--params", (project / "params.yaml").read_text()]
+    project.parent.chmod(0o755)
+    tmp_path.chmod(0o777)
+    mounts = [docker.types.Mount("/project", str(project), type="bind", read_only=True)]
+    tmpfs = {"/tmp": "exec"}
+    if mount == "read-only":
+        mounts.append(docker.types.Mount("/store", str(tmp_path), type="bind", read_only=True))
+    else:
+        tmpfs["/store"] = f"{mount},mode=1777"
     client = docker.from_env()
-    tmp_path.chmod(0o777)  # the container's user is not ours
-    with pytest.raises(docker.errors.ContainerError) as error:
-        client.containers.run(
-            image,
-            ["python3", "-m", "neurofoundry", "check", "--store", "/store", "--out", "/tmp/found"],
-            remove=True,
-            mounts=[docker.types.Mount("/store", str(tmp_path), type="bind", read_only=True)],
-        )
-    assert error.value.exit_status == 2
-    text = error.value.stderr.decode()
-    assert "/store: Read-only file system" in text
+    said = client.containers.run(
+        image,
+        ["python3", "-c", INSIDE, stage, *flags, "--store", "/store", "--out", "/tmp/out"],
+        remove=True,
+        read_only=True,
+        network_disabled=True,
+        mounts=mounts,
+        tmpfs=tmpfs,
+    )
+    client.close()
+    code, text, left = json.loads(said)
+    assert code == 2, text
+    assert message in text
     assert "Traceback" not in text
+    outputs = [path for path in left if path.startswith(f"{stage}/")]
+    assert all(path.split("/")[1].endswith(".partial") for path in outputs)
+    assert not [path for path in left if path.endswith("stage.json")]
 
 
 def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
@@ -220,3 +345,79 @@ def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
     ]
     for path in (project / "volumes").glob("*.nii"):
         assert (volumes / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
+    image: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step does on a cluster, with containers of this machine for Kubeflow's machines."""
+    monkeypatch.setattr(nodes, "POLL_S", 0.5)
+    (tmp_path / "token").write_text("a-valid-token")
+    store = tmp_path / "store"
+    shutil.copytree(project / "volumes", store / "volumes")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["pretrain"].update(epochs=6, checkpoint_minutes=0)
+    values["pretrain"]["encoder"]["norm"] = "group"  # as several processes on CPUs need
+    client = docker.from_env()
+    network = client.networks.create(f"neurofoundry-{os.getpid()}", internal=True)
+    options = {
+        "network": network.name,
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "mounts": [docker.types.Mount("/store", str(store), type="bind")],
+        "environment": {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
+        "read_only": True,
+        "tmpfs": {"/tmp": "exec"},
+    }
+    machines = nodes.Machines(
+        pool=nodes.Pool(cpu="1", memory="4Gi", hours=1),
+        nodes=2,
+        processes=0,
+        image=image,
+        claim="neurofoundry",
+        mount="/store",
+        selector={},
+        tolerations=(),
+        secret="wandb",
+    )
+    job = nodes.train_job(
+        machines,
+        method="simclr",
+        params=yaml.safe_dump(values, sort_keys=False),
+        volumes=Path("/store/volumes"),
+        store=Path("/store/nodes"),
+        run="test",
+        owner={"apiVersion": "v1", "kind": "Pod", "name": "launcher", "uid": "1"},
+    )
+    killed = threading.Event()
+
+    def kill(found: Trainer) -> None:
+        while not killed.wait(0.05):
+            if any(store.glob("nodes/pretrain/.*.partial/checkpoint/*.pt")):
+                found.containers[1].kill()
+                killed.set()
+
+    try:
+        with trainer(options) as (cluster, found):
+            api = nodes.Api(cluster.url, NAMESPACE, tmp_path)
+            killer = threading.Thread(target=kill, args=[found])
+            killer.start()
+            try:
+                with pytest.raises(nodes.NodesError, match=r"Node 1 .* with exit code 137"):
+                    nodes.train(api, job)
+            finally:
+                killed.set()
+                killer.join()
+            assert not found.containers
+            nodes.train(api, job)
+            assert not cluster.jobs
+        alone = job["spec"]["trainer"]["args"].copy()
+        alone[alone.index("--processes") + 1] = "2"
+        alone[alone.index("--store") + 1] = "/store/processes"
+        command = ["python3", "-m", "neurofoundry", *alone]
+        client.containers.run(image, command, remove=True, **options)
+    finally:
+        network.remove()
+        client.close()
+    (of_nodes,) = store.glob("nodes/pretrain/*/encoder.safetensors")
+    (of_processes,) = store.glob("processes/pretrain/*/encoder.safetensors")
+    assert of_nodes.read_bytes() == of_processes.read_bytes()

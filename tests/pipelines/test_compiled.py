@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from neurofoundry import cli
+from neurofoundry.pretrain.nodes import Pool
 from pipelines import compiled, node_pools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +98,43 @@ def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
         assert "accelerator" not in executors[name]["container"]["resources"]
     # A number is read as empty by the driver, and the pod would get no GPU.
     assert compiled.parameters(documents)["gpus"]["parameterType"] == "STRING"
+
+
+def test_several_nodes_are_asked_for_by_a_light_step_before_pretraining(
+    documents: list[dict[str, Any]],
+) -> None:
+    pipeline, platform = documents
+    nodes = pipeline["components"]["comp-several-nodes"]["dag"]["tasks"]
+    (condition,) = nodes.values()
+    assert condition["triggerPolicy"]["condition"].endswith("['pipelinechannel--nodes']) > 1")
+    (pretrain,) = (
+        task for task in compiled.tasks(documents) if task["taskInfo"]["name"] == "pretrain"
+    )
+    assert "several-nodes" in pretrain["dependentTasks"]
+    container = pipeline["deploymentSpec"]["executors"]["exec-pretrain-on-nodes"]["container"]
+    assert "accelerator" not in container["resources"]
+    flags = {word for word in container["args"] if word.startswith("--")}
+    parameters = inspect.signature(cli.pretrain_on_nodes).parameters
+    assert flags == {f"--{name.replace('_', '-')}" for name in parameters}
+    steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    waits, trains = (
+        int(steps[name]["activeDeadlineSeconds"])
+        for name in ("exec-pretrain-on-nodes", "exec-pretrain")
+    )
+    assert waits > trains
+    fields = [each["name"] for each in steps["exec-pretrain-on-nodes"]["fieldPathAsEnv"]]
+    assert "POD_NAME" in fields
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_launcher_reads_the_pools_as_they_are_handed_to_it(profile: str) -> None:
+    pool = node_pools.read(profile, spot=True)["gpu"]
+    found = Pool.model_validate(pool.machines())
+    assert (found.cpu, found.memory, found.hours) == (pool.cpu, pool.memory, pool.hours)
+    assert found.accelerator
+    assert pool.accelerator
+    assert found.accelerator.type == pool.accelerator.type
+    assert list(found.affinity) == [each.model_dump() for each in pool.affinity]
 
 
 def test_every_step_is_retried_has_a_deadline_and_the_volume(
