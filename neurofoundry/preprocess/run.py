@@ -191,9 +191,8 @@ def _pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes of one thread each, with the template in their memory."""
     context = multiprocessing.get_context("forkserver")
-    # Workers that fork from a process that has imported everything share its memory. Optimizers
-    # import the last of it when the first one is made.
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    # Workers that fork from a process that has imported everything share its memory.
+    context.set_forkserver_preload([__name__])
     try:
         with ProcessPoolExecutor(
             workers,
