@@ -82,10 +82,10 @@ def fill(surface: Array, affine: Matrix, shape: tuple[int, ...]) -> Mask:
     hit = (weights * np.sign(area) > 0).all(axis=0)
     heights = np.stack([a[:, 2], b[:, 2], c[:, 2]])
     height = (weights * heights)[:, hit].sum(axis=0) / area[hit]
-    crossings = np.zeros((*shape[:2], shape[2] + 1), np.int32)
+    crossings = np.zeros((*shape[:2], shape[2] + 1), np.int8)
     above = np.ceil(height).astype(int).clip(0, shape[2])
-    np.add.at(crossings, (*line[hit].T, above), np.sign(area[hit]).astype(np.int32))
-    return np.cumsum(crossings[..., :-1], axis=2) != 0
+    np.add.at(crossings, (*line[hit].T, above), np.sign(area[hit]).astype(np.int8))
+    return np.cumsum(crossings[..., :-1], axis=2, dtype=np.int8) != 0
 
 
 def correct(mask: Mask, depth: NDArray[np.float32]) -> Mask:
