@@ -128,3 +128,15 @@ def read_grid(folder: Path) -> Grid:
         return Grid(spacing=json.loads(path.read_text())["grid"]["spacing_mm"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error
+
+
+def read_normalization(folder: Path) -> str:
+    """What intensities mean in a volumes folder: zscore, whitestripe, or nyul and its scale.
+
+    Volumes that do not say are z-scores.
+    """
+    path = folder / "grid.json"
+    try:
+        return str(json.loads(path.read_text()).get("normalization", "zscore"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error

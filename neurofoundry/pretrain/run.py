@@ -24,7 +24,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid, read_grid
+from neurofoundry.volumes import Grid, read_grid, read_normalization
 
 
 def pretrain(
@@ -80,6 +80,7 @@ def pretrain(
         encoder=params.encoder,
         features=encoder.features,
         grid=grid.describe(),
+        normalization=read_normalization(volumes),
         method=method,
         licence=params.licence,
         pretraining=pretraining,
