@@ -61,7 +61,8 @@ class Plan(Section):
     grid: dict[str, Any]
     """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty: weights from
     elsewhere that are bound to none."""
-    normalization: str = "z-score within the brain, background 0"
+    normalization: str = "zscore"
+    """What intensities meant in those volumes, as their grid.json says; the background is 0."""
     preprocess: dict[str, Any] = Field(default_factory=dict)
     """What a scan's volume depends on: ``preprocess`` of params.yaml without bounds of quality, and
     ``standard``, the landmarks of nyul. Empty where it is not known."""
@@ -88,6 +89,20 @@ def check_grid(plan: Plan, grid: Grid) -> None:
             f"Set preprocess.grid.spacing to {plan.grid.get('spacing_mm')} and preprocess again, "
             "or pretrain an encoder on these volumes."
         )
+
+
+def check_normalization(plan: Plan, found: str) -> None:
+    """Raise UsageError unless intensities mean what they meant where the weights were trained."""
+    if plan.normalization == found:
+        return
+    kind, fitted, _ = plan.normalization.partition(" at ")
+    mend = f"Set preprocess.normalization to {kind} and preprocess again"
+    if fitted and found.startswith(kind):
+        mend = "Preprocess both cohorts in one run, which fits one scale"
+    raise UsageError(
+        f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
+        f"these are normalized by {found}. {mend}, or pretrain an encoder on these volumes."
+    )
 
 
 def find(folders: Iterable[Path]) -> dict[str, Path]:

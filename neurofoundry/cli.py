@@ -157,7 +157,7 @@ def preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
         ),
         out=out,
-        params=_read(values, "preprocess") | decisions(values.preprocess),
+        params=_read(values, "preprocess") | decisions(values.preprocess, data),
         inputs={"ingest": cohort},
         track=values.tracking,
         resume_items=True,

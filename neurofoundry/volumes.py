@@ -139,3 +139,15 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     if (folder / "landmarks.json").exists():
         recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
     return recipe
+
+
+def read_normalization(folder: Path) -> str:
+    """What intensities mean in a volumes folder: zscore, whitestripe, or nyul and its scale.
+
+    Volumes that do not say are z-scores.
+    """
+    path = folder / "grid.json"
+    try:
+        return str(json.loads(path.read_text()).get("normalization", "zscore"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error

@@ -165,6 +165,20 @@ class TestGrid:
             adaptation.check_grid(turned, Grid(spacing=3.0))
 
 
+class TestNormalization:
+    def test_volumes_normalized_alike_pass_and_others_are_refused_with_the_fix(self) -> None:
+        plan = plan_of(SMALL, 64).model_copy(update={"normalization": "whitestripe"})
+        adaptation.check_normalization(plan, "whitestripe")
+        with pytest.raises(UsageError, match=r"by zscore\. Set preprocess\.normalization to white"):
+            adaptation.check_normalization(plan, "zscore")
+
+    def test_two_fitted_scales_are_not_alike(self) -> None:
+        plan = plan_of(SMALL, 64).model_copy(update={"normalization": "nyul at -2 0 2"})
+        adaptation.check_normalization(plan, "nyul at -2 0 2")
+        with pytest.raises(UsageError, match="both cohorts in one run"):
+            adaptation.check_normalization(plan, "nyul at -1 0 2")
+
+
 class TestFind:
     @staticmethod
     def place(folder: Path, name: str) -> Path:

@@ -41,7 +41,7 @@ def find_surface(head: Image) -> Array:
     nothing in it could be a head.
     """
     values = head.values
-    dark, bright = np.percentile(values[values > values.min()], [2, 98])
+    dark, bright = np.percentile(values[values > values.min()], [2, 98]).tolist()
     threshold = dark + 0.1 * (bright - dark)
     tissue = values > threshold
     slices = np.flatnonzero(tissue.sum(axis=(0, 1)) * SPACING_MM**2 > 1000)
@@ -52,7 +52,7 @@ def find_surface(head: Image) -> Array:
     centre = np.average(voxels, axis=0, weights=np.minimum(values[tissue], bright) - dark)
     radius = (3 / (4 * np.pi) * len(voxels)) ** (1 / 3)
     ball = voxels[((voxels - centre) ** 2).sum(axis=1) < radius**2]
-    typical = np.median(values[tuple(ball.T)])
+    typical = float(np.median(values[tuple(ball.T)]))
     if typical <= threshold:
         raise UnusableScanError("no head: the middle of the image is as dark as its background")
     surface = centre + sphere()[0] * radius / 2
@@ -82,10 +82,10 @@ def fill(surface: Array, affine: Matrix, shape: tuple[int, ...]) -> Mask:
     hit = (weights * np.sign(area) > 0).all(axis=0)
     heights = np.stack([a[:, 2], b[:, 2], c[:, 2]])
     height = (weights * heights)[:, hit].sum(axis=0) / area[hit]
-    crossings = np.zeros((*shape[:2], shape[2] + 1), np.int32)
+    crossings = np.zeros((*shape[:2], shape[2] + 1), np.int8)
     above = np.ceil(height).astype(int).clip(0, shape[2])
-    np.add.at(crossings, (*line[hit].T, above), np.sign(area[hit]).astype(np.int32))
-    return np.cumsum(crossings[..., :-1], axis=2) != 0
+    np.add.at(crossings, (*line[hit].T, above), np.sign(area[hit]).astype(np.int8))
+    return np.cumsum(crossings[..., :-1], axis=2, dtype=np.int8) != 0
 
 
 def correct(mask: Mask, depth: NDArray[np.float32]) -> Mask:
@@ -118,9 +118,9 @@ def _neighbours() -> tuple[sparse.csr_array, sparse.csr_array]:
     """Matrices that average over the neighbours of a vertex, and sum over its faces."""
     vertices, faces = sphere()
     pairs = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)  # each edge once in each direction
-    ones = np.ones(len(pairs))
+    ones = np.ones(len(pairs), np.float32)
     adjacent = sparse.csr_array((ones, pairs.T), shape=(len(vertices), len(vertices)))
-    valence = sparse.diags_array(1 / adjacent.sum(axis=1))
+    valence = sparse.diags_array(1 / adjacent.sum(axis=1), dtype=np.float32)
     owner = np.repeat(np.arange(len(faces)), 3)
     around = sparse.csr_array((ones, (faces.ravel(), owner)), shape=(len(vertices), len(faces)))
     return sparse.csr_array(valence @ adjacent), around
@@ -129,40 +129,40 @@ def _neighbours() -> tuple[sparse.csr_array, sparse.csr_array]:
 def _grow(
     values: NDArray[np.float32], surface: Array, dark: float, threshold: float, typical: float
 ) -> Array:
-    """Smith's iteration; ``surface`` in voxels."""
-    faces = sphere()[1]
+    """Smith's iteration; ``surface`` (v, 3) in voxels."""
+    first, second, third = sphere()[1].T
     average, around = _neighbours()
     strides = np.array(values.strides) // values.itemsize
-    flat, last = values.ravel(), np.array(values.shape) - 1
-    depths = STEP_MM / SPACING_MM * np.arange(1, INNER_STEPS + 1)[:, None]
+    flat, last = values.ravel(), np.array(values.shape, np.float32)[:, None, None] - 1
+    depths = STEP_MM / SPACING_MM * np.arange(1, INNER_STEPS + 1, dtype=np.float32)[:, None]
     tightest, widest = TIGHTEST_MM / SPACING_MM, WIDEST_MM / SPACING_MM
     middle, steepness = (1 / tightest + 1 / widest) / 2, 6 / (1 / tightest - 1 / widest)
+    # Coordinates in rows, (3, vertices): numpy is fastest along long rows.
+    place = np.ascontiguousarray(surface.T, np.float32)
     for _ in range(ITERATIONS):
-        corner, second, third = (surface[faces[:, n]] for n in range(3))
-        normal = around @ np.cross(second - corner, third - corner)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        edge = np.sqrt(((second - corner) ** 2).sum(axis=1).mean())
+        corner = place[:, first]
+        along, beside = place[:, second] - corner, place[:, third] - corner
+        (ax, ay, az), (bx, by, bz) = along, beside
+        across = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+        normal = (around @ across.T).T
+        normal /= np.sqrt((normal * normal).sum(axis=0))
+        edge = float(np.sqrt((along * along).sum(axis=0).mean()))
 
-        to_average = average @ surface - surface
-        outward = (to_average * normal).sum(axis=1, keepdims=True)
+        to_average = (average @ place.T).T - place
+        outward = (to_average * normal).sum(axis=0)
         tangential = to_average - outward * normal
         curvature = 2 * np.abs(outward) / edge**2
         smoothing = (1 + np.tanh(steepness * (curvature - middle))) / 2
 
-        below = surface[:, None] - depths * normal[:, None]
-        nearest = np.clip(np.rint(below).astype(np.int64), 0, last) @ strides
-        profile = flat[nearest]
-        lowest = profile.min(axis=1).clip(dark, typical)
-        highest = profile[:, :OUTER_STEPS].max(axis=1).clip(threshold, typical)
+        below = np.rint(place[:, None] - depths * normal[:, None])
+        x, y, z = np.minimum(np.maximum(below, 0), last).astype(np.int32)
+        profile = flat[x * strides[0] + y * strides[1] + z * strides[2]]
+        lowest = np.minimum(np.maximum(profile.min(axis=0), dark), typical)
+        highest = np.minimum(np.maximum(profile[:OUTER_STEPS].max(axis=0), threshold), typical)
         bound = dark + FRACTION * (highest - dark)
         push = 2 * (lowest - bound) / (highest - dark)
-        surface = (
-            surface
-            + 0.5 * tangential
-            + smoothing * outward * normal
-            + 0.05 * edge * push[:, None] * normal
-        )
-    return surface
+        place = place + 0.5 * tangential + (smoothing * outward + 0.05 * edge * push) * normal
+    return place.T.astype(np.float64)
 
 
 def _cross(a: Array, b: Array) -> Array:

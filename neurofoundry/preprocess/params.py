@@ -85,7 +85,8 @@ class PreprocessParams(Section):
     below the median of its site, of which at least 20 scans must be usable. null: compare none."""
     overrides: Path | None = None
     """A table (scan_id, decision: keep or exclude, reason), as qc.html exports it: what a person
-    decided goes before every bound."""
+    decided goes before every bound. By default qc_overrides.tsv at the root of the raw data, if it
+    is there: steps on a cluster see that one only."""
 
     def of_one_scan(self) -> dict[str, Any]:
         """What the files of a scan depend on: not on what is decided when all are done."""

@@ -9,6 +9,7 @@ to the best affine fit has.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,13 @@ from numpy.typing import NDArray
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen
 
 BINS = 32
-STEPS_PER_MM, FEWEST_STEPS = 6, 30
+STEPS_PER_MM, FEWEST_STEPS = 4, 24
 """Of the optimizer, for each mm of a level's spacing: a tilted head needs them at the coarse
 levels, where they cost next to nothing."""
+REMEMBERED = (0.9, 0.99)
+"""Share that every step leaves of the gradients' mean and of their mean square."""
+TINY = 1e-12
+"""In the place of 0 where a logarithm is taken or a denominator must not vanish."""
 BRAIN_RADIUS_MM = 70.0
 """Turns a change of the linear part into the mm by which it moves the brain's surface."""
 BRAIN_SCALE = 0.9
@@ -81,14 +86,20 @@ def joint_histogram(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
     A fixed value belongs to the nearest bin. A moving one is shared by the two nearest, so that
     the histogram can be differentiated with respect to it.
     """
-    row = (fixed.clamp(0, 1) * (BINS - 1)).round().long() * BINS
-    position = moving.clamp(0, 1) * (BINS - 1)
-    column = position.detach().floor().clamp(max=BINS - 2)
-    upper = position - column
-    index = row + column.long()
-    counts = torch.zeros(len(moving), BINS * BINS)
-    counts = counts.scatter_add(1, index, 1 - upper).scatter_add(1, index + 1, upper)
-    return counts.unflatten(1, (BINS, BINS)) / len(fixed)
+    return _histogram(*_bins(fixed, moving))
+
+
+def information_slope(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    """Derivative of mutual information by every moving value (batch, n), as `joint_histogram` has.
+
+    With p the joint distribution and m that of the moving values, information changes by ln(p / m)
+    where p does; a moving value that grows takes a share from its lower bin to the upper one.
+    """
+    lower, share = _bins(fixed, moving)
+    joint = _histogram(lower, share)
+    ratio = (joint.clamp_min(TINY) / joint.sum(dim=1, keepdim=True).clamp_min(TINY)).log()
+    gain = torch.nn.functional.pad(ratio.diff(dim=2), (0, 1)).flatten(1)
+    return gain.gather(1, lower) * ((BINS - 1) / len(fixed))
 
 
 def mutual_information(joint: torch.Tensor) -> torch.Tensor:
@@ -103,8 +114,22 @@ def entropies(joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    # The logarithm of an empty bin must have a derivative, too.
-    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1)
+    return -(probabilities * probabilities.clamp_min(TINY).log()).sum(dim=1)
+
+
+def _bins(fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every pair, the index of its lower bin and the share that the one above it has."""
+    row = (fixed.clamp(0, 1) * (BINS - 1)).round().long() * BINS
+    position = moving.clamp(0, 1) * (BINS - 1)
+    column = position.floor().clamp(max=BINS - 2)
+    return row + column.long(), position - column
+
+
+def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    batch, count = lower.shape
+    counts = torch.zeros(batch, BINS * BINS)
+    counts = counts.scatter_add(1, lower, 1 - share).scatter_add(1, lower + 1, share)
+    return counts.unflatten(1, (BINS, BINS)) / count
 
 
 def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, Array]:
@@ -113,31 +138,43 @@ def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, 
     A pose is the linear part and, in its last column, where the template's centre comes to lie.
     Returns the poses and their mutual information at the last level, (batch,).
     """
-    information = torch.full((len(poses),), -torch.inf)
     in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0])
     pose = torch.from_numpy(poses.astype(np.float32))
     for level in levels:
         volume, to_unit = _sampler(coarsen(brain, level.spacing))
         volume = volume.expand(len(poses), 1, *volume.shape)
-        points, values = torch.from_numpy(level.points), torch.from_numpy(level.values)
+        points = torch.nn.functional.pad(torch.from_numpy(level.points), (0, 1), value=1.0)
+        values = torch.from_numpy(level.values)
         steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * level.spacing)), level.spacing / 8
-        start, change = pose, torch.zeros_like(pose, requires_grad=True)
-        optimizer = torch.optim.Adam([change], lr=rate, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 20)
-        for _ in range(steps):
+        start, change = pose, torch.zeros_like(pose)
+        mean, square = torch.zeros_like(pose), torch.zeros_like(pose)
+        for step in range(1, steps + 1):
+            unit = (points @ (to_unit @ _homogeneous(pose)).mT).requires_grad_()
+            moving = _look_up(volume, unit)
+            slope = information_slope(values, moving.detach())
+            (by_unit,) = torch.autograd.grad(moving, unit, slope)
+            uphill = in_mm * (to_unit[:, :3].T @ (by_unit.mT @ points))
+            # Adam (Kingma and Ba, ICLR 2015) with a rate that falls along a cosine.
+            mean = torch.lerp(uphill, mean, REMEMBERED[0])
+            square = torch.lerp(uphill**2, square, REMEMBERED[1])
+            first, second = (1 - share**step for share in REMEMBERED)
+            falling = 0.05 + 0.475 * (1 + math.cos(math.pi * (step - 1) / steps))
+            change = change + rate * falling * (mean / first) / ((square / second).sqrt() + TINY)
             pose = start + change * in_mm
-            where = points @ pose[..., :3].mT + pose[:, None, :, 3]
-            unit = where @ to_unit[:, :3].mT + to_unit[:, 3]
-            moving = torch.nn.functional.grid_sample(
-                volume, unit[:, None, None], align_corners=False
-            )
-            information = mutual_information(joint_histogram(values, moving.flatten(1)))
-            optimizer.zero_grad()
-            (-information.sum()).backward()
-            optimizer.step()
-            schedule.step()
-        pose = (start + change * in_mm).detach()
-    return pose.double().numpy(), information.detach().double().numpy()
+    moving = _look_up(volume, points @ (to_unit @ _homogeneous(pose)).mT)
+    information = mutual_information(joint_histogram(values, moving))
+    return pose.double().numpy(), information.double().numpy()
+
+
+def _homogeneous(pose: torch.Tensor) -> torch.Tensor:
+    """(batch, 3, 4) with a fourth row, so that maps can be chained."""
+    return torch.cat([pose, torch.tensor([0.0, 0, 0, 1]).expand(len(pose), 1, 4)], dim=1)
+
+
+def _look_up(volume: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Values (batch, n) of volumes (batch, 1, x, y, z) at ``unit`` (batch, n, 3)."""
+    where = unit[:, None, None]
+    return torch.nn.functional.grid_sample(volume, where, align_corners=False).flatten(1)
 
 
 def _sampler(image: Image) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,7 @@ from neurofoundry.preprocess import intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
 from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
-from neurofoundry.preprocess.verdict import decide, read_overrides
+from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
 from neurofoundry.stage import Workspace, code_hash, hash_file, write_json
 
 LANDMARKS = "landmarks.json"
@@ -54,7 +54,8 @@ def preprocess(
     than two can be used, and UsageError when a worker process is killed.
     """
     everyone = read_table(cohort / "scans.tsv", SCANS)
-    overrides = read_overrides(params.overrides, everyone) if params.overrides else {}
+    decided = find_overrides(params, data)
+    overrides = read_overrides(decided, everyone) if decided else {}
     scans = everyone.iloc[work.part.items]
     code = code_hash("preprocess", "volumes.py")
     settings = json.dumps(params.of_one_scan(), sort_keys=True) + code
@@ -93,7 +94,15 @@ def preprocess(
 
     table = decide(_table(scans, results), params, overrides, whole=work.part.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
-    write_json(work.dir / "grid.json", {"grid": params.grid.describe(), "params": params})
+    fitted = f" at {' '.join(f'{value:g}' for value in standard)}" if standard else ""
+    write_json(
+        work.dir / "grid.json",
+        {
+            "grid": params.grid.describe(),
+            "normalization": params.normalization + fitted,
+            "params": params,
+        },
+    )
     page = report.render(table, work.dir, params, overrides)
     (work.dir / "qc.html").write_text(page, encoding="utf-8")
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
@@ -191,9 +200,8 @@ def _pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes of one thread each, with the template in their memory."""
     context = multiprocessing.get_context("forkserver")
-    # Workers that fork from a process that has imported everything share its memory. Optimizers
-    # import the last of it when the first one is made.
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    # Workers that fork from a process that has imported everything share its memory.
+    context.set_forkserver_preload([__name__])
     try:
         with ProcessPoolExecutor(
             workers,

@@ -26,6 +26,8 @@ between people: atrophy and infarcts lower the overlap of masks, for one."""
 MAD_TO_DEVIATION = 1.4826
 """Of a normal distribution."""
 
+OVERRIDES_FILE = "qc_overrides.tsv"
+"""At the root of the raw data, with which it is versioned and copied."""
 OVERRIDES = pa.DataFrameSchema(
     {
         "scan_id": pa.Column(str, unique=True),
@@ -54,11 +56,26 @@ def read_overrides(path: Path, scans: pd.DataFrame) -> dict[str, tuple[str, str]
     return {row["scan_id"]: (row["decision"], row["reason"]) for row in rows}
 
 
-def decisions(params: PreprocessParams) -> dict[str, str]:
+def find_overrides(params: PreprocessParams, data: Path) -> Path | None:
+    """The overrides that the parameters name, or those that lie in the raw data's folder.
+
+    Raises UsageError where there are both: nobody would know which of them counts.
+    """
+    beside = data / OVERRIDES_FILE
+    if params.overrides is None:
+        return beside if beside.is_file() else None
+    if beside.is_file() and not (params.overrides.exists() and beside.samefile(params.overrides)):
+        raise UsageError(
+            f"preprocess.overrides is {params.overrides}, and the raw data have their own "
+            f"{OVERRIDES_FILE}. Put all decisions into the latter, and remove the key."
+        )
+    return params.overrides
+
+
+def decisions(params: PreprocessParams, data: Path) -> dict[str, str]:
     """The content of the overrides, which decides the stage's output as the parameters do."""
-    if params.overrides is None or not params.overrides.is_file():
-        return {}
-    return {"overrides_sha256": hash_file(params.overrides)}
+    path = find_overrides(params, data)
+    return {"overrides_sha256": hash_file(path)} if path is not None and path.is_file() else {}
 
 
 def decide(

@@ -26,7 +26,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid, read_grid, read_recipe
+from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
 
 
 def pretrain(
@@ -95,6 +95,7 @@ def pretrain(
         features=encoder.features,
         grid=grid.describe(),
         preprocess=read_recipe(volumes),
+        normalization=read_normalization(volumes),
         method=method,
         licence=params.licence,
         pretraining=pretraining,

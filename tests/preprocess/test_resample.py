@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -62,6 +63,17 @@ def test_antialiasing_leaves_a_coarse_image_alone_and_widens_a_fine_one_as_predi
     variance = (blurred.sum(axis=(1, 2)) * offsets**2).sum() / blurred.sum()
     # A kernel cut at three standard deviations keeps 97 % of its variance.
     np.testing.assert_allclose(variance, (4**2 - 1**2) / (8 * np.log(2)), rtol=0.04)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.5, 7.0])
+def test_coarsening_along_the_axes_is_a_blur_and_an_interpolation(spacing: float) -> None:
+    affine = from_matvec(np.diag([1.1, 0.8, 3.0]), [-20, 11, 7])
+    image = Image(RNG.random((30, 41, 12), dtype=np.float32) + 4, affine)
+    found = coarsen(image, spacing, outside=3.0)
+    expected = resample(
+        antialias(image, spacing), found.affine, found.values.shape, outside=3.0
+    ).values
+    np.testing.assert_allclose(found.values, expected, atol=1e-4)
 
 
 def test_downsampling_does_not_alias() -> None:

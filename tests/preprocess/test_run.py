@@ -25,7 +25,7 @@ from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.scan import brain_histogram
 from neurofoundry.stage import Part, Workspace
 from neurofoundry.tracking import Tracker
-from neurofoundry.volumes import read_grid
+from neurofoundry.volumes import read_grid, read_normalization
 from tests.preprocess.conftest import WriteCohort
 from tests.preprocess.test_scan import PARAMS
 
@@ -98,6 +98,7 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     ].astype(float)
     assert np.isfinite(measured.to_numpy()).all()
     assert read_grid(work.dir) == PARAMS.grid
+    assert read_normalization(work.dir) == "zscore"
     for name in ("head0", "head1"):
         for ending in (".nii", "_to-mni.txt", ".png", ".json"):
             assert (work.dir / f"{name}{ending}").stat().st_size > 0
@@ -193,6 +194,8 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
     brains = [brain_histogram(path, params) for path in head_files[:2]]
     assert landmarks["standard"] == standard_scale([brain for brain in brains if brain])
     assert landmarks["scans"] == 2
+    # What an encoder must know of its volumes.
+    assert read_normalization(first.dir).startswith(f"nyul at {landmarks['standard'][0]:g} ")
     # Without the scans that are tested, all else is the same, byte for byte.
     fewer = fit(splits, 2, "fewer")
     for file in ("landmarks.json", "head0.nii", "head1.nii", "head1.json"):

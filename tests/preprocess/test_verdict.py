@@ -13,6 +13,7 @@ from neurofoundry.preprocess.verdict import (
     FEWEST_OF_SITE,
     decide,
     decisions,
+    find_overrides,
     outliers,
     read_overrides,
 )
@@ -77,10 +78,23 @@ def test_decisions_are_known_by_their_content(tmp_path: Path) -> None:
     path = tmp_path / "qc_overrides.tsv"
     params = PARAMS.model_copy(update={"overrides": path})
     path.write_text("scan_id\tdecision\treason\na\tkeep\tn/a\n")
-    first = decisions(params)
+    first = decisions(params, tmp_path / "data")
     path.write_text("scan_id\tdecision\treason\na\texclude\tn/a\n")
-    assert decisions(params) != first
-    assert decisions(PARAMS) == {}
+    assert decisions(params, tmp_path / "data") != first
+    assert decisions(PARAMS, tmp_path / "data") == {}
+
+
+def test_decisions_in_the_raw_data_are_found_and_never_compete(tmp_path: Path) -> None:
+    beside = tmp_path / "qc_overrides.tsv"
+    assert find_overrides(PARAMS, tmp_path) is None
+    beside.write_text("scan_id\tdecision\treason\nhere0\texclude\tghosting\n")
+    assert find_overrides(PARAMS, tmp_path) == beside
+    assert decisions(PARAMS, tmp_path).keys() == {"overrides_sha256"}
+    assert find_overrides(PARAMS.model_copy(update={"overrides": beside}), tmp_path) == beside
+    other = PARAMS.model_copy(update={"overrides": tmp_path / "other.tsv"})
+    with pytest.raises(UsageError, match="have their own"):
+        find_overrides(other, tmp_path)
+    assert find_overrides(other, tmp_path / "elsewhere") == tmp_path / "other.tsv"
 
 
 def test_wrong_overrides_are_refused_with_what_to_do(tmp_path: Path) -> None:
