@@ -36,6 +36,7 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
+from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_batch, read_grid
 
 SHARED_CODE = ("augment.py", "cohort.py", "encoders.py", "volumes.py")
@@ -89,6 +90,8 @@ def finetune(
     scans = scans[scans["usable"]]
     for folder in folders.values():
         cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(folder))
+    for name, folder in folders.items():
+        work.tracker.used(f"encoder-{name}", "encoder", folder, ENCODER)
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     runs = [Run(*values) for values in declared][work.part.items]

@@ -23,6 +23,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
+from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid
 
 
@@ -88,6 +89,7 @@ def pretrain(
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
     cohort.write_table(images, work.dir / "images.tsv", cohort.IMAGES)
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
+    work.tracker.produced(f"encoder-{method}", "encoder", work.dir, ENCODER)
     work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
 
 

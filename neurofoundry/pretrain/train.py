@@ -63,7 +63,8 @@ def train(
         step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
 
     leads = ranks.number == 0
-    saved = time.monotonic()
+    began = saved = time.monotonic()
+    before = step
     batches = read_batches(volumes, scans, grid, params, seed=seed, start=step, ranks=ranks)
     with progress_bar(shown=leads) as progress, checkpoint.termination() as termination:
         bar = progress.add_task("pretrain", total=steps, completed=step, note="")
@@ -80,11 +81,13 @@ def train(
                 )
             if step == 0 and leads:
                 draw_views(work.dir / "views.png", zscores, inputs)
-                work.tracker.picture("views", work.dir / "views.png")
+                work.tracker.pictures("views", [work.dir / "views.png"], step=0)
             step += 1
             epoch_so_far.append(values)
             speed = len(batch) / (time.monotonic() - started)
-            work.tracker.log({"epoch": epoch + 1, "scans_per_second": speed, **values}, step=step)
+            left = (time.monotonic() - began) * (steps - step) / (step - before)
+            pace = {"epoch": epoch + 1, "scans_per_second": speed, "hours_left": left / 3600}
+            work.tracker.log({**pace, **values}, step=step)
             note = f"loss {values['loss']:.3f}, {speed:.1f} scans/s"
             progress.update(bar, completed=step, note=note)
 
