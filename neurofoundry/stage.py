@@ -133,7 +133,7 @@ def run(
     if not leads:
         # The leader may be putting `replaced` back: both say whether there is nothing to do.
         if key not in (_recorded_key(folder), _recorded_key(replaced)):
-            _follow(name, body, upstream)
+            _follow(body, upstream)
         return folder
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # killed between the two renames of _publish
@@ -155,12 +155,21 @@ def run(
                 **identity["params"],
                 "data_version": data_version,
                 "git_commit": git_commit(),
+                "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
+                "package_version": neurofoundry.__version__,
+                "pipeline_run": tracking.pipeline_run(data_version),
+                "part": f"{part.number}/{part.of}",
             }
             # Without an upstream the key does not know the data: every run is a new one.
             run_key = key if inputs else _hash_json([key, started.isoformat()])
             place = store / "wandb" if store else None
             with tracking.run(
-                track, stage=name, key=run_key, config=config, place=place
+                track,
+                stage=name,
+                method=str(params.get("method", "")),
+                key=run_key,
+                config=config,
+                place=place,
             ) as tracker:
                 work = Workspace(
                     dir=partial,
@@ -170,6 +179,7 @@ def run(
                     part=part,
                 )
                 body(work)
+                tracker.config({"data_version": work.data_version})
                 tracker.summary(work.summary)
             key = _write_record(partial, name, key, identity, work, started)
             if store and not inputs:
@@ -236,15 +246,11 @@ def _earlier(
     return (*reuse, *([folder] if (folder / "stage.json").exists() else []))
 
 
-def _follow(name: str, body: Callable[[Workspace], None], upstream: Mapping[str, Any]) -> None:
+def _follow(body: Callable[[Workspace], None], upstream: Mapping[str, Any]) -> None:
     """Run ``body`` in a folder that is thrown away, and record nothing."""
-    nowhere = TrackingParams(mode="disabled")
-    with (
-        TemporaryDirectory() as scratch,
-        tracking.run(nowhere, stage=name, key="follower", config={}) as tracker,
-    ):
-        data_version = _data_version(upstream)
-        body(Workspace(dir=Path(scratch), earlier=(), tracker=tracker, data_version=data_version))
+    with TemporaryDirectory() as scratch:
+        version = _data_version(upstream)
+        body(Workspace(Path(scratch), earlier=(), tracker=Tracker(), data_version=version))
 
 
 def _data_version(upstream: Mapping[str, Any]) -> str:

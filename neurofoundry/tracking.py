@@ -1,21 +1,41 @@
 """Weights & Biases: the only module that knows it.
 
 One run a stage, grouped by pipeline run. Without an account runs are kept offline in ``wandb/``
-and `wandb sync` sends them later. Nothing about the machine or a person is recorded.
+and `wandb sync` sends them later. Nothing about the machine or a person is recorded, and whatever
+befalls W&B or the network, the stage goes on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import wandb
+from typing import TYPE_CHECKING, Any, Literal
 
 from neurofoundry.params import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import wandb
+
+INIT_SECONDS = 30
+"""How long a server may take to answer before the run is kept offline."""
+
+FINISH_SECONDS = 60
+"""How long the end of a stage waits for what has not been sent; `wandb sync` sends the rest."""
+
+MOST_FAILURES = 3
+"""After so many the stage records nothing more."""
+
+ENCODER = ("encoder.safetensors", "plan.json")
+"""Files of the artifact of an encoder. subjects.tsv names persons and images.tsv their images:
+they stay."""
+
+PRIVATE = ("path", "overrides")
+"""Parameters that name files."""
 
 
 class TrackingParams(Section):
@@ -26,29 +46,109 @@ class TrackingParams(Section):
     project: str = "neurofoundry"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tracker:
-    """Records numbers and pictures of one stage."""
+    """Records numbers, tables, pictures and artifacts of one stage; without a run, nothing."""
 
-    _run: wandb.Run
+    _run: wandb.Run | None = None
+    name: str = ""
+    """Project and id: what finds the run again, online or after `wandb sync`."""
+    _first: int = 0
+    """The first step that has not been recorded before a resume."""
+    _steps: _Steps | None = None
+    _failures: int = 0
 
     @property
-    def name(self) -> str:
-        """Project and id: what finds the run again, online or after `wandb sync`."""
-        return f"{self._run.project}/{self._run.id}"
+    def records(self) -> bool:
+        """Whether anything is recorded."""
+        return self._run is not None
 
     def log(self, values: Mapping[str, Any], *, step: int) -> None:
         """Record values at a step; a step recorded before a resume is not recorded twice."""
-        if step >= self._run.step:
-            self._run.log(dict(values), step=step)
+        if self._run and step >= self._first:
+            self._do(lambda run: self._log(run, values, step))
+
+    def _log(self, run: wandb.Run, values: Mapping[str, Any], step: int) -> None:
+        if self._steps:
+            # First: a kill between the two loses a step, and repeats none.
+            self._steps.write(step)
+        run.log(dict(values), step=step)
+
+    def pictures(self, name: str, paths: Sequence[Path], *, step: int) -> None:
+        """Record PNGs, under one name and by their pixels alone."""
+        if self._run:
+            import wandb
+
+            self.log({name: [wandb.Image(_pixels(path)) for path in paths]}, step=step)
+
+    def figure(self, name: str, svg: str, *, step: int) -> None:
+        """Record a drawing."""
+        if self._run:
+            import wandb
+
+            self.log({name: wandb.Html(svg, inject=False)}, step=step)
+
+    def table(self, name: str, table: pd.DataFrame, *, step: int) -> None:
+        """Record a table; what is missing is null."""
+        if self._run:
+            import wandb
+
+            names: list[str | int] = [str(name) for name in table.columns]
+            rows: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
+            shown = wandb.Table(names, rows, allow_mixed_types=True)
+            self.log({name: shown}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the numbers that a run is compared by."""
-        self._run.summary.update(dict(values))
+        self._do(lambda run: run.summary.update(dict(values)))
 
-    def picture(self, name: str, path: Path) -> None:
-        """Record a PNG."""
-        self._run.log({name: wandb.Image(str(path))})
+    def config(self, values: Mapping[str, Any]) -> None:
+        """Record what was not known when the run began."""
+        self._do(lambda run: run.config.update(public(values), allow_val_change=True))
+
+    def produced(self, name: str, kind: str, folder: Path, files: Sequence[str]) -> None:
+        """Record files as an artifact that this run has made."""
+        self._artifact(name, kind, folder, files, made=True)
+
+    def used(self, name: str, kind: str, folder: Path, files: Sequence[str]) -> None:
+        """Record that this run starts from an artifact: the version with the same content."""
+        self._artifact(name, kind, folder, files, made=False)
+
+    def finish(self, exit_code: int) -> None:
+        """Send what is left, for as long as FINISH_SECONDS."""
+        self._do(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _artifact(
+        self, name: str, kind: str, folder: Path, files: Sequence[str], *, made: bool
+    ) -> None:
+        def record(run: wandb.Run) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, kind)
+            for file in files:
+                artifact.add_file(str(folder / file), name=file, skip_cache=True)
+            artifact.finalize()
+            # `run.log_artifact` and `use_artifact` wait for the server, and the latter refuses to
+            # work offline. By its content the server finds the version that another run has made.
+            assert run._interface is not None
+            run._interface.publish_artifact(
+                run, artifact, ["latest"], is_user_created=not made, use_after_commit=not made
+            )
+
+        self._do(record)
+
+    def _do(self, record: Callable[[wandb.Run], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            record(self._run)
+        except Exception as error:
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                self._run = None
+            lost = "not recorded" if self._run else "not recorded, nor what follows"
+            _say(f"{lost}: {_line(error)}. The stage goes on.")
 
 
 @contextmanager
@@ -58,51 +158,150 @@ def run(
     stage: str,
     key: str,
     config: Mapping[str, Any],
+    method: str = "",
     place: Path | None = None,
 ) -> Iterator[Tracker]:
     """Record a stage. The run's id comes from ``key``, so a resumed stage continues its run.
 
     What is recorded offline goes into ``place``; without one to WANDB_DIR or here.
     """
-    if place:
-        place.mkdir(parents=True, exist_ok=True)
+    if params.mode == "disabled":
+        yield Tracker()
+        return
+    job = f"{stage}-{method}" if method else stage
+    folder = Path(place or os.environ.get("WANDB_DIR", ".")).absolute()
+    # Reports of W&B's own errors hold paths.
+    with _environment(WANDB_DATA_DIR=_staging(folder), WANDB_ERROR_REPORTING="false"):
+        tracker = _start(params, job, key[:16], config, folder)
+        # Not `with`: leaving it by an exception, W&B prints a traceback with paths of the machine.
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish(1)
+            raise
+        tracker.finish(0)
+
+
+def _staging(folder: Path) -> str:
+    """Where files of artifacts wait to be sent; by default that is the home of the user.
+
+    W&B tells the server where they lay. So below the working directory they are named from there,
+    and `wandb sync` finds them from there, even where the folder has moved.
+    """
+    here = Path("/proc/self/cwd")
+    if here.exists() and folder.is_relative_to(Path.cwd()):
+        folder = here / folder.relative_to(Path.cwd())
+    return str(folder / "wandb")
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables that are not set."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+def _start(
+    params: TrackingParams, job: str, run_id: str, config: Mapping[str, Any], folder: Path
+) -> Tracker:
+    import wandb
+
     mode = params.mode
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    told: dict[str, Any] = public(config)
     # W&B talks to people on the terminal; the stage has its own progress and messages.
     settings = wandb.Settings(
         silent=True,
         console="off",
         disable_git=True,
         disable_code=True,
+        disable_job_creation=True,
         save_code=False,
         x_disable_meta=True,
-        x_disable_machine_info=True,
         x_save_requirements=False,
         host="neurofoundry",
-        init_timeout=30,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
     )
-    recorded = wandb.init(
-        project=params.project,
-        id=key[:16],
-        name=f"{stage}-{key[:6]}",
-        group=pipeline_run(),
-        job_type=stage,
-        config=dict(config),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        dir=str(place or os.environ.get("WANDB_DIR", ".")),
-        settings=settings,
-    )
-    # Not `with`: leaving it by an exception, W&B prints a traceback with paths of the machine.
-    try:
-        yield Tracker(recorded)
-    except BaseException:
-        recorded.finish(exit_code=1)
-        raise
-    recorded.finish()
+    for each in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            (folder / "wandb").mkdir(parents=True, exist_ok=True)
+            recorded = wandb.init(
+                project=params.project,
+                id=run_id,
+                name=f"{job}-{run_id[:6]}",
+                group=pipeline_run(str(told.get("data_version", ""))),
+                job_type=job,
+                config=told,
+                mode=each,
+                resume="allow" if each == "online" else None,
+                allow_val_change=True,
+                dir=str(folder),
+                settings=settings,
+            )
+            steps = _Steps(folder / "wandb" / f".{run_id}.step")
+        except Exception as error:
+            wandb.teardown()
+            then = "recorded offline, `wandb sync` sends it" if each == "online" else "not recorded"
+            _say(f"{_line(error)}. The stage is {then}.")
+        else:
+            first = recorded.step if each == "online" else steps.read() + 1
+            return Tracker(recorded, f"{recorded.project}/{recorded.id}", first, steps)
+    return Tracker()
 
 
-def pipeline_run() -> str:
-    """The name that groups the stages of one run: Kubeflow's, DVC's experiment, or 'local'."""
-    return os.environ.get("NEUROFOUNDRY_RUN") or os.environ.get("DVC_EXP_NAME") or "local"
+class _Steps:
+    """The last step that was recorded: what is kept offline cannot be asked for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+
+    def read(self) -> int:
+        """-1 if there is none."""
+        return int(os.pread(self._file.fileno(), 20, 0) or -1)
+
+    def write(self, step: int) -> None:
+        os.pwrite(self._file.fileno(), b"%020d" % step, 0)
+
+
+def pipeline_run(data_version: str = "") -> str:
+    """The name that groups the stages of one run: Kubeflow's, DVC's experiment, or else the data.
+
+    Nobody knows the version of the data before ingest has looked.
+    """
+    given = os.environ.get("NEUROFOUNDRY_RUN") or os.environ.get("DVC_EXP_NAME")
+    return given or (f"data-{data_version[:12]}" if data_version else "ingest")
+
+
+def public(values: Any) -> Any:
+    """Parameters without what names a file: such a value becomes '…'."""
+    if isinstance(values, Mapping):
+        return {
+            name: "…" if name in PRIVATE and value else public(value)
+            for name, value in values.items()
+        }
+    if isinstance(values, list | tuple):
+        return [public(value) for value in values]
+    return "…" if isinstance(values, str) and ("/" in values or "\\" in values) else values
+
+
+def _pixels(path: Path) -> Any:
+    """A picture without the name and the metadata of its file."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _say(message: str) -> None:
+    print(f"W&B: {message}", file=sys.stderr)

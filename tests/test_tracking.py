@@ -1,44 +1,196 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import wandb
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from neurofoundry import tracking
+from tests import wandb_file, wandb_server
+
+KEY = "0123456789abcdef"
+PARAMS = tracking.TrackingParams()
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of the person's own account, and short waits."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for name in ("NEUROFOUNDRY_RUN", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 2)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 10)
+    yield
+    wandb.teardown()
+
+
+def offline_runs(folder: Path) -> list[list[Any]]:
+    """What was kept, the oldest first."""
+    wandb.teardown()  # what the end of a process does: everything is on disk
+    files = sorted((folder / "wandb").glob(f"offline-run-*-{KEY}/run-*.wandb"))
+    return [list(wandb_file.read(file)) for file in files]
 
 
 def test_without_an_account_a_run_is_kept_offline_and_names_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NEUROFOUNDRY_RUN", "pipeline-7")
-    with tracking.run(
-        tracking.TrackingParams(),
-        stage="pretrain",
-        key="0123456789abcdef" * 4,
-        config={"epochs": 2},
-    ) as tracker:
+    config = {
+        "epochs": 2,
+        "datasets": [{"name": "a", "path": "homes"}],
+        "overrides": "surnames.tsv",
+    }
+    config |= {"template": "/data/anna/t1.nii", "data_version": "abc"}
+    secret = PngInfo()
+    secret.add_text("Comment", "sub-anna")
+    picture = tmp_path / "sub-anna.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(picture, pnginfo=secret)
+    for name in tracking.ENCODER:
+        (tmp_path / name).write_text(name)
+    with tracking.run(PARAMS, stage="pretrain", method="simclr", key=KEY, config=config) as tracker:
+        tracker.pictures("qc", [picture, picture], step=0)
+        tracker.table("metrics", pd.DataFrame({"auc": [0.5, np.nan], "n": [1, 2]}), step=0)
+        tracker.figure("reliability", "<svg></svg>", step=0)
         tracker.log({"loss": 0.5}, step=1)
         tracker.log({"loss": 0.25}, step=2)
-        tracker.summary({"final_loss": 0.25})
-    wandb.teardown()  # what the end of a process does: everything is on disk
-    assert tracker.name == "neurofoundry/0123456789abcdef"
-    (recorded,) = (tmp_path / "wandb").glob("offline-run-*-0123456789abcdef/run-*.wandb")
-    content = recorded.read_bytes()
-    for written in (b"loss", b"final_loss", b"pretrain", b"pipeline-7", b"epochs"):
-        assert written in content
-    for secret in (os.uname().nodename, str(Path.home()), str(tmp_path), f'"{getpass.getuser()}"'):
-        assert secret.encode() not in content
+        tracker.summary({"sex/simclr/1.0/test/auc/value": 0.75})
+        tracker.used("encoder-mae", "encoder", tmp_path, tracking.ENCODER)
+        tracker.produced("encoder-simclr", "encoder", tmp_path, tracking.ENCODER)
+    assert tracker.name == f"neurofoundry/{KEY}"
+    (records,) = offline_runs(tmp_path)
+    (run,) = wandb_file.of_kind(records, "run")
+    assert (run.run_id, run.run_group, run.job_type) == (KEY, "pipeline-7", "pretrain-simclr")
+    told = wandb_file.config(records)
+    assert told["epochs"] == 2
+    assert told["datasets"] == [{"name": "a", "path": "…"}]
+    assert told["overrides"] == told["template"] == "…"
+    rows = wandb_file.history(records)
+    assert [(row["_step"], row.get("loss")) for row in rows] == [(0, None), (1, 0.5), (2, 0.25)]
+    assert wandb_file.summary(records)["sex/simclr/1.0/test/auc/value"] == 0.75
+    media = tmp_path / "wandb/latest-run/files/media"
+    (table,) = media.glob("table/metrics_*.json")
+    assert json.loads(table.read_text())["data"] == [[0.5, 1], [None, 2]]
+    assert [file.read_text() for file in media.glob("html/*")] == ["<svg></svg>"]
+    artifacts = {each.name: each for each in wandb_file.of_kind(records, "artifact")}
+    made, used = artifacts["encoder-simclr"], artifacts["encoder-mae"]
+    assert [each.path for each in made.manifest.contents] == sorted(tracking.ENCODER)
+    assert (made.use_after_commit, used.use_after_commit) == (False, True)
+    assert made.digest == used.digest
+    content = b"".join(
+        file.read_bytes() for file in [*media.rglob("*.*"), *tmp_path.rglob("*.wandb")]
+    )
+    for kept in (
+        "anna",
+        f'"{os.uname().nodename}"',
+        str(Path.home()),
+        str(tmp_path),
+        "homes",
+        "surnames",
+    ):
+        assert kept.encode() not in content
+    assert f'"{getpass.getuser()}"'.encode() not in content
 
 
-def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_resumed_run_kept_offline_repeats_no_step(tmp_path: Path) -> None:
+    for steps in (range(4), range(2, 6)):  # the last checkpoint is older than the last step
+        with tracking.run(PARAMS, stage="pretrain", key=KEY, config={}) as tracker:
+            for step in steps:
+                tracker.log({"loss": step}, step=step)
+        time.sleep(1.1)  # W&B names folders by the second
+    recorded = [[row["loss"] for row in wandb_file.history(run)] for run in offline_runs(tmp_path)]
+    assert recorded == [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("environment", "group"),
+    [
+        ({"NEUROFOUNDRY_RUN": "run-1", "DVC_EXP_NAME": "exp-1"}, "run-1"),
+        ({"DVC_EXP_NAME": "exp-1"}, "exp-1"),
+        ({}, "data-abcdefabcdef"),
+    ],
+    ids=["kubeflow", "dvc", "neither"],
+)
+def test_runs_are_grouped_by_pipeline_run_experiment_or_data(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], group: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracking.pipeline_run("abcdef" * 10) == group
+
+
+def test_disabled_writes_nothing(tmp_path: Path) -> None:
     params = tracking.TrackingParams(mode="disabled")
-    with tracking.run(params, stage="ingest", key="a" * 64, config={}) as tracker:
+    with tracking.run(params, stage="ingest", key=KEY, config={}) as tracker:
         tracker.log({"loss": 0.5}, step=1)
+        tracker.pictures("qc", [tmp_path / "none.png"], step=1)
+        tracker.produced("encoder", "encoder", tmp_path, tracking.ENCODER)
         tracker.summary({"scans": 3})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("server", ["unreachable", "broken"])
+def test_without_a_server_the_stage_goes_on_and_is_kept_offline(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken, wandb_server.serve(broken=True) as broken:
+        taken.bind(("127.0.0.1", 0))  # bound, and never listening: connections are refused
+        refused = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", broken.url if server == "broken" else refused)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        with tracking.run(PARAMS, stage="pretrain", key=KEY, config={}) as tracker:
+            tracker.log({"loss": 0.5}, step=0)
+    assert "recorded offline, `wandb sync` sends it" in capsys.readouterr().err
+    (records,) = offline_runs(tmp_path)
+    assert [row["loss"] for row in wandb_file.history(records)] == [0.5]
+
+
+def test_an_error_of_the_stage_is_raised_and_not_recorded(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="sub-anna"),
+        tracking.run(PARAMS, stage="pretrain", key=KEY, config={}),
+    ):
+        raise ValueError("sub-anna")
+    (records,) = offline_runs(tmp_path)
+    assert wandb_file.of_kind(records, "exit")[0].exit_code == 1
+    assert "anna" not in str(records)
+
+
+def test_online_the_server_gets_each_step_once_and_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 30)
+    for name in tracking.ENCODER:
+        (tmp_path / name).write_text(f"content of {name}")
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        for steps in (range(3), range(1, 5)):
+            config = {"overrides": str(tmp_path), "data_version": "abcdef" * 3}
+            with tracking.run(PARAMS, stage="pretrain", key=KEY, config=config) as tracker:
+                for step in steps:
+                    tracker.log({"loss": step}, step=step)
+                tracker.produced("encoder-simclr", "encoder", tmp_path, tracking.ENCODER)
+    assert server.unknown == []
+    assert [row["loss"] for row in server.history] == [0, 1, 2, 3, 4]
+    (first, *_) = [given for name, given in server.operations if name == "UpsertBucket"]
+    assert (first["name"], first["groupName"]) == (KEY, "data-abcdefabcdef")
+    assert (first["jobType"], first["host"], first["commit"]) == ("pretrain", "neurofoundry", None)
+    assert server.uploads["artifact/plan.json"] == b"content of plan.json"
+    assert b"encoder.safetensors" in server.uploads["manifest"]
+    sent = b"".join(server.bodies)
+    for secret in (str(tmp_path), f'"{os.uname().nodename}"', str(Path.home())):
+        assert secret.encode() not in sent

@@ -188,7 +188,7 @@ def _task(
         "scale": _scale(rows, metric, splits),
         "groups": _groups(evidence, measured, grouped, conclusion, params),
         "calibration": _calibration(evidence, calibrated),
-        "figures": _figures(evidence, measured, curves, params.baseline),
+        "figures": figures_of(evidence, measured, curves, params.baseline),
         "number": lambda row, name: words.number(row["value"], name),
         "interval": lambda row, name: words.interval(row, name),
     }
@@ -313,7 +313,7 @@ def _axis(ends: Sequence[float], metric: str) -> dict[str, Any]:
     }
 
 
-def _figures(
+def figures_of(
     evidence: Evidence, measured: Measured, curves: Curves, baseline: str
 ) -> list[dict[str, str]]:
     """Captioned SVG figures of a task."""

@@ -20,6 +20,7 @@ from neurofoundry.evaluate import (
     measures,
     morphometry,
     promotion,
+    record,
     report,
     robustness,
     subgroups,
@@ -102,8 +103,19 @@ def evaluate(
         seed=seed,
         volumes=volumes,
     )
-    stage.write_json(work.dir / "metrics.json", nested(measured.measures))
-    work.summary |= headlines(measured.measures, evidence) | {"promoted": decision.promoted}
+    content = nested(measured.measures)
+    stage.write_json(work.dir / "metrics.json", content)
+    record.record(
+        work.tracker,
+        work.dir,
+        inputs=found,
+        tasks=evidence,
+        measured=measured,
+        curves=drawn,
+        metrics=content,
+        baseline=params.baseline,
+    )
+    work.summary |= headlines(content, evidence) | {"promoted": decision.promoted}
 
 
 def _check(params: EvaluateParams, tasks: Mapping[str, Task], found: Inputs, models: Path) -> None:
@@ -161,17 +173,18 @@ def nested(table: pd.DataFrame) -> dict[str, Any]:
     return content
 
 
-def headlines(table: pd.DataFrame, tasks: list[Evidence]) -> dict[str, float]:
-    """The metric that each task is judged by, with its interval: task/init/split/metric."""
-    numbers: dict[str, float] = {}
-    for evidence in tasks:
-        metric = PRIMARY[evidence.task.kind]
-        rows = table[(table["task"] == evidence.name) & (table["metric"] == metric)]
-        rows = rows[rows["split"].isin(["test", "ood"]) & rows["value"].notna()]
-        rows = rows[rows["fraction"] == evidence.fraction]
-        for row in rows[~rows["init"].str.startswith("floor-")].to_dict("records"):
-            key = f"{row['task']}/{row['init']}/{row['split']}/{metric}"
-            numbers[key] = float(row["value"])
-            if pd.notna(row["low"]):
-                numbers |= {f"{key}_low": float(row["low"]), f"{key}_high": float(row["high"])}
-    return numbers
+def headlines(metrics: Mapping[str, Any], tasks: list[Evidence]) -> dict[str, float]:
+    """The metric that each task is judged by, with its interval, by its path in metrics.json."""
+    wanted = {
+        (evidence.name, str(evidence.fraction), split, PRIMARY[evidence.task.kind])
+        for evidence in tasks
+        for split in ("test", "ood")
+    }
+    return {
+        path: value
+        for path, value in record.flat(metrics).items()
+        for task, init, fraction, split, metric, *end in [path.split("/")]
+        if (task, fraction, split, metric) in wanted
+        and not init.startswith("floor-")
+        and end in (["value"], ["low"], ["high"])
+    }

@@ -37,6 +37,7 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
+from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
 
 SHARED_CODE = (
@@ -100,6 +101,8 @@ def finetune(
     scans = scans[scans["usable"]]
     for folder in folders.values():
         cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(folder))
+    for name, folder in folders.items():
+        work.tracker.used(f"encoder-{name}", "encoder", folder, ENCODER)
 
     declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     runs = [Run(*values) for values in declared][work.part.items]

@@ -105,6 +105,7 @@ def preprocess(
     )
     page = report.render(table, work.dir, params, overrides)
     (work.dir / "qc.html").write_text(page, encoding="utf-8")
+    work.tracker.pictures("qc", _examples(table, work.dir), step=0)
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
 
@@ -118,6 +119,14 @@ def preprocess(
             "the scans, or widen the bounds of preprocess.quality."
         )
     work.summary |= {"scans": len(table), "usable": usable, "reused": reused, "faults": faults}
+
+
+def _examples(table: pd.DataFrame, folder: Path, count: int = 6) -> list[Path]:
+    """Pictures of some scans, up to a third of them of scans that cannot be used."""
+    drawn = table[[(folder / f"{scan_id}.png").exists() for scan_id in table["scan_id"]]]
+    failed = drawn["scan_id"][~drawn["usable"]].head(count // 3)
+    shown = drawn["scan_id"][drawn["usable"]].head(count - len(failed))
+    return [folder / f"{scan_id}.png" for scan_id in [*shown, *failed]]
 
 
 def _reuse(work: Workspace, scan_id: str, key: str, files: Sequence[str]) -> Result | None:

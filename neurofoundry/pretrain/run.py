@@ -26,6 +26,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
 from neurofoundry.stage import Workspace
+from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
 
 
@@ -107,6 +108,7 @@ def pretrain(
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
     if probe and looks:
         last |= {name: value for name, value in looks[-1].items() if name in probe.scores}
+    work.tracker.produced(f"encoder-{method}", "encoder", work.dir, ENCODER)
     work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
 
 

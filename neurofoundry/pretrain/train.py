@@ -96,7 +96,8 @@ def train(
             progress.console.print(sentence, soft_wrap=True)
         if looker and step == 0:
             look(looker)
-        saved = ended = time.monotonic()
+        began = saved = ended = time.monotonic()
+        before = step
         for batch, stored in batches:
             waited = time.monotonic() - ended
             epoch = step // steps_per_epoch
@@ -122,12 +123,17 @@ def train(
                 raise
             if step == 0 and leads:
                 draw_views(work.dir / "views.png", zscores, inputs)
-                work.tracker.picture("views", work.dir / "views.png")
+                work.tracker.pictures("views", [work.dir / "views.png"], step=0)
             step += 1
             epoch_so_far.append(values)
             seconds = time.monotonic() - ended
             speed = len(batch) / seconds
-            pace = {"scans_per_second": speed, "data_wait_share": waited / seconds}
+            left = (time.monotonic() - began) * (steps - step) / (step - before)
+            pace = {
+                "scans_per_second": speed,
+                "data_wait_share": waited / seconds,
+                "hours_left": left / 3600,
+            }
             work.tracker.log({"epoch": epoch + 1, **pace, **values}, step=step)
             note = f"loss {values['loss']:.3f}, {speed:.1f} scans/s"
             progress.update(bar, completed=step, note=note)

@@ -69,8 +69,8 @@ def test_another_seed_gives_other_intervals_and_the_same_values(usual, evaluated
 def test_the_summary_is_the_headline_numbers(evaluated):
     numbers = json.loads((evaluated.dir / "metrics.json").read_text())
     found = numbers["age"]["simclr"]["1.0"]["ood"]["mae"]
-    assert evaluated.summary["age/simclr/ood/mae"] == found["value"]
-    assert evaluated.summary["age/simclr/ood/mae_low"] == found["low"]
+    assert evaluated.summary["age/simclr/1.0/ood/mae/value"] == found["value"]
+    assert evaluated.summary["age/simclr/1.0/ood/mae/low"] == found["low"]
     assert len(evaluated.summary) == 4 * 4 * 2 * 3 + 1
     assert evaluated.summary["promoted"] is False
 
@@ -221,7 +221,7 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
     )
     record = json.loads((tmp_path / "evaluation/stage.json").read_text())
     assert list(record["contents"]) == ["metrics.json", "promotion.json"]
-    assert record["summary"]["sex/simclr/test/auc"] > 0.5
+    assert record["summary"]["sex/simclr/1.0/test/auc/value"] > 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""What W&B is left of all five stages, read from its own files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import wandb
+import yaml
+
+from neurofoundry import cli
+from neurofoundry.phantom.dataset import generate
+from neurofoundry.phantom.params import PhantomParams
+from tests import wandb_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def params() -> dict[str, Any]:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["tasks"] = {"age": {"kind": "regression", "column": "age", "required": False}}
+    values["ingest"]["splits"].update(pretrain=0.3, train=0.4, val=0.1, test=0.2)
+    values["preprocess"].update(grid={"spacing": 6.0}, registration_spacing=6.0)
+    values["pretrain"].update(methods=["simclr"], epochs=2, batch_size=4)
+    values["pretrain"]["encoder"]["width"] = 0.125
+    starts = {"probe": {"encoder": "simclr", "mode": "probe"}}
+    values["finetune"].update(initializations=starts, epochs=1, fractions=[1.0], seeds=[0])
+    values["evaluate"] = {"bootstraps": 100, "baseline": "probe"}
+    return values
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Records of each job of a whole pipeline run."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("NEUROFOUNDRY_RUN", "pipeline-7")
+        patch.chdir(folder)
+        generate(PhantomParams(subjects=16, seed=1, spacing_mm=5.0), Path("data"), 2)
+        Path("params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+        cli.run_all(Path("data"), Path("out"), workers=1)
+        wandb.teardown()
+        files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+        read = [list(wandb_file.read(file)) for file in files]
+    return {wandb_file.of_kind(each, "run")[0].job_type: each for each in read} | {"": [folder]}
+
+
+def test_every_stage_is_a_job_of_one_group(runs: dict[str, list[Any]]) -> None:
+    jobs = ["ingest", "preprocess", "pretrain-simclr", "finetune", "evaluate"]
+    assert set(runs) == {*jobs, ""}
+    for job in jobs:
+        (run,) = wandb_file.of_kind(runs[job], "run")
+        told = wandb_file.config(runs[job])
+        assert (run.run_group, told["pipeline_run"]) == ("pipeline-7", "pipeline-7")
+        assert len(told["data_version"]) == 64
+        assert {"git_commit", "image", "package_version"} <= set(told)
+
+
+def test_pretraining_has_its_pace_and_the_evaluation_its_numbers_by_name(
+    runs: dict[str, list[Any]],
+) -> None:
+    steps = wandb_file.history(runs["pretrain-simclr"])
+    assert [row["_step"] for row in steps] == list(range(len(steps)))
+    assert {"loss", "learning_rate", "scans_per_second", "hours_left"} <= set(steps[1])
+    assert steps[-1]["hours_left"] == 0
+    (folder,) = runs[""]
+    metrics = json.loads((folder / "out/evaluation/metrics.json").read_text())
+    subjects = metrics["age"]["probe"]["1.0"]["val"]["subjects"]
+    assert wandb_file.summary(runs["evaluate"])["age/probe/1.0/val/subjects"] == subjects
+    names = {name for row in wandb_file.history(runs["evaluate"]) for name in row}
+    assert {"metrics/_type", "differences/_type"} <= names
+    assert len(list((folder / "wandb").rglob("media/images/qc_*.png"))) == 6
+
+
+def test_the_encoder_is_followed_from_where_it_is_made_to_where_it_is_used(
+    runs: dict[str, list[Any]],
+) -> None:
+    found = {
+        (job, each.name): each
+        for job in ("pretrain-simclr", "finetune", "evaluate")
+        for each in wandb_file.of_kind(runs[job], "artifact")
+    }
+    made = found["pretrain-simclr", "encoder-simclr"]
+    assert not made.use_after_commit
+    for job in ("finetune", "evaluate"):
+        assert found[job, "encoder-simclr"].use_after_commit
+        assert found[job, "encoder-simclr"].digest == made.digest
+    report = found["evaluate", "evaluation"]
+    assert "report.html" in [each.path for each in report.manifest.contents]
+
+
+def test_nothing_that_would_leave_names_a_person_or_a_path(runs: dict[str, list[Any]]) -> None:
+    (folder,) = runs[""]
+    scans = pd.read_csv(folder / "out/volumes/scans.tsv", sep="\t")
+    told = {str(name) for column in ("subject", "person", "scan_id", "path") for name in
+            scans[column]} | {str(folder), str(ROOT)}  # fmt: skip
+    files = [
+        path
+        for path in (folder / "wandb").rglob("*")
+        if path.is_file() and path.parent.name != "logs" and not path.name.startswith("debug")
+    ]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not [name for name in told if name.encode() in content], path.name

@@ -1,0 +1,131 @@
+"""A W&B server on this machine that answers what the client asks of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Received:
+    url: str = ""
+    operations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Name and variables of GraphQL requests."""
+    bodies: list[bytes] = field(default_factory=list)
+    """Everything that was sent, in whatever form."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def answer(self, name: str, given: dict[str, Any]) -> Any:
+        """The data of a GraphQL answer; None for what this server does not know."""
+        entity = {"id": "e", "name": "me"}
+        manifest = {"id": "M", "file": self._file("manifest")}
+        if name == "RunResumeStatus":
+            steps = [json.dumps(row) for row in self.history]
+            bucket = {
+                "id": "b", "name": given["name"], "summaryMetrics": "{}", "displayName": "d",
+                "logLineCount": 0, "historyLineCount": len(steps), "eventsLineCount": 0,
+                "historyTail": json.dumps(steps[-1:]), "eventsTail": "[]", "config": "{}",
+                "tags": [], "notes": None, "wandbConfig": json.dumps({"t": 1}),
+            }  # fmt: skip
+            found = {"id": "p", "name": "neurofoundry", "entity": entity}
+            return {"model": found | {"bucket": bucket if steps else None}}
+        if name == "UpsertBucket":
+            project = {"id": "p", "name": "neurofoundry", "entity": entity}
+            bucket = {
+                "id": "b", "name": given["name"], "displayName": "d", "description": "",
+                "config": "{}", "sweepName": None, "project": project, "historyLineCount": 0,
+            }  # fmt: skip
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if name == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if name == "CreateRunFiles":
+            files = [{"name": each, **self._file(each)} for each in given["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if name == "CreateArtifact":
+            found = {"id": "A", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": found}}
+        if name in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            return {name[0].lower() + name[1:]: {"artifactManifest": manifest}}
+        if name == "CreateArtifactFiles":
+            edges = [
+                {
+                    "node": {
+                        "storagePath": "x", "uploadMultipartUrls": None, "artifact": {"id": "A"},
+                        **self._file("artifact/" + each["name"]),
+                    }
+                }
+                for each in given["input"]["artifactFiles"]
+            ]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if name == "CommitArtifact":
+            return {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}}
+        if name == "UseArtifact":
+            return {"useArtifact": {"artifact": {"id": "A"}}}
+        return None
+
+    def _file(self, name: str) -> dict[str, Any]:
+        return {"id": "F", "uploadUrl": f"{self.url}/upload/{name}", "uploadHeaders": []}
+
+
+@contextmanager
+def serve(*, broken: bool = False) -> Iterator[Received]:
+    """A server; a ``broken`` one answers everything with 500."""
+    received = Received()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            received.bodies.append(body)
+            status, answer = (500, {}) if broken else self.handle_body(body)
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST  # noqa: N815
+
+        def handle_body(self, body: bytes) -> tuple[int, Any]:
+            if self.path == "/graphql":
+                asked = json.loads(body)
+                name = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])[1]
+                data = received.answer(name, asked.get("variables") or {})
+                received.operations.append((name, asked.get("variables") or {}))
+                if data is not None:
+                    return 200, {"data": data}
+            elif self.path.startswith("/files/") and self.path.endswith("/file_stream"):
+                files = json.loads(body).get("files") or {}
+                rows = files.get("wandb-history.jsonl", {}).get("content", [])
+                received.history.extend(json.loads(row) for row in rows)
+                return 200, {}
+            elif self.path.startswith("/upload/") and self.command == "PUT":
+                received.uploads[self.path.removeprefix("/upload/")] = body
+                return 200, {}
+            received.unknown.append(f"{self.command} {self.path} {body[:200]!r}")
+            return 400, {"error": "unknown"}
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that hangs up is no fault of the server."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        received.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield received
+        server.shutdown()
