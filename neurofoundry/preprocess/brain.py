@@ -10,11 +10,11 @@ from functools import cache
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.spatial import ConvexHull
 
 from neurofoundry.preprocess.reading import UnusableScanError
-from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up
 
 SPACING_MM = 3.0
 """Of the heads in which the surface grows: finer voxels show it the sulci, where it sinks in."""
@@ -30,6 +30,10 @@ INNER_STEPS, OUTER_STEPS = 10, 5
 """How far below the surface the darkest and the brightest intensity are looked for: 20, 10 mm."""
 HEAD_MM = 160.0
 """Height of a head below its vertex; what lies lower is neck."""
+EMPTY_SHARE, STRIPPED_ML = 0.5, (600.0, 2200.0)
+"""What tells a scan that shows a brain alone. Heads have 2500 ml and more."""
+REACH_MM, RAY_MM = 140.0, 0.5
+"""How far, and in what steps, the edge of a given mask is looked for."""
 TRUSTED_OUTSIDE_MM, TRUSTED_INSIDE_MM = 7.0, 3.0
 """Beyond this distance from the template's edge, the template knows better than the surface."""
 
@@ -86,6 +90,38 @@ def fill(surface: Array, affine: Matrix, shape: tuple[int, ...]) -> Mask:
     above = np.ceil(height).astype(int).clip(0, shape[2])
     np.add.at(crossings, (*line[hit].T, above), np.sign(area[hit]).astype(np.int8))
     return np.cumsum(crossings[..., :-1], axis=2, dtype=np.int8) != 0
+
+
+def stripped(scan: Image) -> Image | None:
+    """The mask of a scan that shows a brain alone, as others have extracted it; else None.
+
+    Such a scan has one value wherever there is no brain, and what it shows is no larger than one.
+    """
+    outside = scan.values == scan.values.min()
+    if outside.mean() < EMPTY_SHARE:
+        return None
+    labels, count = ndimage.label(~outside)
+    if count == 0:
+        return None
+    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    largest = ndimage.binary_fill_holes(largest)
+    ml = largest.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    if not STRIPPED_ML[0] <= ml <= STRIPPED_ML[1]:
+        return None
+    return Image(largest.astype(np.float32), scan.affine)
+
+
+def wrap(mask: Image) -> Array:
+    """Vertices (mm) of a surface around a mask, in the order of ``sphere``.
+
+    Each lies where the line from the mask's centroid leaves it for the last time.
+    """
+    centre = apply_affine(mask.affine, np.argwhere(mask.values > 0.5).mean(axis=0))
+    steps = np.arange(0, REACH_MM, RAY_MM)
+    rays = centre + steps[:, None, None] * sphere()[0]
+    inside = look_up(mask, rays.reshape(-1, 3)).reshape(len(steps), -1) > 0.5
+    last = len(steps) - 1 - inside[::-1].argmax(axis=0)
+    return centre + steps[last][:, None] * sphere()[0]
 
 
 def correct(mask: Mask, depth: NDArray[np.float32]) -> Mask:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.params import Section
 from neurofoundry.volumes import Grid
@@ -64,12 +65,42 @@ class QualityParams(Section):
     """syn: the largest factor by which the warp changes a volume."""
 
 
+class MaskParams(Section):
+    """A program that finds the brain in the place of ours, such as SynthStrip or HD-BET."""
+
+    command: str
+    """With {input} and {output} in the places of the scan's and the mask's file (.nii.gz), such as
+    `mri_synthstrip -i {input} -m {output}`. It runs once a scan, and its mask is used as it is.
+    The results depend on the command's words, not on what stands behind them: name the version."""
+    timeout: float = Field(default=600, gt=0)
+    """Seconds after which a scan is given up."""
+
+    @field_validator("command")
+    @classmethod
+    def _names_both_files(cls, command: str) -> str:
+        parts = shlex.split(command)
+        try:
+            filled = [part.format(input="scan", output="mask") for part in parts]
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"only {{input}} and {{output}} can stand in braces: {error}"
+            ) from error
+        for name in ("{input}", "{output}"):
+            if not any(name in part for part in parts):
+                raise ValueError(f"{name} must be part of it")
+        if filled[0] != parts[0]:
+            raise ValueError("it must begin with a program")
+        return command
+
+
 class PreprocessParams(Section):
     """From a head in its scanner's space to a brain on the standard grid."""
 
     grid: Grid = Grid()
     bias_correction: Literal["none", "n4"] = "none"
     """n4 removes shading inside the brain, for 0.7 s of CPU a scan."""
+    mask: MaskParams | None = None
+    """null: the brain's surface grows in the scan, and the template mends it."""
     registration: Literal["rigid", "affine", "syn"] = "rigid"
     """rigid keeps the brain's own size and shape; affine fits its size to the template's; syn warps
     it to the template's shape, symmetrically and without folds, for half a minute of CPU a scan

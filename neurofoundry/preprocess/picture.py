@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
-from numpy.typing import NDArray
 from PIL import Image as Pillow
 from scipy import ndimage
 
-from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up
 from neurofoundry.preprocess.warp import Warp
 from neurofoundry.volumes import BOX_MM
 
@@ -40,16 +39,16 @@ def write(
     panels = []
     for axis, position in PLANES:
         points, shape = _plane(axis, position)
-        grey = _lookup(
-            scan, apply_affine(to_scan, warp(points) if warp else points), order=1
-        ).reshape(shape)
+        places = apply_affine(to_scan, warp(points) if warp else points)
+        grey = look_up(scan, places, outside=float(scan.values.min())).reshape(shape)
         panels.append(np.repeat(grey[..., None], 3, axis=2))
     top = np.percentile(np.concatenate([panel.ravel() for panel in panels]), 99.5)
     for (axis, position), panel in zip(PLANES, panels, strict=True):
         points, shape = _plane(axis, position)
         np.clip(panel * (255 / max(top, 1e-6)), 0, 255, out=panel)
-        inside_template = _lookup(depth, apply_affine(to_template, points), order=1) > 0
-        inside_mask = _lookup(mask, points, order=0) > 0
+        beyond = float(depth.values.min())
+        inside_template = look_up(depth, apply_affine(to_template, points), outside=beyond) > 0
+        inside_mask = look_up(mask, points, order=0) > 0
         panel[_edge(inside_template.reshape(shape))] = TEMPLATE_COLOUR
         panel[_edge(inside_mask.reshape(shape))] = MASK_COLOUR
     height = max(panel.shape[0] for panel in panels)
@@ -70,13 +69,6 @@ def _plane(axis: int, position: float) -> tuple[Array, tuple[int, int]]:
     points[..., across] = columns
     points[..., up] = rows[::-1, None]
     return points.reshape(-1, 3), (len(rows), len(columns))
-
-
-def _lookup(image: Image, points: Array, *, order: int) -> NDArray[np.float32]:
-    where = apply_affine(np.linalg.inv(image.affine), points)
-    return ndimage.map_coordinates(
-        image.values, where.T, order=order, cval=image.values.min(), output=np.float32
-    )
 
 
 def _edge(inside: Mask) -> Mask:

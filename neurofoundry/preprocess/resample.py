@@ -94,6 +94,16 @@ def coarsen(image: Image, spacing: float, *, outside: float = 0.0) -> Image:
     return Image(np.ascontiguousarray(values + np.float32(outside)), affine)
 
 
+def look_up(
+    image: Image, points: Array, *, order: int = 1, outside: float = 0.0
+) -> NDArray[np.float32]:
+    """Values at ``points`` (n, 3) in mm: of the nearest voxel (``order`` 0) or trilinear (1)."""
+    where = apply_affine(np.linalg.inv(image.affine), points)
+    return ndimage.map_coordinates(
+        image.values, where.T, order=order, cval=outside, output=np.float32
+    )
+
+
 def interpolate(image: Image, points: Array) -> NDArray[np.float32]:
     """Cubic B-spline values at ``points`` (n, 3) in mm; beyond its edge the image is mirrored."""
     where = apply_affine(np.linalg.inv(image.affine), points)

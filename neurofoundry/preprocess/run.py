@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from neurofoundry.cohort import SCANS, VOLUMES, read_table, scan_path, write_table
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.preprocess import intensity, report, template
+from neurofoundry.preprocess import extractor, intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
 from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
@@ -56,6 +56,8 @@ def preprocess(
     everyone = read_table(cohort / "scans.tsv", SCANS)
     decided = find_overrides(params, data)
     overrides = read_overrides(decided, everyone) if decided else {}
+    if params.mask is not None:
+        extractor.check(params.mask)
     scans = everyone.iloc[work.part.items]
     code = code_hash("preprocess", "volumes.py")
     settings = json.dumps(params.of_one_scan(), sort_keys=True) + code

@@ -11,6 +11,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from neurofoundry.preprocess import bias, brain, intensity, picture, quality, registration
+from neurofoundry.preprocess.extractor import extract
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.resample import (
@@ -21,6 +22,7 @@ from neurofoundry.preprocess.resample import (
     antialias,
     coarsen,
     interpolate,
+    look_up,
     resample,
 )
 from neurofoundry.preprocess.template import Template
@@ -58,6 +60,8 @@ class _Brain:
     """The brain's voxels of ``head``."""
     surface: Array
     """Vertices of the brain's surface, mm."""
+    mask: Image | None
+    """In the scan, where it is known better than by the surface."""
     field: Image | None
     """Logarithm of the shading that was removed."""
 
@@ -125,23 +129,17 @@ def _preprocess(
     standard: Sequence[float],
 ) -> Result:
     found = _find_brain(scan, params)
-    surface = found.surface
     intensities, centre = _scale(found)
     affine = registration.register(intensities, centre, template.levels, template.centre)
     to_scan = affine
     if params.registration == "rigid":
         to_scan = registration.closest_rigid(affine, template.centre)
     to_template = np.linalg.inv(affine) @ to_scan
-    warp = None
-    in_template = apply_affine(np.linalg.inv(to_scan), surface)
-    if params.registration == "syn":
-        warp = _warp(found, affine, template)
-        in_template = warp.back(in_template)
+    warp = _warp(found, affine, template) if params.registration == "syn" else None
 
     grid = params.grid
-    mask = brain.fill(in_template, grid.affine, grid.shape)
     depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
-    mask = brain.correct(mask, depth.values)
+    mask = _inside(found, depth, to_scan, warp)
     ml = mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan))
     voxels = apply_affine(grid.affine, np.argwhere(mask))
     points = apply_affine(to_scan, voxels if warp is None else warp(voxels))
@@ -160,7 +158,7 @@ def _preprocess(
     measures = quality.measure(
         scan,
         intensities,
-        surface=surface,
+        surface=found.surface,
         affine=affine,
         to_scan=to_scan,
         mask_ml=ml if warp is None else ml * warp.growth(voxels),
@@ -189,12 +187,33 @@ def _find_brain(scan: Image, params: PreprocessParams) -> _Brain:
     background = float(scan.values.min())
     spacing = min(brain.SPACING_MM, params.registration_spacing)
     head = coarsen(scan, spacing, outside=background)
-    surface = brain.find_surface(coarsen(head, brain.SPACING_MM, outside=background))
-    inside = brain.fill(surface, head.affine, head.values.shape)
+    mask = extract(scan, params.mask) if params.mask is not None else brain.stripped(scan)
+    if mask is None:
+        surface = brain.find_surface(coarsen(head, brain.SPACING_MM, outside=background))
+        inside = brain.fill(surface, head.affine, head.values.shape)
+    else:
+        surface = brain.wrap(mask)
+        inside = resample(mask, head.affine, head.values.shape).values > 0.5
     if params.bias_correction == "none":
-        return _Brain(head, inside, surface, None)
+        return _Brain(head, inside, surface, mask, None)
     field = bias.estimate(head, inside)
-    return _Brain(bias.correct(head, field), inside, surface, field)
+    return _Brain(bias.correct(head, field), inside, surface, mask, field)
+
+
+def _inside(found: _Brain, depth: Image, to_scan: Matrix, warp: Warp | None = None) -> Mask:
+    """The brain on the grid of ``depth``, the signed distance to the template's edge there."""
+    if found.mask is None:
+        surface = apply_affine(np.linalg.inv(to_scan), found.surface)
+        filled = brain.fill(
+            warp.back(surface) if warp else surface, depth.affine, depth.values.shape
+        )
+        return brain.correct(filled, depth.values)
+    if warp is None:
+        values = resample(found.mask, depth.affine, depth.values.shape, transform=to_scan).values
+        return values > 0.5
+    voxels = np.moveaxis(np.indices(depth.values.shape), 0, -1).reshape(-1, 3)
+    points = apply_affine(to_scan, warp(apply_affine(depth.affine, voxels)))
+    return (look_up(found.mask, points) > 0.5).reshape(depth.values.shape)
 
 
 def _scale(found: _Brain) -> tuple[Image, Array]:
@@ -214,9 +233,7 @@ def _warp(found: _Brain, affine: Matrix, template: Template) -> Warp:
     """What is left between the template and the scan, whose affine map is known."""
     fine = template.fine
     shape = fine.values.shape
-    surface = apply_affine(np.linalg.inv(affine), found.surface)
-    depth = resample(template.depth, fine.affine, shape, outside=-100)
-    mask = brain.correct(brain.fill(surface, fine.affine, shape), depth.values)
+    mask = _inside(found, resample(template.depth, fine.affine, shape, outside=-100), affine)
     head = resample(found.head, fine.affine, shape, transform=affine).values
     low = np.percentile(found.head.values, 2)
     high = np.percentile(found.head.values[found.inside], 99.5)

@@ -68,3 +68,20 @@ def test_an_image_without_a_head_is_refused_in_words() -> None:
     speck[20, 20, 20] = 1
     with pytest.raises(UnusableScanError, match="no head"):
         brain.find_surface(Image(speck, np.diag([3.0, 3, 3, 1])))
+
+
+def test_the_surface_around_a_mask_encloses_what_the_mask_does(heads: list[Head]) -> None:
+    scan = image_of(heads[0])
+    mask = Image(heads[0].brain.astype(np.float32), scan.affine)
+    filled = brain.fill(brain.wrap(mask), scan.affine, mask.values.shape)
+    assert 2 * (filled & heads[0].brain).sum() / (filled.sum() + heads[0].brain.sum()) > 0.95
+
+
+def test_a_scan_of_a_brain_alone_is_its_own_mask_and_a_head_is_not(heads: list[Head]) -> None:
+    scan = image_of(heads[2])
+    assert brain.stripped(scan) is None
+    alone = Image(np.where(heads[2].brain, scan.values, 0).astype(np.float32), scan.affine)
+    found = brain.stripped(alone)
+    assert found is not None
+    # Dark voxels within are filled, strays without are not brain.
+    assert (found.values.astype(bool) ^ heads[2].brain).sum() < 0.01 * heads[2].brain.sum()
