@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from neurofoundry import augment, encoders
-from neurofoundry.augment import AugmentParams
+from neurofoundry.presets import AugmentParams
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks

@@ -168,6 +168,23 @@ def preprocess(
     _hand_over(folder, copies, executor_input)
 
 
+@plan.command("preprocess")
+def plan_preprocess(
+    data: Data,
+    cohort: Cohort,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    scans: Annotated[int, typer.Option(min=1, help="How many to try.")] = 5,
+) -> None:
+    """Preprocess a few scans, and say what hours and disk all of them will take."""
+    from neurofoundry.preprocess import plan
+
+    values = _load(params, overrides, stage="preprocess")
+    found = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
+    print(found.describe(workers or cores()))
+
+
 @app.command()
 def pretrain(
     volumes: Volumes,
@@ -460,27 +477,6 @@ def phantom(
     generate(validate(values, PhantomParams, origin="phantom"), out, workers or cores())
 
 
-plans = typer.Typer(help="Foresee the cost of a stage.", no_args_is_help=True)
-app.add_typer(plans, name="plan")
-
-
-@plans.command(name="preprocess")
-def plan_preprocess(
-    data: Data,
-    cohort: Cohort,
-    params: ParamsFile = "params.yaml",
-    overrides: Overrides = None,
-    workers: Workers = 0,
-    scans: Annotated[int, typer.Option(min=1, help="How many to try.")] = 5,
-) -> None:
-    """Preprocess a few scans, and say what hours and disk all of them will take."""
-    from neurofoundry.preprocess.plan import plan
-
-    values = _load(params, overrides, stage="preprocess")
-    found = plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
-    print(found.describe(workers or cores()))
-
-
 def cores() -> int:
     """Cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0))
@@ -508,7 +504,7 @@ def _read(values: Params, stage: str) -> dict[str, Any]:
 
 def _encoders(folders: Sequence[Path]) -> dict[str, Path]:
     """The inputs of a stage that takes encoders."""
-    from neurofoundry.encoders import find
+    from neurofoundry.adaptation import find
 
     return {f"pretrain/{name}": folder for name, folder in find(folders).items()}
 

@@ -108,8 +108,8 @@ def run(
     earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
     same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
     A stage that keys its own items (a scan, a fine-tuning run) sets ``resume_items`` and gets the
-    partial folder whatever has changed, and the
-    finished outputs ``reuse``, such as those of the other parts.
+    partial folder whatever has changed, and the finished outputs ``reuse``, such as those of the
+    other parts.
     Of several processes that run one stage together, the one that ``leads`` does all this; the
     others run ``body`` beside it in a folder that is thrown away.
     """
@@ -149,7 +149,7 @@ def run(
         if _recorded_key(partial) != key or not inputs:
             (partial / "stage.json").unlink(missing_ok=True)
             (partial / ".key").write_text(key)
-            data_version = next((r["data_version"] for r in upstream.values()), "")
+            data_version = _data_version(upstream)
             config = {
                 **identity["params"],
                 "data_version": data_version,
@@ -237,13 +237,17 @@ def _earlier(
 
 def _follow(name: str, body: Callable[[Workspace], None], upstream: Mapping[str, Any]) -> None:
     """Run ``body`` in a folder that is thrown away, and record nothing."""
-    data_version = next((record["data_version"] for record in upstream.values()), "")
     nowhere = TrackingParams(mode="disabled")
     with (
         TemporaryDirectory() as scratch,
         tracking.run(nowhere, stage=name, key="follower", config={}) as tracker,
     ):
+        data_version = _data_version(upstream)
         body(Workspace(dir=Path(scratch), earlier=(), tracker=tracker, data_version=data_version))
+
+
+def _data_version(upstream: Mapping[str, Any]) -> str:
+    return next((record["data_version"] for record in upstream.values()), "")
 
 
 def _publish(partial: Path, folder: Path, replaced: Path) -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import field_validator
 
@@ -121,12 +119,6 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
         )
     # NIfTI stores x fastest, so the C-order view of the same bytes is (z, y, x).
     return np.memmap(path, np.int16, "r", offset=offset, shape=grid.shape[::-1])
-
-
-def read_batch(folder: Path, scan_ids: Sequence[str], grid: Grid) -> torch.Tensor:
-    """Volumes as int16 steps of ``SLOPE``, shape (batch, 1, z, y, x)."""
-    volumes = [open_volume(folder / f"{scan_id}.nii", grid) for scan_id in scan_ids]
-    return torch.from_numpy(np.stack(volumes)).unsqueeze(1)
 
 
 def read_grid(folder: Path) -> Grid:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from scipy import fft, ndimage, stats
 
 from neurofoundry import augment
-from neurofoundry.augment import AugmentParams, Draws
+from neurofoundry.augment import Draws
+from neurofoundry.presets import AugmentParams
 
 SHAPE = (20, 28, 24)  # z, y, x: no two alike, so that mixed-up axes show
 PLAIN = {"gamma": 1.0, "remap": 0.0, "bias": 0.0, "blur": 0.0, "coarse": 1.0, "noise": 0.0}

@@ -10,8 +10,9 @@ from monai.networks.nets import resnet18
 from pydantic import ValidationError
 from torch import nn
 
-from neurofoundry import encoders
-from neurofoundry.encoders import EncoderParams, Plan, build
+from neurofoundry import adaptation, encoders
+from neurofoundry.adaptation import EncoderParams, Plan
+from neurofoundry.encoders import build
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.volumes import Grid
 
@@ -147,11 +148,11 @@ class TestWeights:
 
 class TestGrid:
     def test_the_grid_of_the_weights_passes(self) -> None:
-        encoders.check_grid(plan_of(SMALL, 64), Grid(spacing=3.0))
+        adaptation.check_grid(plan_of(SMALL, 64), Grid(spacing=3.0))
 
     def test_another_grid_is_refused_with_the_fix(self) -> None:
         with pytest.raises(UsageError) as caught:
-            encoders.check_grid(plan_of(SMALL, 64, spacing=1.0), Grid(spacing=3.0))
+            adaptation.check_grid(plan_of(SMALL, 64, spacing=1.0), Grid(spacing=3.0))
         message = str(caught.value)
         assert "spacing_mm 1.0 (volumes: 3.0)" in message
         assert "shape_xyz [192, 192, 150] (volumes: [64, 64, 50])" in message
@@ -161,7 +162,7 @@ class TestGrid:
         plan = plan_of(SMALL, 64)
         turned = plan.model_copy(update={"grid": {**plan.grid, "orientation": "LPS+"}})
         with pytest.raises(UsageError, match=r"orientation LPS\+"):
-            encoders.check_grid(turned, Grid(spacing=3.0))
+            adaptation.check_grid(turned, Grid(spacing=3.0))
 
 
 class TestFind:
@@ -178,15 +179,15 @@ class TestFind:
         two = self.place(tmp_path / "encoder/b", "mae")
         self.place(tmp_path / "encoder/.torn.partial", "torn")
         other = self.place(tmp_path / "elsewhere", "published")
-        found = encoders.find([tmp_path / "encoder", other])
+        found = adaptation.find([tmp_path / "encoder", other])
         assert found == {"mae": two, "simclr": one, "published": other}
 
     def test_two_of_one_name_are_refused(self, tmp_path: Path) -> None:
         self.place(tmp_path / "a", "simclr")
         self.place(tmp_path / "b", "simclr")
         with pytest.raises(DataError, match=r"b: there is another .* 'simclr' \(.*a\)"):
-            encoders.find([tmp_path])
+            adaptation.find([tmp_path])
 
     def test_a_folder_without_encoders_says_what_to_run(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"no encoder.*neurofoundry pretrain"):
-            encoders.find([tmp_path])
+            adaptation.find([tmp_path])

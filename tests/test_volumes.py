@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError
-from neurofoundry.volumes import SLOPE, Grid, open_volume, read_batch, read_grid, write_volume
+from neurofoundry.volumes import SLOPE, Grid, open_volume, read_grid, write_volume
 
 GRID = Grid(spacing=6)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from neurofoundry import cohort, encoders
+from neurofoundry import adaptation, cohort
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError
 from neurofoundry.metrics import Values
@@ -98,7 +98,7 @@ class Pretrained:
 
     name: str
     folder: Path
-    plan: encoders.Plan
+    plan: adaptation.Plan
     seen: cohort.PretrainedOn
     history: pd.DataFrame
 
@@ -138,7 +138,7 @@ def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Pa
             f"{volumes / 'scans.tsv'}: {len(scans)} scans, but the cohort "
             f"({cohort_dir / 'scans.tsv'}) has {len(listed)} or others. Run preprocess again."
         )
-    found = tuple(_read_encoder(folder) for folder in encoders.find(encoder).values())
+    found = tuple(_read_encoder(folder) for folder in adaptation.find(encoder).values())
     for each in found:
         cohort.guard_leaks(scans, pretrained=each.seen)
     folders = {"ingest": cohort_dir, "preprocess": volumes}
@@ -253,7 +253,7 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
 
 
 def _read_encoder(folder: Path) -> Pretrained:
-    plan = encoders.read_plan(folder)
+    plan = adaptation.read_plan(folder)
     history = _read_history(folder / "history.tsv")
     return Pretrained(plan.name, folder, plan, cohort.read_pretrained(folder), history)
 

@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neurofoundry import cohort, encoders, stage
+from neurofoundry import adaptation, cohort, encoders, stage
+from neurofoundry.adaptation import Plan
 from neurofoundry.augment import generator
 from neurofoundry.cohort import Task
-from neurofoundry.encoders import Encoder, Plan
+from neurofoundry.encoders import Encoder
 from neurofoundry.finetune import probe, subsets
 from neurofoundry.finetune.network import Network, Reader, columns, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
@@ -51,10 +52,10 @@ def find_starts(
     starts: dict[tuple[str, int], Start] = {}
     for name, folder in folders.items():
         encoder, plan = encoders.load(folder)
-        encoders.check_grid(plan, grid)
+        adaptation.check_grid(plan, grid)
         start = Start(_placed(encoder), plan, stage.hash_file(folder / "encoder.safetensors"))
         starts |= {(name, run_seed): start for run_seed in run_seeds}
-    plan = encoders.read_plan(next(iter(folders.values())))
+    plan = adaptation.read_plan(next(iter(folders.values())))
     untrained = plan.model_copy(update={"name": "random", "method": "random", "pretraining": None})
     for run_seed in run_seeds:
         drawn = int(generator(seed, run_seed, "encoder").integers(2**63))

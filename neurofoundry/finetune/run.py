@@ -21,8 +21,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neurofoundry import cohort, encoders, stage
+from neurofoundry import adaptation, cohort, stage
 from neurofoundry.augment import generator
+from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import subsets
@@ -36,9 +37,17 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid, read_batch, read_grid
+from neurofoundry.volumes import Grid, read_grid
 
-SHARED_CODE = ("augment.py", "cohort.py", "encoders.py", "volumes.py")
+SHARED_CODE = (
+    "adaptation.py",
+    "augment.py",
+    "batches.py",
+    "cohort.py",
+    "encoders.py",
+    "presets.py",
+    "volumes.py",
+)
 """The shared modules that a model depends on: when they change, it is made again."""
 
 POLICY = {"min_subjects", "required"}
@@ -77,7 +86,7 @@ def finetune(
     """
     torch.backends.cudnn.deterministic = True
     grid = read_grid(volumes)
-    folders = encoders.find(encoder)
+    folders = adaptation.find(encoder)
     for name, init in params.initializations.items():
         if init.encoder not in ("random", *folders):
             raise UsageError(

@@ -19,9 +19,10 @@ from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.presets import AugmentParams
 from neurofoundry.volumes import SLOPE
 
-LIGHT = augment.AugmentParams(
+LIGHT = AugmentParams(
     crop=(0.9, 1.0),
     stretch=1.05,
     rotation=8,

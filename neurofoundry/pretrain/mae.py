@@ -6,27 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from neurofoundry import augment
-from neurofoundry.augment import AugmentParams
 from neurofoundry.encoders import Encoder
-from neurofoundry.params import Section
+from neurofoundry.presets import AugmentParams
 from neurofoundry.pretrain.objective import Objective, draw_views
+from neurofoundry.pretrain.params import MaeParams
 from neurofoundry.pretrain.sparse import visible_maps
 
 CELL = 4
 """The decoder predicts cells of so many voxels along each axis at once."""
-
-
-class MaeParams(Section):
-    """Masked autoencoding; `encoder/mae`."""
-
-    mask: float = Field(default=0.6, gt=0, lt=1)
-    """Share of the patches that is hidden."""
-    patch_mm: float = Field(default=16.0, gt=0)
-    """Edge of a patch, rounded to voxels."""
 
 
 class Mae(Objective):

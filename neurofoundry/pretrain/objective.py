@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from neurofoundry import augment
-from neurofoundry.augment import AugmentParams
 from neurofoundry.encoders import Encoder
+from neurofoundry.presets import AugmentParams
 
 
 class Objective(nn.Module, ABC):

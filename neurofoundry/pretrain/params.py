@@ -6,14 +6,33 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from neurofoundry.augment import AugmentParams
-from neurofoundry.encoders import EncoderParams
+from neurofoundry.adaptation import EncoderParams
 from neurofoundry.params import Section
-from neurofoundry.pretrain.mae import MaeParams
-from neurofoundry.pretrain.simclr import SimclrParams
+from neurofoundry.presets import AugmentParams
 
 Method = Literal["simclr", "mae"]
 METHODS: tuple[Method, ...] = ("simclr", "mae")
+
+
+class SimclrParams(Section):
+    """Contrastive learning; `encoder/simclr`."""
+
+    temperature: float = Field(default=0.2, gt=0)
+    """Of NT-Xent: the lower, the more the hardest negatives count."""
+    projection: int = Field(default=64, ge=2)
+    """Dimensions of the space in which views are compared."""
+    same_person: Literal["positive", "excluded"] = "excluded"
+    """Other scans of a person: drawn near like views of one scan, or neither drawn near nor pushed
+    away. Positive also unlearns what changes between the visits of a person, such as atrophy."""
+
+
+class MaeParams(Section):
+    """Masked autoencoding; `encoder/mae`."""
+
+    mask: float = Field(default=0.6, gt=0, lt=1)
+    """Share of the patches that is hidden."""
+    patch_mm: float = Field(default=16.0, gt=0)
+    """Edge of a patch, rounded to voxels."""
 
 
 class PretrainParams(Section):

@@ -14,6 +14,7 @@ import pandas as pd
 from torch import nn
 
 from neurofoundry import cohort, encoders
+from neurofoundry.adaptation import Plan, Pretraining
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.numerics import check_convolutions
@@ -67,14 +68,14 @@ def pretrain(
             ranks=ranks,
         )
 
-    pretraining = encoders.Pretraining(
+    pretraining = Pretraining(
         data_version=work.data_version,
         persons=len(persons),
         scans=len(scans),
         epochs=params.epochs,
         seed=seed,
     )
-    plan = encoders.Plan(
+    plan = Plan(
         name=method,
         encoder=params.encoder,
         features=encoder.features,

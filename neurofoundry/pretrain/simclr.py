@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from neurofoundry.augment import AugmentParams
 from neurofoundry.encoders import Encoder
-from neurofoundry.params import Section
+from neurofoundry.presets import AugmentParams
 from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.objective import Objective, draw_views
+from neurofoundry.pretrain.params import SimclrParams
 
 COLLAPSED = 2.0
 """Effective rank of the embeddings below which they hardly tell one scan from another."""
-
-
-class SimclrParams(Section):
-    """Contrastive learning; `encoder/simclr`."""
-
-    temperature: float = Field(default=0.2, gt=0)
-    """Of NT-Xent: the lower, the more the hardest negatives count."""
-    projection: int = Field(default=64, ge=2)
-    """Dimensions of the space in which views are compared."""
-    same_person: Literal["positive", "excluded"] = "excluded"
-    """Other scans of a person: drawn near like views of one scan, or neither drawn near nor pushed
-    away. Positive also unlearns what changes between the visits of a person, such as atrophy."""
 
 
 class Simclr(Objective):

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from neurofoundry import augment, checkpoint, cohort
+from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.objective import Objective
@@ -26,7 +27,7 @@ from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.picture import draw_views
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.stage import Workspace
-from neurofoundry.volumes import SLOPE, Grid, read_batch
+from neurofoundry.volumes import SLOPE, Grid
 
 
 def train(

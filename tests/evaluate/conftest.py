@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from neurofoundry import tracking
+from neurofoundry.adaptation import EncoderParams, Plan
 from neurofoundry.cohort import EXCLUDED, SCANS, VOLUMES, Task, write_table
-from neurofoundry.encoders import EncoderParams, Plan
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.stage import Workspace, write_json

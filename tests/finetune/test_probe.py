@@ -12,11 +12,11 @@ from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from neurofoundry import encoders
+from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Task
 from neurofoundry.finetune import probe
 from neurofoundry.finetune.network import columns, infer
 from neurofoundry.finetune.subsets import folds
-from neurofoundry.volumes import read_batch
 from tests.finetune import tiny
 from tests.finetune.tiny import AGE, DIAGNOSIS
 

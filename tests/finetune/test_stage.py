@@ -17,11 +17,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from neurofoundry import encoders
+from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Condition, Task
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
 from neurofoundry.stage import Part
-from neurofoundry.volumes import Grid, read_batch
+from neurofoundry.volumes import Grid
 from tests.finetune import tiny
 from tests.finetune.tiny import AGE, DIAGNOSIS
 

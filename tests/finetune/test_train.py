@@ -10,13 +10,13 @@ import torch
 
 from neurofoundry import encoders
 from neurofoundry.augment import generator
+from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune import train as module
 from neurofoundry.finetune.model import labelled
 from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
-from neurofoundry.volumes import read_batch
 from tests.finetune import tiny
 from tests.finetune.tiny import AGE, DIAGNOSIS
 

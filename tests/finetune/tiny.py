@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from neurofoundry import cohort, encoders, stage
+from neurofoundry.adaptation import EncoderParams, Plan
 from neurofoundry.cohort import Task
-from neurofoundry.encoders import EncoderParams, Plan
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.run import finetune

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from neurofoundry import encoders
-from neurofoundry.encoders import EncoderParams
+from neurofoundry.adaptation import EncoderParams
 from neurofoundry.errors import UsageError
 from neurofoundry.pretrain.gradients import compute_gradients
-from neurofoundry.pretrain.mae import Mae, MaeParams
+from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.objective import Objective
-from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.run import fit_to_ranks
-from neurofoundry.pretrain.simclr import Simclr, SimclrParams
+from neurofoundry.pretrain.simclr import Simclr
 from tests.pretrain.together import start_ranks
 
 BATCH = 4

@@ -6,10 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from neurofoundry import encoders
-from neurofoundry.augment import AugmentParams
-from neurofoundry.encoders import EncoderParams
+from neurofoundry.adaptation import EncoderParams
+from neurofoundry.presets import AugmentParams
 from neurofoundry.pretrain import sparse
-from neurofoundry.pretrain.mae import Mae, MaeParams
+from neurofoundry.pretrain.mae import Mae
+from neurofoundry.pretrain.params import MaeParams
 from neurofoundry.pretrain.sparse import visible_maps
 
 SHAPE = (25, 32, 32)

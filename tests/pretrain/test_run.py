@@ -17,7 +17,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from neurofoundry import cohort, encoders
+from neurofoundry import adaptation, cohort, encoders
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain import train
 from neurofoundry.pretrain.params import PretrainParams
@@ -69,7 +69,7 @@ class TestOutputs:
             "checkpoint",
         }
         encoder, plan = encoders.load(work.dir)
-        encoders.check_grid(plan, GRID)
+        adaptation.check_grid(plan, GRID)
         assert encoder(torch.randn(2, 1, 25, 32, 32)).shape == (2, plan.features)
         assert (plan.method, plan.licence) == ("simclr", "CC0-1.0")
         assert plan.pretraining is not None

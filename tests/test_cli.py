@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from neurofoundry import cli
+from neurofoundry.evaluate.params import MetricName
+from neurofoundry.metrics import METRICS
+
+COMMANDS = typer.main.get_command(cli.app)
+
+
+def all_commands() -> list[str]:
+    plain = [name for name in COMMANDS.commands if name != "plan"]
+    return plain + [f"plan {name}" for name in COMMANDS.commands["plan"].commands]
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_explains_itself(command: str) -> None:
+    said = CliRunner().invoke(cli.app, [*command.split(), "--help"])
+    assert said.exit_code == 0, said.output
+    assert "--help" in said.output
+
+
+def test_the_stages_whose_cost_can_be_foreseen_are_one_group() -> None:
+    assert {"plan preprocess", "plan pretrain"} <= set(all_commands())
+
+
+def test_parameters_are_checked_without_loading_what_computes() -> None:
+    heavy = ("torch", "monai", "sklearn", "scipy.stats", "SimpleITK", "matplotlib")
+    code = f"import sys, neurofoundry.project; print([m for m in {heavy} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_the_metrics_that_params_may_name_are_those_there_are() -> None:
+    assert set(MetricName.__args__) == set(METRICS)
