@@ -590,7 +590,12 @@ def phantom(
     spacing: Annotated[
         float | None, typer.Option(help="Voxel size in mm; by default each site has its own.")
     ] = None,
-    two_sessions: Annotated[float, typer.Option(help="Share of subjects scanned twice.")] = 0.2,
+    two_sessions: Annotated[
+        float, typer.Option(help="Share of subjects scanned again 1 to 3 years later.")
+    ] = 0.05,
+    travelling: Annotated[
+        float, typer.Option(help="Share of subjects scanned again at another familiar site.")
+    ] = 0.3,
     ad_effect: Annotated[float, typer.Option(help="Strength of Alzheimer's-like atrophy.")] = 1.0,
     stroke_ml: Annotated[float, typer.Option(help="Median volume of a stroke, ml.")] = 20.0,
     lesion_load: Annotated[float, typer.Option(help="Amount of white matter lesions.")] = 1.0,
@@ -606,6 +611,7 @@ def phantom(
         "seed": seed,
         "spacing_mm": spacing,
         "two_session_fraction": two_sessions,
+        "travelling_fraction": travelling,
         "ad_effect": ad_effect,
         "stroke_ml": stroke_ml,
         "lesion_load": lesion_load,

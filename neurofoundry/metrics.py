@@ -63,6 +63,7 @@ METRICS = {
     "balanced_accuracy": Metric("Balanced accuracy", True, LOGIT),
     "sensitivity": Metric("Sensitivity", True, LOGIT),
     "specificity": Metric("Specificity", True, LOGIT),
+    "f1": Metric("F1", True, LOGIT),
     "average_precision": Metric("Average precision", True, LOGIT),
     "brier": Metric("Brier score", False, LOG),
     "ece": Metric("Calibration error", False, LINEAR),
@@ -95,19 +96,13 @@ def classification(
 
     ``labels`` (scans,) are indices of classes, ``probabilities`` (scans, classes). With two
     classes the second is the one of interest and is called at ``threshold`` or above; without a
-    threshold what depends on it is NaN. With more, the likeliest class is called, AUC and average
-    precision are means of one class against the rest, and calibration is that of the call.
+    threshold what depends on it is NaN. With more, the likeliest class is called, AUC, F1 and
+    average precision are means of one class against the rest, and calibration is that of the call.
     Beside the metrics stands ``ece_by_chance``, which ``estimate`` needs for the interval of ece.
     """
     classes = probabilities.shape[1]
     of_interest = [1] if classes == 2 else range(classes)
-    ranked = [
-        (
-            auc(labels == k, probabilities[:, k], weights),
-            average_precision(labels == k, probabilities[:, k], weights),
-        )
-        for k in of_interest
-    ]
+    ranked = [ranking(labels == k, probabilities[:, k], weights) for k in of_interest]
     if classes > 2:
         called = probabilities.argmax(axis=1)
     elif threshold is not None:
@@ -115,9 +110,10 @@ def classification(
     else:
         called = np.full(len(labels), -1)
     recalls = [share(called == k, weights, among=labels == k) for k in range(classes)]
-    unknown = np.full(len(weights), np.nan)
+    harmonic = [f1(labels == k, called == k, weights) for k in of_interest]
     if called.min(initial=0) < 0:
-        recalls = [unknown] * classes
+        unknown = np.full(len(weights), np.nan)
+        recalls, harmonic = [unknown] * classes, [unknown]
     metrics = {
         "auc": np.mean([area for area, _ in ranked], axis=0),
         "balanced_accuracy": np.mean(recalls, axis=0),
@@ -129,6 +125,7 @@ def classification(
         confidence, right = probabilities.max(axis=1), labels == called
     error, by_chance = calibration_error(right, confidence, weights)
     return metrics | {
+        "f1": np.mean(harmonic, axis=0),
         "average_precision": np.mean([precision for _, precision in ranked], axis=0),
         "brier": brier(labels, probabilities, weights),
         "ece": error,
@@ -162,21 +159,35 @@ def auc(labels: ArrayLike, scores: Values, weights: Values) -> Values:
 
     ``labels`` (scans,) are true for positives.
     """
-    positives, negatives = _weights_by_score(np.asarray(labels, bool), scores, weights)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    with np.errstate(invalid="ignore"):
-        return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+    return ranking(labels, scores, weights)[0]
 
 
 def average_precision(labels: ArrayLike, scores: Values, weights: Values) -> Values:
     """Mean precision over the recalls reached by lowering the threshold; labels as in ``auc``."""
-    positives, negatives = _weights_by_score(np.asarray(labels, bool), scores, weights)
-    positives, negatives = positives[:, ::-1], negatives[:, ::-1]
-    found = np.cumsum(positives, axis=1)
-    called = found + np.cumsum(negatives, axis=1)
+    return ranking(labels, scores, weights)[1]
+
+
+def ranking(labels: ArrayLike, scores: Values, weights: Values) -> tuple[Values, Values]:
+    """``auc`` and ``average_precision``, each (resamples,): both are sums over positives of what
+    ranks above them, so that they are found in one pass."""
+    positive = np.asarray(labels, bool)
+    up, down = np.flatnonzero(positive), np.flatnonzero(~positive)
+    up, down = (each[np.argsort(-scores[each], kind="stable")] for each in (up, down))
+    of_up, below_up, below_down = weights[:, up], -scores[up], -scores[down]
+    # How many stand above each positive, and how many above or level with it.
+    above, level = (np.searchsorted(below_down, below_up, side) for side in ("left", "right"))
+    negatives = np.zeros((len(weights), len(down) + 1))
+    np.cumsum(weights[:, down], axis=1, out=negatives[:, 1:])
+    found = np.cumsum(of_up, axis=1)
+    found = found[:, np.searchsorted(below_up, below_up, "right") - 1]
+    alarms = negatives[:, level]
+    wrong = alarms if (above == level).all() else (negatives[:, above] + alarms) / 2
+    positives, total = of_up.sum(axis=1), negatives[:, -1]
+    called = found + alarms
+    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
     with np.errstate(invalid="ignore"):
-        precision = np.where(called > 0, found / called, 0)
-        return (positives * precision).sum(1) / found[:, -1]
+        area = 1 - (of_up * wrong).sum(axis=1) / (positives * total)
+        return area, (of_up * precision).sum(axis=1) / positives
 
 
 def auc_covariance(
@@ -225,6 +236,12 @@ def share(hits: NDArray[np.bool_], weights: Values, *, among: NDArray[np.bool_])
     """Share of scans ``among`` some that are hits: sensitivity among the diseased."""
     with np.errstate(invalid="ignore"):
         return (weights @ (hits & among)) / (weights @ among.astype(float))
+
+
+def f1(positive: NDArray[np.bool_], called: NDArray[np.bool_], weights: Values) -> Values:
+    """Harmonic mean of precision and recall: 2·hits / (positives + calls), (resamples,)."""
+    with np.errstate(invalid="ignore"):
+        return 2 * (weights @ (positive & called)) / (weights @ (positive.astype(float) + called))
 
 
 def brier(labels: NDArray[np.integer], probabilities: Values, weights: Values) -> Values:
@@ -358,21 +375,6 @@ def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:
     gain = (hits - alarms)[1:-1]
     best = between[np.isclose(gain, gain.max())]
     return float(best[np.abs(best - 0.5).argmin()])
-
-
-def _weights_by_score(
-    labels: NDArray[np.bool_], scores: Values, weights: Values
-) -> tuple[Values, Values]:
-    """Weight of positives and of negatives at every distinct score, ascending."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] > ordered[:-1]])
-    weights = weights[:, order]
-    positives = weights * labels[order]
-    negatives = weights - positives
-    if len(starts) == len(scores):
-        return positives, negatives
-    return np.add.reduceat(positives, starts, axis=1), np.add.reduceat(negatives, starts, axis=1)
 
 
 def _mean(values: Values, weights: Values, total: Values) -> Values:

@@ -54,6 +54,7 @@ class TestMetricsAgainstOthers:
                 "balanced_accuracy": sk.balanced_accuracy_score(labels, called, **given),
                 "sensitivity": sk.recall_score(labels, called, **given),
                 "specificity": sk.recall_score(labels, called, pos_label=0, **given),
+                "f1": sk.f1_score(labels, called, **given),
                 "brier": sk.brier_score_loss(labels, p[:, 1], **given),
             }
             for name, value in expected.items():
@@ -68,10 +69,12 @@ class TestMetricsAgainstOthers:
             area = sk.roc_auc_score(labels, p, multi_class="ovr", average="macro", **given)
             precision = sk.average_precision_score(np.eye(3)[labels], p, average="macro", **given)
             recall = sk.balanced_accuracy_score(labels, p.argmax(1), **given)
+            harmonic = sk.f1_score(labels, p.argmax(1), average="macro", **given)
             square = sk.brier_score_loss(labels, p, scale_by_half=False, **given)
             assert found["auc"][index] == pytest.approx(area, abs=1e-12)
             assert found["average_precision"][index] == pytest.approx(precision, abs=1e-12)
             assert found["balanced_accuracy"][index] == pytest.approx(recall, abs=1e-12)
+            assert found["f1"][index] == pytest.approx(harmonic, abs=1e-12)
             assert found["brier"][index] == pytest.approx(square, abs=1e-12)
         assert "sensitivity" not in found
 

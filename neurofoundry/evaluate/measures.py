@@ -27,7 +27,7 @@ DIFFERENCES = [
 ]
 GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reason"]
 
-THRESHOLDED = ("balanced_accuracy", "sensitivity", "specificity")
+THRESHOLDED = ("balanced_accuracy", "sensitivity", "specificity", "f1")
 
 
 @dataclass(frozen=True, eq=False)

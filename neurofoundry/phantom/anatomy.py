@@ -69,6 +69,7 @@ class Subject:
     index: int
     participant: str
     site: str
+    """Where the first session takes place."""
     sex: Literal["F", "M"]
     age: float
     """Years at the first session."""
@@ -76,6 +77,8 @@ class Subject:
     infarct: Stroke | None
     interval: float | None
     """Years to the second session, if there is one."""
+    travels_to: str | None
+    """Site of the second session, if it is another."""
     scale: Triple
     """Size of the head relative to the atlas along x, y, z."""
     severity: float
@@ -100,6 +103,10 @@ class Subject:
         if self.interval is None:
             return (("1", self.age),)
         return (("1", self.age), ("2", round(self.age + self.interval, 1)))
+
+    def site_of(self, session: str) -> str:
+        """Where a session takes place."""
+        return self.travels_to if session == "2" and self.travels_to else self.site
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def generator(seed: int, *parts: object) -> np.random.Generator:
 
 
 SITE_NAMES = ("alder", "birch", "cedar", "dogwood")
+"""The last one is external."""
 # Where sites start in the sequence of labels: a quarter apart, so that they complement each other.
 _SITE_STARTS = np.array(
     [
@@ -157,9 +165,17 @@ def sample_subject(params: PhantomParams, index: int) -> Subject:
     ill = age > 55 and u_diagnosis < 0.45
     size = (0.925 if sex == "M" else 0.888) + 0.021 * _clipped(rng)
     scale = tuple(size * (1 + 0.018 * _clipped(rng)) for _ in range(3))
-    interval = round(float(rng.uniform(1, 3)), 1)
+    interval: float | None = round(float(rng.uniform(1, 3)), 1)
     severity = params.ad_effect * max(0.2, 1 + 0.45 * _clipped(rng))
     infarct = _sample_stroke(rng, params.stroke_ml)
+    travels_to, familiar = None, SITE_NAMES[:-1]
+    u_travels = u_sessions - params.two_session_fraction
+    if 0 <= u_travels < params.travelling_fraction and which < len(familiar):
+        journey = generator(params.seed, "travel", index)
+        travels_to = familiar[(which + journey.integers(1, len(familiar))) % len(familiar)]
+        interval = round(float(journey.uniform(0, 60 / 365)), 1)
+    elif u_travels >= 0:
+        interval = None
     return Subject(
         seed=params.seed,
         index=index,
@@ -169,7 +185,8 @@ def sample_subject(params: PhantomParams, index: int) -> Subject:
         age=age,
         diagnosis="AD" if ill else "CN",
         infarct=infarct if u_stroke < 0.35 else None,
-        interval=interval if u_sessions < params.two_session_fraction else None,
+        interval=interval,
+        travels_to=travels_to,
         scale=scale,  # type: ignore[arg-type]
         severity=severity if ill else 0.0,
         ventricle_trait=_clipped(rng),

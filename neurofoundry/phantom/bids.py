@@ -38,7 +38,7 @@ Neurological Institute, McGill University. Fonov et al., NeuroImage 54 (2011) 31
 _PARTICIPANTS = {
     "age": {"Description": "Age at the first session", "Units": "year"},
     "sex": {"Levels": {"F": "female", "M": "male"}},
-    "site": {"Description": "Imaginary scanner"},
+    "site": {"Description": "Imaginary scanner of the first session; sessions.tsv has the others"},
     "diagnosis": {"Levels": {"CN": "no dementia", "AD": "Alzheimer's-like atrophy"}},
     "stroke": {"Description": "Chronic infarct", "Levels": {"no": "none", "yes": "one"}},
 }
@@ -62,7 +62,7 @@ def write_scan(
     tree: Path, subject: Subject, session: str, atlas_folder: Path, spacing_mm: float | None
 ) -> dict[str, Any]:
     """Scan one session and write image, sidecar and lesion mask; return its row of truth.tsv."""
-    site = SITES[subject.site]
+    site = SITES[subject.site_of(session)]
     scan = head(subject, session, site, _load_atlas(atlas_folder), spacing_mm)
     dataset = tree / dataset_name(site)
     place = Path(subject.participant) / f"ses-{session}" / "anat"
@@ -126,7 +126,11 @@ def write_tables(tree: Path, subjects: Sequence[Subject], truth: Sequence[dict[s
             _write_table(
                 folder / subject.participant / f"{subject.participant}_sessions.tsv",
                 [
-                    {"session_id": f"ses-{session}", "age": f"{age:.1f}"}
+                    {
+                        "session_id": f"ses-{session}",
+                        "age": f"{age:.1f}",
+                        "site": subject.site_of(session),
+                    }
                     for session, age in subject.sessions
                 ],
             )
@@ -147,7 +151,7 @@ def _truth(subject: Subject, session: str, scan: Head) -> dict[str, Any]:
         "session_id": f"ses-{session}",
         "age": f"{dict(subject.sessions)[session]:.1f}",
         "sex": subject.sex,
-        "site": subject.site,
+        "site": subject.site_of(session),
         "diagnosis": subject.diagnosis,
         "stroke": subject.stroke,
         "territory": subject.infarct.territory if subject.infarct else "n/a",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from neurofoundry.params import Section
 
@@ -16,11 +16,24 @@ class PhantomParams(Section):
     """Everything random follows from it."""
     spacing_mm: float | None = Field(default=None, ge=0.7, le=5)
     """Isotropic voxel size of all scans, mm; by default each site has its own (2.2 to 3.6 mm)."""
-    two_session_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Share of subjects scanned a second time, 1 to 3 years later."""
+    two_session_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of subjects scanned a second time at their site, 1 to 3 years later."""
+    travelling_fraction: float = Field(default=0.3, ge=0, le=1)
+    """Share of subjects of the three familiar sites scanned a second time within two months at
+    another of the three, and not also years later. Nobody travels to or from the external site:
+    its subjects stay apart."""
     ad_effect: float = Field(default=1.0, ge=0, le=3)
     """Strength of Alzheimer's-like atrophy; 0 makes diagnosis unlearnable."""
     stroke_ml: float = Field(default=20.0, gt=0, le=150)
     """Median volume of a stroke lesion, ml."""
     lesion_load: float = Field(default=1.0, ge=0, le=3)
     """Amount of age-related white matter lesions; 0 for none."""
+
+    @model_validator(mode="after")
+    def _nobody_comes_thrice(self) -> PhantomParams:
+        if self.two_session_fraction + self.travelling_fraction > 1:
+            raise ValueError(
+                f"two_session_fraction + travelling_fraction is "
+                f"{self.two_session_fraction + self.travelling_fraction:g}, expected 1 or less"
+            )
+        return self

@@ -44,7 +44,8 @@ def test_values_are_those_of_scikit_learn(usual, evaluated, split):
 def test_every_number_lies_in_its_interval_or_says_why_there_is_none(evaluated):
     table = read(evaluated.dir, "metrics.tsv")
     measured = table["value"].notna() & table["low"].notna()
-    assert measured.mean() > 0.8
+    # What needs a threshold has no number on val, where the threshold is chosen.
+    assert measured[table["split"] != "val"].mean() > 0.8
     between = table["low"] <= table["value"] + 1e-12
     assert (between & (table["value"] <= table["high"] + 1e-12))[measured].mean() > 0.99
     assert table["reason"][~measured].notna().all()

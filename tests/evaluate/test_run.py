@@ -230,7 +230,7 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
         ("baseline: scratch\nbootstraps: 10", "bootstraps"),
         ("baseline: scratch\nmin_subjects: 1", "min_subjects"),
         ("bootstraps: 2000", "baseline: missing"),
-        ("baseline: scratch\npromotion: {task: a, initialization: b, metric: f1, over: c}", "auc"),
+        ("baseline: scratch\npromotion: {task: a, initialization: b, metric: f2, over: c}", "auc"),
         (
             "baseline: s\npromotion: {task: a, initialization: b, metric: r2, over: c, split: val}",
             "promotion.split",

@@ -41,7 +41,12 @@ class TestLabels:
         assert 0.40 <= ill[ages > 55].mean() <= 0.50
         assert 0.33 <= np.mean([s.stroke == "yes" for s in subjects]) <= 0.37
         assert np.mean([s.sex == "F" for s in subjects]) == pytest.approx(0.5, abs=0.02)
-        assert np.mean([len(s.sessions) == 2 for s in subjects]) == pytest.approx(0.2, abs=0.03)
+        # A traveller's share is of three sites in four.
+        assert np.mean([s.travels_to is not None for s in subjects]) == pytest.approx(
+            0.75 * 0.3, abs=0.03
+        )
+        later = [s.interval is not None and s.travels_to is None for s in subjects]
+        assert np.mean(later) == pytest.approx(0.05, abs=0.02)
         assert ages[ill].min() > 55
         assert ages.min() >= 20
         assert ages.max() <= 90
@@ -78,10 +83,31 @@ class TestLabels:
             assert replace(a, severity=b.severity) == b
 
     def test_second_sessions_follow_one_to_three_years_later(self) -> None:
-        for subject in cohort(40, two_session_fraction=1.0):
+        for subject in cohort(40, two_session_fraction=1.0, travelling_fraction=0.0):
             (_, first), (_, second) = subject.sessions
             assert 1 <= round(second - first, 1) <= 3
-        assert all(len(s.sessions) == 1 for s in cohort(40, two_session_fraction=0.0))
+            assert subject.site_of("1") == subject.site_of("2") == subject.site
+        nobody = cohort(40, two_session_fraction=0.0, travelling_fraction=0.0)
+        assert all(len(s.sessions) == 1 for s in nobody)
+
+    def test_travellers_go_to_another_familiar_site_within_two_months(self) -> None:
+        subjects = cohort(120, two_session_fraction=0.0, travelling_fraction=1.0)
+        external = [s for s in subjects if s.site == anatomy.SITE_NAMES[-1]]
+        assert all(s.travels_to is None and len(s.sessions) == 1 for s in external)
+        routes = set()
+        for subject in (s for s in subjects if s not in external):
+            (_, first), (_, second) = subject.sessions
+            assert 0 <= round(second - first, 1) <= 0.2
+            routes.add((subject.site_of("1"), subject.site_of("2")))
+        familiar = anatomy.SITE_NAMES[:-1]
+        assert routes == {(a, b) for a in familiar for b in familiar if a != b}
+
+    def test_who_travels_is_otherwise_the_same_person(self) -> None:
+        for stays, goes in zip(
+            cohort(40, travelling_fraction=0.0), cohort(40, travelling_fraction=0.9), strict=True
+        ):
+            same = replace(goes, travels_to=stays.travels_to, interval=stays.interval)
+            assert same == stays
 
     def test_men_have_larger_heads(self) -> None:
         volume = {
@@ -97,6 +123,7 @@ class TestLabels:
             {"seed": -1},
             {"spacing_mm": 0.2},
             {"two_session_fraction": 1.1},
+            {"travelling_fraction": 0.96},
             {"ad_effect": -1},
             {"stroke_ml": 0},
             {"lesion_load": 9},

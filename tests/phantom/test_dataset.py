@@ -21,9 +21,9 @@ from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import Atlas
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
-from neurofoundry.phantom.scanner import SITES, head
+from neurofoundry.phantom.scanner import SITES, Site, head
 
-PARAMS = PhantomParams(subjects=7, seed=7, two_session_fraction=0.3)
+PARAMS = PhantomParams(subjects=7, seed=7, two_session_fraction=0.3, travelling_fraction=0.3)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -36,6 +36,13 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def table(path: Path) -> pandas.DataFrame:
     return pandas.read_csv(path, sep="\t", keep_default_na=False)
+
+
+def site_of(path: Path) -> Site:
+    """The scanner of a file called sub-NNNN_ses-N_…"""
+    subject, session = path.name.split("_")[:2]
+    person = sample_subject(PARAMS, int(subject.removeprefix("sub-")) - 1)
+    return SITES[person.site_of(session.removeprefix("ses-"))]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,7 @@ class TestTree:
         assert set(table(data / "phantom/participants.tsv")["site"]) == {"alder", "birch", "cedar"}
         assert set(table(data / "phantom-external/participants.tsv")["site"]) == {"dogwood"}
 
-    def test_sessions_are_listed_with_their_age(self, data: Path) -> None:
+    def test_sessions_are_listed_with_their_age_and_site(self, data: Path) -> None:
         twice = [s for s in (sample_subject(PARAMS, i) for i in range(7)) if s.interval]
         assert twice
         for subject in twice:
@@ -117,18 +124,19 @@ class TestTree:
             rows = table(path)
             assert rows["session_id"].tolist() == ["ses-1", "ses-2"]
             assert rows["age"].tolist() == [age for _, age in subject.sessions]
+            assert rows["site"].tolist() == [subject.site_of("1"), subject.site_of("2")]
+        assert {subject.travels_to is None for subject in twice} == {True, False}
 
     def test_sidecars_describe_the_imaginary_scanner(self, data: Path) -> None:
         for path in data.glob("*/sub-*/ses-*/anat/*_T1w.json"):
-            subject = sample_subject(PARAMS, int(path.name[4:8]) - 1)
-            site, sidecar = SITES[subject.site], json.loads(path.read_text())
+            site, sidecar = site_of(path), json.loads(path.read_text())
             assert sidecar["Modality"] == "MR"
             assert sidecar["ManufacturersModelName"] == site.model
             assert sidecar["MagneticFieldStrength"] == site.field_tesla
             for key in ("Manufacturer", "RepetitionTime", "EchoTime", "FlipAngle"):
                 assert sidecar[key]
             # Spin echo has no inversion.
-            assert ("InversionTime" in sidecar) == (subject.site != "birch")
+            assert ("InversionTime" in sidecar) == (site.name != "birch")
 
     def test_images_have_plain_whole_headers(self, data: Path) -> None:
         scans = sorted(data.glob("*/sub-*/ses-*/anat/*_T1w.nii.gz"))
@@ -139,7 +147,7 @@ class TestTree:
             assert header.get_xyzt_units()[0] == "mm"
             assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
             np.testing.assert_allclose(header.get_qform(), header.get_sform(), atol=1e-3)
-            site = SITES[sample_subject(PARAMS, int(path.name[4:8]) - 1).site]
+            site = site_of(path)
             assert "".join(nibabel.aff2axcodes(image.affine)) == site.axes
             for field in ("descrip", "intent_name", "db_name", "aux_file"):
                 assert not header[field].tobytes().strip(b"\0")

@@ -167,7 +167,7 @@ class TestHead:
         assert scan.volumes_ml["infarct"] == 0
 
     def test_sessions_share_the_anatomy_but_not_pose_or_noise(self, atlas: Atlas) -> None:
-        params = PhantomParams(seed=3, two_session_fraction=1.0)
+        params = PhantomParams(seed=3, two_session_fraction=1.0, travelling_fraction=0.0)
         subject = sample_subject(params, 0)
         first, second = (head(subject, name, SITES["alder"], atlas) for name in ("1", "2"))
         assert not np.allclose(first.pose, second.pose, atol=0.1)

@@ -1,0 +1,79 @@
+"""CPU seconds and memory that the numbers of a large cohort take.
+
+    python benchmarks/evaluate.py [SCANS] [MODELS]
+
+One two-class task and one regression, 2,000 resamples of persons with one to three scans each:
+all metrics of every model, their differences and gaps, calibration and subgroups.
+docs/evaluation.md has what it found.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from neurofoundry.cohort import Task
+from neurofoundry.evaluate import calibration, measures, subgroups
+from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.params import EvaluateParams
+
+TASKS = {
+    "diagnosis": Task(kind="classification", column="diagnosis", classes=("CN", "AD")),
+    "age": Task(kind="regression", column="age"),
+}
+
+
+def evidence(name: str, scans: int, models: int) -> Evidence:
+    """What models that know a little say of scans in val, test and ood."""
+    random = np.random.default_rng(0)
+    persons = np.arange(scans).repeat(random.integers(1, 4, scans))[:scans]
+    trait = random.normal(size=scans)[persons]
+    split = np.array(["val", "test", "test", "ood"])[persons % 4]
+    table = pd.DataFrame(
+        {
+            "scan_id": [f"s{number}" for number in range(scans)],
+            "person": [f"p{number}" for number in persons],
+            "split": split,
+            "site": np.array(["a", "b", "c"])[persons % 3],
+            "scanner": "X",
+            "sex": np.where(persons % 2, "F", "M"),
+            "age": 60 + 10 * trait,
+        }
+    )
+    task = TASKS[name]
+    targets = (trait > 0.5).astype(float) if task.classes else table["age"].to_numpy()
+    found = []
+    for number in range(models):
+        noise = random.normal(size=(scans, 2))
+        output = targets + 0.2 * noise[:, 0] * (5 + number)
+        if task.classes:
+            p = special.expit(output - 0.5)
+            output = np.stack([1 - p, p], axis=1)
+        found.append(Model("scratch" if number == 0 else f"m{number}", 1.0, (0,), output[None]))
+    return Evidence(name, task, table, targets, tuple(found))
+
+
+def main() -> None:
+    scans, models = (int(value) for value in (*sys.argv[1:], *("5000", "10")[len(sys.argv) - 1 :]))
+    params = EvaluateParams(baseline="scratch")
+    for name in TASKS:
+        what = evidence(name, scans, models)
+        for title, step in {
+            "metrics, differences, gaps": lambda w: measures.measure([w], params=params, seed=0),
+            "calibration": lambda w: calibration.measure([w], params=params, seed=0),
+            "subgroups": lambda w: subgroups.measure([w], params=params),
+        }.items():
+            start = time.process_time()
+            step(what)
+            print(f"{name}: {title}: {time.process_time() - start:.1f} CPU s")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{scans} scans, {models} models, {params.bootstraps} resamples: peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
