@@ -54,10 +54,6 @@ class Draws:
     noise_seed: torch.Tensor
     """(batch,) int64."""
 
-    def to(self, device: torch.device) -> Draws:
-        """The same draws on a device."""
-        return Draws(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
     def each(self) -> Iterator[Draws]:
         """Those of one scan after the other, without the batch's axis, as numbers of the CPU."""
         columns = {f.name: getattr(self, f.name).cpu().unbind() for f in fields(self)}

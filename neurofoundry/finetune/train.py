@@ -148,7 +148,7 @@ def _batches(
 def _light_view(volumes: Tensor, scan_ids: list[str], *, seed: int, epoch: int) -> Tensor:
     z, y, x = volumes.shape[2:]
     draws = augment.draw(LIGHT, seed=seed, epoch=epoch, scans=scan_ids, view=0, shape=(z, y, x))
-    return augment.apply(volumes, draws.to(volumes.device))
+    return augment.apply(volumes, draws)
 
 
 def _forget_statistics(network: Network) -> None:
