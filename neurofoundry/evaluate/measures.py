@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -284,11 +285,14 @@ def compare(
     """Rows of DIFFERENCES, first − second, for pairs of models of ``evidence`` in a split."""
     of_classes = persons_to_count(evidence, split)
     errors = _delong(evidence, split, samples)
+    inside = (evidence.scans["split"] == split).to_numpy()
     rows: list[dict[str, object]] = []
     for model, other in pairs:
         first, second = samples.get(model), samples.get(other)
         for name in metric_names(evidence.task):
-            if first and second:
+            if first and second and _alike(model, other, first[name], second[name], inside):
+                estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
+            elif first and second:
                 estimate = metrics.difference(
                     first[name].mean(axis=0),
                     second[name].mean(axis=0),
@@ -318,6 +322,20 @@ def compare(
                 }
             )
     return rows
+
+
+def _alike(
+    model: Model, other: Model, first: Values, second: Values, inside: NDArray[np.bool_]
+) -> bool:
+    """Whether two models say the same of everybody, called at the same threshold.
+
+    Resamples alone cannot tell: two perfect models need not say the same of the next person.
+    """
+    return (
+        np.array_equal(model.outputs[:, inside], other.outputs[:, inside])
+        and np.array_equal(first, second, equal_nan=True)
+        and not np.isnan(first[:, 0]).any()
+    )
 
 
 def _delong(evidence: Evidence, split: str, samples: Samples) -> dict[tuple[Model, Model], float]:

@@ -19,6 +19,7 @@ from neurofoundry.evaluate import (
     inputs,
     measures,
     morphometry,
+    predictions,
     promotion,
     record,
     report,
@@ -43,7 +44,8 @@ def evaluate(
     tasks: Mapping[str, Task],
     seed: int,
 ) -> None:
-    """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
+    """Write metrics.json, tables, plots, report.html, model_card.md, promotion.json, and what it
+    takes to compare this evaluation with another: predictions and provenance.json."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
@@ -87,6 +89,9 @@ def evaluate(
     ):
         (work.dir / name).parent.mkdir(exist_ok=True)
         write_table(table, work.dir / name)
+    for each in evidence:
+        predictions.write(work.dir / "predictions", each)
+    stage.write_json(work.dir / "provenance.json", found.provenance())
     stage.write_json(work.dir / "promotion.json", asdict(decision))
     report.write(
         work.dir,
