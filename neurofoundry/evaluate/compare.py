@@ -297,7 +297,7 @@ def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         for key in dict.fromkeys(key for found in flat.values() for key in found):
             shown = tuple(flat.get(each.letter, {}).get(key) for each in evaluations)
             differ = len({flat[each.letter].get(key) for each in having}) > 1
-            if differ or (key == "code" and len(having) > 1):
+            if differ or key == "code":
                 rows.setdefault((key, *shown), []).append(name)
     letters = [each.letter for each in evaluations]
     return pd.DataFrame(
@@ -392,7 +392,8 @@ def _cells(comparison: Comparison, where: Mapping[str, Any]) -> Iterator[str]:
         if row["p_holm"] is not None and row["verdict"] in ("better", "worse"):
             perhaps = "" if row["p_holm"] < words.SIGNIFICANT else "perhaps "
             verdict = f" {perhaps}{row['verdict']}"
-        yield words.with_interval(row, metric, signed=True) + verdict
+        shown = words.with_interval(row, metric, signed=True) + verdict
+        yield shown if any(row[end] for end in ("value", "low", "high")) else "the same"
 
 
 NOTE = (

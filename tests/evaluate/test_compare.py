@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -333,6 +334,7 @@ def test_tables_and_a_page_are_written_whole_and_the_same_each_time(three, tmp_p
     page = before["comparison.md"].decode()
     assert "| model | A | B | C | B − A | C − A |" in page
     assert "| pretrain.epochs | pretrain/simclr | 8 | 9 | 8 |" in page
+    assert re.search(r"^\| simclr \| (\S+ \S+ \| ){3}the same \| the same \|$", page, re.MULTILINE)
     assert str(three[0].parent.parent) not in page
     assert set(read(tmp_path / "out/differences.tsv")["evaluation"]) == {
         "B",
