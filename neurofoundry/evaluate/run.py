@@ -44,8 +44,7 @@ def evaluate(
     tasks: Mapping[str, Task],
     seed: int,
 ) -> None:
-    """Write metrics.json, tables, plots, report.html, model_card.md, promotion.json, and what it
-    takes to compare this evaluation with another: predictions and provenance.json."""
+    """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
