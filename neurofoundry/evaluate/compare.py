@@ -146,7 +146,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
             int(given["seed"]),
             {**stages, "evaluate": own},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{title}: provenance.json or stage.json does not say what is needed to compare "
             f"({type(error).__name__}). Run evaluate again."
