@@ -371,6 +371,31 @@ def evaluate(
     _hand_over(folder, copies, executor_input)
 
 
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            callback=locate_all,
+            help="Outputs of evaluate; the others are compared with the first.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder to write tables and a page into, as a whole."),
+    ] = None,
+) -> None:
+    """Evaluations of the same scans side by side: what differs, with paired intervals."""
+    from rich.console import Console
+
+    from neurofoundry.evaluate import compare
+
+    found = compare.compare(evaluations)
+    compare.show(found, Console())
+    if out:
+        compare.write(found, out)
+
+
 @app.command(name="import")
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],

@@ -116,7 +116,7 @@ def run(
     """
     started = datetime.now(UTC)
     upstream = {
-        name: _read_record(name.partition("/")[0], folder) for name, folder in inputs.items()
+        name: read_record(name.partition("/")[0], folder) for name, folder in inputs.items()
     }
     identity = {
         "stage": name,
@@ -129,14 +129,14 @@ def run(
     key = _hash_json(identity)
     folder = folder_of(store, name, key) if store else out
     partial = folder.with_name(f".{folder.name}.partial")
-    replaced = folder.with_name(f".{folder.name}.replaced")
+    replaced = _replaced(folder)
     if not leads:
         # The leader may be putting `replaced` back: both say whether there is nothing to do.
         if key not in (_recorded_key(folder), _recorded_key(replaced)):
             _follow(body, upstream)
         return folder
     if replaced.exists() and not folder.exists():
-        replaced.rename(folder)  # killed between the two renames of _publish
+        replaced.rename(folder)  # killed between the two renames of publish
     # Ingest has no upstream: whether the raw data changed is known only once it has looked.
     if inputs and _recorded_key(folder) == key:
         print(f"{folder}: up to date")
@@ -187,7 +187,7 @@ def run(
         if store and _recorded_key(folder) == key:
             shutil.rmtree(partial)  # ingest found what an earlier run had found
         else:
-            _publish(partial, folder, replaced)
+            publish(partial, folder)
     finally:
         os.close(lock)
     return _hand_over(folder, out)
@@ -257,13 +257,20 @@ def _data_version(upstream: Mapping[str, Any]) -> str:
     return next((record["data_version"] for record in upstream.values()), "")
 
 
-def _publish(partial: Path, folder: Path, replaced: Path) -> None:
+def publish(partial: Path, folder: Path) -> None:
+    """Put a whole partial folder in the place of ``folder``, whatever was there."""
+    replaced = _replaced(folder)
     (partial / ".key").unlink(missing_ok=True)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    """Where an old output waits while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _hand_over(folder: Path, out: Path) -> Path:
@@ -288,7 +295,8 @@ def lock_folder(partial: Path, out: Path) -> int:
     return descriptor
 
 
-def _read_record(stage: str, folder: Path) -> dict[str, Any]:
+def read_record(stage: str, folder: Path) -> dict[str, Any]:
+    """stage.json of an output of ``stage``. Raises UsageError and DataError."""
     path = folder / "stage.json"
     if not path.exists():
         raise UsageError(

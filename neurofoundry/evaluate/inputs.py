@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from neurofoundry import adaptation, cohort
+from neurofoundry import adaptation, cohort, tracking
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError
 from neurofoundry.metrics import Values
@@ -127,6 +127,16 @@ class Inputs:
     def pretrained_on(self) -> frozenset[str]:
         """Every person that an encoder is known to have seen."""
         return frozenset().union(*(each.seen.persons or () for each in self.encoders))
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """With what each earlier stage ran: its code, its data and its parameters, without paths
+        and dates."""
+        names = ("package_version", "git_commit", "code_sha256", "data_version")
+        return {
+            stage: {name: record.get(name, "") for name in names}
+            | {"params": tracking.public(record.get("params", {}))}
+            for stage, record in self.records.items()
+        }
 
 
 def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:

@@ -3,11 +3,12 @@ differences, and of changes out of distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -28,6 +29,12 @@ DIFFERENCES = [
 GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reason"]
 
 THRESHOLDED = ("balanced_accuracy", "sensitivity", "specificity", "f1")
+
+Samples = Mapping[Model, Mapping[str, Values]]
+"""For each model that has outputs its metrics in every resample, by name: (seeds, 1 + count)."""
+
+Thresholds = Mapping[Model, Sequence[float | None]]
+"""For each model and seed what val suggests; None where it suggests nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,61 +90,24 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     differences: list[dict[str, object]] = []
     gaps: list[dict[str, object]] = []
     for evidence in track(tasks, "resampling", console=Console(stderr=True), transient=True):
-        names = metric_names(evidence.task)
-        samples: dict[tuple[Model, str], dict[str, Values]] = {}
+        samples: dict[str, Samples] = {}
         thresholds = thresholds_of(evidence)
         for split in _splits(evidence):
-            rows = (evidence.scans["split"] == split).to_numpy()
-            persons = evidence.scans["person"].to_numpy()[rows]
-            missing = gap(evidence, split, min_subjects=params.min_subjects)
-            of_classes = persons_to_count(evidence, split)
-            models = [] if missing else [m for m in evidence.models if m.seeds]
-            resampled = _resample(evidence, models, split, thresholds, params.bootstraps, seed)
-            for model in evidence.models:
-                head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
-                found = resampled.get(model)
-                if found:
-                    samples[model, split] = found
-                for name in names:
-                    reason = f"no model was made: {model.reason}" if model.reason else missing
-                    spread = None
-                    if found and not reason:
-                        values = found[name]
-                        estimate = metrics.estimate(
-                            values.mean(axis=0),
-                            name,
-                            of_classes,
-                            by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
-                            reason=_why_missing(name, split, thresholds[model], len(persons)),
-                        )
-                        if len(values) > 1 and estimate.value is not None:
-                            spread = float(values[:, 0].std(ddof=1))
-                    else:
-                        estimate = Estimate(None, None, None, reason)
-                    measures.append(
-                        {
-                            **head,
-                            "split": split,
-                            "metric": name,
-                            **_row(estimate),
-                            "seed_sd": spread,
-                            "seeds": len(model.seeds),
-                            "subjects": len(set(persons)),
-                            "scans": len(persons),
-                        }
-                    )
-        for split in _splits(evidence):
+            samples[split] = resample(evidence, split, thresholds, params=params, seed=seed)
+            measures += values(evidence, split, samples[split], thresholds, params=params)
             if split != "val":
-                differences += _compare(evidence, samples, split, against)
+                pairs = _pairs(evidence, against)
+                differences += compare(evidence, split, samples[split], pairs)
         gaps += _gaps(evidence, samples)
     return Measured(
-        _table(measures, MEASURES),
-        _judge(_table(differences, DIFFERENCES), tasks, params.baseline),
-        _table(gaps, GAPS),
+        table(measures, MEASURES),
+        _judge(table(differences, DIFFERENCES), tasks, params.baseline),
+        table(gaps, GAPS),
     )
 
 
-def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+def table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+    """Rows as a table of ``columns``, the numbers among them as numbers."""
     numbers = {
         "fraction",
         "versus_fraction",
@@ -171,7 +141,7 @@ def _splits(evidence: Evidence) -> list[str]:
     return ["val", "test", "ood"] if has_ood else ["val", "test"]
 
 
-def thresholds_of(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
+def thresholds_of(evidence: Evidence) -> Thresholds:
     """For each model and seed of a two-class task the threshold that val suggests."""
     val = (evidence.scans["split"] == "val").to_numpy()
     binary = len(evidence.task.classes) == 2 and val.any()
@@ -186,19 +156,21 @@ def thresholds_of(evidence: Evidence) -> dict[Model, tuple[float | None, ...]]:
     }
 
 
-def _resample(
+def resample(
     evidence: Evidence,
-    models: Sequence[Model],
     split: str,
-    thresholds: dict[Model, tuple[float | None, ...]],
-    bootstraps: int,
+    thresholds: Thresholds,
+    *,
+    params: EvaluateParams,
     seed: int,
-) -> dict[Model, dict[str, Values]]:
-    """For each model its metrics in every resample: name to (seeds, 1 + bootstraps).
+) -> Samples:
+    """The metrics of every model in a split, in every resample of its persons.
 
-    All models see the same resamples of persons, so that they can be compared in pairs.
+    All models see the same resamples, so that they can be compared in pairs; so do the models of
+    two evaluations of the same scans. Empty where the split has too few persons.
     """
-    if not models:
+    models = [model for model in evidence.models if model.seeds]
+    if not models or gap(evidence, split, min_subjects=params.min_subjects):
         return {}
     rows = (evidence.scans["split"] == split).to_numpy()
     labels = evidence.labels[rows]
@@ -217,14 +189,55 @@ def _resample(
 
     names = list(measured(*runs[0], np.ones((1, int(rows.sum())))))
     persons = evidence.scans["person"].to_numpy()[rows]
-    values = metrics.resample(statistic, persons, count=bootstraps, seed=seed, key=split)
+    found = metrics.resample(statistic, persons, count=params.bootstraps, seed=seed, key=split)
     return {
         model: {
-            name: values[[run[0] is model for run in runs], position]
+            name: found[[run[0] is model for run in runs], position]
             for position, name in enumerate(names)
         }
         for model in models
     }
+
+
+def values(
+    evidence: Evidence,
+    split: str,
+    samples: Samples,
+    thresholds: Thresholds,
+    *,
+    params: EvaluateParams,
+) -> list[dict[str, object]]:
+    """Rows of MEASURES: every model of the task in a split."""
+    persons = evidence.scans["person"].to_numpy()[evidence.scans["split"] == split]
+    missing = gap(evidence, split, min_subjects=params.min_subjects)
+    of_classes = persons_to_count(evidence, split)
+    rows: list[dict[str, object]] = []
+    for model in evidence.models:
+        found = samples.get(model)
+        for name in metric_names(evidence.task):
+            reason = f"no model was made: {model.reason}" if model.reason else missing
+            spread = None
+            if found and not reason:
+                estimate = metrics.estimate(
+                    found[name].mean(axis=0),
+                    name,
+                    of_classes,
+                    by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
+                    reason=_why_missing(name, split, thresholds[model], len(persons)),
+                )
+                if len(found[name]) > 1 and estimate.value is not None:
+                    spread = float(found[name][:, 0].std(ddof=1))
+            else:
+                estimate = Estimate(None, None, None, reason)
+            rows.append(
+                {
+                    **{"task": evidence.name, "init": model.name, "fraction": model.fraction},
+                    **{"split": split, "metric": name, **_row(estimate)},
+                    **{"seed_sd": spread, "seeds": len(model.seeds)},
+                    **{"subjects": len(set(persons)), "scans": len(persons)},
+                }
+            )
+    return rows
 
 
 def persons_to_count(evidence: Evidence, split: str) -> list[int]:
@@ -249,65 +262,85 @@ def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scan
     return ""
 
 
-def _compare(
-    evidence: Evidence,
-    samples: dict[tuple[Model, str], dict[str, Values]],
-    split: str,
-    against: Set[str],
+def _pairs(evidence: Evidence, against: Set[str]) -> list[tuple[Model, Model]]:
+    """Every initialization and others on as many labels, with all labels the floors, and with
+    fewer labels others with all of them."""
+    return [
+        (model, other)
+        for model in evidence.models
+        for other in evidence.models
+        if not model.is_floor
+        and model is not other
+        and (
+            model.fraction == evidence.fraction
+            if other.is_floor
+            else other.name in against and other.fraction in (model.fraction, evidence.fraction)
+        )
+    ]
+
+
+def compare(
+    evidence: Evidence, split: str, samples: Samples, pairs: Sequence[tuple[Model, Model]]
 ) -> list[dict[str, object]]:
-    """Every initialization against others on as many labels, with all labels against the floors,
-    and with fewer labels against others with all of them."""
+    """Rows of DIFFERENCES, first − second, for pairs of models of ``evidence`` in a split."""
     of_classes = persons_to_count(evidence, split)
-    errors = _delong(evidence, samples, split)
+    errors = _delong(evidence, split, samples)
+    inside = (evidence.scans["split"] == split).to_numpy()
     rows: list[dict[str, object]] = []
-    for model in evidence.models:
-        for other in evidence.models:
-            comparable = (
-                model.fraction == evidence.fraction
-                if other.is_floor
-                else other.name in against and other.fraction in (model.fraction, evidence.fraction)
-            )
-            if model.is_floor or model is other or not comparable:
-                continue
-            for name in metric_names(evidence.task):
-                first, second = samples.get((model, split)), samples.get((other, split))
-                if first and second:
-                    estimate = metrics.difference(
-                        first[name].mean(axis=0),
-                        second[name].mean(axis=0),
-                        name,
-                        of_classes,
-                        standard_error=errors[model, other] if name == "auc" else None,
-                        reason="one of the two cannot be measured",
-                    )
-                else:
-                    reason = next(
-                        (f"no model was made: {m.reason}" for m in (model, other) if m.reason),
-                        "too few subjects",
-                    )
-                    estimate = Estimate(None, None, None, reason)
-                rows.append(
-                    {
-                        "task": evidence.name,
-                        "init": model.name,
-                        "versus": other.name,
-                        "fraction": model.fraction,
-                        "versus_fraction": other.fraction,
-                        "split": split,
-                        "metric": name,
-                        **_row(estimate),
-                        "p": estimate.p,
-                        "verdict": _side(estimate, name),
-                    }
+    for model, other in pairs:
+        first, second = samples.get(model), samples.get(other)
+        for name in metric_names(evidence.task):
+            if first and second and _alike(model, other, first[name], second[name], inside):
+                estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
+            elif first and second:
+                estimate = metrics.difference(
+                    first[name].mean(axis=0),
+                    second[name].mean(axis=0),
+                    name,
+                    of_classes,
+                    standard_error=errors[model, other] if name == "auc" else None,
+                    reason="one of the two cannot be measured",
                 )
+            else:
+                reason = next(
+                    (f"no model was made: {m.reason}" for m in (model, other) if m.reason),
+                    "too few subjects",
+                )
+                estimate = Estimate(None, None, None, reason)
+            rows.append(
+                {
+                    "task": evidence.name,
+                    "init": model.name,
+                    "versus": other.name,
+                    "fraction": model.fraction,
+                    "versus_fraction": other.fraction,
+                    "split": split,
+                    "metric": name,
+                    **_row(estimate),
+                    "p": estimate.p,
+                    "verdict": _side(estimate, name),
+                }
+            )
     return rows
 
 
-def _delong(
-    evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]], split: str
-) -> dict[tuple[Model, Model], float]:
+def _alike(
+    model: Model, other: Model, first: Values, second: Values, inside: NDArray[np.bool_]
+) -> bool:
+    """Whether two models say the same of everybody, called at the same threshold.
+
+    Resamples alone cannot tell: two perfect models need not say the same of the next person.
+    """
+    return (
+        np.array_equal(model.outputs[:, inside], other.outputs[:, inside])
+        and np.array_equal(first, second, equal_nan=True)
+        and not np.isnan(first[:, 0]).any()
+    )
+
+
+def _delong(evidence: Evidence, split: str, samples: Samples) -> dict[tuple[Model, Model], float]:
     """Standard error of the difference of two models' AUCs, each a mean over seeds."""
-    models = [model for model in evidence.models if (model, split) in samples]
+    models = [model for model in evidence.models if model in samples]
     if evidence.task.kind == "regression" or not models:
         return {}
     rows = (evidence.scans["split"] == split).to_numpy()
@@ -328,13 +361,11 @@ def _delong(
     }
 
 
-def _gaps(
-    evidence: Evidence, samples: dict[tuple[Model, str], dict[str, Values]]
-) -> list[dict[str, object]]:
+def _gaps(evidence: Evidence, samples: Mapping[str, Samples]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     of_classes = min(persons_to_count(evidence, "test"), persons_to_count(evidence, "ood"), key=min)
     for model in evidence.models:
-        inside, outside = samples.get((model, "test")), samples.get((model, "ood"))
+        inside, outside = (samples.get(split, {}).get(model) for split in ("test", "ood"))
         if inside and outside:
             for name in metric_names(evidence.task):
                 # Different persons: the resamples of the two are independent.

@@ -19,6 +19,7 @@ from neurofoundry.evaluate import (
     inputs,
     measures,
     morphometry,
+    predictions,
     promotion,
     record,
     report,
@@ -87,6 +88,9 @@ def evaluate(
     ):
         (work.dir / name).parent.mkdir(exist_ok=True)
         write_table(table, work.dir / name)
+    for each in evidence:
+        predictions.write(work.dir / "predictions", each)
+    stage.write_json(work.dir / "provenance.json", found.provenance())
     stage.write_json(work.dir / "promotion.json", asdict(decision))
     report.write(
         work.dir,

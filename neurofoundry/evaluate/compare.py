@@ -1,0 +1,453 @@
+"""Evaluations of the same scans, side by side and in pairs: what a change of parameters has done.
+
+The first is what the others are compared with. Differences are paired over persons and made as
+those within one evaluation (measures.py); each evaluation keeps its own thresholds, from its val.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from neurofoundry import metrics, stage, tracking
+from neurofoundry.cohort import Task, write_table
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.evaluate import measures, predictions, words
+from neurofoundry.evaluate.inputs import Evidence
+from neurofoundry.evaluate.measures import Thresholds
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.metrics import METRICS, PRIMARY
+from neurofoundry.params import validate
+
+JUDGED = ("test", "ood")
+
+VALUES = ["evaluation", *measures.MEASURES]
+DIFFERENCES = [
+    *("evaluation", "versus", "task", "init", "fraction", "split", "metric"),
+    *("value", "low", "high", "p", "p_holm", "verdict", "reason"),
+]
+
+PAGE = "comparison.md"
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The test and ood scans of a task in one evaluation."""
+
+    evidence: Evidence
+    thresholds: Thresholds
+    """From the val scans of the same evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An output of evaluate, under a letter."""
+
+    letter: str
+    title: str
+    """As much of the name of its folder as tells it from the others."""
+    tasks: Mapping[str, Judged]
+    params: EvaluateParams
+    seed: int
+    stages: Mapping[str, Mapping[str, Any]]
+    """With what each stage up to this one ran, as Inputs.provenance gives it."""
+
+    def __str__(self) -> str:
+        return f"{self.letter} ({self.title})"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What the tables and the page are made of."""
+
+    titles: Mapping[str, str]
+    """Letter to title; the first is what the others are compared with."""
+    parameters: pd.DataFrame
+    """``parameter stages`` and a column a letter: those in which the evaluations differ."""
+    values: pd.DataFrame
+    """VALUES, on test and ood."""
+    differences: pd.DataFrame
+    """DIFFERENCES: ``evaluation`` − ``versus`` of the same model on the same resampled persons."""
+    left_out: tuple[str, ...]
+    """Tasks that not all of them have."""
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare outputs of evaluate with the first of them.
+
+    Resamples, seed and the fewest persons are those of the first. Raises UsageError where there
+    is nothing to compare, and DataError where scans, persons or labels are not the same.
+    """
+    evaluations = read(folders)
+    first, *others = evaluations
+    shared = [name for name in first.tasks if all(name in each.tasks for each in others)]
+    every = dict.fromkeys(name for each in evaluations for name in each.tasks)
+    if not shared:
+        raise UsageError(f"No task is in all of {', '.join(map(str, evaluations))}.")
+    check(first, others, shared)
+    values: list[dict[str, object]] = []
+    differences: list[dict[str, object]] = []
+    for name in shared:
+        found = _compare_task([(each.letter, each.tasks[name]) for each in evaluations], first)
+        values += found[0]
+        differences += found[1]
+    return Comparison(
+        {each.letter: each.title for each in evaluations},
+        parameters(evaluations),
+        measures.table(values, VALUES),
+        _adjust(measures.table(differences, DIFFERENCES), first, shared),
+        tuple(name for name in every if name not in shared),
+    )
+
+
+def read(folders: Sequence[Path]) -> list[Evaluation]:
+    """Read two or more outputs of evaluate. Raises UsageError and DataError."""
+    if not 2 <= len(folders) <= len(string.ascii_uppercase):
+        raise UsageError(
+            f"{len(folders)} evaluations to compare; expected 2 to {len(string.ascii_uppercase)}."
+        )
+    titles = _titles(folders)
+    return [
+        _read(folder, letter, title)
+        for folder, letter, title in zip(folders, string.ascii_uppercase, titles, strict=False)
+    ]
+
+
+def _read(folder: Path, letter: str, title: str) -> Evaluation:
+    record = stage.read_record("evaluate", folder)
+    try:
+        given = record["params"]
+        tasks = {name: Task.model_validate(task) for name, task in given["tasks"].items()}
+        params = validate(given["evaluate"], EvaluateParams, origin=f"{title}/stage.json")
+        stages = json.loads((folder / "provenance.json").read_text())
+        own = {**record, "params": tracking.public(given)}
+        return Evaluation(
+            letter,
+            title,
+            {
+                name: _judged(predictions.read(folder / "predictions", name, task))
+                for name, task in tasks.items()
+            },
+            params,
+            int(given["seed"]),
+            {**stages, "evaluate": own},
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{title}: provenance.json or stage.json does not say what is needed to compare "
+            f"({type(error).__name__}). Run evaluate again."
+        ) from error
+
+
+def _titles(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell different folders apart."""
+    parts = [Path(os.path.abspath(folder)).parts[1:] for folder in folders]
+    depth = 1
+    while len({each[-depth:] for each in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(each[-depth:]) for each in parts]
+
+
+def _judged(evidence: Evidence) -> Judged:
+    thresholds = measures.thresholds_of(evidence)
+    rows = evidence.scans["split"].isin(JUDGED).to_numpy()
+    models = tuple(
+        replace(model, outputs=model.outputs[:, rows]) if model.seeds else model
+        for model in evidence.models
+    )
+    return Judged(
+        replace(
+            evidence,
+            scans=evidence.scans[rows].reset_index(drop=True),
+            targets=evidence.targets[rows],
+            models=models,
+        ),
+        {model: thresholds[before] for model, before in zip(models, evidence.models, strict=True)},
+    )
+
+
+def check(first: Evaluation, others: Sequence[Evaluation], tasks: Sequence[str]) -> None:
+    """Refuse evaluations of other scans, persons or labels. Raises DataError, naming nobody."""
+    problems = [
+        f"{name}: {problem}"
+        for other in others
+        for name in tasks
+        for problem in _unlike(first, other, name)
+    ]
+    if problems:
+        raise DataError(
+            f"{len(others) + 1} evaluations cannot be compared, because they judge different "
+            f"things:\n  " + "\n  ".join(problems) + "\nA paired difference needs the same test "
+            "and ood scans with the same labels. Make both from one cohort: the same data, seed, "
+            "tasks and ingest, and preprocessing that leaves the same scans usable."
+        )
+
+
+def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
+    """What differs in a task between two evaluations, in words and numbers."""
+    one, two = first.tasks[name].evidence, other.tasks[name].evidence
+    for field in ("kind", "classes"):
+        if (a := getattr(one.task, field)) != (b := getattr(two.task, field)):
+            yield f"{field} is {_text(a)} in {first} and {_text(b)} in {other}"
+            return
+    same = True
+    for split in JUDGED:
+        a, b = (Counter(each.scans["scan"][each.scans["split"] == split]) for each in (one, two))
+        if a != b:
+            same = False
+            yield (
+                f"of {split}, {(a - b).total()} scans are in {first} and not in {other}, "
+                f"{(b - a).total()} in {other} and not in {first}"
+            )
+    if not same:
+        return
+    for split in JUDGED:
+        rows = (one.scans["split"] == split).to_numpy()
+        if differs := int((one.targets[rows] != two.targets[rows]).sum()):
+            yield (
+                f"of {split}, the label of {differs} of {rows.sum()} scans is another in "
+                f"{first} than in {other}"
+            )
+    persons = [each.scans["person"].to_numpy() for each in (one, two)]
+    pairs = len(np.unique(np.stack(persons), axis=1).T)
+    if any(pairs != len(np.unique(each)) for each in persons):
+        yield f"{first} and {other} do not agree on which scans are of one person"
+
+
+def _compare_task(
+    judged: Sequence[tuple[str, Judged]], first: Evaluation
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of VALUES and of DIFFERENCES."""
+    models = tuple(model for _, each in judged for model in each.evidence.models)
+    thresholds = {m: each.thresholds[m] for _, each in judged for m in each.evidence.models}
+    together = replace(judged[0][1].evidence, models=models)
+    base = {(model.name, model.fraction): model for model in judged[0][1].evidence.models}
+    values: list[dict[str, object]] = []
+    differences: list[dict[str, object]] = []
+    for split in JUDGED:
+        if not (together.scans["split"] == split).any():
+            continue
+        samples = measures.resample(
+            together, split, thresholds, params=first.params, seed=first.seed
+        )
+        for letter, each in judged:
+            rows = measures.values(each.evidence, split, samples, thresholds, params=first.params)
+            values += [{"evaluation": letter, **row} for row in rows]
+        for letter, each in judged[1:]:
+            pairs = [
+                (model, base[key])
+                for model in each.evidence.models
+                if (key := (model.name, model.fraction)) in base
+            ]
+            differences += [
+                {**row, "evaluation": letter, "versus": judged[0][0]}
+                for row in measures.compare(together, split, samples, pairs)
+            ]
+    return values, differences
+
+
+def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) -> pd.DataFrame:
+    """Adjust p-values for their number: of every split one family, the metric that each task is
+    judged by, with all labels, floors left out."""
+    headline = pd.Series(False, index=differences.index)
+    for name in tasks:
+        evidence = first.tasks[name].evidence
+        headline |= (
+            (differences["task"] == name)
+            & (differences["metric"] == PRIMARY[evidence.task.kind])
+            & (differences["fraction"] == evidence.fraction)
+        )
+    headline &= ~differences["init"].str.startswith("floor-") & differences["p"].notna()
+    for _, family in differences[headline].groupby("split"):
+        differences.loc[family.index, "p_holm"] = metrics.holm(family["p"].tolist())
+    return differences
+
+
+def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """The parameters in which the evaluations differ, with the stages that read them.
+
+    ``code`` and ``data_version`` count as parameters of a stage. A stage that only some have, such
+    as the pretraining of another encoder, is one row without a parameter.
+    """
+    rows: dict[tuple[str | None, ...], list[str]] = {}
+    for name in dict.fromkeys(name for each in evaluations for name in each.stages):
+        having = [each for each in evaluations if name in each.stages]
+        if len(having) < len(evaluations):
+            used = ("used" if each in having else "not used" for each in evaluations)
+            rows.setdefault(("", *used), []).append(name)
+        flat = {each.letter: dict(_flat(each.stages[name]["params"])) for each in having}
+        for each in having:
+            flat[each.letter] |= {"data_version": _short(each.stages[name]["data_version"])}
+            if len({str(other.stages[name]["code_sha256"]) for other in having}) > 1:
+                flat[each.letter]["code"] = _short(each.stages[name]["git_commit"])
+        for key in dict.fromkeys(key for found in flat.values() for key in found):
+            shown = tuple(flat.get(each.letter, {}).get(key) for each in evaluations)
+            differ = len({flat[each.letter].get(key) for each in having}) > 1
+            if differ or key == "code":
+                rows.setdefault((key, *shown), []).append(name)
+    letters = [each.letter for each in evaluations]
+    return pd.DataFrame(
+        [
+            dict(zip(("parameter", *letters), shown, strict=True)) | {"stages": ", ".join(stages)}
+            for shown, stages in rows.items()
+        ],
+        columns=["parameter", "stages", *letters],
+        dtype=object,
+    )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of nested mappings under its dotted name."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(commit: Any) -> str:
+    """The beginning of a hash, and '+' where files differed from the commit."""
+    return str(commit)[:10] + "+" * str(commit).endswith("+")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table for people."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def parts(comparison: Comparison, *, every_metric: bool) -> list[Part]:
+    """What a person reads: what differs, and a table a task, of one metric or of all."""
+    letters = tuple(comparison.titles)
+    differing = comparison.parameters.astype(object).where(comparison.parameters.notna(), "–")
+    found = [
+        Part("Evaluations", ("", "folder"), tuple(comparison.titles.items())),
+        Part(
+            "Parameters that differ",
+            ("parameter", "stages", *letters),
+            tuple(tuple(map(str, row)) for row in differing.itertuples(index=False))
+            or (("none", *("" for _ in range(len(letters) + 1))),),
+        ),
+    ]
+    header = ("model", *letters, *(f"{letter} − {letters[0]}" for letter in letters[1:]))
+    for (task, split, metric), rows in comparison.values.groupby(
+        ["task", "split", "metric"], sort=False
+    ):
+        if not every_metric and metric not in PRIMARY.values():
+            continue
+        subjects = rows["subjects"].iloc[0]
+        title = f"{task}, {split} ({subjects} persons): {METRICS[str(metric)].title}"
+        several = rows["fraction"].nunique() > 1
+        models = dict.fromkeys(zip(rows["init"], rows["fraction"], strict=True))
+        where = {"task": task, "split": split, "metric": metric}
+        found.append(
+            Part(
+                title,
+                header,
+                tuple(
+                    (
+                        f"{init}, {fraction:.0%} of labels" if several else str(init),
+                        *_cells(comparison, {**where, "init": init, "fraction": fraction}),
+                    )
+                    for init, fraction in models
+                ),
+            )
+        )
+    return found
+
+
+def _cells(comparison: Comparison, where: Mapping[str, Any]) -> Iterator[str]:
+    """The value of a model in every evaluation, then every difference to the first."""
+    letters, metric = tuple(comparison.titles), str(where["metric"])
+    for letter in letters:
+        row = words.find(comparison.values, evaluation=letter, **where)
+        yield words.with_interval(row, metric) if row and row["value"] is not None else "–"
+    for letter in letters[1:]:
+        row = words.find(comparison.differences, evaluation=letter, **where)
+        if row is None or row["value"] is None:
+            yield "–"
+            continue
+        verdict = ""
+        if row["p_holm"] is not None and row["verdict"] in ("better", "worse"):
+            perhaps = "" if row["p_holm"] < words.SIGNIFICANT else "perhaps "
+            verdict = f" {perhaps}{row['verdict']}"
+        shown = words.with_interval(row, metric, signed=True) + verdict
+        yield shown if any(row[end] for end in ("value", "low", "high")) else "the same"
+
+
+NOTE = (
+    "In brackets: 95 % intervals; those of differences are paired over persons. Better or worse: "
+    "the interval excludes zero, and 'perhaps' where that no longer holds once the number of "
+    "comparisons is allowed for (Holm)."
+)
+
+
+def _left_out(comparison: Comparison) -> str:
+    if not comparison.left_out:
+        return ""
+    return f"Not compared, because not all have them: {', '.join(comparison.left_out)}."
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print what differs and, of every task, the metric that it is judged by."""
+    for part in parts(comparison, every_metric=False):
+        table = Table(title=escape(part.title), title_justify="left", box=box.SIMPLE_HEAD)
+        for name in part.header:
+            table.add_column(escape(name), overflow="fold")
+        for row in part.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    console.print(NOTE, _left_out(comparison), highlight=False)
+
+
+def write(comparison: Comparison, out: Path) -> None:
+    """Write values.tsv, differences.tsv, parameters.tsv and comparison.md; all or nothing.
+
+    Raises UsageError where ``out`` holds something else than a comparison.
+    """
+    if out.exists() and not (out / PAGE).exists():
+        raise UsageError(
+            f"--out {out}: it is there already and holds no comparison. Give a new folder."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(exist_ok=True)
+    lock = stage.lock_folder(partial, out)
+    try:
+        for name in ("values", "differences", "parameters"):
+            write_table(getattr(comparison, name), partial / f"{name}.tsv")
+        (partial / PAGE).write_text(_page(comparison))
+        stage.publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _page(comparison: Comparison) -> str:
+    lines = ["# Comparison of evaluations", "", NOTE, _left_out(comparison)]
+    for part in parts(comparison, every_metric=True):
+        rows = [part.header, tuple("---" for _ in part.header), *part.rows]
+        lines += ["", f"## {part.title}", ""]
+        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""What the models of a task say, kept with the evaluation so that two can be compared in pairs.
+
+A scan is named by a hash of its image's, and a person by a number that holds in this file only:
+whoever has the same images finds the same scans, and nobody else finds a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from neurofoundry.cohort import Task
+from neurofoundry.errors import DataError
+from neurofoundry.evaluate.inputs import Evidence, Model
+
+
+def write(folder: Path, evidence: Evidence) -> None:
+    """Write FOLDER/TASK.npz: all held-out scans of the task, in the order of their hashes.
+
+    Arrays: ``scan``, ``person`` (a number), ``split``, ``target`` (index of the class, or value),
+    each (scans,); ``init``, ``fraction``, ``reason`` (why there is no output), each (models,); and
+    of the model at place K ``seeds_K`` (seeds,) and ``outputs_K``, (seeds, scans, classes)
+    probabilities or (seeds, scans) values.
+    """
+    scan = np.array([_hash(sha256) for sha256 in evidence.scans["sha256"]], "U64")
+    order = np.argsort(scan, kind="stable")
+    # In the order of their names, so that resampling draws whom it drew in the evaluation.
+    _, person = np.unique(evidence.scans["person"].to_numpy(str), return_inverse=True)
+    models = evidence.models
+    content = {
+        "scan": scan[order],
+        "person": person[order],
+        "split": evidence.scans["split"].to_numpy(str)[order],
+        "target": evidence.targets[order],
+        "init": np.array([model.name for model in models], str),
+        "fraction": np.array([model.fraction for model in models], float),
+        "reason": np.array([model.reason for model in models], str),
+    }
+    for place, model in enumerate(models):
+        content[f"seeds_{place}"] = np.array(model.seeds, int)
+        content[f"outputs_{place}"] = model.outputs[:, order] if model.seeds else model.outputs
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{evidence.name}.npz", **content)  # type: ignore[arg-type]
+
+
+def read(folder: Path, name: str, task: Task) -> Evidence:
+    """What ``write`` wrote; ``scans`` has the columns scan, person and split. Raises DataError."""
+    path = folder / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            models = tuple(
+                Model(
+                    name=str(init),
+                    fraction=float(content["fraction"][place]),
+                    seeds=tuple(int(seed) for seed in content[f"seeds_{place}"]),
+                    outputs=content[f"outputs_{place}"],
+                    reason=str(content["reason"][place]),
+                )
+                for place, init in enumerate(content["init"])
+            )
+            columns = {column: content[column] for column in ("scan", "person", "split")}
+            return Evidence(name, task, pd.DataFrame(columns), content["target"], models)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{folder.parent.name}/{folder.name}/{path.name}: no predictions to compare "
+            f"({type(error).__name__}). Run evaluate again."
+        ) from error
+
+
+def _hash(sha256: str) -> str:
+    return hashlib.sha256(f"scan\0{sha256}".encode()).hexdigest()
