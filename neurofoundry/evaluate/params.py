@@ -13,6 +13,7 @@ MetricName = Literal[
     "balanced_accuracy",
     "sensitivity",
     "specificity",
+    "f1",
     "average_precision",
     "brier",
     "ece",

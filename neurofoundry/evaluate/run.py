@@ -62,7 +62,7 @@ def evaluate(
     read_sites = robustness.sites(
         robustness.read_features(models), found, tasks, params=params, seed=seed
     )
-    repeated = robustness.repeats(evidence, params=params, seed=seed)
+    repeated = robustness.repeats(evidence, params=params)
     decision = promotion.decide(
         rule,
         measured,
