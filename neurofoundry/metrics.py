@@ -75,6 +75,8 @@ METRICS = {
     "correlation": Metric("Correlation", True, FISHER),
     "icc_agreement": Metric("Agreement, ICC(2,1)", True, FISHER),
     "icc_consistency": Metric("Consistency, ICC(3,1)", True, FISHER),
+    "identification": Metric("Identification rate", True, LOGIT),
+    "distance_ratio": Metric("Distance within over between persons", False, LOG),
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
 
@@ -570,7 +572,10 @@ def perfection_exponent(metric: str, persons: Sequence[int]) -> int | None:
     Sensitivity: each of n persons is found with the true sensitivity, so k = n. AUC: among m =
     min(n) disjoint pairs of a positive and a negative all must be ranked rightly, so k = m.
     Balanced accuracy: the product of K recalls is at most their mean to the power of K, k = K·m.
+    Identification: each of n persons is found, k = n, as if they were found independently.
     """
+    if metric == "identification":
+        return min(persons)
     if len(persons) < 2:
         return None
     fewest = min(persons)

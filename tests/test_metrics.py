@@ -226,7 +226,7 @@ class TestIntervals:
         samples = np.r_[0.97, np.random.default_rng(0).normal(0.95, 0.2, 500)]
         found = metrics.estimate(samples, name, [4, 4])
         assert found.low < 0.97 < found.high
-        if name in ("brier", "mae", "rmse"):
+        if name in ("brier", "mae", "rmse", "distance_ratio"):
             assert found.low > 0
         elif metrics.METRICS[name].scale is not metrics.LINEAR:
             assert found.high <= 1

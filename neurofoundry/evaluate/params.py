@@ -25,6 +25,8 @@ MetricName = Literal[
     "correlation",
     "icc_agreement",
     "icc_consistency",
+    "identification",
+    "distance_ratio",
     "bias_slope",
 ]
 """The keys of metrics.METRICS, which would make every command load scipy and scikit-learn."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
-from neurofoundry.evaluate import calibration, figures, floors, words
+from neurofoundry.evaluate import calibration, embeddings, figures, floors, words
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
@@ -60,6 +60,7 @@ def write(
     grouped: pd.DataFrame,
     repeated: pd.DataFrame,
     sites: pd.DataFrame,
+    recognized: pd.DataFrame,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
@@ -86,7 +87,10 @@ def write(
         "sites": _sites(inputs),
         "scanner": {
             "sites": [words.find(sites, encoder=name) for name in sites["encoder"]],
-            "repeats": _repeats(repeated),
+            "repeats": _paired(
+                repeated, ("task", "init", "sites"), ("icc_agreement", "icc_consistency")
+            ),
+            "embeddings": _paired(recognized, ("encoder", "sites"), embeddings.NAMES),
             "number": lambda row, name: words.with_interval(row, name),
         },
         "pictures": _pictures(inputs.scans, volumes),
@@ -467,13 +471,13 @@ def _sites(inputs: Inputs) -> list[dict[str, Any]]:
     return rows
 
 
-def _repeats(repeated: pd.DataFrame) -> list[dict[str, Any]]:
-    """Agreement of what a model says of two scans of a person, a row a task and model."""
+def _paired(table: pd.DataFrame, keys: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    """What is known of two scans of a person, a row a combination of keys that has numbers."""
     rows = []
-    for (task, init, sites), part in repeated.groupby(["task", "init", "sites"], sort=False):
-        found = [words.find(part, metric=name) for name in ("icc_agreement", "icc_consistency")]
+    for values, part in table.groupby([*keys], sort=False):
+        found = [words.find(part, metric=name) for name in names]
         if all(each and each["value"] is not None for each in found):
-            rows.append({"task": task, "init": init, "sites": sites, "found": found})
+            rows.append(dict(zip(keys, values, strict=True)) | {"found": found})
     return rows
 
 

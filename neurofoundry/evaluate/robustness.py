@@ -46,7 +46,7 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
     for evidence in tasks:
         if len(evidence.task.classes) > 2:
             continue  # no one number to agree on
-        first, second = _pairs(evidence)
+        first, second = first_two(evidence.scans)
         site = (evidence.scans["dataset"] + "\0" + evidence.scans["site"]).to_numpy()
         same = site[first] == site[second]
         for model in evidence.models:
@@ -68,9 +68,9 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
     )
 
 
-def _pairs(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the first two scans of each person, by session."""
-    scans = evidence.scans.assign(position=np.arange(len(evidence.scans)))
+def first_two(scans: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the first two scans in test and ood of each person with several, by session."""
+    scans = scans.assign(position=np.arange(len(scans)))
     scans = scans[scans["split"].isin(["test", "ood"])].sort_values(["session", "scan_id"])
     turn = scans.groupby("person").cumcount()
     several = scans["person"].isin(scans["person"][turn == 1])

@@ -15,6 +15,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import (
     calibration,
     curves,
+    embeddings,
     floors,
     inputs,
     measures,
@@ -59,9 +60,9 @@ def evaluate(
     )
     fractions = {each.name: each.fraction for each in evidence}
     rule = params.promotion
-    read_sites = robustness.sites(
-        robustness.read_features(models), found, tasks, params=params, seed=seed
-    )
+    features = robustness.read_features(models)
+    read_sites = robustness.sites(features, found, tasks, params=params, seed=seed)
+    recognized = embeddings.measure(features, found, params=params, seed=seed)
     repeated = robustness.repeats(evidence, params=params)
     decision = promotion.decide(
         rule,
@@ -80,6 +81,7 @@ def evaluate(
         ("tables/subgroups.tsv", grouped),
         ("tables/repeats.tsv", repeated),
         ("tables/sites.tsv", read_sites),
+        ("tables/embeddings.tsv", recognized),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -97,6 +99,7 @@ def evaluate(
         grouped=grouped,
         repeated=repeated,
         sites=read_sites,
+        recognized=recognized,
         curves=drawn,
         decision=decision,
         params=params,
