@@ -1,4 +1,4 @@
-"""The report and the model card: everything in them is computed from what the stages left."""
+"""Report, model card and reporting checklist: all in them is computed from what the stages left."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write(
     seed: int,
     volumes: Path,
 ) -> None:
-    """Write report.html and model_card.md: the same bytes for the same inputs."""
+    """Write report.html, model_card.md and checklist.md: the same bytes for the same inputs."""
     sections = [
         _task(number, evidence, inputs, measured, calibrated, grouped, curves, params)
         for number, evidence in enumerate(tasks, start=1)
@@ -97,6 +97,10 @@ def write(
         "encoders": [_encoder(each) for each in inputs.encoders],
         "provenance": _provenance(inputs, seed),
         "limits": _limits(inputs, tasks, measured, params),
+        "declared": _declared(inputs),
+        "initializations": _initializations(inputs),
+        "lacking": _lacking(inputs.scans[inputs.scans["usable"]]),
+        "new_sites": bool((inputs.scans["split"] == "ood").any()),
         "kinds": {evidence.task.kind for evidence in tasks},
         "colours": {"familiar": figures.FAMILIAR, "new": figures.NEW},
     }
@@ -108,7 +112,7 @@ def write(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("report.html", "model_card.md"):
+    for name in ("report.html", "model_card.md", "checklist.md"):
         temporary = folder / f".{name}.tmp"
         temporary.write_text(templates.get_template(name).render(context), encoding="utf-8")
         temporary.replace(folder / name)
@@ -282,6 +286,37 @@ def _initializations(inputs: Inputs) -> dict[str, str]:
         }
     except (KeyError, TypeError, AttributeError):
         return {}
+
+
+def _declared(inputs: Inputs) -> dict[str, Any]:
+    """What the checklist states of the parameters of earlier stages, as far as they are recorded.
+
+    Chosen by name: others can hold a path.
+    """
+
+    def section(name: str) -> Mapping[str, Any]:
+        return inputs.records.get(name, {}).get("params", {}).get(name) or {}
+
+    def chosen(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {key: values[key] for key in keys if key in values}
+
+    cohort, learning = section("ingest"), section("finetune")
+    return {
+        "own_splits": cohort.get("split_column") is not None,
+        "splits": chosen(cohort.get("splits", {}), "pretrain", "train", "val", "test"),
+        "preprocess": chosen(
+            section("preprocess"), "registration", "bias_correction", "normalization"
+        ),
+        "training": chosen(
+            learning,
+            *("epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
+            *("augmentation", "precision", "fractions", "seeds"),
+        ),
+    }
+
+
+def _lacking(scans: pd.DataFrame) -> int:
+    return int(scans[["age", "sex"]].isna().any(axis=1).sum())
 
 
 def _origin(encoder: str) -> str:
@@ -619,7 +654,7 @@ def _limits(
             f"cover the choice of subjects, not that of training runs{moved}."
         )
     chosen = inputs.scans["usable"] & inputs.scans["split"].isin(["test", "ood"])
-    lacking = inputs.scans[chosen][["age", "sex"]].isna().any(axis=1).sum()
+    lacking = _lacking(inputs.scans[chosen])
     if lacking:
         limits.append(
             f"{lacking} of {chosen.sum()} test scans lack an age or a sex; the model of age, sex "

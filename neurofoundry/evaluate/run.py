@@ -44,7 +44,7 @@ def evaluate(
     tasks: Mapping[str, Task],
     seed: int,
 ) -> None:
-    """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
+    """Write metrics.json, tables, plots, promotion.json, and report, model card and checklist."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]

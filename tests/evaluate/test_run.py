@@ -35,6 +35,7 @@ def files(folder: Path) -> dict[str, str]:
 def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
     assert list(files(evaluated.dir)) == sorted(
         [
+            "checklist.md",
             "metrics.json",
             "model_card.md",
             "promotion.json",
