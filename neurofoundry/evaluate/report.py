@@ -295,7 +295,7 @@ def _declared(inputs: Inputs) -> dict[str, Any]:
     """
 
     def section(name: str) -> Mapping[str, Any]:
-        return inputs.records.get(name, {}).get("params", {}).get(name) or {}
+        return (inputs.records.get(name, {}).get("params") or {}).get(name) or {}
 
     def chosen(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: values[key] for key in keys if key in values}
