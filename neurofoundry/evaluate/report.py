@@ -377,19 +377,23 @@ def figures_of(
         svg = figures.predicted_against_true(part, unit, caption)
         found.append({"caption": caption, "svg": svg})
     metric = PRIMARY[evidence.task.kind]
-    table = measured.measures
-    rows = table[
-        (table["task"] == evidence.name)
-        & (table["metric"] == metric)
-        & (table["split"] == "test")
-        & ~table["init"].str.startswith("floor-")
-        & table["value"].notna()
-    ]
+    rows = _primary(evidence, measured).dropna(subset="value")
     if rows["fraction"].nunique() > 1:
         caption = f"{METRICS[metric].title} by number of labels, familiar sites"
         svg = figures.label_efficiency(rows, palette, METRICS[metric].title, caption)
         found.append({"caption": caption, "svg": svg})
     return found
+
+
+def _primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
+    """The metric that a task is judged by, of its trained models at familiar sites."""
+    table = measured.measures
+    return table[
+        (table["task"] == evidence.name)
+        & (table["metric"] == PRIMARY[evidence.task.kind])
+        & (table["split"] == "test")
+        & ~table["init"].str.startswith("floor-")
+    ]
 
 
 def _counts(inputs: Inputs) -> dict[str, Any]:
@@ -614,15 +618,8 @@ def _limits(
     small: list[str] = []
     for evidence in tasks:
         metric = PRIMARY[evidence.task.kind]
-        rows = measured.measures
-        rows = rows[
-            (rows["task"] == evidence.name)
-            & (rows["metric"] == metric)
-            & (rows["split"] == "test")
-            & (rows["fraction"] == evidence.fraction)
-            & ~rows["init"].str.startswith("floor-")
-            & rows["low"].notna()
-        ]
+        rows = _primary(evidence, measured).dropna(subset="low")
+        rows = rows[rows["fraction"] == evidence.fraction]
         if rows.empty:
             continue
         width = (rows["high"] - rows["low"]).median()
