@@ -75,6 +75,8 @@ METRICS = {
     "correlation": Metric("Correlation", True, FISHER),
     "icc_agreement": Metric("Agreement, ICC(2,1)", True, FISHER),
     "icc_consistency": Metric("Consistency, ICC(3,1)", True, FISHER),
+    "identification": Metric("Identification rate", True, LOGIT),
+    "distance_ratio": Metric("Distance within over between persons", False, LOG),
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
 
@@ -340,27 +342,80 @@ def bias_slope(labels: Values, outputs: Values, weights: Values) -> Values:
 
 
 def icc(ratings: Values, weights: Values) -> tuple[Values, Values]:
-    """Intraclass correlations ICC(2,1) and ICC(3,1) of ratings (persons, raters), (resamples,).
+    """Intraclass correlations ICC(2,1) and ICC(3,1) of ratings (persons, raters, ...), each
+    (resamples, ...).
 
     Shrout & Fleiss (Psychological Bulletin 86, 1979): of absolute agreement, where raters count as
     a sample of raters, and of consistency, where what each adds to everybody is forgiven.
     ``weights`` are those of persons. NaN where all ratings are the same.
     """
+    bms, jms, ems = _mean_squares(ratings, weights)
     raters = ratings.shape[1]
-    x = ratings - ratings.mean()
-    persons = weights.sum(axis=1)
-    of_rater = (weights @ x) / persons[:, None]
-    correction = persons * raters * of_rater.mean(axis=1) ** 2
-    between = raters * (weights @ x.mean(axis=1) ** 2) - correction
-    by_rater = persons * (of_rater**2).sum(axis=1) - correction
-    residual = weights @ (x**2).sum(axis=1) - correction - between - by_rater
+    persons = weights.sum(axis=1).reshape(-1, *[1] * (ratings.ndim - 2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        bms = between / (persons - 1)
-        jms = by_rater / (raters - 1)
-        ems = np.maximum(residual, 0) / ((persons - 1) * (raters - 1))
         agreement = (bms - ems) / (bms + (raters - 1) * ems + raters * (jms - ems) / persons)
         consistency = (bms - ems) / (bms + (raters - 1) * ems)
     return agreement, consistency
+
+
+def icc_estimates(ratings: Values, *, reason: str = "") -> tuple[Estimate, Estimate]:
+    """ICC(2,1) and ICC(3,1) of ratings (persons, raters) with intervals from quantiles of F.
+
+    McGraw & Wong (Psychological Methods 1, 1996, table 7). That of consistency is exact for normal
+    ratings, that of agreement approximate, with Satterthwaite's degrees of freedom. An ICC(2,1) of
+    few persons can lie below −1. ``reason`` explains a value where all ratings are the same.
+    """
+    n, k = ratings.shape
+    if np.ptp(ratings) == 0:
+        unknown = Estimate(None, None, None, reason or "all ratings are the same")
+        return unknown, unknown
+    agreement, consistency = (float(each[0]) for each in icc(ratings, np.ones((1, n))))
+    bms, jms, ems = (float(each[0]) for each in _mean_squares(ratings, np.ones((1, n))))
+    if min(bms, ems) <= 1e-12 * (bms + ems):
+        extreme = "differ alike" if bms > ems else "have the same mean"
+        why = f"all subjects {extreme} in this sample: no interval can be given"
+        return Estimate(agreement, None, None, why), Estimate(consistency, None, None, why)
+    upper = (1 + LEVEL) / 2
+    freedom = (n - 1) * (k - 1)
+    ratio = bms / ems
+    f_low = ratio / stats.f.ppf(upper, n - 1, freedom)
+    f_high = ratio * stats.f.ppf(upper, freedom, n - 1)
+    shared = max(0.0, agreement)  # it estimates a share of the variance
+    of_raters = k * shared * jms
+    of_error = (n * (1 + (k - 1) * shared) - k * shared) * ems
+    effective = freedom * (of_raters + of_error) ** 2 / ((n - 1) * of_raters**2 + of_error**2)
+    rest = k * jms + (k * n - k - n) * ems
+    low, high = stats.f.ppf(upper, n - 1, effective), stats.f.ppf(upper, effective, n - 1)
+    return (
+        Estimate(
+            agreement,
+            float(n * (bms - low * ems) / (low * rest + n * bms)),
+            float(n * (high * bms - ems) / (rest + n * high * bms)),
+        ),
+        Estimate(
+            consistency,
+            float((f_low - 1) / (f_low + k - 1)),
+            float((f_high - 1) / (f_high + k - 1)),
+        ),
+    )
+
+
+def _mean_squares(ratings: Values, weights: Values) -> tuple[Values, Values, Values]:
+    """Of persons, raters and what is left, each (resamples, ...): ratings and weights as in icc."""
+    raters = ratings.shape[1]
+    x = ratings - ratings.mean(axis=(0, 1))
+    persons = weights.sum(axis=1).reshape(-1, *[1] * (ratings.ndim - 2))
+    of_rater = np.tensordot(weights, x, 1) / persons[:, None]
+    correction = persons * raters * of_rater.mean(axis=1) ** 2
+    between = raters * np.tensordot(weights, x.mean(axis=1) ** 2, 1) - correction
+    by_rater = persons * (of_rater**2).sum(axis=1) - correction
+    residual = np.tensordot(weights, (x**2).sum(axis=1), 1) - correction - between - by_rater
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (
+            np.maximum(between, 0) / (persons - 1),
+            np.maximum(by_rater, 0) / (raters - 1),
+            np.maximum(residual, 0) / ((persons - 1) * (raters - 1)),
+        )
 
 
 def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:
@@ -482,8 +537,12 @@ def with_error(value: float, error: float, metric: str, persons: Sequence[int]) 
     if error < 1e-12:
         return estimate(np.full(3, value), metric, persons)
     scale = METRICS[metric].scale
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, _degrees(persons))) * error * scale.slope(value)
-    centre = scale.to(value)
+    try:
+        centre, slope = scale.to(value), scale.slope(value)
+    except (ValueError, ZeroDivisionError):
+        why = "at the end of what it can be in this sample: no interval can be given"
+        return Estimate(value, None, None, why)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, _degrees(persons))) * error * slope
     return Estimate(value, scale.back(centre - reach), scale.back(centre + reach))
 
 
@@ -513,7 +572,10 @@ def perfection_exponent(metric: str, persons: Sequence[int]) -> int | None:
     Sensitivity: each of n persons is found with the true sensitivity, so k = n. AUC: among m =
     min(n) disjoint pairs of a positive and a negative all must be ranked rightly, so k = m.
     Balanced accuracy: the product of K recalls is at most their mean to the power of K, k = K·m.
+    Identification: each of n persons is found, k = n, as if they were found independently.
     """
+    if metric == "identification":
+        return min(persons)
     if len(persons) < 2:
         return None
     fewest = min(persons)

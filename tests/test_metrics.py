@@ -226,7 +226,7 @@ class TestIntervals:
         samples = np.r_[0.97, np.random.default_rng(0).normal(0.95, 0.2, 500)]
         found = metrics.estimate(samples, name, [4, 4])
         assert found.low < 0.97 < found.high
-        if name in ("brier", "mae", "rmse"):
+        if name in ("brier", "mae", "rmse", "distance_ratio"):
             assert found.low > 0
         elif metrics.METRICS[name].scale is not metrics.LINEAR:
             assert found.high <= 1
@@ -425,6 +425,88 @@ class TestDeLong:
         )
         assert areas == pytest.approx(samples[:, 0])
         assert covariance == pytest.approx(np.cov(samples[:, 1:]), rel=0.12)
+
+
+JUDGES = np.array(
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float
+)
+"""Six targets rated by four judges: table 2 of Shrout & Fleiss (1979)."""
+
+
+class TestAgreement:
+    def test_icc_is_that_of_the_worked_example_of_shrout_and_fleiss(self):
+        agreement, consistency = metrics.icc(JUDGES, np.ones((1, 6)))
+        assert agreement[0] == pytest.approx(0.29, abs=0.005)  # their table 4
+        assert consistency[0] == pytest.approx(0.71, abs=0.005)
+
+    def test_a_weight_of_two_counts_a_person_twice_and_a_further_axis_is_on_its_own(self):
+        ratings = np.random.default_rng(0).normal(size=(6, 3, 4)) + np.arange(6)[:, None, None]
+        twice = metrics.icc(ratings[[0, 0, 1, 2, 3, 5]], np.ones((1, 6)))
+        weighted = metrics.icc(ratings, np.array([[2.0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]]))
+        for one, other in zip(twice, weighted, strict=True):
+            assert other.shape == (2, 4)
+            assert other[0] == pytest.approx(one[0])
+        for index in range(4):
+            alone = metrics.icc(ratings[:, :, index], np.ones((1, 6)))
+            assert [each[1, index] for each in weighted] == pytest.approx([a[0] for a in alone])
+
+    def test_intervals_are_those_that_r_psych_prints_for_the_worked_example(self):
+        # As printed by psych::ICC for these ratings: ICC2 0.29 from 0.019 to 0.76, ICC3 0.71 from
+        # 0.342 to 0.95. It follows Shrout & Fleiss, whose article has no intervals for them.
+        agreement, consistency = metrics.icc_estimates(JUDGES)
+        assert (agreement.low, agreement.high) == pytest.approx((0.019, 0.76), abs=0.005)
+        assert agreement.low == pytest.approx(0.019, abs=0.0005)
+        assert consistency.low == pytest.approx(0.342, abs=0.0005)
+        assert consistency.high == pytest.approx(0.95, abs=0.005)
+
+    @pytest.mark.parametrize("raters", [2, 3])
+    def test_intervals_end_where_a_naive_analysis_of_variance_has_a_chance_of_a_fortieth(
+        self, raters
+    ):
+        x = np.random.default_rng(raters).normal(size=(7, raters)) + 1.5 * np.arange(7)[:, None]
+        grand, n = x.mean(), 7
+        bms = sum(raters * (row.mean() - grand) ** 2 for row in x) / (n - 1)
+        ems = sum(
+            (x[i, j] - x[i].mean() - x[:, j].mean() + grand) ** 2
+            for i in range(n)
+            for j in range(raters)
+        ) / ((n - 1) * (raters - 1))
+        found = metrics.icc_estimates(x)[1]
+        # Were the true ICC at an end, BMS/EMS over its expectation would have this F distribution.
+        for rho, chance in ((found.low, stats.f.sf), (found.high, stats.f.cdf)):
+            expected = (1 + (raters - 1) * rho) / (1 - rho)
+            p = chance(bms / ems / expected, n - 1, (n - 1) * (raters - 1))
+            assert p == pytest.approx(0.025, abs=1e-9)
+
+    def test_intervals_of_six_pairs_hold_the_truth_in_about_95_of_100_cohorts(self):
+        random, held = np.random.default_rng(0), np.zeros(2)
+        for _ in range(400):
+            pairs = random.normal(0, 0.7**0.5, (6, 1)) + random.normal(0, 0.3**0.5, (6, 2))
+            held += [each.low <= 0.7 <= each.high for each in metrics.icc_estimates(pairs)]
+        # 92 to 98.5 %: three standard errors of 400 cohorts around 95 %.
+        assert (held >= 0.92 * 400).all()
+        assert (held <= 0.985 * 400).all()
+
+    def test_ratings_that_contradict_or_repeat_each_other_have_a_value_and_no_wrong_interval(self):
+        contrary = np.array([[1, -1], [-1, 1], [2, -2]], float)
+        agreement, consistency = metrics.icc_estimates(contrary)
+        assert (agreement.low, consistency.low) == (None, None)
+        assert agreement.value is not None
+        assert agreement.value < -1  # no Fisher's z of that
+        nearly = metrics.icc_estimates(contrary + 0.1 * np.eye(3, 2))
+        for each in nearly:
+            assert each.low <= each.value <= each.high < 0
+        shifted = metrics.icc_estimates(np.array([[1, 2], [2, 3], [5, 6]], float))
+        assert shifted[1].value == pytest.approx(1)
+        assert "no interval can be given" in shifted[1].reason
+        same = metrics.icc_estimates(np.ones((5, 2)), reason="nothing varies")
+        assert [each.reason for each in same] == ["nothing varies"] * 2
+
+    def test_a_value_at_the_end_of_its_scale_has_a_reason_instead_of_an_interval(self):
+        samples = np.array([-1.0, -0.9, -1.0, -0.8])
+        found = metrics.estimate(samples, "icc_consistency", [3])
+        assert (found.value, found.low, found.high) == (-1, None, None)
+        assert "no interval can be given" in found.reason
 
 
 def test_the_error_of_a_mean_with_several_scans_a_person_is_that_of_the_bootstrap():

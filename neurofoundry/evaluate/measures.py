@@ -257,6 +257,8 @@ def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scan
         return "validation gives no threshold: one class only, or the same output for everybody"
     if name == "ece":
         return f"{scans} scans, 20 are needed"
+    if name == "r2":
+        return "the labels are all the same"
     if name == "correlation":
         return "the outputs (or the labels) are all the same"
     return ""

@@ -13,6 +13,7 @@ MetricName = Literal[
     "balanced_accuracy",
     "sensitivity",
     "specificity",
+    "f1",
     "average_precision",
     "brier",
     "ece",
@@ -24,6 +25,8 @@ MetricName = Literal[
     "correlation",
     "icc_agreement",
     "icc_consistency",
+    "identification",
+    "distance_ratio",
     "bias_slope",
 ]
 """The keys of metrics.METRICS, which would make every command load scipy and scikit-learn."""

@@ -131,26 +131,26 @@ def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: flo
         metric="ece",
         fraction=fraction,
     )
-    if row is None or row["value"] is None:
-        why = row["reason"] if row else "it was not measured"
-        return Condition("calibrated", False, f"Its calibration error is not known: {why}.")
-    met = row["value"] <= bound
-    reason = (
-        f"Its calibration error is {words.with_interval(row, 'ece')}, "
-        f"{'within' if met else 'above'} the bound of {bound:g}."
-    )
-    return Condition("calibrated", met, reason)
+    what, absent = "Its calibration error", "it was not measured"
+    return _bounded("calibrated", bound, row, "ece", what=what, absent=absent)
 
 
 def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condition:
     row = words.find(sites, encoder=encoder)
+    what = f"The balanced accuracy with which the site is read from the features of {encoder}"
+    absent = "there are no features of its encoder"
+    return _bounded("site", bound, row, "balanced_accuracy", what=what, absent=absent)
+
+
+def _bounded(
+    name: str, bound: float, row: Mapping[str, Any] | None, metric: str, *, what: str, absent: str
+) -> Condition:
+    """A measure is known, and not above its bound."""
     if row is None or row["value"] is None:
-        why = row["reason"] if row else "there are no features of its encoder"
-        return Condition("site", False, f"How well the site can be read is not known: {why}.")
+        why = row["reason"] if row else absent
+        return Condition(name, False, f"{what} is not known: {why}.")
     met = row["value"] <= bound
-    reason = (
-        f"The site is read from the features of {encoder} with a balanced accuracy of "
-        f"{words.with_interval(row, 'balanced_accuracy')} (chance {row['chance']:.2f}), "
-        f"{'within' if met else 'above'} the bound of {bound:g}."
-    )
-    return Condition("site", met, reason)
+    chance = f" (chance {row['chance']:.2f})" if "chance" in row else ""
+    found = f"{words.with_interval(row, metric)}{chance}"
+    reason = f"{what} is {found}, {'within' if met else 'above'} the bound of {bound:g}."
+    return Condition(name, met, reason)

@@ -1,4 +1,4 @@
-"""The report and the model card: everything in them is computed from what the stages left."""
+"""Report, model card and reporting checklist: all in them is computed from what the stages left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
-from neurofoundry.evaluate import calibration, figures, floors, words
+from neurofoundry.evaluate import calibration, embeddings, figures, floors, words
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
@@ -60,13 +60,14 @@ def write(
     grouped: pd.DataFrame,
     repeated: pd.DataFrame,
     sites: pd.DataFrame,
+    recognized: pd.DataFrame,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
     seed: int,
     volumes: Path,
 ) -> None:
-    """Write report.html and model_card.md: the same bytes for the same inputs."""
+    """Write report.html, model_card.md and checklist.md: the same bytes for the same inputs."""
     sections = [
         _task(number, evidence, inputs, measured, calibrated, grouped, curves, params)
         for number, evidence in enumerate(tasks, start=1)
@@ -86,13 +87,20 @@ def write(
         "sites": _sites(inputs),
         "scanner": {
             "sites": [words.find(sites, encoder=name) for name in sites["encoder"]],
-            "repeats": _repeats(repeated),
+            "repeats": _paired(
+                repeated, ("task", "init", "sites"), ("icc_agreement", "icc_consistency")
+            ),
+            "embeddings": _paired(recognized, ("encoder", "sites"), embeddings.NAMES),
             "number": lambda row, name: words.with_interval(row, name),
         },
         "pictures": _pictures(inputs.scans, volumes),
         "encoders": [_encoder(each) for each in inputs.encoders],
         "provenance": _provenance(inputs, seed),
         "limits": _limits(inputs, tasks, measured, params),
+        "declared": _declared(inputs),
+        "initializations": _initializations(inputs),
+        "lacking": _lacking(inputs.scans[inputs.scans["usable"]]),
+        "new_sites": bool((inputs.scans["split"] == "ood").any()),
         "kinds": {evidence.task.kind for evidence in tasks},
         "colours": {"familiar": figures.FAMILIAR, "new": figures.NEW},
     }
@@ -104,7 +112,7 @@ def write(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("report.html", "model_card.md"):
+    for name in ("report.html", "model_card.md", "checklist.md"):
         temporary = folder / f".{name}.tmp"
         temporary.write_text(templates.get_template(name).render(context), encoding="utf-8")
         temporary.replace(folder / name)
@@ -280,6 +288,37 @@ def _initializations(inputs: Inputs) -> dict[str, str]:
         return {}
 
 
+def _declared(inputs: Inputs) -> dict[str, Any]:
+    """What the checklist states of the parameters of earlier stages, as far as they are recorded.
+
+    Chosen by name: others can hold a path.
+    """
+
+    def section(name: str) -> Mapping[str, Any]:
+        return (inputs.records.get(name, {}).get("params") or {}).get(name) or {}
+
+    def chosen(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {key: values[key] for key in keys if key in values}
+
+    cohort, learning = section("ingest"), section("finetune")
+    return {
+        "own_splits": cohort.get("split_column") is not None,
+        "splits": chosen(cohort.get("splits", {}), "pretrain", "train", "val", "test"),
+        "preprocess": chosen(
+            section("preprocess"), "registration", "bias_correction", "normalization"
+        ),
+        "training": chosen(
+            learning,
+            *("epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
+            *("augmentation", "precision", "fractions", "seeds"),
+        ),
+    }
+
+
+def _lacking(scans: pd.DataFrame) -> int:
+    return int(scans[["age", "sex"]].isna().any(axis=1).sum())
+
+
 def _origin(encoder: str) -> str:
     return "not pretrained" if encoder == "random" else f"pretrained ({encoder})"
 
@@ -338,19 +377,23 @@ def figures_of(
         svg = figures.predicted_against_true(part, unit, caption)
         found.append({"caption": caption, "svg": svg})
     metric = PRIMARY[evidence.task.kind]
-    table = measured.measures
-    rows = table[
-        (table["task"] == evidence.name)
-        & (table["metric"] == metric)
-        & (table["split"] == "test")
-        & ~table["init"].str.startswith("floor-")
-        & table["value"].notna()
-    ]
+    rows = _primary(evidence, measured).dropna(subset="value")
     if rows["fraction"].nunique() > 1:
         caption = f"{METRICS[metric].title} by number of labels, familiar sites"
         svg = figures.label_efficiency(rows, palette, METRICS[metric].title, caption)
         found.append({"caption": caption, "svg": svg})
     return found
+
+
+def _primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
+    """The metric that a task is judged by, of its trained models at familiar sites."""
+    table = measured.measures
+    return table[
+        (table["task"] == evidence.name)
+        & (table["metric"] == PRIMARY[evidence.task.kind])
+        & (table["split"] == "test")
+        & ~table["init"].str.startswith("floor-")
+    ]
 
 
 def _counts(inputs: Inputs) -> dict[str, Any]:
@@ -467,13 +510,13 @@ def _sites(inputs: Inputs) -> list[dict[str, Any]]:
     return rows
 
 
-def _repeats(repeated: pd.DataFrame) -> list[dict[str, Any]]:
-    """Agreement of what a model says of two scans of a person, a row a task and model."""
+def _paired(table: pd.DataFrame, keys: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    """What is known of two scans of a person, a row a combination of keys that has numbers."""
     rows = []
-    for (task, init, sites), part in repeated.groupby(["task", "init", "sites"], sort=False):
-        found = [words.find(part, metric=name) for name in ("icc_agreement", "icc_consistency")]
+    for values, part in table.groupby([*keys], sort=False):
+        found = [words.find(part, metric=name) for name in names]
         if all(each and each["value"] is not None for each in found):
-            rows.append({"task": task, "init": init, "sites": sites, "found": found})
+            rows.append(dict(zip(keys, values, strict=True)) | {"found": found})
     return rows
 
 
@@ -575,15 +618,8 @@ def _limits(
     small: list[str] = []
     for evidence in tasks:
         metric = PRIMARY[evidence.task.kind]
-        rows = measured.measures
-        rows = rows[
-            (rows["task"] == evidence.name)
-            & (rows["metric"] == metric)
-            & (rows["split"] == "test")
-            & (rows["fraction"] == evidence.fraction)
-            & ~rows["init"].str.startswith("floor-")
-            & rows["low"].notna()
-        ]
+        rows = _primary(evidence, measured).dropna(subset="low")
+        rows = rows[rows["fraction"] == evidence.fraction]
         if rows.empty:
             continue
         width = (rows["high"] - rows["low"]).median()
@@ -615,7 +651,7 @@ def _limits(
             f"cover the choice of subjects, not that of training runs{moved}."
         )
     chosen = inputs.scans["usable"] & inputs.scans["split"].isin(["test", "ood"])
-    lacking = inputs.scans[chosen][["age", "sex"]].isna().any(axis=1).sum()
+    lacking = _lacking(inputs.scans[chosen])
     if lacking:
         limits.append(
             f"{lacking} of {chosen.sum()} test scans lack an age or a sex; the model of age, sex "

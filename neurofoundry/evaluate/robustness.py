@@ -29,9 +29,6 @@ SITES = [
     "reason",
 ]
 
-PAIRS = 10
-"""Persons scanned twice that an agreement must be of."""
-
 PER_SITE = 10
 """Persons that a site must have to be told from others; it takes two such sites."""
 
@@ -39,7 +36,7 @@ COMPONENTS = 30
 """Principal components of the features that the site is read from."""
 
 
-def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> pd.DataFrame:
+def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
     """REPEATS: ICC(2,1), absolute agreement, and ICC(3,1), consistency, of the outputs for the
     first two scans of everybody in test and ood who has several; at one site and at two.
 
@@ -49,7 +46,7 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     for evidence in tasks:
         if len(evidence.task.classes) > 2:
             continue  # no one number to agree on
-        first, second = _pairs(evidence)
+        first, second = first_two(evidence.scans)
         site = (evidence.scans["dataset"] + "\0" + evidence.scans["site"]).to_numpy()
         same = site[first] == site[second]
         for model in evidence.models:
@@ -58,7 +55,7 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
             outputs = _outputs(evidence, model.outputs)
             for sites, chosen in (("one", same), ("two", ~same)):
                 pairs = np.stack([outputs[first[chosen]], outputs[second[chosen]]], axis=1)
-                for name, found in _agreement(pairs, params.bootstraps, seed).items():
+                for name, found in _agreement(pairs, params.min_subjects).items():
                     rows.append(
                         {
                             **{"task": evidence.name, "init": model.name, "sites": sites},
@@ -71,9 +68,9 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     )
 
 
-def _pairs(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the first two scans of each person, by session."""
-    scans = evidence.scans.assign(position=np.arange(len(evidence.scans)))
+def first_two(scans: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the first two scans in test and ood of each person with several, by session."""
+    scans = scans.assign(position=np.arange(len(scans)))
     scans = scans[scans["split"].isin(["test", "ood"])].sort_values(["session", "scan_id"])
     turn = scans.groupby("person").cumcount()
     several = scans["person"].isin(scans["person"][turn == 1])
@@ -89,23 +86,13 @@ def _outputs(evidence: Evidence, outputs: Values) -> Values:
     return odds
 
 
-def _agreement(pairs: Values, bootstraps: int, seed: int) -> dict[str, Estimate]:
+def _agreement(pairs: Values, fewest: int) -> dict[str, Estimate]:
     names = ("icc_agreement", "icc_consistency")
-    if len(pairs) < PAIRS:
-        reason = f"{len(pairs)} subjects were scanned twice so, {PAIRS} are needed"
+    if len(pairs) < fewest:
+        reason = f"{len(pairs)} subjects were scanned twice so, {fewest} are needed"
         return {name: Estimate(None, None, None, reason) for name in names}
-    samples = metrics.resample(
-        lambda weights: np.stack(metrics.icc(pairs, weights)),
-        np.arange(len(pairs)),
-        count=bootstraps,
-        seed=seed,
-        key="repeats",
-    )
-    reason = "the outputs are all the same"
-    return {
-        name: metrics.estimate(values, name, [len(pairs)], reason=reason)
-        for name, values in zip(names, samples, strict=True)
-    }
+    found = metrics.icc_estimates(pairs, reason="the outputs are all the same")
+    return dict(zip(names, found, strict=True))
 
 
 def read_features(models: Path) -> dict[str, tuple[np.ndarray, Values]]:

@@ -15,6 +15,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import (
     calibration,
     curves,
+    embeddings,
     floors,
     inputs,
     measures,
@@ -44,7 +45,7 @@ def evaluate(
     tasks: Mapping[str, Task],
     seed: int,
 ) -> None:
-    """Write metrics.json, tables, plots, report.html, model_card.md and promotion.json."""
+    """Write metrics.json, tables, plots, promotion.json, and report, model card and checklist."""
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
@@ -60,10 +61,10 @@ def evaluate(
     )
     fractions = {each.name: each.fraction for each in evidence}
     rule = params.promotion
-    read_sites = robustness.sites(
-        robustness.read_features(models), found, tasks, params=params, seed=seed
-    )
-    repeated = robustness.repeats(evidence, params=params, seed=seed)
+    features = robustness.read_features(models)
+    read_sites = robustness.sites(features, found, tasks, params=params, seed=seed)
+    recognized = embeddings.measure(features, found, params=params, seed=seed)
+    repeated = robustness.repeats(evidence, params=params)
     decision = promotion.decide(
         rule,
         measured,
@@ -81,6 +82,7 @@ def evaluate(
         ("tables/subgroups.tsv", grouped),
         ("tables/repeats.tsv", repeated),
         ("tables/sites.tsv", read_sites),
+        ("tables/embeddings.tsv", recognized),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -101,6 +103,7 @@ def evaluate(
         grouped=grouped,
         repeated=repeated,
         sites=read_sites,
+        recognized=recognized,
         curves=drawn,
         decision=decision,
         params=params,

@@ -153,6 +153,43 @@ def test_too_few_subjects_of_a_class_give_a_reason_and_no_number(tmp_path):
     assert differences[differences["split"] == "test"]["value"].isna().all()
 
 
+def ages(test: np.ndarray, ood: np.ndarray) -> inputs.Evidence:
+    """One scan a person, and a model that errs by years."""
+    truth = np.concatenate([test, ood]).astype(float)
+    table = pd.DataFrame(
+        {
+            "scan_id": [f"s{i:02d}" for i in range(len(truth))],
+            "person": [f"p{i:02d}" for i in range(len(truth))],
+            "split": ["test"] * len(test) + ["ood"] * len(ood),
+        }
+    )
+    outputs = truth + np.random.default_rng(0).normal(0, 3, len(truth))
+    model = inputs.Model("m", 1.0, (0,), outputs[None])
+    return inputs.Evidence("age", TASKS["age"], table, truth, (model,))
+
+
+def measured_in(evidence: inputs.Evidence, split: str) -> pd.DataFrame:
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    table = measures.measure([evidence], params=params, seed=0).measures
+    return table[table["split"] == split].set_index("metric")
+
+
+def test_two_subjects_of_new_sites_give_a_reason_and_leave_the_others_alone():
+    evidence = ages(np.arange(40, 70), np.array([50, 60]))
+    ood = measured_in(evidence, "ood")
+    assert ood["value"].isna().all()
+    assert set(ood["reason"]) == {"split 'ood' has 2 subjects, 5 are needed"}
+    assert measured_in(evidence, "test")["value"].notna().all()
+
+
+def test_subjects_of_one_age_have_errors_and_a_reason_why_nothing_is_explained():
+    found = measured_in(ages(np.full(12, 50), np.arange(40, 50)), "test")
+    assert found.loc["mae", "low"] < found.loc["mae", "value"] < found.loc["mae", "high"]
+    assert found.loc[["r2", "correlation"], "value"].isna().all()
+    assert found.loc["r2", "reason"] == "the labels are all the same"
+    assert found.loc["correlation", "reason"] == "the outputs (or the labels) are all the same"
+
+
 def test_a_perfect_model_is_not_certain(tmp_path):
     tasks = {"sex": TASKS["sex"]}
     skill = {"simclr": (60.0, 60.0), "scratch": (1.0, 1.0)}

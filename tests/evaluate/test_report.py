@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from neurofoundry.evaluate import words
 
-from .conftest import TASKS, run, scans_table, write_inputs
+from .conftest import TASKS, run, scans_table, write_inputs, write_record
 
 
 class Page(HTMLParser):
@@ -223,6 +224,49 @@ def test_the_model_card_holds_the_same_numbers(evaluated):
     assert words.number(row["value"], "auc") in card
     assert "Not for diagnosis" in card
     assert "{{" not in card
+
+
+TRIPOD_AI = (
+    "1 2 3a 3b 3c 4 5a 5b 6a 6b 6c 7 8a 8b 8c 9a 9b 9c 10 11 12a 12b 12c 12d 12e 12f 12g 13 14 15 "
+    "16 17 18a 18b 18c 18d 18e 18f 19 20a 20b 20c 21 22 23a 23b 24 25 26 27a 27b 27c"
+)
+
+
+def test_the_checklist_has_every_item_once_and_in_order(evaluated):
+    text = (evaluated.dir / "checklist.md").read_text()
+    tripod, claim = text.split("## CLAIM")
+    item = re.compile(r"^- \*\*(\d+[a-g]?) [^*]+\.\*\* \S", re.MULTILINE)
+    assert item.findall(tripod) == TRIPOD_AI.split()
+    assert item.findall(claim) == [str(number) for number in range(1, 45)]
+    assert "{{" not in text
+    assert "None" not in text.replace("None:", "")
+
+
+def test_the_checklist_is_filled_from_the_run_and_names_nobody(usual, evaluated):
+    text = (evaluated.dir / "checklist.md").read_text()
+    scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t")
+    held = scans[scans["usable"] & (scans["split"] == "test")]
+    assert f"test, familiar sites {held['person'].nunique()} subjects and {len(held)} scans" in text
+    assert f"{len(scans) + 3} files looked at; 3 not used (cut short: 2; " in text
+    number = json.loads((evaluated.dir / "metrics.json").read_text())
+    shown = number["sex"]["scratch"]["1.0"]["test"]["auc"]
+    assert words.number(shown["value"], "auc") in text
+    funding = next(line for line in text.splitlines() if line.startswith("- **18a"))
+    assert "Left to the author" in funding
+    for name in {*scans["subject"], *scans["person"], *scans["scan_id"]}:
+        assert name not in text
+
+
+def test_the_checklist_states_the_parameters_of_training_and_says_when_they_are_not_recorded(
+    tmp_path,
+):
+    folders = write_inputs(tmp_path / "in", scans_table(12), tasks={}, skill={})
+    training = {"epochs": 7, "learning_rate": 0.002, "initializations": {}}
+    write_record(folders.root / "models", "finetune", finetune=training)
+    run(folders, tmp_path / "out", tasks={})
+    text = (tmp_path / "out/checklist.md").read_text()
+    assert "**25 Training.** epochs 7, learning rate 0.002." in text
+    assert "to one grid (not recorded)" in text
 
 
 @pytest.mark.parametrize(

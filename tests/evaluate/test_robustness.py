@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry import metrics
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate import inputs, robustness
 from neurofoundry.evaluate.params import EvaluateParams
@@ -12,19 +13,6 @@ from neurofoundry.evaluate.params import EvaluateParams
 from .conftest import TASKS
 
 PARAMS = EvaluateParams(baseline="m", bootstraps=200)
-
-
-def test_icc_is_that_of_the_worked_example_of_shrout_and_fleiss():
-    ratings = np.array(
-        [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float
-    )
-    agreement, consistency = metrics.icc(ratings, np.ones((1, 6)))
-    assert agreement[0] == pytest.approx(0.29, abs=0.005)  # their table 4
-    assert consistency[0] == pytest.approx(0.71, abs=0.005)
-    twice = metrics.icc(ratings[[0, 0, 1, 2, 3, 5]], np.ones((1, 6)))
-    weighted = metrics.icc(ratings, np.array([[2.0, 1, 1, 1, 0, 1]]))
-    assert weighted[0] == pytest.approx(twice[0])
-    assert weighted[1] == pytest.approx(twice[1])
 
 
 def travellers(*, shift: float, persons: int = 40) -> inputs.Evidence:
@@ -48,7 +36,7 @@ def travellers(*, shift: float, persons: int = 40) -> inputs.Evidence:
 
 def test_a_shift_between_sites_costs_agreement_and_not_consistency():
     steady, shifted = (
-        robustness.repeats([travellers(shift=shift)], params=PARAMS, seed=0)
+        robustness.repeats([travellers(shift=shift)], params=PARAMS)
         .query("sites == 'two'")
         .set_index("metric")
         for shift in (0, 15)
@@ -63,11 +51,23 @@ def test_a_shift_between_sites_costs_agreement_and_not_consistency():
 
 
 def test_few_who_were_scanned_twice_give_a_reason_and_no_number():
-    table = robustness.repeats([travellers(shift=0, persons=9)], params=PARAMS, seed=0)
+    table = robustness.repeats([travellers(shift=0, persons=4)], params=PARAMS)
     assert table["value"].isna().all()
     assert set(table["reason"]) == {
-        f"{n} subjects were scanned twice so, 10 are needed" for n in (0, 9)
+        f"{n} subjects were scanned twice so, 5 are needed" for n in (0, 4)
     }
+
+
+def test_a_model_that_contradicts_itself_has_an_agreement_and_does_not_stop_the_stage():
+    evidence = travellers(shift=0, persons=5)
+    contrary = np.array([1, -1, -1, 1, 2, -2, -2, 2, 0, 0], float)
+    model = replace(evidence.models[0], outputs=contrary[None])
+    table = robustness.repeats([replace(evidence, models=(model,))], params=PARAMS)
+    found = table.query("sites == 'two'").set_index("metric")
+    assert found.loc["icc_agreement", "value"] == pytest.approx(-1 / (1 - 2 / 5))
+    assert found.loc["icc_consistency", "value"] == pytest.approx(-1)
+    assert found["low"].isna().all()
+    assert found["reason"].str.contains("no interval can be given").all()
 
 
 def held_out(scanned: pd.DataFrame) -> inputs.Inputs:

@@ -35,6 +35,7 @@ def files(folder: Path) -> dict[str, str]:
 def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
     assert list(files(evaluated.dir)) == sorted(
         [
+            "checklist.md",
             "metrics.json",
             "model_card.md",
             "promotion.json",
@@ -46,7 +47,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
             *(
                 f"tables/{name}.tsv"
-                for name in ("gaps", "metrics", "repeats", "sites", "subgroups")
+                for name in ("embeddings", "gaps", "metrics", "repeats", "sites", "subgroups")
             ),
         ]
     )
@@ -98,7 +99,7 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     work = run(folders, tmp_path / "out", tasks=tasks)
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())["age"]["simclr"]
     assert list(numbers) == ["0.1", "1.0"]
-    assert work.summary["age/simclr/test/mae"] == numbers["1.0"]["test"]["mae"]["value"]
+    assert work.summary["age/simclr/1.0/test/mae/value"] == numbers["1.0"]["test"]["mae"]["value"]
     page = (tmp_path / "out/report.html").read_text()
     assert "AUC by number of labels" in page
     table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
