@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import threading
 import time
@@ -36,7 +35,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
 from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
 from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
-from neurofoundry.stage import Workspace, code_hash, hash_file, write_json
+from neurofoundry.stage import Workspace, code_hash, hash_file, link, write_json
 
 LANDMARKS = "landmarks.json"
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", LANDMARKS)
@@ -147,20 +146,9 @@ def _reuse(work: Workspace, scan_id: str, key: str, files: Sequence[str]) -> Res
             continue
         if folder != work.dir:
             for name in names:
-                _link(folder / name, work.dir / name)
+                link(folder / name, work.dir / name)
         return result
     return None
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
 
 
 def _standard_scale(
