@@ -124,7 +124,8 @@ def preprocess(
 
 def _examples(table: pd.DataFrame, folder: Path, count: int = 6) -> list[Path]:
     """Pictures of some scans, up to a third of them of scans that cannot be used."""
-    drawn = table[[(folder / f"{scan_id}.png").exists() for scan_id in table["scan_id"]]]
+    there = [(folder / f"{scan_id}.png").exists() for scan_id in table["scan_id"]]
+    drawn = table[pd.Series(there, table.index, dtype=bool)]  # an empty list chooses columns
     failed = drawn["scan_id"][~drawn["usable"]].head(count // 3)
     shown = drawn["scan_id"][drawn["usable"]].head(count - len(failed))
     return [folder / f"{scan_id}.png" for scan_id in [*shown, *failed]]
