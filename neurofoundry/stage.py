@@ -221,6 +221,19 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
+def link(source: Path | str, target: Path | str) -> None:
+    """A second name for a file, in the place of whatever had it; a copy where the file system has
+    no hard links. Never half a file."""
+    target = Path(target)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+
+
 def git_commit() -> str:
     """The commit of the code that runs, with '+' when files differ from it; '' if unknown."""
     if commit := os.environ.get("NEUROFOUNDRY_GIT_COMMIT"):

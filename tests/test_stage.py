@@ -178,3 +178,23 @@ def test_the_code_hash_follows_the_stage_and_the_named_modules() -> None:
     whole = stage.code_hash("preprocess")
     named = stage.code_hash("preprocess", "volumes.py")
     assert len({whole, named, stage.code_hash("pretrain"), stage.code_hash("preprocess")}) == 3
+
+
+def test_a_link_is_the_file_under_another_name_and_a_copy_where_there_are_no_links(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "symbolic").symlink_to("file")
+    (tmp_path / "linked").write_text("older")
+    stage.link(tmp_path / "symbolic", tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(tmp_path / "file")
+    assert not (tmp_path / "linked").is_symlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    stage.link(tmp_path / "file", tmp_path / "copied")
+    assert (tmp_path / "copied").read_text() == "content"
+    assert not (tmp_path / "copied").samefile(tmp_path / "file")
+    assert not list(tmp_path.glob(".*"))

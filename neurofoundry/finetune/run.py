@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -276,7 +275,7 @@ def _reuse(folder: Path, earlier: Sequence[Path], ingredients: dict[str, Any]) -
         return False
     copied = folder.with_name(f".{folder.name}.copied")
     shutil.rmtree(copied, ignore_errors=True)
-    shutil.copytree(source, copied, copy_function=_link)
+    shutil.copytree(source, copied, copy_function=stage.link)
     copied.rename(folder)
     return True
 
@@ -285,14 +284,6 @@ def _made_of(folder: Path) -> dict[str, Any] | None:
     """Content of run.json, which is written last."""
     path = folder / "run.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _remove_all_but(folders: Iterable[Path], root: Path) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import threading
 import time
@@ -36,7 +35,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
 from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
 from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
-from neurofoundry.stage import Workspace, code_hash, hash_file, write_json
+from neurofoundry.stage import Workspace, code_hash, hash_file, link, write_json
 
 LANDMARKS = "landmarks.json"
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", LANDMARKS)
@@ -125,7 +124,8 @@ def preprocess(
 
 def _examples(table: pd.DataFrame, folder: Path, count: int = 6) -> list[Path]:
     """Pictures of some scans, up to a third of them of scans that cannot be used."""
-    drawn = table[[(folder / f"{scan_id}.png").exists() for scan_id in table["scan_id"]]]
+    there = [(folder / f"{scan_id}.png").exists() for scan_id in table["scan_id"]]
+    drawn = table[pd.Series(there, table.index, dtype=bool)]  # an empty list chooses columns
     failed = drawn["scan_id"][~drawn["usable"]].head(count // 3)
     shown = drawn["scan_id"][drawn["usable"]].head(count - len(failed))
     return [folder / f"{scan_id}.png" for scan_id in [*shown, *failed]]
@@ -147,20 +147,9 @@ def _reuse(work: Workspace, scan_id: str, key: str, files: Sequence[str]) -> Res
             continue
         if folder != work.dir:
             for name in names:
-                _link(folder / name, work.dir / name)
+                link(folder / name, work.dir / name)
         return result
     return None
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
 
 
 def _standard_scale(
