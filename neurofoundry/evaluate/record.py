@@ -13,7 +13,7 @@ from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.measures import Measured
 from neurofoundry.tracking import ENCODER, Tracker
 
-ARTIFACT = ("report.html", "model_card.md", "metrics.json", "promotion.json")
+ARTIFACT = ("report.html", "model_card.md", "checklist.md", "metrics.json", "promotion.json")
 
 
 def record(
