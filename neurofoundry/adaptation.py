@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Section
-from neurofoundry.volumes import Grid
+from neurofoundry.volumes import Grid, read_grid, read_normalization
 
 
 class EncoderParams(Section):
@@ -72,6 +72,14 @@ class Plan(Section):
     pretraining: Pretraining | None = None
     origin: str = ""
     """The checkpoint that weights from elsewhere were read from."""
+
+
+def check_volumes(plan: Plan, folder: Path) -> Grid:
+    """The grid of a volumes folder; UsageError unless the weights were trained on such volumes."""
+    grid = read_grid(folder)
+    check_grid(plan, grid)
+    check_normalization(plan, read_normalization(folder))
+    return grid
 
 
 def check_grid(plan: Plan, grid: Grid) -> None:

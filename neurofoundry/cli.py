@@ -249,9 +249,15 @@ def pretrain_on_nodes(
 
     _load(params, None, stage="pretrain")
     found = {
-        **{"pool": _json(pool), "selector": _json(selector), "tolerations": _json(tolerations)},
-        **{"nodes": nodes, "processes": processes, "secret": secret},
-        **{"image": image, "claim": claim, "mount": mount},
+        "pool": _json(pool),
+        "selector": _json(selector),
+        "tolerations": _json(tolerations),
+        "nodes": nodes,
+        "processes": processes,
+        "secret": secret,
+        "image": image,
+        "claim": claim,
+        "mount": mount,
     }
     machines = validate(found, cluster.Machines, origin="pretrain-on-nodes")
     api = cluster.Api.of_this_pod()

@@ -16,7 +16,15 @@ from neurofoundry.evaluate.robustness import first_two
 from neurofoundry.metrics import Estimate, Values
 
 EMBEDDINGS = [
-    *("encoder", "sites", "metric", "value", "low", "high", "chance", "subjects", "reason"),
+    "encoder",
+    "sites",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "chance",
+    "subjects",
+    "reason",
 ]
 
 NAMES = ("icc_consistency", "identification", "distance_ratio")
@@ -52,9 +60,15 @@ def measure(
             for metric, (found, chance) in _estimates(x, person, *pairs, params, seed).items():
                 rows.append(
                     {
-                        **{"encoder": name, "sites": sites, "metric": metric, "chance": chance},
-                        **{"subjects": int(chosen.sum()), "value": found.value},
-                        **{"low": found.low, "high": found.high, "reason": found.reason},
+                        "encoder": name,
+                        "sites": sites,
+                        "metric": metric,
+                        "value": found.value,
+                        "low": found.low,
+                        "high": found.high,
+                        "chance": chance,
+                        "subjects": int(chosen.sum()),
+                        "reason": found.reason,
                     }
                 )
     numbers = dict.fromkeys(("value", "low", "high", "chance"), float)

@@ -39,19 +39,19 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def infer(module: nn.Module, scan_ids: Iterable[str], read: Reader) -> Tensor:
+def infer(module: nn.Module, scan_ids: Iterable[str], read: Reader, *, size: int = BATCH) -> Tensor:
     """Outputs of ``module`` in evaluation mode, (scans, outputs), on the CPU.
 
-    Batches have one size, the last one filled up, so that the output for a scan does not depend,
-    not even in its last bit, on the scans beside it.
+    Batches have one ``size``, the last one filled up, so that the output for a scan does not
+    depend, not even in its last bit, on the scans beside it.
     """
     device = next(module.parameters()).device
     module.eval()
     scan_ids = list(scan_ids)
     outputs = []
-    for start in range(0, len(scan_ids), BATCH):
-        batch = scan_ids[start : start + BATCH]
-        volumes = read(batch + batch[-1:] * (BATCH - len(batch))).to(device).float() * SLOPE
+    for start in range(0, len(scan_ids), size):
+        batch = scan_ids[start : start + size]
+        volumes = read(batch + batch[-1:] * (size - len(batch))).to(device).float() * SLOPE
         outputs.append(module(volumes)[: len(batch)].cpu())
     return torch.cat(outputs)
 

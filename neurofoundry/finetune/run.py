@@ -37,7 +37,7 @@ from neurofoundry.finetune.model import (
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
 from neurofoundry.tracking import ENCODER
-from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
+from neurofoundry.volumes import Grid, read_grid, read_recipe
 
 SHARED_CODE = (
     "adaptation.py",
@@ -93,9 +93,7 @@ def finetune(
                 f"finetune.initializations.{name}: no encoder '{init.encoder}'; there is "
                 f"{', '.join(folders)}. Pretrain it (pretrain.methods), or give it with --encoder."
             )
-    for folder in folders.values():
-        adaptation.check_normalization(adaptation.read_plan(folder), read_normalization(volumes))
-    starts = find_starts(folders, params.seeds, grid, seed=seed)
+    starts = find_starts(folders, params.seeds, volumes, seed=seed)
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = scans[scans["usable"]]
     for folder in folders.values():

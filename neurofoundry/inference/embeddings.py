@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from neurofoundry.batches import read_batch
 from neurofoundry.cohort import VOLUMES, read_table, write_table
 from neurofoundry.encoders import Encoder
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.finetune.network import infer
 from neurofoundry.inference.scans import Found, find
 from neurofoundry.params import validate
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.run import process
 from neurofoundry.preprocess.scan import outputs
-from neurofoundry.volumes import SLOPE, Grid, read_grid
+from neurofoundry.volumes import Grid
 
 BATCH = 8
 """Volumes that a GPU sees at once; on a CPU it is one."""
@@ -144,9 +146,7 @@ def features_of(
 
     Raises DataError and UsageError.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights.encoder.to(device).eval()
-    weights.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    encoders.place(weights.encoder)
     volumes = [place for place in places if (place / "grid.json").is_file()]
     for folder in volumes:
         yield from _of_volumes(folder, weights, work)
@@ -163,8 +163,7 @@ def features_of(
 
 def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded]:
     """Of an output of preprocess."""
-    grid = read_grid(folder)
-    adaptation.check_grid(weights.plan, grid)
+    grid = adaptation.check_volumes(weights.plan, folder)
     scans = read_table(folder / "scans.tsv", VOLUMES)
     rows = scans.astype(object).where(scans.notna(), "").to_dict("records")
     keys = {
@@ -254,15 +253,12 @@ def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
         yield items[start : start + size]
 
 
-@torch.no_grad()
 def _forward(
     encoder: Encoder, folder: Path, names: Sequence[str], grid: Grid
 ) -> NDArray[np.float32]:
-    """Features (scans, features). A batch is filled up, so that none depends on its company."""
-    filled = [*names, *[names[-1]] * (_batch_size() - len(names))]
-    device = next(encoder.parameters()).device
-    volumes = read_batch(folder, filled, grid).to(device).float() * SLOPE
-    features: NDArray[np.float32] = encoder(volumes)[: len(names)].float().cpu().numpy()
+    """Features (scans, features)."""
+    read = partial(read_batch, folder, grid=grid)
+    features: NDArray[np.float32] = infer(encoder, names, read, size=_batch_size()).numpy()
     if not np.isfinite(features).all():
         raise DataError("The encoder gives features that are not numbers. Its weights are damaged.")
     return features

@@ -15,7 +15,7 @@ import torch
 import neurofoundry
 from neurofoundry import cohort, encoders, stage
 from neurofoundry.adaptation import Plan
-from neurofoundry.encoders import BLOCKS, Encoder
+from neurofoundry.encoders import Encoder
 from neurofoundry.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 
@@ -137,19 +137,7 @@ def _network(plan: Plan) -> dict[str, Any]:
             "_target_": f"{Encoder.__module__}.{Encoder.__qualname__}",
             "params": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values},
         }
-    block, layers = BLOCKS[params.architecture]
-    return {
-        "_target_": "monai.networks.nets.resnet.ResNet",
-        "block": block,
-        "layers": layers,
-        "block_inplanes": [64, 128, 256, 512],
-        "n_input_channels": 1,
-        "conv1_t_stride": params.stem_stride,
-        "shortcut_type": "A" if params.shortcut == "padded" else "B",
-        "bias_downsample": params.shortcut == "biased",
-        "widen_factor": params.width,
-        "feed_forward": False,
-    }
+    return {"_target_": "monai.networks.nets.resnet.ResNet", **encoders.monai_arguments(params)}
 
 
 def _card(plan: Plan, persons: int | None, authors: str) -> str:
