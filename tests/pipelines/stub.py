@@ -67,12 +67,19 @@ class Handler(BaseHTTPRequestHandler):
         path = urlparse(self.path)
         if path.path == "/apis/v2beta1/healthz":
             self.answer({"multi_user": True})
+        elif path.path == "/page/apis/v2beta1/healthz":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!doctype html>")
         elif path.path == "/apis/v2beta1/experiments":
             assert parse_qs(path.query)["namespace"] == ["lab"]
             self.answer({"experiments": self.server.experiments})
         elif path.path == f"/apis/v2beta1/runs/{RUN}":
             state = self.server.states[min(self.server.asked, len(self.server.states) - 1)]
             self.server.asked += 1
+            if state == "away":
+                self.answer({"message": "no healthy upstream"}, 503)
+                return
             task = {"task_id": "1", "display_name": "preprocess", "state": state}
             details = {"task_details": [task]}
             self.answer({"run_id": RUN, "state": state, "run_details": details})
