@@ -30,7 +30,7 @@ def commit(repository: Path, tag: str) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions of data, in a folder that is a remote, and a commit that has none."""
+    """Two versions of data in a folder that is a remote, one elsewhere, and a commit without."""
     folder = tmp_path_factory.mktemp("origin") / "study"
     run("git", "init", "-q", "-b", "main", folder, cwd=folder.parent)
     dvc("init", cwd=folder)
@@ -43,6 +43,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dvc("add", "data", cwd=folder)
         dvc("push", cwd=folder)
         commit(folder, tag)
+    dvc("remote", "modify", "store", "url", "s3://bucket/study", cwd=folder)
+    commit(folder, "s3")
     (folder / "data.dvc").write_text("outs: []\n")
     commit(folder, "broken")
     return folder
@@ -111,6 +113,7 @@ def test_data_that_a_remote_lacks_leaves_nothing_and_is_fetched_once_it_is_there
             UsageError,
             r"found data \w+\.dir, expect",
         ),
+        ({"revision": "s3"}, UsageError, r"failed to connect to s3 .*Unable to locate credentials"),
         ({"revision": "broken"}, DataError, "not what `dvc add data` writes"),
         ({"repository": "", "version": "abc.dir"}, DataError, "data/abc.dir: no raw data there"),
     ],
@@ -118,10 +121,15 @@ def test_data_that_a_remote_lacks_leaves_nothing_and_is_fetched_once_it_is_there
 def test_what_cannot_be_fetched_is_said_in_one_line(
     repository: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     asked: dict[str, str],
     error: type[Exception],
     message: str,
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # nobody's keys
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "data").mkdir()
     with pytest.raises(error, match=message) as raised:
         bring(tmp_path, **{"repository": str(repository), **asked})

@@ -19,7 +19,7 @@ from pipelines.errors import (
     UnreachableError,
     UsageError,
 )
-from tests.pipelines.stub import RUN, TOKEN, Stub, serve
+from tests.pipelines.stub import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/neurofoundry@sha256:" + "a" * 64
@@ -174,6 +174,8 @@ class TestSubmit:
         (sent,) = stub.recurring
         assert sent["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
         assert (sent["max_concurrency"], sent["no_catchup"]) in ((1, True), ("1", True))
+        spec = [sent["pipeline_spec"].get("pipeline_spec", sent["pipeline_spec"])]
+        assert not any(task["cachingOptions"] for task in compiled.tasks(spec))
         with pytest.raises(UsageError, match="six fields"):
             cluster.check_cron("0 2 * * *")
 
@@ -184,12 +186,23 @@ class TestNoEntry:
         with pytest.raises(RefusedError, match=r"does not let us in \(401\)"):
             connect(stub, token)
 
-    def test_a_token_file_is_read(self, stub: Stub, tmp_path: Path) -> None:
+    def test_a_token_file_is_read_again_with_every_call(self, stub: Stub, tmp_path: Path) -> None:
         path = tmp_path / "token"
         path.write_text(TOKEN)
-        cluster.Cluster(stub.url, "lab", token_file=path)
+        client = cluster.Cluster(stub.url, "lab", token_file=path)
+        stub.states = ["SUCCEEDED"]
+        client.wait(RUN, poll_s=0)
+        path.write_text("expired")
+        with pytest.raises(RefusedError):
+            client.wait(RUN, poll_s=0)
         with pytest.raises(UsageError, match="no such file"):
             cluster.Cluster(stub.url, "lab", token_file=tmp_path / "none")
+
+    def test_a_cookie_opens_the_door(self, stub: Stub) -> None:
+        stub.states = ["SUCCEEDED"]
+        cluster.Cluster(stub.url, "lab", cookie=COOKIE).wait(RUN, poll_s=0)
+        with pytest.raises(RefusedError):
+            cluster.Cluster(stub.url, "lab", cookie="authservice_session=old")
 
     def test_a_host_that_does_not_answer_is_named(self, stub: Stub) -> None:
         stub.shutdown()
