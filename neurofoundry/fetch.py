@@ -47,6 +47,9 @@ def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
             f"{versions / version}: no raw data there, and no repository to fetch it from. Put the "
             "data there, or give data_repository and data_revision (docs/kubeflow.md)."
         )
+    if Path(repository).is_dir():
+        repository = str(Path(repository).resolve())
+    origin = f"{repository} at {revision or 'its default branch'}"
     versions.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{repository}\0{revision}".encode()).hexdigest()[:16]
     work = versions / f".{name}.partial"
@@ -56,11 +59,11 @@ def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
         at = ["--rev", revision] if revision else []
         get = ("get", repository, "--force", *at)
         _dvc(work, *get, f"{DATA}.dvc", "--out", "asked")
-        asked = _output(work / "asked", f"{repository} at {revision or 'its default branch'}")
+        asked = _output(work / "asked", origin)
         if version not in ("", asked["md5"]):
             raise UsageError(
-                f"{repository} at {revision}: found data {asked['md5']}, expected {version}. Give "
-                "the revision that has it, or leave data_version empty."
+                f"{origin}: found data {asked['md5']}, expected {version}. Give the revision that "
+                "has it, or leave data_version empty."
             )
         folder = versions / asked["md5"]
         if not folder.is_dir():

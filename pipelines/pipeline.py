@@ -75,8 +75,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 data.dvc): other data is another name, so nothing stale is taken from the cache.
             data_repository: Git repository whose data.dvc names the data, if it may have to be
                 fetched from its DVC remote.
-            data_revision: Commit, tag or branch of the repository; it need not be given with
-                data_version, which it must have.
+            data_revision: Commit, tag or branch of the repository; where data_version is given,
+                it must have exactly that.
             store: Where the volume is mounted.
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_parts: Steps that share the scans.

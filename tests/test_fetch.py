@@ -65,8 +65,11 @@ def left(store: Path) -> list[str]:
     return sorted(path.name for path in (store / "data").iterdir() if path.name != ".cache")
 
 
-def test_a_revision_arrives_whole_and_once(repository: Path, tmp_path: Path) -> None:
-    first = bring(tmp_path, repository, "v1")
+def test_a_revision_arrives_whole_and_once(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.parent)
+    first = bring(tmp_path, repository.name, "v1")
     assert first == tmp_path / "data" / version_of(repository, "v1")
     found = {
         path.relative_to(first).as_posix(): path.read_bytes()
