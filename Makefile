@@ -65,6 +65,7 @@ build/wheels/.ready: docker/requirements.lock
 
 # New versions of everything, from pyproject.toml. torch stands without its hardware build and
 # without the CUDA packages, which torch itself pins exactly: the lock serves CPU and GPU machines.
+# The image goes without what only `dvc exp run` needs and what has no wheel (antlr4, for hydra).
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --upgrade pip
@@ -74,6 +75,6 @@ lock:
 	  | grep -v -E '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
 	rm -rf build/lock-image && $(PYTHON) -m venv build/lock-image
 	build/lock-image/bin/pip install --quiet torch==2.13.0
-	build/lock-image/bin/pip install --quiet --constraint requirements.lock setuptools .
+	build/lock-image/bin/pip install --quiet --constraint requirements.lock setuptools '.[dvc]'
 	build/lock-image/bin/pip freeze --all --exclude neurofoundry --exclude pip \
-	  | grep -v -E '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > docker/requirements.lock
+	  | grep -v -E '^(nvidia|triton|cuda|hydra|omegaconf|antlr4)' | sed 's/+cpu$$//' > docker/requirements.lock

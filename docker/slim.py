@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 UNUSED = ("tests", "test", "testing/tests")
-IN_TORCH = ("include", "share")
+IN_TORCH = ("include", "share", "test")  # the last holds programs in C++
 
 (packages,) = Path(sys.argv[1]).glob("lib/python*/site-packages")
 for name in UNUSED:
     for folder in [*packages.glob(f"*/**/{name}")]:
-        # torch and numpy import their own folders of this name.
+        # torch and numpy import folders of theirs that are called so.
         if folder.is_dir() and folder.relative_to(packages).parts[0] not in ("torch", "numpy"):
             shutil.rmtree(folder)
 for name in IN_TORCH:

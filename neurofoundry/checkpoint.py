@@ -6,6 +6,7 @@ is. The newest two are kept.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -30,8 +31,10 @@ def save(folder: Path, state: dict[str, Any], *, step: int, made_of: Mapping[str
     """
     folder.mkdir(exist_ok=True)
     temporary = folder / ".checkpoint.tmp"
+    content = io.BytesIO()  # torch itself would report a full disk as a defect of its own
+    torch.save({**state, "made_of": dict(made_of)}, content)
     with temporary.open("wb") as file:
-        torch.save({**state, "made_of": dict(made_of)}, file)
+        file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / f"step-{step:09d}-{hash_file(temporary)[:16]}.pt")

@@ -566,6 +566,24 @@ def promote(
 
 
 @app.command(hidden=True)
+def fetch(
+    store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
+    data_version: Annotated[str, typer.Option(help="Its md5 in data.dvc; any, if empty.")] = "",
+    repository: Annotated[str, typer.Option(help="The git repository with data.dvc.")] = "",
+    revision: Annotated[str, typer.Option(help="A commit, tag or branch of it.")] = "",
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Bring the raw data onto the store, in the version that is asked for."""
+    from neurofoundry import executor
+    from neurofoundry.fetch import fetch
+
+    folder = fetch(store, version=data_version, repository=repository, revision=revision)
+    print(folder)
+    if executor_input:
+        executor.publish(executor_input, parameters={"folder": str(folder)})
+
+
+@app.command(hidden=True)
 def check(
     store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
     out: Annotated[Path, typer.Option(help="The Markdown file to write.")],

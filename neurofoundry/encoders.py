@@ -134,7 +134,7 @@ def write_weights(path: Path, model: nn.Module) -> None:
     # safetensors refuses channels-last weights.
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_file(tensors, temporary)
+    temporary.write_bytes(safetensors.torch.save(tensors))  # a full disk is an OSError
     temporary.replace(path)
 
 

@@ -31,7 +31,8 @@ Settings = Annotated[
 ]
 Image = Annotated[str, typer.Option(help="By digest: REGISTRY/neurofoundry@sha256:…")]
 DataVersion = Annotated[
-    str, typer.Option(help="Folder in STORE/data; by default the version that data.dvc names.")
+    str,
+    typer.Option(help="Folder in STORE/data; by default that of data.dvc, or of data_repository."),
 ]
 Host = Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Of Kubeflow Pipelines.")]
 Namespace = Annotated[str | None, typer.Option(help="Of the run, where Kubeflow has users.")]
@@ -67,8 +68,10 @@ def compile_pipeline(
 
 @app.command()
 def run_local(
-    data: Annotated[Path, typer.Option(help="The raw data.")],
     store: Annotated[Path, typer.Option(help="What the volume is on a cluster.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The raw data, if not --param data_repository=…")
+    ] = None,
     params: Params = Path("params.yaml"),
     package: Package = compiled.COMMITTED,
     runner: Annotated[local.Runner, typer.Option(help="In containers or in processes.")] = (
@@ -81,9 +84,21 @@ def run_local(
 ) -> None:
     """Run the compiled pipeline on this machine, in containers and without a network."""
     documents = compiled.read(package)
-    given = {"params": _text(params), **_parse(settings)}
-    fixed = {"image": image, "data_version": local.VERSION, "store": node_pools.MOUNT}
-    arguments = cluster.arguments(documents, given | fixed)
+    asked = compiled.parameters(documents)
+    given = _parse(settings) | {"image": image, "store": node_pools.MOUNT}
+    if "params" in asked:
+        given.setdefault("params", _text(params))
+    if "data_version" in asked:
+        if (data is None) == ("data_repository" not in given):
+            raise UsageError("Give one of --data and --param data_repository=…")
+        if data:
+            given["data_version"] = local.VERSION
+        elif runner is local.Runner.docker:
+            raise UsageError(
+                "--param data_repository: containers run without a network. Fetch the data with "
+                "--runner subprocess, or give --data."
+            )
+    arguments = cluster.arguments(documents, given)
     local.run(documents, arguments, runner=runner, data=data, store=store, image=image)
     print(f"Outputs: {store}")
 
@@ -160,13 +175,14 @@ def schedule(
 ) -> None:
     """Start a run again and again, one at a time."""
     documents, arguments = _checked(package, image, params, data_version, settings)
+    cron = cluster.check_cron(cron)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
     client.schedule(
         documents,
         arguments,
         experiment=experiment,
         name=name,
-        cron=cluster.check_cron(cron),
+        cron=cron,
         service_account=service_account,
         cache=cache,
     )
@@ -182,7 +198,7 @@ def _checked(
     asked = compiled.parameters(documents)
     if "params" in asked:
         given.setdefault("params", _text(params))
-    if "data_version" in asked:
+    if "data_version" in asked and (data_version or "data_repository" not in given):
         given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
     return documents, cluster.arguments(documents, given)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import io
 import json
 import re
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import requests
 import urllib3
 import yaml
 from kfp.client import ServiceAccountTokenVolumeCredentials
+from requests import exceptions
 from rich.console import Console
 
 from pipelines import compiled
@@ -35,11 +38,14 @@ from pipelines.errors import (
     UsageError,
 )
 
-ANSWER_S = 8
-"""Seconds in which a cluster must answer."""
+ANSWER_S = 4
+"""Seconds in which a cluster must take a call, and again in which it must answer."""
 
 POLL_S = 10
 """Seconds between two looks at a run that is followed."""
+
+PATIENCE = 30
+"""Looks at a run that may fail one after another, such as while a cluster is updated."""
 
 NAME = "neurofoundry"
 """Of the pipeline, as people see it in Kubeflow."""
@@ -196,10 +202,20 @@ class Cluster:
         """Follow a run and say what each step does. Raises RunFailedError."""
         console = Console(stderr=True)
         seen: dict[str, str] = {}
+        missed = 0
         with console.status("waiting for the run") as status:
             while True:
-                with self._errors():
-                    found = self._client.get_run(run)
+                try:
+                    with self._errors():
+                        found = self._client.get_run(run)
+                except UnreachableError:
+                    missed += 1
+                    if missed > PATIENCE:
+                        raise
+                    status.update("no answer; the run goes on")
+                    time.sleep(poll_s)
+                    continue
+                missed = 0
                 details = getattr(found.run_details, "task_details", None) or []
                 for task in details:
                     state = str(task.state or "")
@@ -266,12 +282,18 @@ class Cluster:
                 timeout=ANSWER_S,
                 allow_redirects=False,
             )
+        except (exceptions.MissingSchema, exceptions.InvalidSchema, exceptions.InvalidURL) as error:
+            raise UsageError(f"--host {self.host}: expected an address with https://.") from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"--host {self.host}: no answer ({type(error).__name__}). Is the address right, "
                 "and does the port forwarding or the VPN run?"
             ) from error
         self._check_status(answer.status_code)
+        try:
+            answer.json()
+        except ValueError as error:
+            raise self._not_there("a page of something else") from error
 
     def _check_status(self, code: int, reason: str = "") -> None:
         if code in (401, 403) or 300 <= code < 400:
@@ -279,8 +301,18 @@ class Cluster:
                 f"{self.host} does not let us in ({code}). Give a valid --token, --token-file or "
                 "--cookie; the account needs the rights of docs/kubeflow.md in the namespace."
             )
+        if code == 404 and not reason:
+            raise self._not_there("404")
+        if code in (502, 503, 504):
+            raise UnreachableError(f"{self.host}: no answer from behind it ({code}).")
         if code >= 400:
             raise PipelineError(f"{self.host} answers {code}{f': {reason}' if reason else ''}.")
+
+    def _not_there(self, found: str) -> UnreachableError:
+        return UnreachableError(
+            f"--host {self.host}: no Kubeflow Pipelines there ({found}). On a cluster with a "
+            "dashboard its address ends in /pipeline."
+        )
 
     @contextlib.contextmanager
     def _sending(self, documents: list[dict[str, Any]], *, cache: bool) -> Iterator[Path]:
@@ -292,8 +324,11 @@ class Cluster:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        """kfp's client, without its remarks and with errors of ours."""
         try:
-            yield
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
         except kfp_server_api.ApiException as error:
             reason = str(error.reason)
             with contextlib.suppress(ValueError, TypeError):

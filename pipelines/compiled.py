@@ -11,7 +11,7 @@ import yaml
 from kfp import compiler
 
 from pipelines import node_pools, pipeline, smoke
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, one_line
 
 HERE = Path(__file__).parent
 COMMITTED = HERE / "neurofoundry.yaml"
@@ -39,7 +39,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: the pipeline cannot be read ({error}).") from error
+        raise UsageError(f"{path}: the pipeline cannot be read ({one_line(error)}).") from error
     if not documents or not isinstance(documents[0], dict) or "root" not in documents[0]:
         raise UsageError(f"{path}: not a compiled pipeline. Run `python -m pipelines compile`.")
     return documents

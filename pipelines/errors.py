@@ -31,3 +31,8 @@ class UnreachableError(PipelineError):
     """The cluster does not answer."""
 
     exit_code = 6
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the pictures that YAML draws of it."""
+    return " ".join(str(error).split())

@@ -25,7 +25,7 @@ from kfp.local.orchestrator import task_spec_utils
 
 import docker
 from pipelines import compiled
-from pipelines.errors import RunFailedError
+from pipelines.errors import RunFailedError, UsageError
 from pipelines.node_pools import MOUNT
 
 VERSION = "local"
@@ -112,25 +112,32 @@ def run(
     arguments: dict[str, Any],
     *,
     runner: Runner,
-    data: Path,
+    data: Path | None,
     store: Path,
     image: str,
 ) -> None:
     """Run the compiled pipeline on this machine, without a network.
 
-    ``store`` is what the volume is on a cluster; ``data`` is seen there as version VERSION, and
-    nothing is written to it. Raises RunFailedError.
+    ``store`` is what the volume is on a cluster; ``data``, if given, is seen there as version
+    VERSION, and nothing is written to it. Raises UsageError and RunFailedError.
     """
+    if data and not data.is_dir():
+        raise UsageError(f"--data {data}: there is no such folder.")
     documents = compiled.for_this_machine(documents, image)
     component = components.load_component_from_text(yaml.safe_dump_all(documents))
     (store / "data").mkdir(parents=True, exist_ok=True)
     seen = store / "data" / VERSION
+    # An earlier run has left a link to its data there, or the place they were mounted at.
+    if seen.is_symlink():
+        seen.unlink()
+    elif seen.exists():
+        seen.rmdir()
     if runner is Runner.docker:
-        seen.mkdir(exist_ok=True)
+        _check_engine(image)
         engine = _docker_runner(data, store)
     else:
         # Processes see this machine's folders: the store is where it is.
-        if not seen.is_symlink():
+        if data:
             seen.symlink_to(data.resolve())
         arguments = {**arguments, "store": str(store.resolve())}
         engine = local.SubprocessRunner(use_venv=False)
@@ -147,12 +154,26 @@ def _plain(error: Exception) -> str:
     return re.sub(r"\x1b\[\d+m", "", str(error))
 
 
-def _docker_runner(data: Path, store: Path) -> local.DockerRunner:
-    place = f"{MOUNT}/data/{VERSION}"
-    mounts = [
-        docker.types.Mount(MOUNT, str(store.resolve()), type="bind"),
-        docker.types.Mount(place, str(data.resolve()), type="bind", read_only=True),
-    ]
+def _check_engine(image: str) -> None:
+    """See whether there is an engine that has the image; kfp would try to pull it."""
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            client.images.get(image)
+    except docker.errors.ImageNotFound as error:
+        raise UsageError(f"--image {image}: there is no such image here: `make image`.") from error
+    except docker.errors.DockerException as error:
+        raise UsageError(
+            f"No container engine answers ({error}). Start one, or run in processes: "
+            "--runner subprocess."
+        ) from error
+
+
+def _docker_runner(data: Path | None, store: Path) -> local.DockerRunner:
+    mounts = [docker.types.Mount(MOUNT, str(store.resolve()), type="bind")]
+    if data:
+        (store / "data" / VERSION).mkdir()
+        place = f"{MOUNT}/data/{VERSION}"
+        mounts.append(docker.types.Mount(place, str(data.resolve()), type="bind", read_only=True))
     return local.DockerRunner(
         # The files belong to who runs it.
         user=f"{os.getuid()}:{os.getgid()}",

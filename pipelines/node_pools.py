@@ -10,7 +10,7 @@ import yaml
 from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, one_line
 
 ROLES = ("light", "cpu", "gpu")
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
@@ -65,6 +65,8 @@ class Pool(_Section):
     """After which a step is stopped; its retry resumes."""
     shm: str | None = None
     """Size of /dev/shm, out of ``memory``: what worker processes share."""
+    scratch: str = "10Gi"
+    """Size of /tmp, on the disk of the node: all that a step writes beside the store."""
     accelerator: Accelerator | None = None
     selector: dict[str, str] = {}
     tolerations: list[Toleration] = []
@@ -82,7 +84,7 @@ class Pool(_Section):
     def machines(self) -> dict[str, Any]:
         """What a step needs to ask for such machines itself; labels are given with each run."""
         without = {"selector", "tolerations", "spot"}
-        return self.model_dump(exclude=without, exclude_defaults=True)
+        return self.model_dump(exclude=without, exclude_none=True)
 
 
 def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str, Pool]:
@@ -90,7 +92,7 @@ def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str,
     try:
         profiles = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: the node pools cannot be read ({error}).") from error
+        raise UsageError(f"{path}: the node pools cannot be read ({one_line(error)}).") from error
     if not isinstance(profiles, dict) or profile not in profiles:
         known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
         raise UsageError(f"{path}: no profile '{profile}'; there is {known}.")
@@ -164,5 +166,9 @@ def place(
             medium="Memory",
             size_limit=pool.shm,
         )
+    # So that the root may be read-only.
+    kubernetes.empty_dir_mount(
+        task, volume_name="scratch", mount_path="/tmp", size_limit=pool.scratch
+    )
     kubernetes.set_timeout(task, int((hours or pool.hours) * 3600))
     return task

@@ -7,6 +7,7 @@ from kfp import dsl, kubernetes
 
 from components.configure import configure
 from components.evaluate import evaluate
+from components.fetch import fetch
 from components.finetune import finetune, finetune_part
 from components.ingest import ingest
 from components.preprocess import preprocess, preprocess_part
@@ -18,6 +19,10 @@ from pipelines.node_pools import MOUNT, Pool, Site
 
 PARALLEL = 8
 """Steps of a loop that run at the same time; more wait."""
+
+DVC_SECRET = "dvc"
+DVC_CONFIG = "/etc/xdg/dvc"
+"""Where DVC looks for the configuration of a site: keys of remotes, from an optional secret."""
 
 RETRIES = {
     "num_retries": 3,
@@ -46,8 +51,10 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
     )
     def neurofoundry(
         params: str,
-        data_version: str,
         image: str,
+        data_version: str = "",
+        data_repository: str = "",
+        data_revision: str = "",
         store: str = MOUNT,
         claim: str = "neurofoundry",
         preprocess_parts: int = 4,
@@ -63,9 +70,13 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
 
         Args:
             params: The text of params.yaml.
+            image: The container image, by digest.
             data_version: Folder of the raw data in STORE/data, named by its version (the md5 in
                 data.dvc): other data is another name, so nothing stale is taken from the cache.
-            image: The container image, by digest.
+            data_repository: Git repository whose data.dvc names the data, if it may have to be
+                fetched from its DVC remote.
+            data_revision: Commit, tag or branch of the repository; where data_version is given,
+                it must have exactly that.
             store: Where the volume is mounted.
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_parts: Steps that share the scans.
@@ -84,7 +95,6 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             cpu=(cpu_selector, cpu_tolerations),
             gpu=(gpu_selector, gpu_tolerations),
         )
-        data = f"{store}/data/{data_version}"
         ended = on(summarize(store=store), "light", "summarize")
         with dsl.ExitHandler(exit_task=ended, name="all stages"):
             checked = on(
@@ -97,6 +107,22 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 "configure",
             )
             of = checked.outputs
+            fetched = on(
+                fetch(
+                    version=data_version,
+                    repository=data_repository,
+                    revision=data_revision,
+                    store=store,
+                ),
+                "light",
+                "fetch",
+                hours=cpu.hours,
+            )
+            # A branch may have moved, and a folder may have been deleted: it looks each time.
+            fetched.set_caching_options(False).after(checked)
+            kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
+            fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
+            data = fetched.outputs["folder"]
             cohort = on(ingest(params=of["ingest"], data=data, store=store), "cpu", "ingest")
             cohort = cohort.outputs["cohort"]
 

@@ -59,6 +59,16 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 2
 
 
+def test_a_full_disk_is_said_as_such_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1), step=1, made_of={})
+    (tmp_path / ".checkpoint.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(tmp_path, state(2), step=2, made_of={})
+    loaded = checkpoint.load(tmp_path, made_of={})
+    assert loaded is not None
+    assert loaded["step"] == 1
+
+
 def test_a_checkpoint_of_something_else_is_refused_and_the_difference_named(
     tmp_path: Path,
 ) -> None:

@@ -104,6 +104,15 @@ class TestWeights:
             encoders.write_weights(tmp_path / name, encoders.build(SMALL, seed=1))
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
+    def test_a_full_disk_is_said_as_such_and_leaves_the_old_weights(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        encoders.write_weights(path, encoders.build(SMALL, seed=1))
+        before = path.read_bytes()
+        (tmp_path / ".a.tmp").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left on device"):
+            encoders.write_weights(path, encoders.build(SMALL, seed=2))
+        assert path.read_bytes() == before
+
     def test_misfits_are_named(self, tmp_path: Path) -> None:
         encoder = encoders.build(SMALL, seed=1)
         encoders.save(tmp_path, encoder, plan_of(SMALL, encoder.features))

@@ -65,6 +65,7 @@ class Pool(Section):
     hours: float = Field(gt=0)
     """After which the TrainJob is stopped."""
     shm: str | None = None
+    scratch: str
     accelerator: Accelerator | None = None
     affinity: tuple[dict[str, Any], ...] = ()
 
@@ -131,9 +132,13 @@ def train_job(
     if pool.accelerator and machines.processes:
         limits[pool.accelerator.type] = str(machines.processes)
     held: list[dict[str, Any]] = [
-        {"name": "store", "persistentVolumeClaim": {"claimName": machines.claim}}
+        {"name": "store", "persistentVolumeClaim": {"claimName": machines.claim}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": pool.scratch}},
     ]
-    mounts = [{"name": "store", "mountPath": machines.mount}]
+    mounts = [
+        {"name": "store", "mountPath": machines.mount},
+        {"name": "scratch", "mountPath": "/tmp"},
+    ]
     if pool.shm:
         held.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})

@@ -92,7 +92,9 @@ def test_what_kubeflow_says_of_a_run_becomes_a_page(command: Run, tmp_path: Path
 def test_a_step_says_what_it_lacks(command: Run, tmp_path: Path) -> None:
     words = ("neurofoundry", "check", "--store", tmp_path / "store", "--out", tmp_path / "page.md")
     command(*words, cwd=tmp_path)
-    assert "hard links" in (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert "hard links" in page
+    assert "W&B: no API key, runs are recorded offline" in page
     assert not list((tmp_path / "store").iterdir())
     done = command(*words, "--gpus", "99", cwd=tmp_path, code=2)
     assert "99 expected" in done.stderr

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 TOKEN = "a-valid-token"
+COOKIE = "authservice_session=a-valid-session"
 RUN = "11111111-2222-3333-4444-555555555555"
 
 
@@ -56,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers["Content-Length"]))
 
     def let_in(self) -> bool:
-        if self.headers["Authorization"] == f"Bearer {TOKEN}":
+        if self.headers["Authorization"] == f"Bearer {TOKEN}" or self.headers["Cookie"] == COOKIE:
             return True
         self.answer({"error": "Unauthenticated", "message": "no valid token", "code": 16}, 401)
         return False
@@ -67,12 +68,19 @@ class Handler(BaseHTTPRequestHandler):
         path = urlparse(self.path)
         if path.path == "/apis/v2beta1/healthz":
             self.answer({"multi_user": True})
+        elif path.path == "/page/apis/v2beta1/healthz":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!doctype html>")
         elif path.path == "/apis/v2beta1/experiments":
             assert parse_qs(path.query)["namespace"] == ["lab"]
             self.answer({"experiments": self.server.experiments})
         elif path.path == f"/apis/v2beta1/runs/{RUN}":
             state = self.server.states[min(self.server.asked, len(self.server.states) - 1)]
             self.server.asked += 1
+            if state == "away":
+                self.answer({"message": "no healthy upstream"}, 503)
+                return
             task = {"task_id": "1", "display_name": "preprocess", "state": state}
             details = {"task_details": [task]}
             self.answer({"run_id": RUN, "state": state, "run_details": details})

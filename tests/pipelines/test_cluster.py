@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pipelines.errors import (
     UnreachableError,
     UsageError,
 )
-from tests.pipelines.stub import RUN, TOKEN, Stub, serve
+from tests.pipelines.stub import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/neurofoundry@sha256:" + "a" * 64
@@ -65,7 +66,7 @@ class TestArguments:
             cluster.arguments(documents, given(**change))
 
     def test_missing_ones_are_named(self, documents: list[Any]) -> None:
-        with pytest.raises(UsageError, match="needs data_version, image"):
+        with pytest.raises(UsageError, match="needs image: give"):
             cluster.arguments(documents, {"params": ""})
 
     def test_an_image_by_tag_is_refused(self) -> None:
@@ -130,6 +131,17 @@ class TestSubmit:
         with pytest.raises(RunFailedError, match=rf"failed in preprocess: .*{RUN}"):
             connect(stub).wait(RUN, poll_s=0)
 
+    def test_a_cluster_that_is_away_for_a_while_does_not_end_the_waiting(
+        self, stub: Stub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stub.states = ["RUNNING", "away", "away", "SUCCEEDED"]
+        connect(stub).wait(RUN, poll_s=0)
+        stub.states, stub.asked = ["RUNNING", "away"], 0
+        monkeypatch.setattr(cluster, "PATIENCE", 2)
+        with pytest.raises(UnreachableError, match="503"):
+            connect(stub).wait(RUN, poll_s=0)
+        assert stub.asked == 4
+
     def test_what_the_cluster_refuses_is_said_in_its_words(
         self, stub: Stub, documents: list[Any]
     ) -> None:
@@ -162,6 +174,8 @@ class TestSubmit:
         (sent,) = stub.recurring
         assert sent["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
         assert (sent["max_concurrency"], sent["no_catchup"]) in ((1, True), ("1", True))
+        spec = [sent["pipeline_spec"].get("pipeline_spec", sent["pipeline_spec"])]
+        assert not any(task["cachingOptions"] for task in compiled.tasks(spec))
         with pytest.raises(UsageError, match="six fields"):
             cluster.check_cron("0 2 * * *")
 
@@ -172,18 +186,46 @@ class TestNoEntry:
         with pytest.raises(RefusedError, match=r"does not let us in \(401\)"):
             connect(stub, token)
 
-    def test_a_token_file_is_read(self, stub: Stub, tmp_path: Path) -> None:
+    def test_a_token_file_is_read_again_with_every_call(self, stub: Stub, tmp_path: Path) -> None:
         path = tmp_path / "token"
         path.write_text(TOKEN)
-        cluster.Cluster(stub.url, "lab", token_file=path)
+        client = cluster.Cluster(stub.url, "lab", token_file=path)
+        stub.states = ["SUCCEEDED"]
+        client.wait(RUN, poll_s=0)
+        path.write_text("expired")
+        with pytest.raises(RefusedError):
+            client.wait(RUN, poll_s=0)
         with pytest.raises(UsageError, match="no such file"):
             cluster.Cluster(stub.url, "lab", token_file=tmp_path / "none")
+
+    def test_a_cookie_opens_the_door(self, stub: Stub) -> None:
+        stub.states = ["SUCCEEDED"]
+        cluster.Cluster(stub.url, "lab", cookie=COOKIE).wait(RUN, poll_s=0)
+        with pytest.raises(RefusedError):
+            cluster.Cluster(stub.url, "lab", cookie="authservice_session=old")
 
     def test_a_host_that_does_not_answer_is_named(self, stub: Stub) -> None:
         stub.shutdown()
         stub.server_close()
         with pytest.raises(UnreachableError, match=r"no answer"):
             connect(stub)
+
+    def test_a_host_that_takes_calls_and_says_nothing_is_named(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cluster, "ANSWER_S", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            with pytest.raises(UnreachableError, match=r"no answer \(ReadTimeout\)"):
+                cluster.Cluster(host, "lab", token=TOKEN)
+
+    def test_an_address_of_something_else_is_named(self, stub: Stub) -> None:
+        with pytest.raises(UnreachableError, match=r"no Kubeflow Pipelines there \(404\)"):
+            cluster.Cluster(f"{stub.url}/dashboard", "lab", token=TOKEN)
+        with pytest.raises(UnreachableError, match=r"there \(a page of something else\)"):
+            cluster.Cluster(f"{stub.url}/page", "lab", token=TOKEN)
+        with pytest.raises(UsageError, match="expected an address with https://"):
+            cluster.Cluster("kubeflow.example", "lab", token=TOKEN)
 
 
 def test_each_fault_has_a_line_and_an_exit_code_of_its_own(stub: Stub, tmp_path: Path) -> None:
@@ -199,11 +241,16 @@ def test_each_fault_has_a_line_and_an_exit_code_of_its_own(stub: Stub, tmp_path:
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr + done.stdout, time.monotonic() - started
 
+    # Data of another repository has the version that the repository says.
+    code, _, _ = run("--param", "data_repository=https://git.example/study")
+    assert code == 0
+    assert "data_version" not in stub.runs.pop()["runtime_config"]["parameters"]
     code, text, _ = run("--wait")
+    assert "Warning" not in text  # of kfp
     assert (code, f"{stub.url}/#/runs/details/{RUN}" in text) == (0, True)
-    assert (
-        stub.runs[0]["runtime_config"]["parameters"]["params"] == (ROOT / "params.yaml").read_text()
-    )
+    sent = stub.runs[0]["runtime_config"]["parameters"]
+    assert sent["params"] == (ROOT / "params.yaml").read_text()
+    assert sent["data_version"] == cluster.data_version(ROOT / "data.dvc")
     stub.states, stub.asked = ["FAILED"], 0
     codes = {
         2: run("--param", "gpu=2"),

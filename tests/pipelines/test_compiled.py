@@ -93,7 +93,8 @@ def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
         assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
         count = resources["accelerator"]["resourceCount"]
         assert ("gpus" in count) if name == "exec-pretrain" else (count == "1")
-        assert nodes[name]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+        mounts = {mount["mountPath"]: mount for mount in nodes[name]["emptyDirMounts"]}
+        assert mounts["/dev/shm"]["medium"] == "Memory"
     for name in ("exec-ingest", "exec-preprocess", "exec-evaluate", "exec-configure"):
         assert "accelerator" not in executors[name]["container"]["resources"]
     # A number is read as empty by the driver, and the pod would get no GPU.
@@ -126,11 +127,34 @@ def test_several_nodes_are_asked_for_by_a_light_step_before_pretraining(
     assert "POD_NAME" in fields
 
 
+def test_data_is_fetched_before_it_is_looked_at_with_keys_that_need_not_exist(
+    documents: list[dict[str, Any]],
+) -> None:
+    pipeline, platform = documents
+    (fetch,) = (task for task in compiled.tasks(documents) if task["taskInfo"]["name"] == "fetch")
+    assert not fetch["cachingOptions"].get("enableCache")
+    assert "configure" in fetch["dependentTasks"]
+    container = pipeline["deploymentSpec"]["executors"]["exec-fetch"]["container"]
+    flags = {word for word in container["args"] if word.startswith("--")}
+    parameters = inspect.signature(cli.fetch).parameters
+    assert flags == {f"--{name.replace('_', '-')}" for name in parameters}
+    (place,) = container["env"]
+    assert place == {"name": "GIT_CONFIG_GLOBAL", "value": "/etc/xdg/dvc/gitconfig"}
+    node = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-fetch"]
+    (secret,) = node["secretAsVolume"]
+    assert (secret["mountPath"], secret["optional"]) == ("/etc/xdg/dvc", True)
+    for task in compiled.tasks(documents):
+        if task["taskInfo"]["name"] in ("ingest", "preprocess a part", "preprocess"):
+            source = task["inputs"]["parameters"]["data"]
+            assert "fetch" in str(source), source
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_launcher_reads_the_pools_as_they_are_handed_to_it(profile: str) -> None:
     pool = node_pools.read(profile, spot=True)["gpu"]
     found = Pool.model_validate(pool.machines())
     assert (found.cpu, found.memory, found.hours) == (pool.cpu, pool.memory, pool.hours)
+    assert (found.shm, found.scratch) == (pool.shm, pool.scratch)
     assert found.accelerator
     assert pool.accelerator
     assert found.accelerator.type == pool.accelerator.type
@@ -144,6 +168,8 @@ def test_every_step_is_retried_has_a_deadline_and_the_volume(
     for name, node in nodes.items():
         assert int(node["activeDeadlineSeconds"]) >= 3600, name
         assert node["pvcMount"][0]["mountPath"] == "/store", name
+        assert node["emptyDirMounts"][-1]["mountPath"] == "/tmp", name
+        assert node["emptyDirMounts"][-1]["sizeLimit"] == "10Gi", name
         secret = node["secretAsEnv"][0]
         assert secret["optional"], name
     steps = [

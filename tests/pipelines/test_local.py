@@ -5,11 +5,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from kfp import dsl, local
+from kfp import compiler, dsl, local
 from kfp.local import io, subprocess_task_handler
 from kfp.local.orchestrator import task_spec_utils
 
-from pipelines.local import get_parent_input, iteration_of
+from pipelines import compiled
+from pipelines.errors import UsageError
+from pipelines.local import Runner, get_parent_input, iteration_of, run
 
 TELL = """
 import json, pathlib, sys
@@ -60,12 +62,48 @@ def branching(log: str):
         last(log=log)
 
 
+@dsl.pipeline
+def telling(log: str, store: str = ""):
+    start(log=log)
+
+
+def start_run(folder: Path, runner: Runner, *, data: Path | None = None) -> None:
+    package = folder / "telling.yaml"
+    compiler.Compiler().compile(telling, str(package))
+    arguments = {"log": str(folder / "log")}
+    documents = compiled.read(package)
+    run(documents, arguments, runner=runner, data=data, store=folder / "store", image="none")
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[str]:
     handler = subprocess_task_handler.SubprocessTaskHandler
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
     with mock.patch.object(handler, "validate_not_container_component"):
         yield str(tmp_path / "log")
+
+
+def test_without_a_container_engine_the_other_runner_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"No container engine answers .*--runner subprocess"):
+        start_run(tmp_path, Runner.docker)
+
+
+def test_data_of_one_run_are_not_those_of_the_run_before(tmp_path: Path) -> None:
+    """The store is one for all runs; what it shows as data is what this one was given."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        start_run(tmp_path, Runner.subprocess, data=tmp_path / name)
+        assert (tmp_path / "store/data/local/file").read_text() == name
+    (tmp_path / "store/data/local").unlink()
+    (tmp_path / "store/data/local").mkdir()  # where containers had them mounted
+    start_run(tmp_path, Runner.subprocess, data=tmp_path / "first")
+    assert (tmp_path / "store/data/local/file").read_text() == "first"
+    with pytest.raises(UsageError, match="no such folder"):
+        start_run(tmp_path, Runner.subprocess, data=tmp_path / "third")
 
 
 names = mock.patch.object(io.IOStore, "get_parent_input", get_parent_input)

@@ -35,6 +35,7 @@ POOL = {
     "memory": "64Gi",
     "hours": 96,
     "shm": "16Gi",
+    "scratch": "10Gi",
     "accelerator": {"type": "nvidia.com/gpu", "count": 1},
     "affinity": [{"key": "gpu", "operator": "In", "values": ["h100"]}],
 }
@@ -109,7 +110,7 @@ class TestTrainJob:
         assert found["nodeSelector"] == {"pool": "gpu"}
         assert found["tolerations"] == list(MACHINES.tolerations)
         mounted = {mount["mountPath"] for mount in found["containers"][0]["volumeMounts"]}
-        assert mounted == {"/store", "/dev/shm"}
+        assert mounted == {"/store", "/dev/shm", "/tmp"}
 
     def test_the_crd_knows_every_field(self) -> None:
         assert refusal(json.loads(json.dumps(job()))) == ""
