@@ -117,8 +117,8 @@ def _variables(
 ) -> dict[str, tuple[list[str], NDArray[np.int_], bool]]:
     """What dots are coloured by: names of groups, the group of each scan (-1: none), and whether
     the groups are bands of a measure."""
-    several = scans["dataset"].nunique() > 1
-    place = scans["dataset"] + " / " + scans["site"] if several else scans["site"]
+    namesakes = scans.groupby("site")["dataset"].nunique().gt(1).any()
+    place = scans["dataset"] + " / " + scans["site"] if namesakes else scans["site"]
     columns: dict[str, tuple[pd.Series, Sequence[str] | None]] = {
         "site": (place, sorted(set(place.dropna()))),
         "age": (scans["age"], None),
@@ -146,7 +146,7 @@ def groups(
     persons = person.groupby(values).nunique()
     names = [name for name in classes if persons.get(name, 0) >= fewest]
     codes = values.map({name: code for code, name in enumerate(names)})
-    return names, codes.fillna(-1).to_numpy(int)
+    return names, np.array(codes.fillna(-1), np.int_)
 
 
 def bands(values: Values, person: np.ndarray, fewest: int) -> tuple[list[str], NDArray[np.int_]]:

@@ -85,7 +85,7 @@ def test_a_scan_is_coloured_by_what_is_known_of_it(shown):
             name: data["variables"][number]["values"][row["groups"][number]]
             for name, number in variables.items()
         }
-        assert told["site"] == f"{scan['dataset']} / {scan['site']}"
+        assert told["site"] == scan["site"]
         assert (told["sex"], told["stroke"]) == (scan["sex"], scan["stroke"])
         low, high = ends(told["age"])
         assert low <= float(scan["age"]) < high
@@ -181,6 +181,18 @@ class TestFew:
         assert bands(np.arange(9.0), np.arange(9), 5)[0] == []
         assert bands(np.repeat([40.0, 60.0], 20), np.repeat([0, 1], 20), 5)[0] == []
         assert bands(np.full(9, np.nan), np.arange(9), 5)[0] == []
+
+
+def test_sites_of_one_name_are_told_apart_by_their_datasets():
+    scans = scans_table(80)
+    both = pd.concat([scans, scans_table(80, dataset="other")], ignore_index=True)
+    for table, count in ((scans, 4), (both, 8)):
+        names, codes, _ = embedding_map._variables(table, {}, 5)["site"]
+        assert len(names) == count
+        assert ("other / alder" in names) == (count == 8)
+        for name in names:
+            found = table[codes == names.index(name)]
+            assert found.groupby(["dataset", "site"]).ngroups == 1
 
 
 def written(folder: Any, out: Path, **params: int) -> bool:
