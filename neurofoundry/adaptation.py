@@ -64,8 +64,8 @@ class Plan(Section):
     normalization: str = "zscore"
     """What intensities meant in those volumes, as their grid.json says; the background is 0."""
     preprocess: dict[str, Any] = Field(default_factory=dict)
-    """What a scan's volume depends on: ``preprocess`` of params.yaml without bounds of quality, and
-    ``standard``, the landmarks of nyul. Empty where it is not known."""
+    """How a scan's volume is made and judged: ``preprocess`` of params.yaml without what compares
+    scans, and ``standard``, the landmarks of nyul. Empty where it is not known."""
     method: Literal["simclr", "mae", "random", "supervised", "unknown"]
     licence: str
     """Of the weights: what the licences of the data allow."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurofoundry.params import Section
@@ -42,7 +43,7 @@ class TrackingParams(Section):
     """Where experiments are recorded."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an API key, offline without."""
+    """auto: online with an API key, or after `wandb login`; offline without."""
     project: str = "neurofoundry"
 
 
@@ -116,7 +117,25 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """Send what is left, for as long as FINISH_SECONDS."""
-        self._do(lambda run: run.finish(exit_code=exit_code))
+        if self._run is None:
+            return
+        # W&B's own limit does not hold while it repeats a request that the network has swallowed.
+        run, stopped = self._run, Event()
+
+        def send() -> None:
+            try:
+                run.finish(exit_code=exit_code)
+            except Exception as error:
+                if not stopped.is_set():
+                    _say(f"not all could be sent: {_line(error)}. `wandb sync` sends the rest.")
+
+        sending = Thread(target=send, daemon=True)
+        sending.start()
+        sending.join(FINISH_SECONDS + 5)
+        if sending.is_alive():
+            stopped.set()
+            _stop()
+            _say("the network is lost; `wandb sync --include-online` sends the rest.")
         self._run = None
 
     def _artifact(
@@ -213,7 +232,7 @@ def _start(
 
     mode = params.mode
     if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        mode = "online" if _logged_in() else "offline"
     told: dict[str, Any] = public(config)
     # W&B talks to people on the terminal; the stage has its own progress and messages.
     settings = wandb.Settings(
@@ -254,6 +273,20 @@ def _start(
             first = recorded.step if each == "online" else steps.read() + 1
             return Tracker(recorded, f"{recorded.project}/{recorded.id}", first, steps)
     return Tracker()
+
+
+def _logged_in() -> bool:
+    """Whether there is a key: in the environment, or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        return wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) is not None
+    except Exception as error:
+        _say(f"{_line(error)}. The stage is recorded offline, `wandb sync` sends it.")
+        return False
 
 
 class _Steps:
@@ -297,6 +330,18 @@ def _pixels(path: Path) -> Any:
 
     with Image.open(path) as picture:
         return picture.convert("RGB")
+
+
+def _stop() -> None:
+    """End W&B's own process, whose wait for the network has no end; what it got is on disk."""
+    import wandb
+
+    service = wandb.setup().ensure_service()
+    assert service._proc is not None
+    service._proc._process.terminate()
+    # So that the end of the command does not wait for it, either.
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def _line(error: Exception) -> str:

@@ -131,11 +131,11 @@ def read_grid(folder: Path) -> Grid:
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """What the volumes of a folder depend on beside the scans: ``preprocess`` of params.yaml
-    without what decides which are usable, and ``standard``, the landmarks of nyul."""
+    """How the volumes of a folder are made, and judged one by one: ``preprocess`` of params.yaml
+    without what compares them or names scans, and ``standard``, the landmarks of nyul."""
     params = json.loads((folder / "grid.json").read_text())["params"]
-    decides = ("quality", "outliers", "overrides")
-    recipe = {name: value for name, value in params.items() if name not in decides}
+    of_a_cohort = ("outliers", "overrides")
+    recipe = {name: value for name, value in params.items() if name not in of_a_cohort}
     if (folder / "landmarks.json").exists():
         recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
     return recipe

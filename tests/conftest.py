@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_is_logged_in() -> Iterator[None]:
+    """Whoever runs the tests may have an account with W&B; nothing is sent there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+        yield
 
 
 @pytest.fixture(scope="session")

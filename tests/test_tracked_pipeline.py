@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 import wandb
 import yaml
 
-from neurofoundry import cli
+from neurofoundry import cli, tracking
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
-from tests import wandb_file
+from tests import wandb_file, wandb_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
+        patch.setenv("NETRC", os.devnull)
         patch.setenv("NEUROFOUNDRY_RUN", "pipeline-7")
         patch.chdir(folder)
         generate(PhantomParams(subjects=16, seed=1, spacing_mm=5.0), Path("data"), 2)
@@ -109,3 +111,56 @@ def test_nothing_that_would_leave_names_a_person_or_a_path(runs: dict[str, list[
     for path in files:
         content = path.read_bytes()
         assert not [name for name in told if name.encode() in content], path.name
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_training_goes_on_when_the_network_is_lost_and_is_sent_later(
+    runs: dict[str, list[Any]], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = runs[""]
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 5)
+    monkeypatch.chdir(tmp_path)
+    log = tracking.Tracker.log
+
+    def train(out: str, **settings: str) -> list[dict[str, Any]]:
+        """The history of a training run, as it stands in history.tsv."""
+        overrides = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+        cli.pretrain(
+            folder / "out/volumes",
+            "simclr",
+            tmp_path / out,
+            str(folder / "params.yaml"),
+            ["pretrain.epochs=4", *overrides],
+        )
+        return pd.read_csv(tmp_path / out / "history.tsv", sep="\t")["loss"].tolist()
+
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+
+        def losing(tracker: tracking.Tracker, values: Any, *, step: int) -> None:
+            if step == 2 and not server.lost:
+                server.lose(how)
+            log(tracker, values, step=step)
+
+        monkeypatch.setattr(tracking.Tracker, "log", losing)
+        losses = train("lost")
+        wandb.teardown()
+    assert "UpsertBucket" in [name for name, _ in server.operations]
+    assert losses == train("alone", tracking__mode="disabled")
+    weights = [tmp_path / out / "encoder.safetensors" for out in ("lost", "alone")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # as our commands do
+    with wandb_server.serve() as later:
+        monkeypatch.setenv("WANDB_BASE_URL", later.url)
+        done = subprocess.run(
+            ["wandb", "sync", "--include-online", "--yes"], capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert later.unknown == []
+    steps = [row["_step"] for row in later.history]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 6

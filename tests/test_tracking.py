@@ -3,7 +3,10 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name)
     for name in ("NEUROFOUNDRY_RUN", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "INIT_SECONDS", 2)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 10)
@@ -158,6 +162,24 @@ def test_without_a_server_the_stage_goes_on_and_is_kept_offline(
     assert [row["loss"] for row in wandb_file.history(records)] == [0.5]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "elsewhere.example"])
+def test_a_login_is_enough_where_it_is_for_this_server(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 30)
+    with wandb_server.serve() as server:
+        port = server.url.rpartition(":")[2]
+        netrc = tmp_path / "netrc"  # as `wandb login --host` writes it
+        netrc.write_text(f"machine {host}:{port}\n  login user\n  password {'a' * 40}\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        with tracking.run(PARAMS, stage="pretrain", key=KEY, config={}) as tracker:
+            tracker.log({"loss": 0.5}, step=0)
+    assert [row["loss"] for row in server.history] == [0.5] * (host == "127.0.0.1")
+    assert len(offline_runs(tmp_path)) == (host != "127.0.0.1")
+
+
 def test_an_error_of_the_stage_is_raised_and_not_recorded(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="sub-anna"),
@@ -194,3 +216,34 @@ def test_online_the_server_gets_each_step_once_and_no_path(
     sent = b"".join(server.bodies)
     for secret in (str(tmp_path), f'"{os.uname().nodename}"', str(Path.home())):
         assert secret.encode() not in sent
+
+
+def test_the_workspace_of_the_docs_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb_workspaces", reason="the docs say how to get it")
+    docs = Path(__file__).resolve().parents[1] / "docs/experiments.md"
+    (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(), re.DOTALL)
+    (tmp_path / "workspace.py").write_text(code)
+    (tmp_path / "evaluation").mkdir()
+    found = {"subjects": 9, "mae": {"value": 1.0}, "rmse": {"value": 1.0}}
+    metrics = {"age": {name: {"1.0": {"test": found}} for name in ("simclr", "scratch")}}
+    (tmp_path / "evaluation/metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        command = [sys.executable, "workspace.py", "lab", "neurofoundry"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert server.unknown == []
+    (given,) = [given for name, given in server.operations if name == "UpsertView2"]
+    assert (given["entityName"], given["projectName"]) == ("lab", "neurofoundry")
+    sections = json.loads(given["spec"])["section"]["panelBankConfig"]["sections"]
+    (chart,) = sections[0]["panels"]
+    names = ["age/simclr/1.0/test/mae/value", "age/scratch/1.0/test/mae/value"]
+    assert chart["config"]["metrics"] == names
+    assert [panel["config"]["metrics"] for panel in sections[1]["panels"]] == [
+        ["loss"],
+        ["scans_per_second"],
+    ]

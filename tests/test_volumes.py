@@ -111,9 +111,10 @@ def test_a_folder_without_a_grid_is_refused(tmp_path: Path) -> None:
         read_grid(tmp_path)
 
 
-def test_the_recipe_is_what_a_volume_depends_on(tmp_path: Path) -> None:
-    params = {"registration": "rigid", "quality": {}, "outliers": 6.0, "overrides": None}
+def test_the_recipe_is_how_one_volume_is_made_and_judged(tmp_path: Path) -> None:
+    recipe = {"registration": "rigid", "quality": {"template_correlation": {"min": 0.5}}}
+    params = {**recipe, "outliers": 6.0, "overrides": None}
     (tmp_path / "grid.json").write_text(json.dumps({"grid": {}, "params": params}))
-    assert read_recipe(tmp_path) == {"registration": "rigid"}
+    assert read_recipe(tmp_path) == recipe
     (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))
-    assert read_recipe(tmp_path) == {"registration": "rigid", "standard": [0.0, 1.0]}
+    assert read_recipe(tmp_path) == recipe | {"standard": [0.0, 1.0]}

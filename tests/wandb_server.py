@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,15 @@ class Received:
     history: list[dict[str, Any]] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    lost: str = ""
+    """``refused``: nobody listens any more. ``silent``: nobody answers."""
+    _close: Callable[[], None] | None = None
+
+    def lose(self, how: str) -> None:
+        """The network is lost, for good."""
+        self.lost = how
+        if how == "refused" and self._close:
+            self._close()
 
     def answer(self, name: str, given: dict[str, Any]) -> Any:
         """The data of a GraphQL answer; None for what this server does not know."""
@@ -67,6 +76,11 @@ class Received:
             return {"createArtifactFiles": {"files": {"edges": edges}}}
         if name == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}}
+        if name == "Viewer":
+            person = {"id": "v", "entity": "me", "username": "me", "email": "", "flags": "{}"}
+            return {"viewer": person | {"teams": {"edges": []}}}
+        if name == "UpsertView2":
+            return {"upsertView": {"view": {"id": "w", "name": "nw-w-v"}, "inserted": True}}
         if name == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": "A"}}}
         return None
@@ -79,12 +93,17 @@ class Received:
 def serve(*, broken: bool = False) -> Iterator[Received]:
     """A server; a ``broken`` one answers everything with 500."""
     received = Received()
+    ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if received.lost:
+                self.close_connection = True
+                ended.wait(600 if received.lost == "silent" else 0)
+                return
             received.bodies.append(body)
             status, answer = (500, {}) if broken else self.handle_body(body)
             content = json.dumps(answer).encode()
@@ -127,5 +146,12 @@ def serve(*, broken: bool = False) -> Iterator[Received]:
     with Server(("127.0.0.1", 0), Handler) as server:
         received.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def close() -> None:
+            server.shutdown()
+            server.server_close()
+
+        received._close = close
         yield received
-        server.shutdown()
+        ended.set()
+        close()

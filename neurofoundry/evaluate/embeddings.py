@@ -50,7 +50,7 @@ def measure(
     for name, (scan_ids, values) in features.items():
         scans = inputs.scans[usable & inputs.scans["scan_id"].isin(scan_ids)]
         order = pd.Series(np.arange(len(scan_ids)), scan_ids).reindex(scans["scan_id"])
-        x = _standardized(values[order.to_numpy(int)])
+        x = standardized(values[order.to_numpy(int)])
         person = scans["person"].to_numpy()
         site = (scans["dataset"] + "\0" + scans["site"]).to_numpy()
         first, second = first_two(scans)
@@ -75,7 +75,7 @@ def measure(
     return pd.DataFrame(rows, columns=EMBEDDINGS).astype(numbers)
 
 
-def _standardized(values: Values) -> Values:
+def standardized(values: Values) -> Values:
     """Features (scans, features) of variance 1; those that never vary fall out."""
     spread = values.std(axis=0)
     varies = spread > 1e-9 * np.abs(values).max(axis=0, initial=0)

@@ -61,6 +61,7 @@ def write(
     repeated: pd.DataFrame,
     sites: pd.DataFrame,
     recognized: pd.DataFrame,
+    mapped: bool,
     curves: Curves,
     decision: Decision,
     params: EvaluateParams,
@@ -91,6 +92,7 @@ def write(
                 repeated, ("task", "init", "sites"), ("icc_agreement", "icc_consistency")
             ),
             "embeddings": _paired(recognized, ("encoder", "sites"), embeddings.NAMES),
+            "mapped": mapped,
             "number": lambda row, name: words.with_interval(row, name),
         },
         "pictures": _pictures(inputs.scans, volumes),
@@ -104,6 +106,12 @@ def write(
         "kinds": {evidence.task.kind for evidence in tasks},
         "colours": {"familiar": figures.FAMILIAR, "new": figures.NEW},
     }
+    for name in ("report.html", "model_card.md", "checklist.md"):
+        render(folder, name, context)
+
+
+def render(folder: Path, name: str, context: Mapping[str, Any]) -> None:
+    """Write the page or text ``name`` whole or not at all."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -112,10 +120,9 @@ def write(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("report.html", "model_card.md", "checklist.md"):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(templates.get_template(name).render(context), encoding="utf-8")
-        temporary.replace(folder / name)
+    temporary = folder / f".{name}.tmp"
+    temporary.write_text(templates.get_template(name).render(context), encoding="utf-8")
+    temporary.replace(folder / name)
 
 
 def _title(sections: Sequence[Mapping[str, Any]], baseline: str) -> str:

@@ -15,6 +15,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import (
     calibration,
     curves,
+    embedding_map,
     embeddings,
     floors,
     inputs,
@@ -94,6 +95,9 @@ def evaluate(
         predictions.write(work.dir / "predictions", each)
     stage.write_json(work.dir / "provenance.json", found.provenance())
     stage.write_json(work.dir / "promotion.json", asdict(decision))
+    mapped = embedding_map.write(
+        work.dir, features, inputs=found, tasks=tasks, volumes=volumes, params=params
+    )
     report.write(
         work.dir,
         inputs=found,
@@ -104,6 +108,7 @@ def evaluate(
         repeated=repeated,
         sites=read_sites,
         recognized=recognized,
+        mapped=mapped,
         curves=drawn,
         decision=decision,
         params=params,

@@ -85,7 +85,7 @@ def embed(
             f"--params: {weights} says itself how its volumes are made. Leave --params out."
         )
     if params is not None:
-        recipe = params.of_one_scan()
+        recipe = params.model_dump(mode="json", exclude={"outliers", "overrides"})
     found = Weights(encoder, plan, stage.hash_file(weights / "encoder.safetensors"), recipe)
     with table(out) as (work, write):
         rows = list(features_of(places, found, work=work, workers=workers))
@@ -118,7 +118,7 @@ def table(out: Path) -> Iterator[tuple[Path, Any]]:
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UsageError(
             f"--out {out}: Parquet needs pyarrow, which is not installed. "
-            "Install it (`pip install pyarrow`), or write .tsv."
+            "Install it (`pip install 'neurofoundry[parquet]'`), or write .tsv."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.partial")
@@ -192,7 +192,7 @@ def _of_scans(
     adaptation.check_grid(weights.plan, grid)
     standard = list(weights.recipe.get("standard", ()))
     code = stage.code_hash("preprocess", "volumes.py")
-    settings = json.dumps(params.of_one_scan(), sort_keys=True) + str(standard) + code
+    settings = json.dumps(params.model_dump(mode="json"), sort_keys=True) + str(standard) + code
     keys = {scan.scan_id: _hash(weights.sha256, settings, scan.sha256) for scan in scans}
     readable = {keys[scan.scan_id]: scan for scan in scans if not scan.reason}
     results: dict[str, str] = {}

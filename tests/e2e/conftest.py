@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
     """As after `. .venv/bin/activate`, with nothing of the person's own accounts."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return {**ours, "PATH": path, "COLUMNS": "200"}
+    return {**ours, "PATH": path, "COLUMNS": "200", "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests import wandb_file
 from tests.e2e.conftest import Run
 
 pytestmark = pytest.mark.e2e
@@ -126,9 +128,7 @@ def test_only_an_added_scan_is_preprocessed(project: Path, command: Run, tmp_pat
     )
 
 
-def test_dvc_shows_metrics_plots_and_experiments(
-    project: Path, command: Run, tmp_path: Path
-) -> None:
+def test_dvc_shows_metrics_and_plots(project: Path, command: Run, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(project, clone, symlinks=True)
     shown = json.loads(command("dvc", "metrics", "show", "--json", cwd=clone).stdout)
@@ -136,13 +136,41 @@ def test_dvc_shows_metrics_plots_and_experiments(
     command("dvc", "plots", "show", cwd=clone)
     page = (clone / "dvc_plots/index.html").read_text()
     assert page.count("vega") > 2
-    command("dvc", "exp", "run", "-q", "-n", "longer", "-S", "pretrain.epochs=3", cwd=clone)
-    table = command("dvc", "exp", "show", "--csv", cwd=clone).stdout
-    rows = list(csv.DictReader(io.StringIO(table)))
-    epochs = {row["Experiment"] or row["rev"]: row["pretrain.epochs"] for row in rows}
-    assert epochs["longer"] == "3"
-    assert epochs["main"] == "2"
     assert "encoder" in yaml.safe_load((clone / "dvc.yaml").read_text())["artifacts"]
+
+
+def test_a_sweep_is_queued_run_and_compared(project: Path, command: Run, tmp_path: Path) -> None:
+    """As docs/experiments.md says; of a parameter of evaluate, which costs seconds."""
+    clone = tmp_path / "clone"
+    shutil.copytree(project, clone, symlinks=True)
+    told = command("dvc", "exp", "run", "--queue", "-S", "evaluate.bootstraps=100,150", cwd=clone)
+    names = re.findall(r"Queued experiment '([\w-]+)'", told.stdout)
+    assert len(names) == 2
+    kept = {"WANDB_DIR": str(clone)}
+    command("dvc", "queue", "start", "--jobs", "1", cwd=clone, **kept)
+    until = time.monotonic() + 600
+    while "Running" in (status := command("dvc", "queue", "status", cwd=clone).stdout) or (
+        "Queued" in status
+    ):
+        assert time.monotonic() < until, status
+        time.sleep(2)
+    assert status.count("Success") == 2, status
+    table = command("dvc", "exp", "show", "--csv", cwd=clone).stdout
+    rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(table))}
+    assert [rows[name]["evaluate.bootstraps"] for name in names] == ["100", "150"]
+    measured = "age.scratch.1.0.test.mae.value"
+    (column,) = [name for name in rows[names[0]] if name.endswith(measured)]
+    assert float(rows[names[0]][column]) == pytest.approx(float(rows[names[1]][column]), rel=1e-3)
+    command("dvc", "plots", "diff", *names, cwd=clone)
+    page = (clone / "dvc_plots/index.html").read_text()
+    assert all(name in page for name in names)
+    records = [list(wandb_file.read(path)) for path in clone.glob("wandb/offline-run-*/*.wandb")]
+    groups = {wandb_file.of_kind(each, "run")[0].run_group for each in records}
+    assert set(names) <= groups
+    for name in names:
+        command("dvc", "get", ".", "evaluation", "--rev", name, "--out", name, cwd=clone)
+    done = command("neurofoundry", "compare", *names, cwd=clone)
+    assert "evaluate.bootstraps" in done.stdout
 
 
 def test_push_and_pull_bring_back_data_and_results(

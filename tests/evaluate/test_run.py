@@ -36,6 +36,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
     assert list(files(evaluated.dir)) == sorted(
         [
             "checklist.md",
+            "embeddings.html",
             "metrics.json",
             "model_card.md",
             "promotion.json",

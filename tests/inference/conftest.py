@@ -28,7 +28,9 @@ def write_encoder(folder: Path, *, recipe: PreprocessParams | None = RECIPE) -> 
         encoder=params,
         features=encoder.features,
         grid=RECIPE.grid.describe(),
-        preprocess=recipe.of_one_scan() if recipe else {},
+        preprocess=recipe.model_dump(mode="json", exclude={"outliers", "overrides"})
+        if recipe
+        else {},
         method="simclr",
         licence="none",
     )

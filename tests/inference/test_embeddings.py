@@ -15,6 +15,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.inference import embeddings
 from neurofoundry.inference.embeddings import embed
 from neurofoundry.preprocess import template
+from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.scan import preprocess_scan
 from neurofoundry.stage import hash_file, write_json
 from tests.finetune import tiny
@@ -65,6 +66,17 @@ class TestRawScans:
         assert not table.loc["torn.nii.gz", "usable"]
         assert np.isnan(features(table.loc[["torn.nii.gz"]])).all()
 
+    def test_it_is_judged_under_the_bounds_of_the_weights(self, raw: Path, tmp_path: Path) -> None:
+        strict = QualityParams.model_validate({"template_correlation": {"min": 0.999}})
+        recipe = RECIPE.model_copy(update={"quality": strict})
+        weights = write_encoder(tmp_path / "strict", recipe=recipe)
+        one = raw / "first.nii.gz"
+        embed([one], weights=weights, out=tmp_path / "out.tsv", workers=1)
+        (row,) = read(tmp_path / "out.tsv").to_dict("records")
+        assert not row["usable"]
+        assert "expected at least 0.999" in row["reason"]
+        assert np.isfinite(row["f0000"])
+
     def test_what_shows_no_head_is_a_row_with_its_reason(
         self, weights: Path, tmp_path: Path
     ) -> None:
@@ -102,6 +114,20 @@ class TestRawScans:
         assert table["sha256"].notna().sum() == 3
         text = (tmp_path / "out.tsv").read_text().lower()
         assert not [word for word in IDENTIFYING if word in text]
+
+    def test_parquet_holds_what_the_table_holds(
+        self, embedded: Path, raw: Path, weights: Path, tmp_path: Path
+    ) -> None:
+        parquet = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is optional")
+        embed([raw], weights=weights, out=tmp_path / "table.parquet", workers=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+        found, expected = parquet.read_table(tmp_path / "table.parquet"), read(embedded)
+        assert found.column_names == list(expected)
+        assert found["usable"].to_pylist() == expected["usable"].tolist()
+        assert [reason is None for reason in found["reason"].to_pylist()] == [True, True, False]
+        values = np.stack([found[name].to_numpy() for name in expected.filter(regex=r"^f\d")], 1)
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, features(expected), rtol=1e-5)
 
 
 class TestRestart:
