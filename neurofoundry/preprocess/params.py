@@ -54,7 +54,7 @@ class QualityParams(Section):
     to 0.13 before any correction."""
     ghosting: Bounds = Bounds(max=0.1)
     """Range of the air's brightness beside and above the brain, as a share of white matter's: what
-    motion and ghosts leave there, 0.11 to 0.5. Air has at most 0.03, and none where a program has
+    motion and ghosts leave there, 0.11 to 0.5. Air has at most 0.05, and none where a program has
     blackened it."""
     rotation_deg: Bounds = Bounds(max=40)
     """How far the scan had to be turned against what its header says. A header that is wrong by
