@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.affines import apply_affine, from_matvec
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from neurofoundry.phantom.anatomy import sample_subject
@@ -44,6 +45,8 @@ REPAIRED_MM = 3.0
 PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEED = 31
+FLIPPED = "code: left is right"
+BLACKENED = "motion, 35 %, air blackened"
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,16 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
         weight * np.roll(values, round(share * shape[1]), axis=1)
         for weight, share in ((0.45, 0.12), (0.35, 0.27), (0.3, 0.5))
     )
+    halfway = np.roll(values, shape[1] // 2, axis=1)
     spectrum = np.fft.fftn(values)
-    lines = rng.random(shape[1]) < 0.35
-    shifts = rng.normal(0, 8, shape[1]) * lines
-    phase = np.exp(2j * np.pi * np.fft.fftfreq(shape[0])[:, None] * shifts[None])
-    moving = np.abs(np.fft.ifftn(spectrum * phase[..., None])).astype(np.float32)
+
+    def moving(share: float, mm: float) -> Image:
+        """Moved to the side by ``mm`` (one deviation) while a share of the lines was read."""
+        lines = rng.random(shape[1]) < share
+        voxels = rng.normal(0, mm / np.linalg.norm(affine[:3, 0]), shape[1]) * lines
+        phase = np.exp(2j * np.pi * np.fft.fftfreq(shape[0])[:, None] * voxels[None])
+        return Image(np.abs(np.fft.ifftn(spectrum * phase[..., None])).astype(np.float32), affine)
+
     # Already skull-stripped, and a lesion of 20 mm radius within the brain.
     inside = brain.fill(surface, affine, values.shape)
     centre = surface.mean(axis=0) + np.array([30.0, -15, 15])
@@ -126,6 +134,12 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
         apply_affine(affine, np.moveaxis(np.indices(values.shape), 0, -1)) - centre, axis=-1
     )
     lesion = np.where(away < 20, np.float32(0.25 * top), values).astype(np.float32)
+    nearby = ndimage.distance_transform_edt(~inside, np.linalg.norm(affine[:3, :3], axis=0)) < 25
+
+    def blackened(image: Image) -> Image:
+        """As programs do that remove faces and background."""
+        return Image(np.where(nearby, image.values, 0).astype(np.float32), affine)
+
     noise = rng.normal(0, 0.5 * top, (2, *values.shape)).astype(np.float32)
 
     copies = {
@@ -135,7 +149,7 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
         "axes ASR": permuted((1, 2, 0), (1, 1, 1)),
         "code: up is down": permuted((0, 1, 2), (1, 1, -1)),
         "code: front is back": permuted((0, 1, 2), (1, -1, 1)),
-        "code: left is right": permuted((0, 1, 2), (-1, 1, 1)),
+        FLIPPED: permuted((0, 1, 2), (-1, 1, 1)),
         "code: both left and front": permuted((0, 1, 2), (-1, -1, 1)),
         "turned 90° about x": turned("x", 90),
         "turned 90° about y": turned("y", -90),
@@ -157,8 +171,11 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
         "cut at the bottom": cut(2, below=0.35),
         "cut in front": cut(1, above=0.75),
         "half a head": cut(0, below=0.5),
-        "ghosts": Broken(Image((0.4 * values + ghosts).astype(np.float32), affine)),
-        "motion": Broken(Image(moving, affine)),
+        "three ghosts": Broken(Image((0.4 * values + ghosts).astype(np.float32), affine)),
+        "ghost of 0.15": Broken(Image((0.85 * values + 0.15 * halfway).astype(np.float32), affine)),
+        "motion, 35 % of lines": Broken(moving(0.35, 8)),
+        "motion, 15 % of lines": Broken(moving(0.15, 8)),
+        BLACKENED: Broken(blackened(moving(0.35, 8))),
         "lesion of 33 ml": Broken(Image(lesion, affine), np.eye(4), harmless=True),
     }
     offset = affine.copy()
@@ -175,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("heads", type=Path, nargs="*")
     parser.add_argument("--phantoms", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the phantoms")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,34 +200,55 @@ def main() -> None:
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     rows: list[dict[str, Any]] = []
 
-    def note(kind: str, scan: str, outcome: str, detail: str) -> None:
+    def note(kind: str, scan: str, outcome: str, detail: str, found: Found) -> None:
         outcomes[kind][outcome] += 1
-        rows.append({"kind": kind, "scan": scan, "outcome": outcome, "detail": detail})
+        rows.append(
+            {
+                "kind": kind,
+                "scan": scan,
+                "outcome": outcome,
+                "detail": detail,
+                "measures": found.measures,
+            }
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for number, path in enumerate([*arguments.heads, *_phantoms(work, arguments.phantoms)]):
+        for number, path in enumerate(
+            [*arguments.heads, *_phantoms(work, arguments.phantoms, arguments.seed)]
+        ):
             scan = read(path)
             if "FLAIR" in path.name:
-                _, reason = process(scan, work, prepared)
-                note("FLAIR", path.name, "caught" if reason else "missed", reason or "")
+                found = process(scan, work, prepared)
+                note(
+                    "FLAIR", path.name, "caught" if found.reason else "missed", found.reason, found
+                )
                 continue
-            right, reason = process(scan, work, prepared)
-            note("good", path.name, "lost" if reason else "kept", reason or "")
-            if right is None:
+            good = process(scan, work, prepared)
+            note("good", path.name, "lost" if good.reason else "kept", good.reason, good)
+            if good.to_scan is None:
                 continue
-            for kind, copy in breakages(scan, SEED + number).items():
-                found, reason = process(copy.image, work, prepared)
-                outcome, detail = judge_copy(copy, right, found, reason, prepared)
-                note(kind, path.name, outcome, detail)
+            for kind, copy in breakages(scan, arguments.seed + number).items():
+                found = process(copy.image, work, prepared)
+                outcome, detail = judge_copy(copy, good.to_scan, found, prepared)
+                note(kind, path.name, outcome, detail, found)
     report(outcomes)
     arguments.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
-def process(
-    image: Image, work: Path, prepared: template.Template
-) -> tuple[Matrix | None, str | None]:
-    """The map from MNI mm to the scan's, and why the scan is not usable."""
+@dataclass(frozen=True)
+class Found:
+    """What became of an image."""
+
+    reason: str
+    """Why it is not usable; empty if it is."""
+    to_scan: Matrix | None = None
+    """From MNI mm to the scan's."""
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+def process(image: Image, work: Path, prepared: template.Template) -> Found:
+    """Preprocess an image, and judge it."""
     path = work / "broken.nii"
     nib.save(nib.Nifti1Image(image.values, image.affine), path)
     result = preprocess_scan(
@@ -222,27 +261,27 @@ def process(
         template=prepared,
     )
     if result.reason:
-        return None, result.reason
+        return Found(result.reason)
     numbers = (work / "copy_to-mni.txt").read_text().splitlines()[3].split()[1:]
     linear, shift = np.reshape(numbers[:9], (3, 3)).astype(float), np.array(numbers[9:], float)
-    return LPS @ from_matvec(linear, shift) @ LPS, judge(result.measures, PARAMS.quality)
+    return Found(
+        judge(result.measures, PARAMS.quality) or "",
+        LPS @ from_matvec(linear, shift) @ LPS,
+        result.measures,
+    )
 
 
 def judge_copy(
-    copy: Broken,
-    right: Matrix,
-    found: Matrix | None,
-    reason: str | None,
-    prepared: template.Template,
+    copy: Broken, right: Matrix, found: Found, prepared: template.Template
 ) -> tuple[str, str]:
     """Outcome and detail of a broken copy."""
-    if reason or found is None:
-        return ("lost" if copy.harmless else "caught"), reason or ""
+    if found.reason or found.to_scan is None:
+        return ("lost" if copy.harmless else "caught"), found.reason
     if copy.moved is None:
         return "missed", ""
     spread = np.random.default_rng(0).normal(size=(300, 3)) * [28, 35, 28]
     points = prepared.centre + spread
-    apart = apply_affine(found, points) - apply_affine(copy.moved @ right, points)
+    apart = apply_affine(found.to_scan, points) - apply_affine(copy.moved @ right, points)
     distance = float(np.linalg.norm(apart, axis=1).mean())
     return ("repaired" if distance < REPAIRED_MM else "missed"), f"{distance:.2f} mm"
 
@@ -256,7 +295,7 @@ def report(outcomes: dict[str, Counter[str]]) -> None:
     good = outcomes["good"]
     broken: Counter[str] = Counter()
     for kind, counts in outcomes.items():
-        if kind not in ("good", "code: left is right"):
+        if kind not in ("good", FLIPPED):
             broken += counts
     right = broken["caught"] + broken["repaired"]
     print(f"good scans kept: {good['kept']} of {good.total()}")
@@ -269,13 +308,13 @@ def _is_rigid(moved: Matrix) -> bool:
     )
 
 
-def _phantoms(work: Path, count: int) -> list[Path]:
+def _phantoms(work: Path, count: int, seed: int) -> list[Path]:
     atlas = build_atlas(2)
     paths = []
     for index in range(count):
-        subject = sample_subject(PhantomParams(seed=SEED), index)
+        subject = sample_subject(PhantomParams(seed=seed), index)
         scan = head(subject, subject.sessions[0][0], SITES[subject.site], atlas)
-        paths.append(work / f"phantom-{index}.nii.gz")
+        paths.append(work / f"phantom-{seed}-{index}.nii.gz")
         nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), paths[-1])
     return paths
 

@@ -1,13 +1,23 @@
-"""The whole rigid path at 1 mm against the same steps done TurboPrep's way with antspyx.
+"""Preprocessing against the same steps done TurboPrep's way, and against itself.
 
-    python benchmarks/preprocess.py --phantoms 2 --out preprocess.json [HEAD.nii.gz …]
+    python benchmarks/preprocess.py compare --phantoms 20 --theirs 6 --out rigid.json HEAD.nii.gz …
+    python benchmarks/preprocess.py compare --kind syn --phantoms 3 --out syn.json HEAD.nii.gz …
+    python benchmarks/preprocess.py retest FIRST.nii.gz SECOND.nii.gz --out retest.json
+    python benchmarks/preprocess.py memory --out memory.json HEAD.nii.gz …
+    python benchmarks/preprocess.py workers --phantoms 16 --out workers.json
 
-Ours: N4 in the brain at 6 mm, affine estimate at 2 mm, closest rigid map, one interpolation,
-z-score. Theirs: N4 on the head with shrink 3, the same brain mask, SyNQuick rigid at 1 mm, white
-stripe. Both run on one thread, one after the other in one process; the figure of merit is seconds
-of CPU. antspyx is no dependency of the project: install it beside it for this.
-Expected: at least 10 × less CPU, at no worse a pose error (phantoms, mm) and correlation with the
-template (all). `--syn` compares syn with SyNQuick `s` at 1 mm as well; it takes minutes a head.
+``compare``: CPU seconds a scan at 1 mm, on one thread. Ours: N4 in the brain at 6 mm, estimate at
+2 mm, one interpolation, z-score. Theirs, by antspyx: N4 on the head with shrink 3, our brain mask
+(SynthStrip needs weights; its time counts for neither), SyNQuick at 1 mm, WhiteStripe. Phantoms
+tell the error of the pose and the Dice of their true tissue; heads have the correlation with the
+template, and the Dice of what three classes of intensity make of them. Expected: at least 10 times
+less CPU for rigid and affine, 4 times for syn, at no worse a result, and no fold.
+
+``retest``: two scans of one person, through the template and directly. Expected: 0.6 mm.
+``memory``: the peak of a worker. Expected: at most 1.5 GB for rigid.
+``workers``: scans an hour with 1, 2, … processes. Only a machine that does nothing else can tell.
+
+antspyx is no dependency of the project: compare and retest need it beside it.
 """
 
 from __future__ import annotations
@@ -15,97 +25,237 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ |= {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
-import ants
 import nibabel as nib
 import numpy as np
 import SimpleITK
 import torch
 from nibabel.affines import apply_affine, from_matvec
 
-from neurofoundry.phantom.anatomy import sample_subject
+from neurofoundry.phantom.anatomy import CSF, GREY, WHITE, sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.preprocess import brain, intensity, template
+from neurofoundry.preprocess import brain, intensity, registration, run, template
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.reading import read
-from neurofoundry.preprocess.resample import Image, resample
+from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
 from neurofoundry.preprocess.scan import _find_brain, preprocess_scan
 from neurofoundry.stage import hash_file
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEED = 20
+COHORT = 44_958
+THEIRS = {kind: f"antsRegistrationSyNQuick[{kind[0]}]" for kind in ("rigid", "affine", "syn")}
+TISSUES = {CSF: "csf", GREY: "grey", WHITE: "white"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A head, and of a phantom the truth about it."""
+
+    path: Path
+    pose: Matrix | None = None
+    """From mm of the scan to mm of MNI space."""
+    tissue: Path | None = None
+    """Labels CSF, GREY and WHITE in the scan."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What one of the two ways made of a scan."""
+
+    cpu_s: float
+    to_scan: Matrix | None
+    """From MNI mm to the scan's, where it is one matrix."""
+    volume: Image
+    transforms: list[str]
+    """Files that antsApplyTransforms takes a scan to the template with."""
+    warp: str | None
 
 
 def main() -> None:
-    """Measure every head, print a line each and the ratios, write JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("heads", type=Path, nargs="*")
-    parser.add_argument("--phantoms", type=int, default=2)
-    parser.add_argument("--spacing", type=float, default=1.2, help="of the phantoms, mm")
-    parser.add_argument("--syn", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
+    """Parse the command, run it, print what it finds and write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for command, help_ in (
+        (compare, "against antspyx"),
+        (retest, "two scans of one person"),
+        (memory, "peak of a worker"),
+        (workers, "scans an hour"),
+    ):
+        sub = commands.add_parser(command.__name__, help=help_)
+        sub.set_defaults(run=command)
+        sub.add_argument("heads", type=Path, nargs="*")
+        sub.add_argument("--kind", choices=THEIRS, default="rigid")
+        sub.add_argument("--phantoms", type=int, default=0)
+        sub.add_argument("--spacing", type=float, default=1.2, help="of the phantoms, mm")
+        sub.add_argument("--out", type=Path, required=True)
+        if command is compare:
+            sub.add_argument("--theirs", type=int, help="phantoms that theirs is tried on, too")
+        if command is workers:
+            sub.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-    kinds = ("rigid", "syn") if arguments.syn else ("rigid",)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        scans: list[tuple[Path, np.ndarray | None]] = [(path, None) for path in arguments.heads]
-        scans += _phantoms(work, arguments.phantoms, arguments.spacing)
-        prepared = template.build(PreprocessParams().registration_spacing)
-        target = work / "template.nii.gz"
-        t1 = template.load("t1")
-        nib.save(nib.Nifti1Image(t1.values, t1.affine), target)
-        for kind in kinds:
-            for path, pose in scans:
-                params = PreprocessParams(bias_correction="n4", registration=kind)
-                ours = _ours(path, params, prepared, work)
-                theirs = _theirs(path, kind, target, work)
-                row: dict[str, Any] = {"scan": path.name, "registration": kind}
-                for name, (seconds, to_scan, volume) in (("ours", ours), ("theirs", theirs)):
-                    row[name] = {"cpu_s": round(seconds, 1), "correlation": _correlation(volume)}
-                    if pose is not None and kind == "rigid":
-                        row[name]["pose_error_mm"] = _apart(to_scan, np.linalg.inv(pose), prepared)
-                row["cpu_ratio"] = round(theirs[0] / ours[0], 1)
-                print(json.dumps(row), flush=True)
-                rows.append(row)
-    ratios = {
-        kind: round(
-            float(np.median([r["cpu_ratio"] for r in rows if r["registration"] == kind])), 1
-        )
-        for kind in kinds
+        result = arguments.run(arguments, Path(folder))
+    arguments.out.write_text(json.dumps(result, indent=1))
+
+
+def compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Both ways on every scan, or ours alone on the phantoms beyond ``--theirs``."""
+    kind = arguments.kind
+    params = PreprocessParams(bias_correction="n4", registration=kind)
+    prepared = template.build(params.registration_spacing)
+    target = _write_template(work)
+    rows: list[dict[str, Any]] = []
+    phantoms = 0
+    for scan in _scans(arguments, work):
+        phantoms += scan.pose is not None
+        both = arguments.theirs is None or scan.pose is None or phantoms <= arguments.theirs
+        ways = {"ours": _ours(scan.path, params, prepared, work)}
+        if both:
+            ways["theirs"] = _theirs(scan.path, kind, target, work)
+        row: dict[str, Any] = {"scan": scan.path.name}
+        for name, way in ways.items():
+            row[name] = {"cpu_s": round(way.cpu_s, 2), "correlation": _correlation(way.volume)}
+            row[name] |= _dice(scan, way, target)
+            if scan.pose is not None and way.to_scan is not None:
+                found = registration.closest_rigid(way.to_scan, prepared.centre)
+                row[name]["pose_error_mm"] = _apart(found, np.linalg.inv(scan.pose), prepared)
+            if way.warp:
+                row[name]["jacobian_min"], row[name]["folds"] = _folds(way.warp, target)
+        if both:
+            row["cpu_ratio"] = round(ways["theirs"].cpu_s / ways["ours"].cpu_s, 2)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    ratios = [row["cpu_ratio"] for row in rows if "cpu_ratio" in row]
+    ratio = round(float(np.median(ratios)), 1) if ratios else None
+    print(f"{kind}: CPU of theirs / ours, median of {len(ratios)}: {ratio}")
+    for name in ("ours", "theirs"):
+        found = [row[name] for row in rows if name in row]
+        for key in dict.fromkeys(key for one in found for key in one):
+            values = [one[key] for one in found if key in one]
+            ends = f"{np.min(values):.4g} to {np.max(values):.4g}"
+            print(f"  {name:6} {key:14} mean {np.mean(values):.4g}, {ends}, n = {len(values)}")
+    return {"kind": kind, "median_cpu_ratio": ratio, "rows": rows}
+
+
+def retest(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """How far apart two scans' maps to the template put a point, by a map from scan to scan."""
+    import ants
+
+    first, second = arguments.heads
+    params = PreprocessParams(bias_correction="n4")
+    prepared = template.build(params.registration_spacing)
+    target = _write_template(work)
+    brains = [_brain(path) for path in (first, second)]
+    files = [work / "first.nii.gz", work / "second.nii.gz"]
+    for image, file in zip(brains, files, strict=True):
+        nib.save(nib.Nifti1Image(image.values, image.affine), file)
+    found = ants.registration(
+        ants.image_read(str(files[0])),
+        ants.image_read(str(files[1])),
+        type_of_transform="Rigid",
+        random_seed=1,
+    )
+    direct = {
+        "ants": _matrix(ants.read_transform(found["fwdtransforms"][-1])),
+        "ours": _direct(*brains, params.registration_spacing),
     }
-    print(f"CPU of theirs / ours, median: {ratios}")
-    arguments.out.write_text(json.dumps({"median_cpu_ratio": ratios, "heads": rows}, indent=2))
+    ways = {
+        "ours": [_ours(path, params, prepared, work).to_scan for path in (first, second)],
+        "theirs": [_theirs(path, "rigid", target, work).to_scan for path in (first, second)],
+    }
+    result: dict[str, Any] = {
+        f"through the template, {name}; directly, {by}": _apart(
+            to_second, across @ to_first, prepared
+        )
+        for name, (to_first, to_second) in ways.items()
+        for by, across in direct.items()
+    }
+    to_first = ways["ours"][0]
+    result["between the two direct maps"] = _apart(
+        direct["ants"] @ to_first, direct["ours"] @ to_first, prepared
+    )
+    for name, value in result.items():
+        print(f"{name}: {value} mm")
+    return result
 
 
-def _phantoms(work: Path, count: int, spacing: float) -> list[tuple[Path, np.ndarray | None]]:
-    atlas = build_atlas(2)
-    made: list[tuple[Path, np.ndarray | None]] = []
-    for index in range(count):
+def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Peak of the resident memory of a worker that has done every scan, by kind."""
+    scans = [scan.path for scan in _scans(arguments, work)]
+    params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
+    with run._pool(1, params) as pool:
+        for path in scans:
+            result, _ = pool.submit(run._work, path, "scan", hash_file(path), "", work).result()
+            assert result.volume_sha256, result.reason
+        peak = pool.submit(_peak).result()
+    print(f"{arguments.kind}: {peak:.2f} GB at most, after {len(scans)} scans")
+    return {"kind": arguments.kind, "scans": len(scans), "peak_gb": peak}
+
+
+def workers(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Wall time of the same scans in more and more processes."""
+    paths = {f"scan{n}": scan.path for n, scan in enumerate(_scans(arguments, work))}
+    waiting = [
+        {"scan_id": name, "dataset": "heads", "path": str(path), "sha256": hash_file(path)}
+        for name, path in paths.items()
+    ]
+    params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
+    rows = []
+    for count in arguments.workers:
+        out = work / f"by-{count}"
+        out.mkdir()
+        started = time.perf_counter()
+        with run._pool(count, params) as pool:
+            jobs = [
+                pool.submit(run._work, Path(s["path"]), s["scan_id"], s["sha256"], "", out)
+                for s in waiting
+            ]
+            for job in jobs:
+                assert job.result()[0].volume_sha256
+        seconds = time.perf_counter() - started
+        hourly = len(waiting) / seconds * 3600
+        rows.append({"workers": count, "seconds": seconds, "scans_an_hour": hourly})
+        print(
+            f"{count} workers: {seconds:.1f} s for {len(waiting)} scans, {hourly:.0f} an hour, "
+            f"{COHORT / hourly:.1f} h for {COHORT}; {rows[0]['seconds'] / seconds:.2f} times one"
+        )
+    return {"kind": arguments.kind, "rows": rows}
+
+
+def _scans(arguments: argparse.Namespace, work: Path) -> Iterator[Scan]:
+    yield from (Scan(path) for path in arguments.heads)
+    atlas = build_atlas(2) if arguments.phantoms else None
+    for index in range(arguments.phantoms):
+        assert atlas is not None
         subject = sample_subject(PhantomParams(seed=SEED), index)
-        scan = head(subject, subject.sessions[0][0], SITES[subject.site], atlas, spacing)
-        path = work / f"phantom-{index}.nii.gz"
+        session = subject.sessions[0][0]
+        scan = head(subject, session, SITES[subject.site], atlas, arguments.spacing)
+        path, tissue = work / f"phantom-{index}.nii.gz", work / f"tissue-{index}.nii.gz"
+        labels = np.where(scan.brain & np.isin(scan.labels, list(TISSUES)), scan.labels, 0)
         nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), path)
-        made.append((path, scan.pose))
-    return made
+        nib.save(nib.Nifti1Image(labels.astype(np.float32), scan.affine), tissue)
+        yield Scan(path, scan.pose, tissue)
 
 
 def _ours(
     path: Path, params: PreprocessParams, prepared: template.Template, work: Path
-) -> tuple[float, np.ndarray, Image]:
-    """CPU seconds, the map from MNI mm to the scan's, and the volume."""
+) -> Registered:
     sha256 = hash_file(path)
 
     def process() -> None:
@@ -115,14 +265,21 @@ def _ours(
         assert result.volume_sha256, result.reason
 
     seconds = _cpu(process)
-    numbers = (work / "ours_to-mni.txt").read_text().splitlines()[3].split()[1:]
+    affine = work / "ours_to-mni.txt"
+    numbers = affine.read_text().splitlines()[3].split()[1:]
     linear, offset = np.reshape(numbers[:9], (3, 3)).astype(float), np.array(numbers[9:], float)
     volume: Any = nib.load(work / "ours.nii")
     image = Image(np.asarray(volume.dataobj, np.float32), volume.affine)
-    return seconds, LPS @ from_matvec(linear, offset) @ LPS, image
+    if params.registration == "syn":
+        warp = str(work / "ours_warp.nii.gz")
+        return Registered(seconds, None, image, [warp, str(affine)], warp)
+    to_scan = LPS @ from_matvec(linear, offset) @ LPS
+    return Registered(seconds, to_scan, image, [str(affine)], None)
 
 
-def _theirs(path: Path, kind: str, target: Path, work: Path) -> tuple[float, np.ndarray, Image]:
+def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
+    import ants
+
     # Their mask, SynthStrip, needs weights; ours stands in, and its time counts for neither.
     scan = read(path)
     found = _find_brain(scan, PreprocessParams())
@@ -137,32 +294,73 @@ def _theirs(path: Path, kind: str, target: Path, work: Path) -> tuple[float, np.
         corrected = ants.n4_bias_field_correction(image, shrink_factor=3)
         stripped = corrected * ants.image_read(str(masked))
         result = ants.registration(
-            ants.image_read(str(target)),
-            stripped,
-            type_of_transform="antsRegistrationSyNQuick[r]"
-            if kind == "rigid"
-            else "antsRegistrationSyNQuick[s]",
-            random_seed=1,
+            ants.image_read(str(target)), stripped, type_of_transform=THEIRS[kind], random_seed=1
         )
         values = result["warpedmovout"].numpy()
         registered["values"] = intensity.whitestripe(values, values > 0)
         registered["transforms"] = result["fwdtransforms"]
 
     seconds = _cpu(process)
-    to_scan = np.eye(4)
-    if kind == "rigid":
-        transform = ants.read_transform(registered["transforms"][-1])
-        linear = transform.parameters[:9].reshape(3, 3)
-        centre, shift = transform.fixed_parameters, transform.parameters[9:]
-        to_scan = LPS @ from_matvec(linear, shift + centre - linear @ centre) @ LPS
     reference: Any = nib.load(target)
-    return seconds, to_scan, Image(registered["values"].astype(np.float32), reference.affine)
+    volume = Image(registered["values"].astype(np.float32), reference.affine)
+    transforms = registered["transforms"]
+    if kind == "syn":
+        return Registered(seconds, None, volume, transforms, transforms[0])
+    return Registered(
+        seconds, _matrix(ants.read_transform(transforms[-1])), volume, transforms, None
+    )
+
+
+def _brain(path: Path) -> Image:
+    """The brain alone, as `_theirs` and the direct maps get it."""
+    scan = read(path)
+    surface = _find_brain(scan, PreprocessParams()).surface
+    inside = brain.fill(surface, scan.affine, scan.values.shape)
+    return Image(np.where(inside, scan.values, 0).astype(np.float32), scan.affine)
+
+
+def _direct(first: Image, second: Image, spacing: float) -> Matrix:
+    """The rigid map from mm of one scan to mm of another, by our engine without the template."""
+    fixed, moving = (_to_unit(coarsen(image, spacing)) for image in (first, second))
+    centres = [
+        apply_affine(image.affine, np.argwhere(image.values > 0).mean(axis=0))
+        for image in (fixed, moving)
+    ]
+    spacings = [template.COARSEST_MM]
+    while spacings[-1] > spacing:
+        spacings.append(max(spacings[-1] / 2, spacing))
+    levels = [template._level(fixed, centres[0], one) for one in spacings]
+    affine = registration.register(moving, centres[1], levels, centres[0])
+    return registration.closest_rigid(affine, centres[0])
+
+
+def _to_unit(image: Image) -> Image:
+    top = np.percentile(image.values[image.values > 0], 99.5)
+    return Image((image.values / top).clip(0, 1).astype(np.float32), image.affine)
+
+
+def _matrix(transform: Any) -> Matrix:
+    """An affine transform of ANTs as a map of RAS+ mm."""
+    linear = transform.parameters[:9].reshape(3, 3)
+    centre, shift = transform.fixed_parameters, transform.parameters[9:]
+    return LPS @ from_matvec(linear, shift + centre - linear @ centre) @ LPS
 
 
 def _cpu(process: Callable[[], None]) -> float:
     started = time.process_time()
     process()
     return time.process_time() - started
+
+
+def _peak() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
+
+
+def _write_template(work: Path) -> Path:
+    path = work / "template.nii.gz"
+    t1 = template.load("t1")
+    nib.save(nib.Nifti1Image(t1.values, t1.affine), path)
+    return path
 
 
 def _correlation(volume: Image) -> float:
@@ -173,12 +371,68 @@ def _correlation(volume: Image) -> float:
     return round(float(np.corrcoef(t1.values[both], found[both])[0, 1]), 4)
 
 
-def _apart(first: np.ndarray, second: np.ndarray, prepared: template.Template) -> float:
+def _dice(scan: Scan, way: Registered, target: Path) -> dict[str, float]:
+    """Overlap of the scan's tissue with the template's, at 1 mm."""
+    inside = template.load("t1").values > 0
+    grey, white = template.load("gm").values, template.load("wm").values
+    shares = {CSF: 1 - grey - white, GREY: grey, WHITE: white}
+    expected = np.array(list(shares))[np.argmax(list(shares.values()), axis=0)] * inside
+    if scan.tissue is not None:
+        import ants
+
+        warped = ants.apply_transforms(
+            ants.image_read(str(target)),
+            ants.image_read(str(scan.tissue)),
+            way.transforms,
+            interpolator="nearestNeighbor",
+        )
+        found = np.rint(warped.numpy()).astype(int)
+    else:
+        t1 = template.load("t1")
+        found = _three_classes(resample(way.volume, t1.affine, inside.shape).values, inside)
+    return {
+        f"dice_{name}": round(
+            float(
+                2
+                * ((found == label) & (expected == label)).sum()
+                / ((found == label).sum() + (expected == label).sum())
+            ),
+            4,
+        )
+        for label, name in TISSUES.items()
+    }
+
+
+def _three_classes(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Labels by three means of intensity, darkest first, of the brain that both images show."""
+    seen = inside & (values != 0)
+    means = np.percentile(values[seen], [10, 50, 90])
+    for _ in range(30):
+        nearest = np.abs(values[seen][:, None] - means).argmin(axis=1)
+        means = np.array([values[seen][nearest == n].mean() for n in range(3)])
+    labels = np.zeros(values.shape, int)
+    labels[seen] = np.array([CSF, GREY, WHITE])[nearest]
+    return labels
+
+
+def _folds(warp: str, target: Path) -> tuple[float, int]:
+    """The smallest Jacobian in the template's brain, and the voxels where it is not positive."""
+    import ants
+
+    fixed = ants.image_read(str(target))
+    field = ants.image_read(warp)
+    determinant = ants.create_jacobian_determinant_image(field, warp, False, False)
+    on_grid = ants.resample_image_to_target(determinant, fixed, interp_type="linear").numpy()
+    values = on_grid[fixed.numpy() > 0]
+    return round(float(values.min()), 4), int((values <= 0).sum())
+
+
+def _apart(first: Matrix, second: Matrix, prepared: template.Template) -> float:
     """Mean distance in mm between where two maps put points of the brain."""
     spread = np.random.default_rng(0).normal(size=(500, 3)) * [28, 35, 28]
-    points = prepared.centre + spread
+    points: Array = prepared.centre + spread
     difference = apply_affine(first, points) - apply_affine(second, points)
-    return round(float(np.linalg.norm(difference, axis=1).mean()), 2)
+    return round(float(np.linalg.norm(difference, axis=1).mean()), 3)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from neurofoundry.preprocess import brain
 from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.reading import UnusableScanError
 from neurofoundry.preprocess.registration import closest_rigid, entropies, joint_histogram
-from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, resample
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen, look_up, resample
 from neurofoundry.preprocess.template import COMPARISON_MM, Template
 from neurofoundry.volumes import BOX_MM
 
@@ -31,6 +31,7 @@ MEASURES = {
     "contrast": "contrast of white against grey matter",
     "cnr": "contrast of white against grey matter to noise",
     "bias": "shading of white matter",
+    "ghosting": "unevenness of the air around the head",
     "rotation_deg": "rotation against the header in degrees",
     "scale": "size of the brain relative to the template",
     "determinant": "volume of the brain relative to the template",
@@ -42,6 +43,10 @@ MEASURES = {
 
 BY_SYN = ("jacobian_min", "jacobian_max")
 """Measures that only syn has."""
+MAY_LACK = ("ghosting", *BY_SYN)
+"""Measures without which a scan may be usable: where the view shows no air, none can be uneven."""
+AIR_MM, FEWEST_AIR = 25.0, 200
+"""From the template's brain to the air, beyond skull and scalp; voxels at ``COMPARISON_MM``."""
 WINDOW_MM = 20.0
 """Edge of the cubes within which ``local_correlation`` compares."""
 DARK = 0.1
@@ -52,6 +57,7 @@ GREY, WHITE = 0.6, 0.8
 
 def measure(
     scan: Image,
+    head: Image,
     intensities: Image,
     *,
     surface: Array,
@@ -63,9 +69,9 @@ def measure(
 ) -> dict[str, float]:
     """Every one of ``MEASURES`` that has a value.
 
-    ``intensities`` are the brain alone, 0..1; ``surface`` is the brain's as it was found (mm of
-    the scan); ``affine`` and ``to_scan`` map mm of the template to mm of the scan; ``jacobian`` is
-    the range of the warp's determinant. Raises
+    ``head`` is the scan as registration saw it; ``intensities`` are its brain alone, 0..1;
+    ``surface`` is the brain's as it was found (mm of the scan); ``affine`` and ``to_scan`` map mm
+    of the template to mm of the scan; ``jacobian`` is the range of the warp's determinant. Raises
     UnusableScanError when the registered scan shows nothing that could be compared.
     """
     grid, shape = template.t1.affine, template.t1.values.shape
@@ -106,6 +112,7 @@ def measure(
             scan, *(points(tissue) for tissue in (white_matter, grey_matter))
         ),
         "bias": _shading(white, apply_affine(grid, np.argwhere(white_matter)) - template.centre),
+        "ghosting": _ghosting(head, points(white_matter), affine, template),
         "rotation_deg": np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))),
         "scale": np.cbrt(scales.prod()),
         "determinant": scales.prod(),
@@ -121,7 +128,7 @@ def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
     """Why a scan is not usable, in words; None when it is."""
     reasons = []
     for name in type(bounds).model_fields:
-        if name in BY_SYN and name not in measures:
+        if name in MAY_LACK and name not in measures:
             continue
         value, bound = measures.get(name, math.nan), getattr(bounds, name)
         # The comparisons are such that a value that is not a number breaks its bound.
@@ -188,6 +195,28 @@ def _shading(white: NDArray[np.float32], points: Array) -> float:
     trend = np.stack([x**0, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     weights, *_ = np.linalg.lstsq(trend, np.log(white[seen].astype(np.float64)), rcond=None)
     return float((trend @ weights).std())
+
+
+def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> float:
+    """From the darkest to the brightest air beside and above the brain, relative to white matter.
+
+    Motion and other faults between the lines of a scan spread copies of the head over it. Noise
+    does not count: it is as strong everywhere, and at ``COMPARISON_MM`` next to none is left.
+    ``white`` are points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them.
+    """
+    level = np.median(look_up(head, white))
+    coarse = coarsen(head, COMPARISON_MM, outside=float(head.values.min()))
+    # Voxels at the faces of the view are mixed with what lies beyond it.
+    inner = coarse.values[1:-1, 1:-1, 1:-1]
+    voxels = np.moveaxis(np.indices(inner.shape), 0, -1).reshape(-1, 3) + 1
+    places = apply_affine(np.linalg.inv(affine) @ coarse.affine, voxels)
+    # Lower down there are the face and the neck.
+    air = places[:, 2] > template.centre[2]
+    air[air] = look_up(template.depth, places[air], outside=-100) < -AIR_MM
+    if air.sum() < FEWEST_AIR or level <= 0:
+        return math.nan
+    low, high = np.percentile(inner.reshape(-1)[air], [5, 95])
+    return float((high - low) / level)
 
 
 def _local_correlation(

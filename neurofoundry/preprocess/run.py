@@ -202,23 +202,23 @@ def _pool(
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(params, template.build(params.registration_spacing), standard),
+    )
     try:
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(params, template.build(params.registration_spacing), standard),
-        ) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        yield pool
     except BrokenProcessPool as error:
         raise UsageError(
             f"A worker process was ended from outside, as happens when memory runs out. Run "
             f"the same command with fewer --workers (now {workers}); finished scans are kept."
         ) from error
+    finally:
+        # After an error, such as a full disk, only the scans that workers have, and at most one
+        # more than there are workers, are still done. The pool's own exit would wait for them all.
+        pool.shutdown(cancel_futures=True)
 
 
 def process(
@@ -304,8 +304,11 @@ def _work(path: Path, scan_id: str, sha256: str, key: str, out: Path) -> tuple[R
             template=_template,
             standard=_standard,
         )
-    except (OSError, MemoryError):
-        raise  # the machine's fault, not the scan's
+    except OSError as error:
+        # The machine's fault, not the scan's. An open file knows no name of its own.
+        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
+    except (MemoryError, UsageError):
+        raise
     except Exception as error:
         # A defect that one odd scan brings to light must not cost the cohort. It is shown, and
         # not kept: the next run tries again.

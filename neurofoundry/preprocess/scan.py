@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, brain, intensity, picture, quality, registration
 from neurofoundry.preprocess.extractor import extract
 from neurofoundry.preprocess.params import PreprocessParams
@@ -92,14 +94,30 @@ def preprocess_scan(
     # under it: the right one may come back.
     if not path.exists():
         return Result(key, "the file is gone: run ingest again, or bring it back")
-    if hash_file(path) != sha256:
+    with _reading(path):
+        changed = hash_file(path) != sha256
+    if changed:
         return Result(key, "the file has changed since ingest: run ingest again")
     try:
-        result = _preprocess(read(path), scan_id, key, out, params, template, standard)
+        with _reading(path):
+            scan = read(path)
+        result = _preprocess(scan, scan_id, key, out, params, template, standard)
     except UnusableScanError as unusable:
         result = Result(key, str(unusable))
     write_json(out / OUTPUTS[-1].format(scan_id), asdict(result))
     return result
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises UsageError where a disk or rights keep a file from being read: no scan's fault."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}. Mend the disk or the permissions, then run "
+            "the same command again; finished scans are kept."
+        ) from error
 
 
 def brain_histogram(
@@ -157,6 +175,7 @@ def _preprocess(
 
     measures = quality.measure(
         scan,
+        found.head,
         intensities,
         surface=found.surface,
         affine=affine,

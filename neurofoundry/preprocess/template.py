@@ -6,6 +6,7 @@ Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without sk
 from __future__ import annotations
 
 import importlib.util
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from neurofoundry.errors import UsageError
 from neurofoundry.preprocess.registration import Level
 from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
 
@@ -74,14 +76,22 @@ def build(registration_spacing: float) -> Template:
 
 
 def load(name: str) -> Image:
-    """One of nilearn's maps ('t1', 'gm' or 'wm'), scaled to 0..1."""
+    """One of nilearn's maps ('t1', 'gm' or 'wm'), scaled to 0..1. Raises UsageError."""
     # Importing nilearn itself would cost a second.
     spec = importlib.util.find_spec("nilearn")
     assert spec is not None
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    image: Any = nib.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
-    return Image(np.asarray(image.dataobj, np.float32) / np.float32(255), image.affine)
+    path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    try:
+        image: Any = nib.load(path)
+        values = np.asarray(image.dataobj, np.float32)
+    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise UsageError(
+            f"The template {path} cannot be read: {error}. It comes with nilearn: "
+            "pip install --force-reinstall nilearn."
+        ) from error
+    return Image(values / np.float32(255), image.affine)
 
 
 def _around(t1: Image, inside: Mask, spacing: float) -> Image:

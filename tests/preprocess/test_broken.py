@@ -24,7 +24,8 @@ def verdict(values: np.ndarray, affine: np.ndarray, folder: Path, template: Temp
 
 
 @pytest.mark.parametrize(
-    "kind", ["swapped axes", "upside down", "turned by 90°", "identity", "1.4", "noise", "half"]
+    "kind",
+    ["swapped axes", "upside down", "turned by 90°", "identity", "1.4", "noise", "half", "motion"],
 )
 def test_a_broken_scan_is_caught(
     heads: list[Head], template: Template, tmp_path: Path, kind: str
@@ -32,7 +33,11 @@ def test_a_broken_scan_is_caught(
     values, affine = heads[0].image, heads[0].affine
     turn = from_matvec(Rotation.from_euler("x", 90, degrees=True).as_matrix(), [0, 0, 0])
     noise = np.random.default_rng(0).normal(0, 0.5 * np.percentile(values, 99.5), values.shape)
+    # Every fourth line of the second axis was read 15 mm beside the others.
+    moved = np.where(np.arange(values.shape[1]) % 4 == 1, 15 / 3, 0)
+    phase = np.exp(2j * np.pi * np.fft.fftfreq(values.shape[0])[:, None, None] * moved[:, None])
     broken = {
+        "motion": (np.abs(np.fft.ifftn(np.fft.fftn(values) * phase)), affine),
         "swapped axes": (values.swapaxes(0, 2), affine),
         "upside down": (values[:, :, ::-1], affine),
         "turned by 90°": (values, turn @ affine),

@@ -10,12 +10,14 @@ from neurofoundry.preprocess.quality import (
     BY_SYN,
     MEASURES,
     _contrast_to_noise,
+    _ghosting,
     _local_correlation,
     _margin,
     _shading,
     judge,
 )
-from neurofoundry.preprocess.resample import Image
+from neurofoundry.preprocess.resample import Image, look_up
+from neurofoundry.preprocess.template import Template
 
 GOOD = {
     "coverage": 1.0,
@@ -29,6 +31,7 @@ GOOD = {
     "contrast": 0.9,
     "cnr": 6.0,
     "bias": 0.05,
+    "ghosting": 0.02,
     "rotation_deg": 8.0,
     "scale": 0.92,
     "determinant": 0.78,
@@ -99,6 +102,39 @@ def test_shading_is_the_deviation_of_the_field_and_not_of_the_noise() -> None:
     assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
     white[:100] = 0  # holes are not shading
     assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
+
+
+def test_ghosting_is_the_range_of_the_air_beside_and_above_the_brain(template: Template) -> None:
+    # A brain as large as the template's, in a view that is wider by 60 mm, in the template's place.
+    affine = from_matvec(np.diag([4.0, 4, 4]), [-140, -180, -130])
+    x, y, z = apply_affine(affine, np.moveaxis(np.indices((70, 80, 65)), 0, -1)).T.transpose(
+        0, 3, 2, 1
+    )
+    place = np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    depth = look_up(template.depth, place, outside=-100).reshape(x.shape)
+    white = place[(depth > 20).ravel()][::50]
+    noise = np.random.default_rng(0).normal(0, 2, depth.shape)
+
+    def found(air: np.ndarray, below: float = 0.0) -> float:
+        values = np.where(depth > -18, 200, air) + np.where(z < template.centre[2] - 8, below, 0)
+        return _ghosting(Image(values.astype(np.float32), affine), white, np.eye(4), template)
+
+    assert found(np.zeros_like(depth)) == 0
+    assert found(30 + noise) == pytest.approx(4 * 1.645 / 200, rel=0.1)
+    # A ramp from 0 to 60 along y: what 90 % of the air span of it, counted directly.
+    ramp = 60 * (y - y.min()) / np.ptp(y)
+    air = (depth < -25) & (z > template.centre[2])
+    air[[0, -1]] = air[:, [0, -1]] = air[:, :, [0, -1]] = False
+    expected = np.ptp(np.percentile(ramp[air], [5, 95])) / 200
+    assert found(ramp) == pytest.approx(expected, rel=1e-3)
+    # Face and neck are no air.
+    assert found(np.zeros_like(depth), below=150) == 0
+    # Where the view ends at the scalp, there is none.
+    corner = from_matvec(np.diag([4.0, 4, 4]), [-50, -90, -60])
+    tight = Image(np.full((25, 35, 30), 200, np.float32), corner)
+    assert np.isnan(_ghosting(tight, white, np.eye(4), template))
+    lacking = {name: value for name, value in GOOD.items() if name != "ghosting"}
+    assert judge(lacking, QualityParams()) is None
 
 
 def test_the_margin_is_the_distance_to_the_nearest_face_of_the_scan() -> None:

@@ -1,0 +1,115 @@
+"""What the stage does when the machine fails: it says so at once, and goes on when it is mended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from neurofoundry import stage
+from neurofoundry.cohort import VOLUMES, read_table
+from neurofoundry.errors import UsageError
+from neurofoundry.preprocess import template as templates
+from neurofoundry.preprocess.scan import preprocess_scan
+from neurofoundry.preprocess.template import Template
+from tests.preprocess.conftest import WriteCohort
+from tests.preprocess.test_scan import PARAMS
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+"""In which anybody may mount a file system, that nobody else sees."""
+
+
+def may_mount() -> bool:
+    try:
+        command = [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_goes_on_when_it_is_mended(
+    head_files: list[Path], write_cohort: WriteCohort, tmp_path: Path
+) -> None:
+    if not may_mount():
+        pytest.skip("no right to mount a small file system")
+    cohort = write_cohort({f"head{n}": head_files[n % 4] for n in range(12)})
+    record = {"stage": "ingest", "schema_version": stage.SCHEMA_VERSION, "data_version": "v"}
+    stage.write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
+    disk, seen = tmp_path / "disk", tmp_path / "seen"
+    disk.mkdir()
+    seen.mkdir()
+    stage_command = ["preprocess", "--params=params.yaml", "--set=tracking.mode=disabled"]
+    folders = ["--data=/", f"--cohort={cohort}", f"--out={disk}/volumes", "--workers=2"]
+    command = shlex.join([sys.executable, "-m", "neurofoundry", *stage_command, *folders])
+    # Room for the first scans, for none, and for all.
+    script = f"""
+        mount -t tmpfs -o size=1m none {disk}
+        {command} 2> {seen}/full; echo $? > {seen}/full.code
+        ls -A {disk}/.volumes.partial > {seen}/touched
+        mount -o remount,ro,size=1m {disk}
+        {command} 2> {seen}/locked; echo $? > {seen}/locked.code
+        mount -o remount,rw,size=100m {disk}
+        {command} 2> {seen}/mended; echo $? > {seen}/mended.code
+        cp {disk}/volumes/scans.tsv {seen}
+    """
+    subprocess.run([*NAMESPACE, "sh", "-c", script], cwd=ROOT, check=True)
+
+    words = {name: (seen / name).read_text() for name in ("full", "locked", "mended")}
+    codes = {name: int((seen / f"{name}.code").read_text()) for name in words}
+    assert codes == {"full": 2, "locked": 2, "mended": 0}, words
+    assert "No space left on device. Nothing is lost" in words["full"]
+    assert f"{disk}/.volumes.partial" in words["full"]
+    assert "Read-only file system. Nothing is lost" in words["locked"]
+    touched = {
+        name.lstrip(".").partition("_")[0].partition(".")[0]
+        for name in (seen / "touched").read_text().split()
+        if "head" in name
+    }
+    assert (
+        1 <= len(touched) <= 9
+    )  # of 10: those that fitted, and those that workers had or were about to get
+    assert read_table(seen / "scans.tsv", VOLUMES)["usable"].tolist() == [True] * 12
+
+
+def test_a_scan_on_a_failing_disk_stops_the_run_and_is_named(
+    template: Template, tmp_path: Path
+) -> None:
+    # The first page of a process is mapped nowhere: reading it gives an input/output error.
+    scan = tmp_path / "scan.nii"
+    scan.symlink_to("/proc/self/mem")
+    with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
+        preprocess_scan(
+            scan,
+            scan_id="a",
+            sha256="0" * 64,
+            key="k",
+            out=tmp_path,
+            params=PARAMS,
+            template=template,
+        )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not gzip", "cut short"])
+def test_a_template_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str | None
+) -> None:
+    folder = tmp_path / "nilearn" / "datasets" / "data"
+    folder.mkdir(parents=True)
+    (tmp_path / "nilearn" / "__init__.py").touch()
+    path = folder / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    if content == "cut short":
+        nib.save(nib.Nifti1Image(np.random.default_rng(0).random((20, 20, 20)), np.eye(4)), path)
+        os.truncate(path, 20_000)
+    elif content is not None:
+        path.write_bytes(content)  # type: ignore[arg-type]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nilearn", raising=False)
+    with pytest.raises(UsageError, match=r"The template .*t1_tal.* cannot be read.*nilearn"):
+        templates.load("t1")
