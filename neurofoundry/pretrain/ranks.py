@@ -26,9 +26,11 @@ def spread(processes: int) -> None:
     """
     count = processes or torch.cuda.device_count()
     if count > 1 and "RANK" not in os.environ:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        # torchrun's default is one thread each, whatever there is.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+        launch = [sys.executable, "-m", "neurofoundry.pretrain.launch", "--standalone"]
         again = [f"--nproc-per-node={count}", "-m", "neurofoundry", *sys.argv[1:]]
-        os.execv(sys.executable, [*torchrun, *again])
+        os.execv(sys.executable, [*launch, *again])
 
 
 @contextmanager
