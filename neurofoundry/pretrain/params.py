@@ -24,6 +24,10 @@ class SimclrParams(Section):
     same_person: Literal["positive", "excluded"] = "excluded"
     """Other scans of a person: drawn near like views of one scan, or neither drawn near nor pushed
     away. Positive also unlearns what changes between the visits of a person, such as atrophy."""
+    compile: bool = False
+    """Compile the encoder (torch.compile): needs a C++ compiler, and Triton on a GPU, and a minute
+    or more at every start. Losses differ in rounding. Worth trying on a GPU; on a CPU it gains
+    nothing."""
 
 
 class MaeParams(Section):
