@@ -20,7 +20,6 @@ class RankBatchNorm(nn.BatchNorm3d):
     The gradients of its weights are those of this rank's rows, to be added like all others.
     """
 
-    @torch.compiler.disable
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """``maps`` (batch, channels, z, y, x); the batches of ranks may differ in size."""
         if not self.training:

@@ -88,6 +88,8 @@ class PretrainParams(Section):
     """bf16 halves the memory on a GPU; on a CPU it is faster only where it is native."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """A killed run loses at most so much; 0 writes a checkpoint every step."""
+    checkpoint_epochs: int | None = Field(default=None, ge=1)
+    """Beside them, one after every so many epochs; null: by time alone. The newest two are kept."""
     probe: ProbeParams | None = ProbeParams()
     """null: none."""
     licence: str = "not stated"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from neurofoundry.errors import NeurofoundryError
+
 
 def leads() -> bool:
     """Whether this process is the one that writes."""
@@ -43,8 +45,20 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Each device has its own backend: NCCL on GPUs, gloo on CPUs.
     distributed.init_process_group(timeout=timedelta(minutes=10))
-    yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise LostError(
+                "Another process has ended, and this one cannot go on without it. The same command "
+                "goes on from the last checkpoint."
+            ) from error
+        raise
     distributed.destroy_process_group()
+
+
+class LostError(NeurofoundryError):
+    """The consequence of what another process says."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`.
 
-On several GPUs, or several processes on a CPU, the same behind torchrun:
-`torchrun --standalone --nproc-per-node=2 -m neurofoundry pretrain --method simclr …`. A rank that
-dies takes the others along; the same command goes on from the last checkpoint.
+On all GPUs of the machine by itself; `--processes 2` starts two processes on a CPU too (launch.py).
+A rank that dies takes the others along; the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -141,6 +140,11 @@ def fit_to_ranks(encoder: encoders.Encoder, params: PretrainParams, ranks: Ranks
         nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     elif ranks.count > 1:
         synchronize(encoder)
+        if params.simclr.compile and params.encoder.norm == "batch":
+            raise UsageError(
+                "pretrain.simclr.compile: the batch norm that several processes share on a CPU "
+                "cannot be compiled. Set it to false, or pretrain.encoder.norm to group."
+            )
 
 
 def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:

@@ -151,8 +151,10 @@ def train(
                 if looker and ((epoch + 1) % looker.every == 0 or step == steps):
                     look(looker)
             stopped = ranks.any(termination.is_set())
-            overdue = time.monotonic() - saved >= 60 * params.checkpoint_minutes
-            if leads and (overdue or stopped or step == steps):
+            due = time.monotonic() - saved >= 60 * params.checkpoint_minutes
+            if params.checkpoint_epochs:
+                due |= step % (params.checkpoint_epochs * steps_per_epoch) == 0
+            if leads and (due or stopped or step == steps):
                 checkpoint.save(work.dir / "checkpoint", state_now(), step=step, made_of=made_of)
                 saved = time.monotonic()
             if stopped and step < steps:

@@ -163,6 +163,9 @@ def test_a_batch_that_ranks_cannot_share_equally() -> None:
     with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
         fit_to_ranks(encoder, params, Ranks(0, 4))
     fit_to_ranks(encoder, params, Ranks(0, 2))
+    compiled = params.model_copy(update={"simclr": SimclrParams(compile=True)})
+    with pytest.raises(UsageError, match=r"simclr\.compile: the batch norm"):
+        fit_to_ranks(encoder, compiled, Ranks(0, 2))
 
 
 def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
