@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import neurofoundry
-from neurofoundry.errors import NeurofoundryError, UsageError
+from neurofoundry.errors import NeurofoundryError, UsageError, complain
 from neurofoundry.store import locate, locate_all
 
 if TYPE_CHECKING:
@@ -753,11 +753,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+    from neurofoundry.pretrain.launch import report
 
-    text = f"[bold red]error:[/] {escape(message)}"
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    if not report(message):
+        complain(message)
     sys.exit(code)
 
 

@@ -19,3 +19,12 @@ class DataError(NeurofoundryError):
     """The input data cannot be used."""
 
     exit_code = 3
+
+
+def complain(message: str) -> None:
+    """Say on stderr what a person has to mend."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    text = f"[bold red]error:[/] {escape(message)}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)

@@ -2,8 +2,8 @@
 
 A step of the pipeline asks the API of Kubernetes for the TrainJob (trainer.kubeflow.org/v1alpha1,
 Trainer 2.2 or later), prints what its first machine prints, and ends as it ends. On every machine
-`python -m torch.distributed.run -m neurofoundry pretrain …` starts, and Trainer's runtime
-`torch-distributed` tells torchrun who is who by PET_* variables; from there on it is ranks.py.
+`python -m neurofoundry.pretrain.launch -m neurofoundry pretrain …` starts: torchrun, which the
+runtime `torch-distributed` of Trainer tells who is who by PET_* variables; then it is ranks.py.
 
 Four paths of the API are all that is needed, so it is spoken to as it is: the image holds no client
 library, and the kubeflow SDK (0.5) can neither name an owner nor hand over a secret
@@ -159,7 +159,7 @@ def train_job(
         "activeDeadlineSeconds": int(pool.hours * 3600),
         "trainer": {
             "image": machines.image,
-            "command": ["python3", "-m", "torch.distributed.run", "-m", "neurofoundry"],
+            "command": ["python3", "-m", "neurofoundry.pretrain.launch", "-m", "neurofoundry"],
             "args": arguments,
             "numNodes": machines.nodes,
             "numProcPerNode": max(1, machines.processes),
@@ -398,7 +398,7 @@ def _print_log(api: Api, pod: str, since: dict[str, str]) -> None:
 
 
 def _failure(api: Api, name: str, state: Mapping[str, str]) -> NodesError:
-    """What the machine that failed first said last."""
+    """What the machine that is the cause, or else failed first, said last."""
     ends = [
         (str(ended.get("finishedAt")), int(ended["exitCode"]), pod["metadata"])
         for pod in _pods(api, name)
@@ -408,15 +408,16 @@ def _failure(api: Api, name: str, state: Mapping[str, str]) -> NodesError:
     reason = f"{state.get('reason', '')}: {state.get('message', '')}".strip(": ")
     if not ends:
         return NodesError(f"TrainJob {name} failed ({reason}).")
-    _, code, pod = min(ends, key=lambda end: end[0])
+    # A mistake of a person is never the consequence of another machine's end.
+    _, code, pod = min(ends, key=lambda end: (end[1] not in (2, 3), end[0]))
     query = {"container": "node", "tailLines": str(LAST_LINES)}
     lines: list[str] = []
     with suppress(RefusedError):
         lines = list(api.lines(f"{api.pods(pod['name'])}/log", **query))
     node = pod.get("labels", {}).get("batch.kubernetes.io/job-completion-index", "?")
     return NodesError(
-        f"TrainJob {name} failed ({reason}). Node {node} (pod {pod['name']}) ended first, with "
-        f"exit code {code}, and said last:\n  " + "\n  ".join(lines),
+        f"TrainJob {name} failed ({reason}). Node {node} (pod {pod['name']}) ended with exit code "
+        f"{code}, and said last:\n  " + "\n  ".join(lines),
         code,
     )
 

@@ -24,6 +24,10 @@ class SimclrParams(Section):
     same_person: Literal["positive", "excluded"] = "excluded"
     """Other scans of a person: drawn near like views of one scan, or neither drawn near nor pushed
     away. Positive also unlearns what changes between the visits of a person, such as atrophy."""
+    compile: bool = False
+    """Compile the encoder (torch.compile): needs a C++ compiler, and Triton on a GPU, and a minute
+    or more at every start. Losses differ in rounding. Worth trying on a GPU; on a CPU it gains
+    nothing."""
 
 
 class MaeParams(Section):
@@ -84,6 +88,8 @@ class PretrainParams(Section):
     """bf16 halves the memory on a GPU; on a CPU it is faster only where it is native."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """A killed run loses at most so much; 0 writes a checkpoint every step."""
+    checkpoint_epochs: int | None = Field(default=None, ge=1)
+    """Beside them, one after every so many epochs; null: by time alone. The newest two are kept."""
     probe: ProbeParams | None = ProbeParams()
     """null: none."""
     licence: str = "not stated"

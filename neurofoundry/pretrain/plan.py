@@ -15,7 +15,7 @@ from neurofoundry import augment, encoders
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import make_objective
-from neurofoundry.pretrain.train import make_optimizer, train_step
+from neurofoundry.pretrain.train import enough_memory, make_optimizer, train_step
 from neurofoundry.volumes import SLOPE, Grid
 
 
@@ -27,6 +27,8 @@ class Cost:
     seconds: float
     memory: int
     """Greatest, in bytes, of the GPU; without one, of the process."""
+    cores: float
+    """That this process really had, of a CPU that others may use too."""
 
 
 def measure_step(
@@ -48,23 +50,30 @@ def measure_step(
     gpu = ranks.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
+    seconds, cores = [], []
     for step in range(steps):
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         zscores = stored.to(ranks.device) * SLOPE
-        inputs = objective.inputs(zscores, names, params.augment, 0, step)
-        train_step(objective, optimizer, inputs, batch, params, step=step, rate=1e-6, ranks=ranks)
+        with enough_memory(params, own=scans, shape=zscores.shape[2:]):
+            inputs = objective.inputs(zscores, names, params.augment, 0, step)
+            train_step(
+                objective, optimizer, inputs, batch, params, step=step, rate=1e-6, ranks=ranks
+            )
         seconds.append(time.perf_counter() - started)  # the loss was read: the GPU is done
+        cores.append((time.process_time() - worked) / seconds[-1])
     peak = torch.cuda.max_memory_allocated() if gpu else _peak_of_process()
-    return Cost(scans, min(seconds), peak)
+    return Cost(scans, min(seconds), peak, max(cores))
 
 
 def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int) -> str:
     """Hours, memory and the largest batch for a cohort of ``scans``, and what that assumes."""
     gpu = torch.cuda.is_available()
+    views = 1 if method == "mae" else 2
+    # Of a batch that is encoded in chunks, whole chunks.
+    few = max(1, params.chunk // views) if params.chunk else 2 if gpu else 1
     small, large = (
-        measure_step(method, params, grid, scans=number, steps=steps)
-        for number, steps in ([(2, 5), (4, 5)] if gpu else [(1, 2), (2, 2)])
+        measure_step(method, params, grid, scans=number, steps=5 if gpu else 2)
+        for number in (few, 2 * few)
     )
     seconds = large.seconds / large.scans
     steps = params.epochs * (scans // params.batch_size)
@@ -79,12 +88,15 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
     batch_memory = constant + grown * params.batch_size
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} cores of a CPU"
     x, y, z = grid.shape
-    views = 1 if method == "mae" else 2
+    network = params.encoder
     lines = [
         f"{method} on {where}: {scans} scans, {params.epochs} epochs, batches of "
-        f"{params.batch_size}, {x} x {y} x {z} voxels, {params.precision}",
-        f"  {hours:,.1f} hours: {steps:,} steps, {1 / seconds:.2f} scans/s",
+        f"{params.batch_size}, {x} x {y} x {z} voxels, {params.precision}, {network.architecture} "
+        f"of width {network.width:g} and stem stride {network.stem_stride}",
+        f"  {hours:,.1f} hours ({hours / 24:,.1f} days): {steps:,} steps, "
+        f"{1 / seconds:.2g} scans/s",
         f"  {batch_memory / 2**30:.1f} GiB for a batch, of {total / 2**30:.0f} GiB",
+        f"  {2 * x * y * z * scans / 2**30:,.0f} GiB of volumes on disk",
     ]
     if grown > 0:
         most = max(0, int((0.9 * total - constant) / grown))
@@ -92,14 +104,19 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
             f"  the largest batch that fits: {most} scans; pretrain.chunk "
             f"{max(1, most * views)} lets any batch fit for a third more time"
         )
+    if not gpu and large.cores < 0.7 * torch.get_num_threads():
+        lines.append(
+            f"  CAUTION: others use this machine. The steps had {large.cores:.1f} of its "
+            f"{torch.get_num_threads()} cores; alone they are so much faster"
+        )
     if scans < params.batch_size:
         lines.append(f"  {scans} scans are fewer than a batch: lower pretrain.batch_size")
     lines += [
         "Assumed:",
         f"  - time and memory grow with the batch as from {small.scans} to {large.scans} scans, "
-        "measured now; a GPU that is not full at that is faster",
-        f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.1f} MiB/s while a step runs",
-        "  - one process, alone here; n GPUs behind torchrun take about a nth of the hours",
+        "measured now" + ("; a GPU that is not full at that is faster" if gpu else ""),
+        f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.2g} MiB/s while a step runs",
+        "  - one process, alone here; n GPUs together take about a nth of the hours",
         "  - a tenth of the memory stays free" if grown > 0 else "  - memory is the process's peak",
     ]
     return "\n".join(lines)

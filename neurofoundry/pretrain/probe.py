@@ -114,7 +114,8 @@ class Probe:
             shown = [zscores]
             if views:  # the same every time: only the encoder changes from look to look
                 shown += draw_views(zscores, some, self.views, self.seed, 0, views=views)
-            parts.append(torch.stack([encoder(each).cpu() for each in shown]))
+            # `forward`, as a compiled encoder would be compiled again for evaluation.
+            parts.append(torch.stack([encoder.forward(each).cpu() for each in shown]))
         return list(torch.cat(parts, 1))
 
 

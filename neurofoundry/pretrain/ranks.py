@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from neurofoundry.errors import NeurofoundryError
+
 
 def leads() -> bool:
     """Whether this process is the one that writes."""
@@ -26,9 +28,11 @@ def spread(processes: int) -> None:
     """
     count = processes or torch.cuda.device_count()
     if count > 1 and "RANK" not in os.environ:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        # torchrun's default is one thread each, whatever there is.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+        launch = [sys.executable, "-m", "neurofoundry.pretrain.launch", "--standalone"]
         again = [f"--nproc-per-node={count}", "-m", "neurofoundry", *sys.argv[1:]]
-        os.execv(sys.executable, [*torchrun, *again])
+        os.execv(sys.executable, [*launch, *again])
 
 
 @contextmanager
@@ -41,8 +45,20 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Each device has its own backend: NCCL on GPUs, gloo on CPUs.
     distributed.init_process_group(timeout=timedelta(minutes=10))
-    yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise LostError(
+                "Another process has ended, and this one cannot go on without it. The same command "
+                "goes on from the last checkpoint."
+            ) from error
+        raise
     distributed.destroy_process_group()
+
+
+class LostError(NeurofoundryError):
+    """The consequence of what another process says."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`.
 
-On several GPUs, or several processes on a CPU, the same behind torchrun:
-`torchrun --standalone --nproc-per-node=2 -m neurofoundry pretrain --method simclr …`. A rank that
-dies takes the others along; the same command goes on from the last checkpoint.
+On all GPUs of the machine by itself; `--processes 2` starts two processes on a CPU too (launch.py).
+A rank that dies takes the others along; the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from neurofoundry.adaptation import Plan, Pretraining
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
-from neurofoundry.pretrain.numerics import check_convolutions
+from neurofoundry.pretrain.numerics import check_compiler, check_convolutions
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.probe import Probe
@@ -67,7 +66,10 @@ def pretrain(
     }
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:
-        check_convolutions(ranks.device, bf16=params.precision == "bf16")
+        bf16 = params.precision == "bf16"
+        check_convolutions(encoder, grid.shape[::-1], ranks.device, bf16=bf16)
+        if method == "simclr" and params.simclr.compile:
+            check_compiler(ranks.device)
         objective = make_objective(method, encoder, params, grid, seed=seed)
         fit_to_ranks(encoder, params, ranks)
         history, looks = train(
@@ -138,6 +140,11 @@ def fit_to_ranks(encoder: encoders.Encoder, params: PretrainParams, ranks: Ranks
         nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     elif ranks.count > 1:
         synchronize(encoder)
+        if params.simclr.compile and params.encoder.norm == "batch":
+            raise UsageError(
+                "pretrain.simclr.compile: the batch norm that several processes share on a CPU "
+                "cannot be compiled. Set it to false, or pretrain.encoder.norm to group."
+            )
 
 
 def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:

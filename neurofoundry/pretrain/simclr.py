@@ -26,6 +26,8 @@ class Simclr(Objective):
         super().__init__()
         self.encoder = encoder
         self.params = params
+        if params.compile:
+            encoder.compile(dynamic=False)  # batches differ in size at most in the last chunk
         # Batch norm, as in the authors' code: without it a small cohort collapses. The head is
         # part of `loss`, so that its statistics are always of the whole batch.
         self.projector = nn.Sequential(

@@ -32,6 +32,9 @@ from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.stage import Workspace
 from neurofoundry.volumes import SLOPE, Grid
 
+READERS = 4
+"""Volumes that are read at once."""
+
 
 def train(
     work: Workspace,
@@ -148,8 +151,10 @@ def train(
                 if looker and ((epoch + 1) % looker.every == 0 or step == steps):
                     look(looker)
             stopped = ranks.any(termination.is_set())
-            overdue = time.monotonic() - saved >= 60 * params.checkpoint_minutes
-            if leads and (overdue or stopped or step == steps):
+            due = time.monotonic() - saved >= 60 * params.checkpoint_minutes
+            if params.checkpoint_epochs:
+                due |= step % (params.checkpoint_epochs * steps_per_epoch) == 0
+            if leads and (due or stopped or step == steps):
                 checkpoint.save(work.dir / "checkpoint", state_now(), step=step, made_of=made_of)
                 saved = time.monotonic()
             if stopped and step < steps:
@@ -255,17 +260,17 @@ def read_batches(
         order = augment.generator(seed, "order", epoch).permutation(len(scans))
         batch = scans.iloc[order[position * params.batch_size :][: params.batch_size]]
         own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
-        stored = read_batch(volumes, own, grid)
+        gpu = ranks.device.type == "cuda"
+        stored = read_batch(volumes, own, grid, readers=readers, pinned=gpu)
         for scan_id, volume in zip(own, stored, strict=True):
             if not volume.any():
                 raise DataError(
                     f"{scan_id}.nii: no voxel of brain. Exclude the scan, or run preprocess again."
                 )
-        # From pinned memory a GPU fetches them beside what it computes.
-        return batch, stored.pin_memory() if ranks.device.type == "cuda" else stored
+        return batch, stored
 
     steps = range(start, params.epochs * steps_per_epoch)
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as reader:
         following = reader.submit(read, start) if steps else None
         for step in steps:
             assert following is not None

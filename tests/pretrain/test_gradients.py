@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from neurofoundry import encoders
 from neurofoundry.adaptation import EncoderParams
@@ -12,6 +13,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
+from neurofoundry.pretrain.numerics import check_compiler
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
 from neurofoundry.pretrain.ranks import Ranks, joined
@@ -161,3 +163,36 @@ def test_a_batch_that_ranks_cannot_share_equally() -> None:
     with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
         fit_to_ranks(encoder, params, Ranks(0, 4))
     fit_to_ranks(encoder, params, Ranks(0, 2))
+    compiled = params.model_copy(update={"simclr": SimclrParams(compile=True)})
+    with pytest.raises(UsageError, match=r"simclr\.compile: the batch norm"):
+        fit_to_ranks(encoder, compiled, Ranks(0, 2))
+
+
+def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
+    """Of the stem and the first level alone, as the compiler takes its time."""
+    try:
+        check_compiler(torch.device("cpu"))
+    except UsageError as error:
+        pytest.skip(str(error))
+
+    def shallow(*, compiled: bool) -> Objective:
+        encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
+        encoder.layer2, encoder.layer3, encoder.layer4 = (nn.Identity() for _ in range(3))
+        encoder.features = 8
+        with encoders.seeded(2):
+            return Simclr(encoder, SimclrParams(projection=8, compile=compiled)).train()
+
+    inputs = inputs_of("simclr").float()
+    plain, one, other = shallow(compiled=False), shallow(compiled=True), shallow(compiled=True)
+    losses = []
+    for objective in (plain, one, other):
+        torch.compiler.reset()  # as another process would compile it
+        loss, _ = compute_gradients(objective, inputs, PERSONS, ranks=Ranks(), chunk=None)
+        losses.append(loss)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
+    assert_same_gradients(one, plain, 1e-3)
+    assert losses[1] == losses[2]  # to the bit: a run that is resumed compiles again
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad)
+    assert one.state_dict().keys() == plain.state_dict().keys()

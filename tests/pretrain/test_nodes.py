@@ -210,10 +210,22 @@ class TestTrain:
             nodes.train(api, job())
         text = str(error.value)
         assert error.value.exit_code == 137
-        assert f"Node 1 (pod {name}) ended first, with exit code 137" in text
+        assert f"Node 1 (pod {name}) ended with exit code 137" in text
         assert "JobFailed: jobset failed" in text
         assert "line 49." in text
         assert "line 29." not in text
+
+    def test_a_persons_mistake_is_the_cause_whatever_ended_before(
+        self, cluster: Cluster, api: nodes.Api
+    ) -> None:
+        cluster.pods = [
+            pod(NAME, 0, exit_code=1, finished="2026-01-01T00:08:00Z"),  # lost the other
+            pod(NAME, 1, exit_code=3, finished="2026-01-01T00:08:01Z"),
+        ]
+        cluster.ends = lambda _: condition("Failed", "JobFailed", "jobset failed")
+        with pytest.raises(nodes.NodesError, match="exit code 3") as error:
+            nodes.train(api, job())
+        assert error.value.exit_code == 3
         assert cluster.jobs == {}
 
     def test_a_job_that_does_not_end_is_stopped(

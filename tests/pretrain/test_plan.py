@@ -32,13 +32,22 @@ def test_a_step_is_really_measured(method: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reckons with the memory of the machine")
 def test_hours_and_memory_follow_from_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
-    costs = {1: Cost(1, 3.0, 2 * gib), 2: Cost(2, 4.0, 3 * gib)}  # 1 GiB, and 1 GiB a scan
+    alone = torch.get_num_threads()
+    costs = {  # 1 GiB, and 1 GiB a scan
+        1: Cost(1, 3.0, 2 * gib, alone),
+        2: Cost(2, 4.0, 3 * gib, alone),
+        4: Cost(4, 8.0, 5 * gib, alone / 10),
+    }
     monkeypatch.setattr(plan, "measure_step", lambda *_, scans, steps: costs[scans])
     monkeypatch.setattr(os, "sysconf", lambda name: 40 * gib if name.endswith("PAGES") else 1)
     told = describe_cost("simclr", SMALL, GRID, scans=1000)
     # 10 epochs of 31 batches of 32 scans, 2 s a scan
-    assert "5.5 hours: 310 steps, 0.50 scans/s" in told
+    assert "5.5 hours (0.2 days): 310 steps, 0.5 scans/s" in told
+    assert "resnet18 of width 0.125 and stem stride 2" in told
+    assert "CAUTION" not in told
     assert "33.0 GiB for a batch, of 40 GiB" in told
     assert "the largest batch that fits: 35 scans; pretrain.chunk 70" in told
     assert "pretrain.chunk 35" in describe_cost("mae", SMALL, GRID, scans=1000)
+    chunked = SMALL.model_copy(update={"chunk": 4})  # two scans of two views at once
+    assert "CAUTION: others use this machine" in describe_cost("simclr", chunked, GRID, scans=1000)
     assert "20 scans are fewer than a batch" in describe_cost("simclr", SMALL, GRID, scans=20)
