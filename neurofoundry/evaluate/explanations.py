@@ -53,7 +53,8 @@ class Explanation:
     flat: float
     """… and of their flat brains: log odds of the class of interest, or value."""
     left_over: float
-    """Share of the difference that the maps do not account for."""
+    """Of the differences, the share that the sums of the maps miss: above 1 where answers hardly
+    differ from those of flat brains."""
 
     @property
     def place(self) -> NDArray[np.float64]:

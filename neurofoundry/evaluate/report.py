@@ -411,7 +411,8 @@ def maps_of(
         maps = []
         for each in groups:
             of = each.group if each.group == "everybody" else f"{evidence.task.column} {each.group}"
-            caption = f"{init}: {of}, mean of {each.subjects} subjects"
+            subjects = "subject" if each.subjects == 1 else "subjects"
+            caption = f"{init}: {of}, mean of {each.subjects} {subjects}"
             svg = figures.explanation(each, limit, unit, caption)
             maps.append({"caption": caption, "svg": svg})
         found.append(

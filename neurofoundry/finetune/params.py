@@ -39,7 +39,7 @@ class ExplainParams(Section):
     """Of every task and seed, with the largest fraction of the labels."""
     scans: int = Field(default=20, ge=2)
     """Of split 'test', each of another person, of the classes in turn."""
-    steps: int = Field(default=16, ge=4, le=256)
+    steps: int = Field(default=32, ge=4, le=256)
     """Gradients behind a map. Too few, and a map leaves part of an answer over:
     tables/explanations.tsv says how much."""
 

@@ -116,7 +116,6 @@ def test_blurring_keeps_the_sum_and_is_a_gaussian() -> None:
 def test_the_report_shows_them_with_what_they_do_not_mean(out: Path) -> None:
     page = Page(out / "report.html")
     assert page.open == []
-    assert all(each.startswith(("#", "data:image/png;base64,")) for each in page.resources)
     assert "simclr: sex M, mean of" in page.words
     assert "age, years" in page.words
     assert "33 % of the differences are left over" in page.words
