@@ -29,7 +29,12 @@ PUBLISHES = {
     "ingest": ("scans.tsv", "excluded.tsv"),
     "preprocess": ("scans.tsv", "grid.json"),
     "pretrain": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),
-    "finetune": ("runs.tsv", "**/predictions.tsv", "features/*.npz"),
+    "finetune": (
+        "runs.tsv",
+        "**/predictions.tsv",
+        "**/explanation.npz",
+        "features/*.npz",
+    ),
     "evaluate": ("metrics.json", "promotion.json"),
     "promote": ("model.safetensors", "plan.json", "reference.npz"),
     "weights": ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv"),

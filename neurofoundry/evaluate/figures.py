@@ -12,8 +12,17 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from neurofoundry import mni
+from neurofoundry.evaluate.explanations import Explanation
+from neurofoundry.volumes import BOX_MM
 
 INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
 BASELINE = "#6b7280"
@@ -162,6 +171,61 @@ def pretraining(history: pd.DataFrame) -> str:
             axes.legend(loc="best")
 
     return _svg(draw, "Pretraining loss by epoch", size=(4.4, 2.4))
+
+
+AXIAL_MM = (-40, -20, 0, 20, 40, 60)
+"""Heights that every map is cut at, beside its peak."""
+PIXEL_MM = 2.0
+WARM, COLD = (0.98, 0.42, 0.10), (0.16, 0.52, 0.98)
+
+
+def explanation(found: Explanation, limit: float, unit: str, title: str) -> str:
+    """A map on the template: three planes through its peak, then axial ones from below; colours
+    fade in up to ``limit``."""
+    cuts = [(axis, float(found.place[axis])) for axis in range(3)]
+    cuts += [(2, float(height)) for height in AXIAL_MM]
+    panels = [_panel(found, limit, *cut) for cut in cuts]
+    side = panels[2].shape[0]
+    panels = [np.pad(p, ((side - p.shape[0], 0), (0, 0), (0, 0))) for p in panels]
+    mosaic = np.concatenate([np.concatenate(panels[k : k + 3], axis=1) for k in (0, 3, 6)])
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(mosaic, interpolation="nearest")
+        axes.axis("off")
+        for number, (axis, position) in enumerate(cuts):
+            row, column = divmod(number, 3)
+            text = f"{'xyz'[axis]} = {position:.0f}".replace("-", "−")
+            axes.text(side * column + 3, side * row + 3, text, color="#fff", size=7, va="top")
+        colours = LinearSegmentedColormap.from_list("map", [COLD, (0.2, 0.2, 0.2), WARM])
+        scale = ScalarMappable(Normalize(-limit, limit), colours)
+        bar = axes.figure.colorbar(scale, ax=axes, location="bottom", aspect=30, pad=0.02)
+        bar.set_label(unit)
+        bar.locator = MaxNLocator(5)
+        bar.outline.set_visible(False)
+        bar.update_ticks()
+
+    return _svg(draw, title, size=(3.6, 4.1))
+
+
+def _panel(found: Explanation, limit: float, axis: int, position: float) -> NDArray[np.float64]:
+    """A plane of the standard box as red, green and blue; rows from the top."""
+    across, up = (other for other in range(3) if other != axis)
+    columns, rows = (
+        np.arange(low + PIXEL_MM / 2, high, PIXEL_MM) for low, high in (BOX_MM[across], BOX_MM[up])
+    )
+    points = np.empty((len(rows), len(columns), 3))
+    points[..., axis] = position
+    points[..., across] = columns
+    points[..., up] = rows[::-1, None]
+    grey, moved = (
+        ndimage.map_coordinates(
+            values, np.moveaxis(apply_affine(np.linalg.inv(affine), points), -1, 0), order=1
+        )
+        for values, affine in (mni.load("t1"), (found.mean, found.grid.affine))
+    )
+    strength = np.clip(np.abs(moved) / limit, 0, 1)[..., None] if limit else 0.0
+    colour = np.where(moved[..., None] > 0, WARM, COLD)
+    return np.asarray((1 - strength) * 0.9 * grey[..., None] + strength * colour)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.evaluate import report
+from neurofoundry.evaluate.explanations import Explanation
 from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.measures import Measured
 from neurofoundry.tracking import ENCODER, Tracker
@@ -24,6 +25,7 @@ def record(
     tasks: Sequence[Evidence],
     measured: Measured,
     curves: report.Curves,
+    explained: Sequence[Explanation],
     metrics: Mapping[str, Any],
     baseline: str,
 ) -> None:
@@ -37,7 +39,10 @@ def record(
     tracker.table("metrics", measured.measures, step=0)
     tracker.table("differences", measured.differences, step=0)
     for evidence in tasks:
-        for figure in report.figures_of(evidence, measured, curves, baseline):
+        maps = [
+            map for each in report.maps_of(evidence, measured, explained) for map in each["maps"]
+        ]
+        for figure in [*report.figures_of(evidence, measured, curves, baseline), *maps]:
             name = re.sub(r"[^a-z0-9]+", "-", figure["caption"].lower())
             tracker.figure(f"{evidence.name}/{name}", figure["svg"], step=0)
     tracker.produced("evaluation", "evaluation", folder, ARTIFACT)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from neurofoundry import stage
 from neurofoundry.cohort import SPLITS, Condition
 from neurofoundry.evaluate import calibration, embeddings, figures, floors, words
+from neurofoundry.evaluate.explanations import SMOOTHING_MM, Explanation
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measures import Measured, metric_names, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
@@ -63,6 +65,7 @@ def write(
     recognized: pd.DataFrame,
     mapped: bool,
     curves: Curves,
+    explained: Sequence[Explanation],
     decision: Decision,
     params: EvaluateParams,
     seed: int,
@@ -70,7 +73,7 @@ def write(
 ) -> None:
     """Write report.html, model_card.md and checklist.md: the same bytes for the same inputs."""
     sections = [
-        _task(number, evidence, inputs, measured, calibrated, grouped, curves, params)
+        _task(number, evidence, inputs, measured, calibrated, grouped, curves, explained, params)
         for number, evidence in enumerate(tasks, start=1)
     ]
     context = {
@@ -79,6 +82,7 @@ def write(
         "baseline": params.baseline,
         "bootstraps": params.bootstraps,
         "min_subgroup": params.min_subgroup,
+        "smoothing": SMOOTHING_MM,
         "decision": decision,
         "promotion": params.promotion,
         "synthetic": bool(inputs.scans["dataset"].str.startswith("phantom").all()),
@@ -149,6 +153,7 @@ def _task(
     calibrated: pd.DataFrame,
     grouped: pd.DataFrame,
     curves: Curves,
+    explained: Sequence[Explanation],
     params: EvaluateParams,
 ) -> dict[str, Any]:
     """What the page shows of one task."""
@@ -204,6 +209,7 @@ def _task(
         "groups": _groups(evidence, measured, grouped, conclusion, params),
         "calibration": _calibration(evidence, calibrated),
         "figures": figures_of(evidence, measured, curves, params.baseline),
+        "maps": maps_of(evidence, measured, explained),
         "number": lambda row, name: words.number(row["value"], name),
         "interval": lambda row, name: words.interval(row, name),
     }
@@ -389,6 +395,34 @@ def figures_of(
         caption = f"{METRICS[metric].title} by number of labels, familiar sites"
         svg = figures.label_efficiency(rows, palette, METRICS[metric].title, caption)
         found.append({"caption": caption, "svg": svg})
+    return found
+
+
+def maps_of(
+    evidence: Evidence, measured: Measured, explained: Sequence[Explanation]
+) -> list[dict[str, Any]]:
+    """Of every initialization that was explained the maps, and what to think of them."""
+    unit = words.moves(evidence)
+    found = []
+    parts = [each for each in explained if each.task == evidence.name]
+    for init in dict.fromkeys(each.init for each in parts):
+        groups = [each for each in parts if each.init == init]
+        limit = max(float(np.abs(each.mean).max()) for each in groups)
+        maps = []
+        for each in groups:
+            of = each.group if each.group == "everybody" else f"{evidence.task.column} {each.group}"
+            subjects = "subject" if each.subjects == 1 else "subjects"
+            caption = f"{init}: {of}, mean of {each.subjects} {subjects}"
+            svg = figures.explanation(each, limit, unit, caption)
+            maps.append({"caption": caption, "svg": svg})
+        found.append(
+            {
+                "init": init,
+                "maps": maps,
+                "doubt": not words.beats_a_constant(evidence, measured, init),
+                "left_over": max(each.left_over for each in groups),
+            }
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from neurofoundry.evaluate import (
     curves,
     embedding_map,
     embeddings,
+    explanations,
     floors,
     inputs,
     measures,
@@ -50,6 +51,7 @@ def evaluate(
     found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
+    explained = explanations.read(evidence, models)
     sizes = morphometry_of(evidence, found, volumes)
     evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = measures.measure(evidence, params=params, seed=seed)
@@ -84,6 +86,7 @@ def evaluate(
         ("tables/repeats.tsv", repeated),
         ("tables/sites.tsv", read_sites),
         ("tables/embeddings.tsv", recognized),
+        ("tables/explanations.tsv", explanations.table(explained)),
         ("plots/roc.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
@@ -93,6 +96,7 @@ def evaluate(
         write_table(table, work.dir / name)
     for each in evidence:
         predictions.write(work.dir / "predictions", each)
+    explanations.write(work.dir / "explanations", explained)
     stage.write_json(work.dir / "provenance.json", found.provenance())
     stage.write_json(work.dir / "promotion.json", asdict(decision))
     mapped = embedding_map.write(
@@ -110,6 +114,7 @@ def evaluate(
         recognized=recognized,
         mapped=mapped,
         curves=drawn,
+        explained=explained,
         decision=decision,
         params=params,
         seed=seed,
@@ -124,6 +129,7 @@ def evaluate(
         tasks=evidence,
         measured=measured,
         curves=drawn,
+        explained=explained,
         metrics=content,
         baseline=params.baseline,
     )

@@ -23,7 +23,7 @@ AGE_BANDS = (0, 20, 40, 60, 80, 121)
 
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
-    """SUBGROUPS: a row a task, initialization with all labels, split, variable and group.
+    """SUBGROUPS: a row a task, floor or initialization with all labels, split, variable and group.
 
     Groups of fewer than ``params.min_subgroup`` persons, and classifications with fewer than
     ``params.min_subjects`` of a class in the group, have no numbers; nor has the count of the
@@ -31,8 +31,11 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
     """
     rows: list[dict[str, object]] = []
     for evidence in tasks:
-        models = [m for m in evidence.models if m.fraction == evidence.fraction and m.seeds]
-        models = [m for m in models if not m.is_floor]
+        models = [
+            m
+            for m in evidence.models
+            if m.seeds and (m.is_floor or m.fraction == evidence.fraction)
+        ]
         for split in ("test", "ood"):
             whole = (evidence.scans["split"] == split).to_numpy()
             for variable, group, inside in _groups(evidence, whole):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from neurofoundry.evaluate.floors import TITLES
+from neurofoundry.evaluate.floors import TITLES, names
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.measures import Measured, on_validation
 from neurofoundry.metrics import METRICS, PRIMARY
@@ -66,6 +66,27 @@ def with_interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) 
 def unit(evidence: Evidence) -> str:
     """The unit of a regression's errors, where it is known."""
     return " years" if evidence.task.column == "age" else ""
+
+
+def moves(evidence: Evidence) -> str:
+    """What the maps of a task share out, with its unit."""
+    if evidence.task.kind == "regression":
+        return f"{evidence.task.column},{unit(evidence) or ' in its unit'}"
+    return f"log odds of {evidence.task.classes[-1]}"
+
+
+def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
+    """Whether a model is shown to know more at familiar sites than the same answer for all."""
+    row = find(
+        measured.differences,
+        task=evidence.name,
+        init=init,
+        versus=names(evidence.task)[0],
+        fraction=evidence.fraction,
+        split="test",
+        metric=PRIMARY[evidence.task.kind],
+    )
+    return row is not None and row["verdict"] == "better"
 
 
 def find(table: pd.DataFrame, **where: object) -> Mapping[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from neurofoundry.params import Name, Section
 
@@ -30,6 +30,18 @@ def _not_a_floor(name: str) -> str:
     if name.startswith("floor-"):
         raise ValueError("names that begin with 'floor-' are those of the floors of evaluate")
     return name
+
+
+class ExplainParams(Section):
+    """Which models say where in the brain their answers come from, and how closely they look."""
+
+    initializations: tuple[Name, ...] = Field(min_length=1)
+    """Of every task and seed, with the largest fraction of the labels."""
+    scans: int = Field(default=20, ge=2)
+    """Of split 'test', each of another person, of the classes in turn."""
+    steps: int = Field(default=32, ge=4, le=256)
+    """Gradients behind a map. Too few, and a map leaves part of an answer over:
+    tables/explanations.tsv says how much."""
 
 
 class FinetuneParams(Section):
@@ -62,10 +74,25 @@ class FinetuneParams(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW, on weights; not on biases and norms."""
 
+    explain: ExplainParams | None = None
+    """Without it no model is explained. It changes no model."""
+
+    @model_validator(mode="after")
+    def _explained_are_declared(self) -> FinetuneParams:
+        explained = self.explain.initializations if self.explain else ()
+        if unknown := [name for name in explained if name not in self.initializations]:
+            raise ValueError(
+                f"explain.initializations: '{unknown[0]}' is not one of initializations "
+                f"({', '.join(self.initializations)})"
+            )
+        return self
+
     def models_per_task(self) -> int:
         """How many models a task gets."""
         return len(self.initializations) * len(self.fractions) * len(self.seeds)
 
     def training(self) -> dict[str, object]:
         """What a fine-tuned model depends on, and a probe does not."""
-        return self.model_dump(mode="json", exclude={"initializations", "fractions", "seeds"})
+        return self.model_dump(
+            mode="json", exclude={"initializations", "fractions", "seeds", "explain"}
+        )

@@ -5,6 +5,7 @@ The sample cohort takes about a minute on two cores.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -25,7 +26,7 @@ from neurofoundry.augment import generator
 from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.finetune import subsets
+from neurofoundry.finetune import explain, subsets
 from neurofoundry.finetune.model import (
     DESCRIBED,
     Start,
@@ -34,6 +35,7 @@ from neurofoundry.finetune.model import (
     make,
     write_features,
 )
+from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.stage import Workspace
 from neurofoundry.tracking import ENCODER
@@ -160,6 +162,20 @@ def finetune(
                     advance=partial(progress.advance, bar),
                 )
                 stage.write_json(folder / "run.json", ingredients)
+            explained = params.explain if run.fraction == max(params.fractions) else None
+            if explained and run.init in explained.initializations:
+                explain.write(
+                    folder,
+                    Network(copy.deepcopy(start.encoder), task),
+                    task,
+                    rows=rows,
+                    read=partial(read_batch, volumes, grid=grid),
+                    grid=grid,
+                    params=explained,
+                    size=params.batch_size,
+                )
+            else:
+                (folder / "explanation.npz").unlink(missing_ok=True)
             for record in pd.read_csv(folder / "history.tsv", sep="\t").to_dict("records"):
                 work.tracker.log({f"{run.name}/{k}": v for k, v in record.items()}, step=step)
                 step += 1

@@ -35,6 +35,17 @@ def fraction_of(rows: pd.DataFrame, task: Task, fraction: float, *, key: str) ->
     return rows[rows["person"].isin(kept)]
 
 
+def in_turn(rows: pd.DataFrame, task: Task, count: int, *, key: str) -> pd.DataFrame:
+    """One scan each of up to ``count`` persons, taken from the classes (or quarters of the values)
+    in turn. Persons stand in an order of their own, a function of ``key``."""
+    persons = _strata(rows, task, key)
+    turn = persons.groupby("stratum").cumcount()
+    order = persons.assign(turn=turn).sort_values(["turn", "stratum"]).index[:count]
+    # Of a person with scans of several classes, one of the class that they count for.
+    last = rows.sort_values(["target", "scan_id"]).groupby("person").tail(1)
+    return last.set_index("person", drop=False).loc[order]
+
+
 def shortage(rows: pd.DataFrame, task: Task) -> str | None:
     """What these scans have too little of to be learned from; None when it is enough."""
     persons = _strata(rows, task, key="")

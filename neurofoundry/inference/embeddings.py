@@ -191,7 +191,7 @@ def _of_scans(
     grid = params.grid
     adaptation.check_grid(weights.plan, grid)
     standard = list(weights.recipe.get("standard", ()))
-    code = stage.code_hash("preprocess", "volumes.py")
+    code = stage.code_hash("preprocess", "mni.py", "volumes.py")
     settings = json.dumps(params.model_dump(mode="json"), sort_keys=True) + str(standard) + code
     keys = {scan.scan_id: _hash(weights.sha256, settings, scan.sha256) for scan in scans}
     readable = {keys[scan.scan_id]: scan for scan in scans if not scan.reason}

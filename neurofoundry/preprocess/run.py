@@ -58,7 +58,7 @@ def preprocess(
     if params.mask is not None:
         extractor.check(params.mask)
     scans = everyone.iloc[work.part.items]
-    code = code_hash("preprocess", "volumes.py")
+    code = code_hash("preprocess", "mni.py", "volumes.py")
     settings = json.dumps(params.of_one_scan(), sort_keys=True) + code
     standard: list[float] = []
     if params.normalization == "nyul":

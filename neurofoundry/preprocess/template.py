@@ -1,22 +1,15 @@
-"""The template: ICBM 2009a nonlinear symmetric, 1 mm, as it ships inside nilearn.
-
-Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without skull.
-"""
+"""The template as registration and quality control need it."""
 
 from __future__ import annotations
 
-import importlib.util
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from neurofoundry.errors import UsageError
+from neurofoundry import mni
 from neurofoundry.preprocess.registration import Level
 from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
 
@@ -50,7 +43,7 @@ class Template:
 
 
 def build(registration_spacing: float) -> Template:
-    """Read the template from nilearn's package data and derive what workers need. About 1 s."""
+    """Read the template and derive what workers need. About 1 s."""
     t1 = load("t1")
     inside = t1.values > 0
     centre = apply_affine(t1.affine, np.argwhere(inside).mean(axis=0))
@@ -75,23 +68,9 @@ def build(registration_spacing: float) -> Template:
     )
 
 
-def load(name: str) -> Image:
-    """One of nilearn's maps ('t1', 'gm' or 'wm'), scaled to 0..1. Raises UsageError."""
-    # Importing nilearn itself would cost a second.
-    spec = importlib.util.find_spec("nilearn")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-    try:
-        image: Any = nib.load(path)
-        values = np.asarray(image.dataobj, np.float32)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise UsageError(
-            f"The template {path} cannot be read: {error}. It comes with nilearn: "
-            "pip install --force-reinstall nilearn."
-        ) from error
-    return Image(values / np.float32(255), image.affine)
+def load(name: Literal["t1", "gm", "wm"]) -> Image:
+    """A map of the template, 0..1."""
+    return Image(*mni.load(name))
 
 
 def _around(t1: Image, inside: Mask, spacing: float) -> Image:

@@ -48,8 +48,9 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
             *(
                 f"tables/{name}.tsv"
-                for name in ("embeddings", "gaps", "metrics", "repeats", "sites", "subgroups")
+                for name in ("embeddings", "explanations", "gaps", "metrics", "repeats", "sites")
             ),
+            "tables/subgroups.tsv",
         ]
     )
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from .conftest import TASKS, run, scans_table, write_inputs
+from .conftest import SKILL, TASKS, run, scans_table, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,20 @@ def test_every_variable_is_there_and_what_a_task_predicts_is_no_group_of_it(tabl
     assert set(table["variable"]) == {"sex", "age", "site"}  # there is one scanner, one ood site
     assert "sex" not in set(table[table["task"] == "sex"]["variable"])
     assert set(table[table["variable"] == "age"]["group"]) == {"40–59", "60–79", "80–120"}
+
+
+def test_floors_stand_beside_the_models(usual, table):
+    rows = table.query("split == 'ood' and variable == 'sex' and group == 'F'")
+    for task, constant in (("stroke", "floor-prevalence"), ("age", "floor-mean")):
+        part = rows[rows["task"] == task].set_index("init")
+        assert {*SKILL, constant, "floor-morphometry"} < set(part.index)
+        assert part["subjects"].nunique() == 1
+    assert rows.query("init == 'floor-prevalence' and task == 'stroke'")["value"].item() == 0.5
+    scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t").query("usable")
+    mean = scans.loc[scans["split"] == "train", "age"].mean()
+    women = scans.query("split == 'ood' and sex == 'F'")
+    off = (women["age"] - mean).abs().mean()
+    assert rows.query("init == 'floor-mean'")["value"].item() == pytest.approx(off)
 
 
 def test_groups_of_fewer_than_twenty_have_neither_a_number_nor_a_count(table):

@@ -26,6 +26,13 @@ from tests.finetune.tiny import FINETUNED
         ({"learning_rate": 0}, "greater than 0"),
         ({"batch_size": 1}, "greater than or equal to 2"),
         ({"epoch": 3}, "Extra inputs"),
+        (
+            {"explain": {"initializations": ["mae"]}},
+            r"'mae' is not one of initializations \(scratch",
+        ),
+        ({"explain": {"initializations": []}}, "at least 1 item"),
+        ({"explain": {"initializations": ["scratch"], "scans": 1}}, "greater than or equal to 2"),
+        ({"explain": {"initializations": ["scratch"], "steps": 1}}, "greater than or equal to 4"),
     ],
 )
 def test_parameters_without_sense_are_refused(change: dict[str, Any], words: str) -> None:

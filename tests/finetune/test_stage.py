@@ -20,6 +20,7 @@ from neurofoundry import encoders
 from neurofoundry.batches import read_batch
 from neurofoundry.cohort import Condition, Task
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import infer
 from neurofoundry.stage import Part
 from neurofoundry.volumes import Grid
@@ -390,3 +391,92 @@ class TestRefusals:
         broken.write_bytes(broken.read_bytes()[:-100])
         with pytest.raises(DataError, match=rf"{broken.name}.* cut short"):
             tiny.run(tmp_path / "models", own_volumes, encoder, BOTH, TASKS)
+
+
+EXPLAIN = {"initializations": ["simclr", "probe"], "scans": 4, "steps": 4}
+
+
+class TestExplanations:
+    @pytest.fixture(scope="class")
+    def explained(
+        self, tmp_path_factory: pytest.TempPathFactory, models: Path, volumes: Path, encoder: Path
+    ) -> Path:
+        out = Path(shutil.copytree(models, tmp_path_factory.mktemp("explained") / "models"))
+        return tiny.run(out, volumes, encoder, {**BOTH, "explain": EXPLAIN}, TASKS)
+
+    def test_they_are_of_the_models_that_are_named_and_change_none(
+        self, explained: Path, models: Path
+    ) -> None:
+        before, after = tiny.contents(models), tiny.contents(explained)
+        added = [
+            f"{task}/{init}/1.0/0/explanation.npz" for task in TASKS for init in ("simclr", "probe")
+        ]
+        assert sorted(after.keys() - before.keys()) == sorted(added)
+        assert {name: after[name] for name in before} == before
+        contents = json.loads((explained / "stage.json").read_text())["contents"]
+        assert set(added) < set(contents)
+
+    @pytest.mark.parametrize("init", ["simclr", "probe"])
+    def test_a_map_is_that_of_the_weights_on_disk_for_a_test_scan(
+        self, explained: Path, volumes: Path, encoder: Path, init: str
+    ) -> None:
+        folder = explained / f"diagnosis/{init}/1.0/0"
+        said = tiny.predictions(folder).set_index("scan_id")
+        with np.load(folder / "explanation.npz") as found:
+            rows = said.loc[found["scan_id"]]
+            maps, spacing, answers = found["maps"], found["spacing"], found["answer"]
+        assert set(rows["split"]) == {"test"}
+        assert rows["label"].to_list() == ["CN", "AD", "CN", "AD"]
+        assert rows["person"].is_unique
+        odds = np.log(rows["p_AD"] / rows["p_CN"])
+        np.testing.assert_allclose(answers, odds, rtol=1e-3, atol=1e-3)
+        assert maps.shape == (4, *Grid(spacing=float(spacing)).shape)
+        network = tiny.read_model(folder, encoder, DIAGNOSIS)
+        scan = read_batch(volumes, [rows.index[1]], tiny.GRID).float() * 0.001
+        voxels = explain.integrated_gradients(
+            lambda v: network(v)[:, 1] - network(v)[:, 0], scan, explain.flat(scan), 4
+        )
+        expected = explain.block_sums(voxels[0, 0].numpy(), tiny.GRID)
+        np.testing.assert_allclose(maps[1], expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
+
+    def test_parts_make_the_same_and_what_is_there_is_not_made_again(
+        self, tmp_path: Path, explained: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        params = {**BOTH, "explain": EXPLAIN}
+        parts = [
+            tiny.run(
+                *(tmp_path / f"part{number}", volumes, encoder, params, TASKS),
+                part=Part(number, 2),
+                reuse=[models],
+            )
+            for number in (1, 2)
+        ]
+        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=parts)
+        assert tiny.contents(merged) == tiny.contents(explained)
+        made = [path for part in parts for path in part.rglob("explanation.npz")]
+        used = merged.rglob("explanation.npz")
+        assert {path.stat().st_ino for path in made} == {path.stat().st_ino for path in used}
+
+    def test_other_steps_and_fewer_models_make_maps_anew_and_no_model(
+        self, tmp_path: Path, explained: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(explained, tmp_path / "models"))
+        before = when_made(out)
+        maps = {path: path.read_bytes() for path in out.rglob("explanation.npz")}
+        params = {**BOTH, "explain": {**EXPLAIN, "steps": 5, "initializations": ["probe"]}}
+        tiny.run(out, volumes, encoder, params, TASKS)
+        assert when_made(out) == before
+        left = {path: path.read_bytes() for path in out.rglob("explanation.npz")}
+        assert sorted(left) == sorted(path for path in maps if "probe" in path.parts)
+        assert all(left[path] != maps[path] for path in left)
+        tiny.run(out, volumes, encoder, BOTH, TASKS)
+        assert not list(out.rglob("explanation.npz"))
+
+    def test_only_the_models_of_the_most_labels_are_explained(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        few = {"initializations": ["probe"], "scans": 2, "steps": 4}
+        params = {**tiny.PROBED, "fractions": [1.0, 0.5], "explain": few}
+        out = tiny.run(tmp_path / "models", volumes, encoder, params, {"age": AGE})
+        found = [path.relative_to(out).as_posix() for path in out.rglob("explanation.npz")]
+        assert found == ["age/probe/1.0/0/explanation.npz"]

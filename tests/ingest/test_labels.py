@@ -112,6 +112,23 @@ def test_a_sex_that_contradicts_itself_is_na_everywhere(tmp_path: Path) -> None:
     assert len(outcome.scans) == 5
 
 
+def test_who_travels_has_the_site_of_each_session(tmp_path: Path) -> None:
+    """sessions.tsv speaks for a session; participants.tsv for those of whom it says nothing."""
+    table = "participant_id\tsite\nsub-a\thome\nsub-b\thome\n"
+    ds = bids(tmp_path / "data" / "ds", ["b"], table)
+    for number, session in enumerate(("ses-1", "ses-2", "ses-3")):
+        write_scan(ds / f"sub-a/{session}/anat/sub-a_{session}_T1w.nii.gz", 60 + number)
+    (ds / "sub-a/sub-a_sessions.tsv").write_text(
+        "session_id\tsite\nses-1\thome\nses-2\taway\nses-3\tn/a\n"
+    )
+    scans = run(tmp_path / "data", tmp_path / "out").scans
+    found = {f"{scan.subject}/{scan.session}": scan.site for scan in scans.itertuples()}
+    sites = [site for name, site in sorted(found.items()) if name.startswith("sub-a")]
+    assert sites == ["home", "away", "home"]
+    assert [site for name, site in found.items() if name.startswith("sub-b")] == ["home"]
+    assert scans.loc[scans["subject"] == "sub-a", "split"].nunique() == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "kept"),
     [
