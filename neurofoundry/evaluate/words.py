@@ -182,19 +182,23 @@ def _against_floors(
 ) -> str:
     beaten: list[str] = []
     unbeaten: list[str] = []
+    better: list[str] = []
     for floor in _floors(evidence):
         versus = find(measured.differences, init=name, versus=floor, split="test", **where)
         value = find(measured.measures, init=floor, split="test", **{**where, "fraction": 1.0})
         if versus is None or value is None or versus["verdict"] is None:
             continue
         text = f"{plain(floor)} ({number(value['value'], str(where['metric']))})"
-        (beaten if versus["verdict"] == "better" else unbeaten).append(text)
+        {"better": beaten, "none": unbeaten, "worse": better}[versus["verdict"]].append(text)
     parts = []
     if beaten:
         parts.append(f"It beats {_list(beaten, 'and')}")
     if unbeaten:
         subject = "but it" if beaten else "It"
         parts.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
+    if better:
+        subject = "and" if unbeaten else "but it" if beaten else "It"
+        parts.append(f"{subject} may be worse than {_list(better, 'and')}")
     return f"{', '.join(parts)}." if parts else ""
 
 
@@ -222,7 +226,7 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
         if versus is None or row is None or base is None or versus["verdict"] is None:
             continue
         if versus["verdict"] == "worse":
-            worse.append(fraction)
+            worse.append(f"{fraction:.0%}: {with_interval(versus, metric, signed=True)}")
             continue
         reached = f"With {fraction:.0%} of the labels {name} reaches {number(row['value'], metric)}"
         against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
@@ -236,8 +240,8 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
         )
     if worse:
         return (
-            f"With fewer labels ({_list([f'{f:.0%}' for f in worse], 'or')}) {name} is worse than "
-            f"{baseline} with {_all(evidence)}."
+            f"With fewer labels {name} is worse than {baseline} with {_all(evidence)} "
+            f"(difference with {_list(worse, 'and')})."
         )
     return ""
 

@@ -37,6 +37,7 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.numerics import check_convolutions
 from neurofoundry.stage import Workspace
 from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid, read_recipe
@@ -96,6 +97,12 @@ def finetune(
                 f"{', '.join(folders)}. Pretrain it (pretrain.methods), or give it with --encoder."
             )
     starts = find_starts(folders, params.seeds, volumes, seed=seed)
+    tuned = {init.encoder for init in params.initializations.values() if init.mode == "finetune"}
+    if params.precision == "bf16":
+        for name in sorted(tuned):
+            network = starts[name, params.seeds[0]].encoder
+            device = next(network.parameters()).device
+            check_convolutions(network, grid.shape[::-1], device, bf16=True, stage="finetune")
     scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
     scans = scans[scans["usable"]]
     for folder in folders.values():

@@ -15,9 +15,9 @@ from torch import nn
 from neurofoundry import cohort, encoders
 from neurofoundry.adaptation import Plan, Pretraining
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.numerics import check_compiler, check_convolutions
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
-from neurofoundry.pretrain.numerics import check_compiler, check_convolutions
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.probe import Probe
@@ -67,7 +67,7 @@ def pretrain(
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:
         bf16 = params.precision == "bf16"
-        check_convolutions(encoder, grid.shape[::-1], ranks.device, bf16=bf16)
+        check_convolutions(encoder, grid.shape[::-1], ranks.device, bf16=bf16, stage="pretrain")
         if method == "simclr" and params.simclr.compile:
             check_compiler(ranks.device)
         objective = make_objective(method, encoder, params, grid, seed=seed)

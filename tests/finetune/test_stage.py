@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional
 
 from neurofoundry import encoders
 from neurofoundry.batches import read_batch
@@ -382,6 +384,22 @@ class TestRefusals:
         params = {"initializations": {"m": {"encoder": "mae", "mode": "probe"}}}
         with pytest.raises(UsageError, match=r"initializations\.m: no encoder 'mae'; .* simclr"):
             tiny.run(tmp_path / "models", volumes, encoder, params, TASKS)
+
+    def test_wrong_convolutions_are_found_before_anything_is_learned_with_them(
+        self, tmp_path: Path, volumes: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        right = functional.conv3d
+
+        def doubled(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            return right(x, *rest) * (2 if x.dtype == torch.bfloat16 else 1)
+
+        monkeypatch.setattr(functional, "conv3d", doubled)
+        with pytest.raises(UsageError, match=r"wrong by .* set finetune\.precision to fp32"):
+            tiny.run(tmp_path / "models", volumes, encoder, {**BOTH, "precision": "bf16"}, TASKS)
+        probes = {"initializations": {"m": {"encoder": "simclr", "mode": "probe"}}}
+        tiny.run(
+            tmp_path / "models", volumes, encoder, {**probes, "precision": "bf16"}, {"age": AGE}
+        )
 
     def test_a_broken_volume_is_named(
         self, tmp_path: Path, own_volumes: Path, encoder: Path

@@ -10,10 +10,10 @@ from torch import nn
 from neurofoundry import encoders
 from neurofoundry.adaptation import EncoderParams
 from neurofoundry.errors import UsageError
+from neurofoundry.numerics import check_compiler
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
-from neurofoundry.pretrain.numerics import check_compiler
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
 from neurofoundry.pretrain.ranks import Ranks, joined

@@ -11,7 +11,7 @@ from neurofoundry import encoders
 from neurofoundry.adaptation import EncoderParams
 from neurofoundry.encoders import Encoder
 from neurofoundry.errors import UsageError
-from neurofoundry.pretrain.numerics import check_compiler, check_convolutions, convolutions
+from neurofoundry.numerics import check_compiler, check_convolutions, convolutions
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.train import enough_memory
 
@@ -29,7 +29,7 @@ LARGE, SMALL = (150, 192, 192), (25, 32, 32)
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_convolutions_of_this_machine_are_right(bf16: bool) -> None:
-    check_convolutions(encoder_of(), LARGE, CPU, bf16=bf16)
+    check_convolutions(encoder_of(), LARGE, CPU, bf16=bf16, stage="pretrain")
 
 
 def test_every_kind_of_convolution_is_tried_on_maps_as_small_as_they_are() -> None:
@@ -60,7 +60,7 @@ def test_a_convolution_that_forgets_a_voxel_is_found(
     monkeypatch.setattr(F, "conv3d", forgetful)
     message = r"\(kernel 7, stride 2, .*\) on cpu .* wrong by .*another release of torch"
     with pytest.raises(UsageError, match=message):
-        check_convolutions(encoder_of(), LARGE, CPU, bf16=bf16)
+        check_convolutions(encoder_of(), LARGE, CPU, bf16=bf16, stage="pretrain")
 
 
 def test_an_error_on_small_maps_alone_is_found_where_there_are_some(
@@ -75,8 +75,8 @@ def test_an_error_on_small_maps_alone_is_found_where_there_are_some(
 
     monkeypatch.setattr(F, "conv3d", wrong_when_small)
     with pytest.raises(UsageError, match=r"maps of 2 x 2 x 2\) on cpu"):
-        check_convolutions(encoder_of(), SMALL, CPU, bf16=False)
-    check_convolutions(encoder_of(), LARGE, CPU, bf16=False)
+        check_convolutions(encoder_of(), SMALL, CPU, bf16=False, stage="pretrain")
+    check_convolutions(encoder_of(), LARGE, CPU, bf16=False, stage="pretrain")
 
 
 def test_a_machine_without_a_compiler_is_told_what_is_missing(

@@ -64,11 +64,12 @@ def convolutions(encoder: Encoder, shape: Sequence[int]) -> list[Convolution]:
 
 
 def check_convolutions(
-    encoder: Encoder, shape: Sequence[int], device: torch.device, *, bf16: bool
+    encoder: Encoder, shape: Sequence[int], device: torch.device, *, bf16: bool, stage: str
 ) -> None:
     """Compare the convolutions of ``encoder`` and their gradients with float64 on the CPU.
 
-    Raises UsageError when they differ by more than rounding explains. Takes less than a second.
+    Raises UsageError, which names the precision of ``stage``, when they differ by more than
+    rounding explains. Takes less than a second.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     for kind in convolutions(encoder, shape):
@@ -94,7 +95,7 @@ def check_convolutions(
                     f"{z} x {y} x {x}) on {device.type} in {dtype} are wrong by {error:.2g} of the "
                     f"largest value, more than the {TOLERANCE[dtype]:.2g} that rounding may cost. "
                     f"Install another release of torch (now {torch.__version__}), or set "
-                    f"pretrain.precision to {'fp32' if bf16 else 'bf16'}."
+                    f"{stage}.precision to {'fp32' if bf16 else 'bf16'}."
                 )
 
 

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry.cohort import Task
+from neurofoundry.evaluate import words
+from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.measures import DIFFERENCES, GAPS, MEASURES, Measured, table
+
+TASK = Task(kind="classification", column="stroke", classes=("no", "yes"))
+
+
+def evidence() -> Evidence:
+    names = ["simclr", "scratch", "floor-prevalence", "floor-morphometry"]
+    outputs = np.zeros((1, 4, 2))
+    models = [Model(name, 1.0, (0,), outputs) for name in names]
+    models += [Model("simclr", fraction, (0,), outputs) for fraction in (0.2, 0.5)]
+    return Evidence("stroke", TASK, pd.DataFrame(), np.zeros(4), tuple(models))
+
+
+def measured(values: dict[tuple[str, float], float], low: float, high: float) -> Measured:
+    """AUCs of models, and how simclr differs from all others: by ``low`` to ``high``."""
+    where = {"task": "stroke", "split": "test", "metric": "auc"}
+    measures = [
+        {**where, "init": name, "fraction": fraction, "value": value, "low": 0.0, "high": 1.0}
+        for (name, fraction), value in values.items()
+    ]
+    verdict = "better" if low > 0 else "worse" if high < 0 else "none"
+    differences = [
+        {**where, "init": "simclr", "versus": other, "fraction": fraction}
+        | {"versus_fraction": 1.0, "value": (low + high) / 2, "low": low, "high": high}
+        | {"verdict": verdict}
+        for other in ("scratch", "floor-prevalence", "floor-morphometry")
+        for fraction in (0.2, 0.5, 1.0)
+    ]
+    return Measured(table(measures, MEASURES), table(differences, DIFFERENCES), table([], GAPS))
+
+
+VALUES = {("simclr", 0.2): 0.7, ("simclr", 0.5): 0.7, ("simclr", 1.0): 0.7, ("scratch", 1.0): 0.9}
+VALUES |= {("floor-prevalence", 1.0): 0.5, ("floor-morphometry", 1.0): 0.95}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (
+            *(-0.28, -0.08),
+            "With fewer labels simclr is worse than scratch with all of them (difference with "
+            "20%: −0.18 (−0.28 to −0.08) and 50%: −0.18 (−0.28 to −0.08)).",
+        ),
+        (
+            *(-0.09, 0.13),
+            "With 20% of the labels simclr reaches 0.70, scratch with all of them 0.90: it is not "
+            "shown to be worse (difference +0.02 (−0.09 to +0.13)), but a loss of up to 0.09 is "
+            "possible.",
+        ),
+    ],
+)
+def test_how_few_labels_suffice_is_said_with_the_difference(
+    low: float, high: float, text: str
+) -> None:
+    found = words.label_efficiency(evidence(), measured(VALUES, low, high), "simclr", "scratch")
+    assert found == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.1, 0.3, "It beats"), (-0.1, 0.1, "not shown to beat"), (-0.3, -0.1, "may be worse than")],
+)
+def test_a_floor_that_is_better_is_not_called_unbeaten(low: float, high: float, said: str) -> None:
+    where = {"task": "stroke", "fraction": 1.0, "metric": "auc"}
+    found = words._against_floors(evidence(), measured(VALUES, low, high), "simclr", where)
+    joiner = "or" if "not" in said else "and"
+    assert found.endswith(
+        f"{said} the same answer for everybody (0.50) {joiner} simple brain volumes (0.95)."
+    )
+    assert sum(each in found for each in ("beats", "not shown", "worse")) == 1
