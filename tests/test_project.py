@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
@@ -45,3 +46,16 @@ def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
 def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert {name: tuple(stage["params"]) for name, stage in stages.items()} == SECTIONS
+
+
+SERVICES = {"checkpoint", "errors", "executor", "params", "registry", "stage", "store", "tracking"}
+"""Shared modules that decide nothing of what a stage writes."""
+
+
+def test_dvc_runs_a_stage_again_for_the_shared_code_it_uses() -> None:
+    imports = grimp.build_graph("neurofoundry")
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        found = imports.find_upstream_modules(f"neurofoundry.{name}", as_package=True)
+        modules = {module.split(".")[1] for module in found if "." in module}
+        used = {f"neurofoundry/{module}.py" for module in modules - SERVICES - {name}}
+        assert {dep for dep in stage["deps"] if dep.endswith(".py")} == used, name

@@ -48,6 +48,7 @@ SHARED_CODE = (
     "batches.py",
     "cohort.py",
     "encoders.py",
+    "numerics.py",
     "presets.py",
     "volumes.py",
 )
