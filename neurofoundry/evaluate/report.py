@@ -30,6 +30,9 @@ from neurofoundry.metrics import METRICS, PRIMARY
 PICTURES = 6
 """Scans shown, of which at most two that failed quality control."""
 
+FEW_TO_CHOOSE = 10
+"""Validation subjects of a class, below which what they choose is largely chance."""
+
 FEW = 3
 """Persons that a mean age must be of: that of one would be that person's age."""
 
@@ -657,6 +660,7 @@ def _limits(
     """What the numbers cannot bear, from the numbers themselves."""
     limits: list[str] = []
     small: list[str] = []
+    choosing: list[str] = []
     for evidence in tasks:
         metric = PRIMARY[evidence.task.kind]
         rows = _primary(evidence, measured).dropna(subset="low")
@@ -673,6 +677,14 @@ def _limits(
         if fewest < 20:
             small.append(evidence.name)
         limits.append(text)
+        fewest = min(persons_per_class(evidence, "val"))
+        if fewest < FEW_TO_CHOOSE:
+            choosing.append(f"{evidence.name} {fewest}")
+    if choosing:
+        limits.append(
+            "Models, thresholds and corrections are chosen on few validation subjects in the "
+            f"smaller group ({', '.join(choosing)}): others might have chosen otherwise."
+        )
     if small:
         limits.append(
             f"With fewer than 20 subjects in a group ({', '.join(small)}) the intervals lean on an "

@@ -296,13 +296,15 @@ def note(
         sure = versus["p_holm"] < SIGNIFICANT
         words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {baseline}"
         notes.append((versus["verdict"], words))
-    unbeaten = []
+    verdicts: dict[str, list[str]] = {"worse": [], "none": []}
     for floor in _floors(evidence):
         versus = find(measured.differences, init=name, versus=floor, **where)
-        if versus is not None and versus["verdict"] in ("none", "worse"):
-            unbeaten.append(plain(floor))
-    if unbeaten:
-        notes.append(("doubt", f"not shown to beat {_list(unbeaten, 'or')}"))
+        if versus is not None and versus["verdict"] in verdicts:
+            verdicts[versus["verdict"]].append(plain(floor))
+    if verdicts["worse"]:
+        notes.append(("worse", f"perhaps worse than {_list(verdicts['worse'], 'and')}"))
+    if verdicts["none"]:
+        notes.append(("doubt", f"not shown to beat {_list(verdicts['none'], 'or')}"))
     return notes
 
 

@@ -77,3 +77,19 @@ def test_a_floor_that_is_better_is_not_called_unbeaten(low: float, high: float, 
         f"{said} the same answer for everybody (0.50) {joiner} simple brain volumes (0.95)."
     )
     assert sum(each in found for each in ("beats", "not shown", "worse")) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "notes"),
+    [
+        (-0.1, 0.1, [("doubt", "not shown to beat {} or {}")]),
+        (0.1, 0.3, []),
+        (-0.3, -0.1, [("worse", "perhaps worse than {} and {}")]),
+    ],
+)
+def test_a_row_says_which_floors_it_does_not_beat_and_which_beat_it(
+    low: float, high: float, notes: list[tuple[str, str]]
+) -> None:
+    floors = ("the same answer for everybody", "simple brain volumes")
+    found = words.note(evidence(), measured(VALUES, low, high), "simclr", baseline="none")
+    assert found == [(verdict, text.format(*floors)) for verdict, text in notes]
