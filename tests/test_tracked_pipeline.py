@@ -29,7 +29,9 @@ def params() -> dict[str, Any]:
     values["pretrain"].update(methods=["simclr"], epochs=2, batch_size=4)
     values["pretrain"]["encoder"]["width"] = 0.125
     starts = {"probe": {"encoder": "simclr", "mode": "probe"}}
-    values["finetune"].update(initializations=starts, epochs=1, fractions=[1.0], seeds=[0])
+    values["finetune"].update(
+        initializations=starts, epochs=1, fractions=[1.0], seeds=[0], explain=None
+    )
     values["evaluate"] = {"bootstraps": 100, "baseline": "probe"}
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from importlib.metadata import version
@@ -39,7 +40,9 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     encoders.save(work.dir, network, plan)
     for folder in ("configs", "models"):
         (work.dir / folder).mkdir(exist_ok=True)
-    torch.save(network.state_dict(), work.dir / "models/model.pt")
+    content = io.BytesIO()  # torch itself would report a full disk as a defect of its own
+    torch.save(network.state_dict(), content)
+    (work.dir / "models/model.pt").write_bytes(content.getbuffer())
     stage.write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
     stage.write_json(work.dir / "configs/inference.json", inference(plan))
     (work.dir / "LICENSE").write_text(f"The weights are under: {plan.licence}\n")
