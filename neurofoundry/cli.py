@@ -651,6 +651,8 @@ def phantom(
     workers: Workers = 0,
 ) -> None:
     """Generate the sample cohort: synthetic T1-weighted heads with known labels, as BIDS."""
+    # numpy's functions for AVX-512 differ from all others in the last bit, and data.dvc is for all.
+    os.environ["NPY_DISABLE_CPU_FEATURES"] = "X86_V4 AVX512_ICL AVX512_SPR"
     from neurofoundry.params import validate
     from neurofoundry.phantom.dataset import generate
     from neurofoundry.phantom.params import PhantomParams
