@@ -1,4 +1,4 @@
-"""The template: ICBM 2009a nonlinear symmetric, 1 mm, as it ships inside nilearn.
+"""The template, as it ships inside nilearn (ICBM 2009a nonlinear symmetric, 1 mm), and its planes.
 
 Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without skull.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurofoundry.errors import UsageError
+from neurofoundry.volumes import BOX_MM
 
 
 @cache
@@ -39,3 +40,17 @@ def load(name: Literal["t1", "gm", "wm"]) -> tuple[NDArray[np.float32], NDArray[
             "pip install --force-reinstall nilearn."
         ) from error
     return values / np.float32(255), image.affine
+
+
+def plane(axis: int, position: float, pixel: float) -> NDArray[np.float64]:
+    """Points (rows, columns, 3) in mm across the standard box at ``position`` of ``axis``, every
+    ``pixel`` mm, rows from the top."""
+    across, up = (other for other in range(3) if other != axis)
+    columns, rows = (
+        np.arange(low + pixel / 2, high, pixel) for low, high in (BOX_MM[across], BOX_MM[up])
+    )
+    points = np.empty((len(rows), len(columns), 3))
+    points[..., axis] = position
+    points[..., across] = columns
+    points[..., up] = rows[::-1, None]
+    return points

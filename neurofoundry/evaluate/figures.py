@@ -22,7 +22,6 @@ from scipy import ndimage
 
 from neurofoundry import mni
 from neurofoundry.evaluate.explanations import Explanation
-from neurofoundry.volumes import BOX_MM
 
 INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
 BASELINE = "#6b7280"
@@ -209,14 +208,7 @@ def explanation(found: Explanation, limit: float, unit: str, title: str) -> str:
 
 def _panel(found: Explanation, limit: float, axis: int, position: float) -> NDArray[np.float64]:
     """A plane of the standard box as red, green and blue; rows from the top."""
-    across, up = (other for other in range(3) if other != axis)
-    columns, rows = (
-        np.arange(low + PIXEL_MM / 2, high, PIXEL_MM) for low, high in (BOX_MM[across], BOX_MM[up])
-    )
-    points = np.empty((len(rows), len(columns), 3))
-    points[..., axis] = position
-    points[..., across] = columns
-    points[..., up] = rows[::-1, None]
+    points = mni.plane(axis, position, PIXEL_MM)
     grey, moved = (
         ndimage.map_coordinates(
             values, np.moveaxis(apply_affine(np.linalg.inv(affine), points), -1, 0), order=1

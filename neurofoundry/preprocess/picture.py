@@ -9,9 +9,9 @@ from nibabel.affines import apply_affine
 from PIL import Image as Pillow
 from scipy import ndimage
 
-from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up
+from neurofoundry import mni
+from neurofoundry.preprocess.resample import Image, Mask, Matrix, look_up
 from neurofoundry.preprocess.warp import Warp
-from neurofoundry.volumes import BOX_MM
 
 PIXEL_MM = 1.5
 PLANES = ((0, 4.0), (1, -20.0), (2, 10.0))
@@ -38,13 +38,15 @@ def write(
     """
     panels = []
     for axis, position in PLANES:
-        points, shape = _plane(axis, position)
+        points = mni.plane(axis, position, PIXEL_MM)
+        shape, points = points.shape[:2], points.reshape(-1, 3)
         places = apply_affine(to_scan, warp(points) if warp else points)
         grey = look_up(scan, places, outside=float(scan.values.min())).reshape(shape)
         panels.append(np.repeat(grey[..., None], 3, axis=2))
     top = np.percentile(np.concatenate([panel.ravel() for panel in panels]), 99.5)
     for (axis, position), panel in zip(PLANES, panels, strict=True):
-        points, shape = _plane(axis, position)
+        points = mni.plane(axis, position, PIXEL_MM).reshape(-1, 3)
+        shape = panel.shape[:2]
         np.clip(panel * (255 / max(top, 1e-6)), 0, 255, out=panel)
         beyond = float(depth.values.min())
         inside_template = look_up(depth, apply_affine(to_template, points), outside=beyond) > 0
@@ -56,19 +58,6 @@ def write(
     temporary = path.with_name(f".{path.name}.tmp")
     Pillow.fromarray(np.concatenate(rows, axis=1).astype(np.uint8)).save(temporary, "PNG")
     temporary.replace(path)
-
-
-def _plane(axis: int, position: float) -> tuple[Array, tuple[int, int]]:
-    """Points (mm) of a plane in rows from the top, and how many rows and columns they make."""
-    across, up = (n for n in range(3) if n != axis)
-    columns, rows = (
-        np.arange(low + PIXEL_MM / 2, high, PIXEL_MM) for low, high in (BOX_MM[across], BOX_MM[up])
-    )
-    points = np.empty((len(rows), len(columns), 3))
-    points[..., axis] = position
-    points[..., across] = columns
-    points[..., up] = rows[::-1, None]
-    return points.reshape(-1, 3), (len(rows), len(columns))
 
 
 def _edge(inside: Mask) -> Mask:
