@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hmac
 import math
 import os
@@ -23,6 +22,7 @@ import re
 import subprocess
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -281,7 +281,8 @@ def convert(sources: Iterable[Path], target: Path) -> None:
         fresh.set_sform(converted.affine, code="scanner")
         fresh.set_qform(converted.affine, code="scanner")
         packed = Path(folder, "packed")
-        packed.write_bytes(gzip.compress(fresh.to_bytes(), compresslevel=6, mtime=0))
+        # Python's gzip would write its version into the header: equal scans are to be equal files.
+        packed.write_bytes(zlib.compress(fresh.to_bytes(), level=6, wbits=zlib.MAX_WBITS | 16))
         packed.replace(target)
 
 

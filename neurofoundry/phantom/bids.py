@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -179,8 +179,9 @@ def _write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) 
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
-    # Without name and time in the gzip header, equal scans are equal files.
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    # Without name and time in the header, equal scans are equal files. The header that Python's
+    # gzip writes depends on its version.
+    path.write_bytes(zlib.compress(image.to_bytes(), level=1, wbits=zlib.MAX_WBITS | 16))
 
 
 def _write_json(path: Path, content: Any) -> None:
