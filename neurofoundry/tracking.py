@@ -244,6 +244,7 @@ def _start(
         save_code=False,
         x_disable_meta=True,
         x_save_requirements=False,
+        x_transaction_log_flush_interval=1,  # s that a run which is killed may lose; else 15
         host="neurofoundry",
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
