@@ -36,6 +36,13 @@ REACH_MM, RAY_MM = 140.0, 0.5
 """How far, and in what steps, the edge of a given mask is looked for."""
 TRUSTED_OUTSIDE_MM, TRUSTED_INSIDE_MM = 7.0, 3.0
 """Beyond this distance from the template's edge, the template knows better than the surface."""
+RIM_MM, DEEP_MM = 2.0, 10.0
+"""How far inside the template's edge the dark rim may reach, and from where on all is brain."""
+DARK = 0.4
+"""Fluid, bone and air, as a share of the deep brain's brightness. Chosen on a real head with a mask
+that was edited by hand, see docs/preprocessing.md."""
+SPIKE_MM = 2.0
+"""Half the width of what sticks out of the brain into the skull base."""
 
 
 def find_surface(head: Image) -> Array:
@@ -127,6 +134,25 @@ def wrap(mask: Image) -> Array:
 def correct(mask: Mask, depth: NDArray[np.float32]) -> Mask:
     """Let the template overrule the mask far from its own edge, ``depth`` mm inside of it."""
     return (mask & (depth > -TRUSTED_OUTSIDE_MM)) | (depth > TRUSTED_INSIDE_MM)
+
+
+def rim(
+    values: NDArray[np.float32], mask: Mask, depth: NDArray[np.float32], dark: float, spacing: float
+) -> Mask:
+    """The voxels of ``mask`` that are no brain although the surface holds them.
+
+    The surface is smooth: it spans fluid between brain and skull, and leaks into the air of the
+    skull base. ``values`` are intensities of a T1-weighted scan, ``dark`` that of its background,
+    ``depth`` mm within the template's edge, ``spacing`` mm.
+    """
+    deep = values[mask & (depth > DEEP_MM)]
+    if deep.size == 0:
+        return np.zeros_like(mask)
+    bright = values - dark > DARK * (float(np.median(deep)) - dark)
+    kept = mask & (bright | (depth > RIM_MM))
+    if steps := round(SPIKE_MM / spacing):
+        kept = ndimage.binary_opening(kept, iterations=steps) | (kept & (depth > 0))
+    return mask & ~kept
 
 
 @cache

@@ -158,18 +158,25 @@ def _preprocess(
     grid = params.grid
     depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
     mask = _inside(found, depth, to_scan, warp)
-    ml = mask.sum() * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan))
     voxels = apply_affine(grid.affine, np.argwhere(mask))
     points = apply_affine(to_scan, voxels if warp is None else warp(voxels))
     in_view = quality.in_view(scan, points)
-    mask[mask] = in_view
-    if mask.sum() < 2:
-        raise UnusableScanError("registration failed: the brain does not lie in the standard box")
+    seen = mask.copy()
+    seen[mask] = in_view
     values = np.zeros(grid.shape, np.float32)
     # The one interpolation: from the scan as it was stored to the standard grid.
-    values[mask] = interpolate(antialias(scan, grid.spacing), points[in_view])
+    values[seen] = interpolate(antialias(scan, grid.spacing), points[in_view])
     if found.field is not None:
-        values[mask] /= bias.field_at(found.field, points[in_view])
+        values[seen] /= bias.field_at(found.field, points[in_view])
+    if found.mask is None:
+        background = float(np.percentile(found.head.values, 2))
+        mask &= ~brain.rim(values, seen, depth.values, background, grid.spacing)
+    voxels = apply_affine(grid.affine, np.argwhere(mask))  # of the brain, in view or not
+    ml = len(voxels) * grid.spacing**3 / 1000 * abs(np.linalg.det(to_scan))
+    mask &= seen
+    if mask.sum() < 2:
+        raise UnusableScanError("registration failed: the brain does not lie in the standard box")
+    values[~mask] = 0
     if values[mask].std() == 0:
         raise UnusableScanError("empty: the brain is uniform")
 

@@ -63,6 +63,26 @@ def test_the_template_overrules_the_mask_only_far_from_its_edge() -> None:
     assert brain.correct(nowhere, depth).tolist() == [False, False, False, True]
 
 
+def test_dark_voxels_at_the_edge_and_thin_spikes_are_no_brain() -> None:
+    place = np.indices((60, 60, 60)) - 30
+    radius = np.sqrt((place**2).sum(axis=0))
+    depth = (22 - radius).astype(np.float32)  # the template's edge is at 22 mm
+    fluid = (radius > 21) & (place[0] < 0)  # on one side alone
+    ventricle = radius < 6
+    spike = (abs(place[1]) <= 1) & (abs(place[2]) <= 1) & (radius > 24) & (place[0] > 0)
+    mask = (radius < 24) | (spike & (radius < 28))
+    values = np.where(fluid | ventricle, 30, 100).astype(np.float32)
+    found = brain.rim(values, mask, depth, dark=10, spacing=1)
+    # What lies where fluid ends, and the spike's root, are up to the shape that opens the mask.
+    sure = (abs(place[0]) > 4) & ~(spike & (radius < 26))
+    np.testing.assert_array_equal(found[sure], (mask & (fluid | spike))[sure])
+    # With a background at 0 the same fluid has 0.3 of the deep brain's brightness, with voxels of
+    # 4 mm a spike of 3 voxels is no thin one, and of a scan without a middle nothing is known.
+    np.testing.assert_array_equal(brain.rim(values, mask, depth, 0, 4), mask & fluid)
+    assert not brain.rim(values, mask, depth, dark=-40, spacing=4).any()
+    assert not brain.rim(values, mask & (depth < 10), depth, dark=10, spacing=1).any()
+
+
 def test_an_image_without_a_head_is_refused_in_words() -> None:
     speck = np.zeros((40, 40, 40), np.float32)
     speck[20, 20, 20] = 1
