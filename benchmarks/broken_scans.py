@@ -36,7 +36,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.reading import read
 from neurofoundry.preprocess.resample import Image, Matrix
-from neurofoundry.preprocess.scan import _find_brain, preprocess_scan
+from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
 from neurofoundry.stage import hash_file
 from neurofoundry.volumes import Grid
 
@@ -251,15 +251,8 @@ def process(image: Image, work: Path, prepared: template.Template) -> Found:
     """Preprocess an image, and judge it."""
     path = work / "broken.nii"
     nib.save(nib.Nifti1Image(image.values, image.affine), path)
-    result = preprocess_scan(
-        path,
-        scan_id="copy",
-        sha256=hash_file(path),
-        key="",
-        out=work,
-        params=PARAMS,
-        template=prepared,
-    )
+    job = Job(path, "copy", hash_file(path), key="")
+    result = preprocess_scans([job], out=work, params=PARAMS, template=prepared)[0]
     if result.reason:
         return Found(result.reason)
     numbers = (work / "copy_to-mni.txt").read_text().splitlines()[3].split()[1:]

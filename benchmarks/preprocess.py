@@ -6,6 +6,7 @@
     python benchmarks/preprocess.py mask --phantoms 20 --out mask.json [HEAD.nii.gz MASK.nii.gz]
     python benchmarks/preprocess.py memory --out memory.json HEAD.nii.gz …
     python benchmarks/preprocess.py workers --phantoms 16 --out workers.json
+    python benchmarks/preprocess.py device --phantoms 8 --repeat 8 --workers 8 16 --out gpu.json
 
 ``compare``: CPU seconds a scan at 1 mm, on one thread. Ours: N4 in the brain at 6 mm, estimate at
 2 mm, one interpolation, z-score. Theirs, by antspyx: N4 on the head with shrink 3, our brain mask
@@ -20,6 +21,7 @@ a result, and no fold.
 heads (their holes are filled). Expected: Dice of 0.95 where a person drew the mask.
 ``memory``: the peak of a worker. Expected: at most 1.5 GB for rigid.
 ``workers``: scans an hour with 1, 2, … processes. Only a machine that does nothing else can tell.
+``device``: scans a minute by all cores, and by ``--workers`` processes that share one GPU.
 
 antspyx is no dependency of the project: compare and retest need it beside it.
 """
@@ -27,12 +29,13 @@ antspyx is no dependency of the project: compare and retest need it beside it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,7 @@ from neurofoundry.preprocess import brain, intensity, registration, run, templat
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.reading import read
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
-from neurofoundry.preprocess.scan import _find_brain, preprocess_scan
+from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
 from neurofoundry.stage import hash_file
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -102,6 +105,7 @@ def main() -> None:
         (mask, "the brain that is found"),
         (memory, "peak of a worker"),
         (workers, "scans an hour"),
+        (device, "a GPU against all cores"),
     ):
         sub = commands.add_parser(command.__name__, help=help_)
         sub.set_defaults(run=command)
@@ -112,8 +116,12 @@ def main() -> None:
         sub.add_argument("--out", type=Path, required=True)
         if command is compare:
             sub.add_argument("--theirs", type=int, help="phantoms that theirs is tried on, too")
-        if command is workers:
+        if command in (workers, device):
             sub.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+        if command is device:
+            sub.add_argument("--kinds", choices=THEIRS, nargs="+", default=["rigid", "syn"])
+            sub.add_argument("--batches", type=int, nargs="+", default=[8, 16])
+            sub.add_argument("--repeat", type=int, default=1, help="times that each scan is done")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -237,7 +245,8 @@ def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
     with run._pool(1, params) as pool:
         for path in scans:
-            result, _ = pool.submit(run._work, path, "scan", hash_file(path), "", work).result()
+            job = Job(path, "scan", hash_file(path), key="")
+            (result,), _ = pool.submit(run._work, [job], work).result()
             assert result.volume_sha256, result.reason
         peak = pool.submit(_peak).result()
     print(f"{arguments.kind}: {peak:.2f} GB at most, after {len(scans)} scans")
@@ -246,32 +255,66 @@ def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def workers(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Wall time of the same scans in more and more processes."""
-    paths = {f"scan{n}": scan.path for n, scan in enumerate(_scans(arguments, work))}
-    waiting = [
-        {"scan_id": name, "dataset": "heads", "path": str(path), "sha256": hash_file(path)}
-        for name, path in paths.items()
-    ]
+    jobs = _jobs(arguments, work)
     params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
-    rows = []
+    rows: list[dict[str, float]] = []
     for count in arguments.workers:
-        out = work / f"by-{count}"
-        out.mkdir()
-        started = time.perf_counter()
-        with run._pool(count, params) as pool:
-            jobs = [
-                pool.submit(run._work, Path(s["path"]), s["scan_id"], s["sha256"], "", out)
-                for s in waiting
-            ]
-            for job in jobs:
-                assert job.result()[0].volume_sha256
-        seconds = time.perf_counter() - started
-        hourly = len(waiting) / seconds * 3600
+        seconds = _wall(jobs, params, count, work)
+        hourly = len(jobs) / seconds * 3600
         rows.append({"workers": count, "seconds": seconds, "scans_an_hour": hourly})
         print(
-            f"{count} workers: {seconds:.1f} s for {len(waiting)} scans, {hourly:.0f} an hour, "
+            f"{count} workers: {seconds:.1f} s for {len(jobs)} scans, {hourly:.0f} an hour, "
             f"{COHORT / hourly:.1f} h for {COHORT}; {rows[0]['seconds'] / seconds:.2f} times one"
         )
     return {"kind": arguments.kind, "rows": rows}
+
+
+def device(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Wall time of the same scans by all cores, and by them and the GPU, rigid and syn."""
+    jobs = _jobs(arguments, work)
+    cores = len(os.sched_getaffinity(0))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    ways: list[dict[str, Any]] = [{"device": "cpu", "workers": cores}]
+    for count, batch in itertools.product(arguments.workers, arguments.batches):
+        ways.append({"device": "cuda", "workers": count, "batch": batch})
+    if gpu is None:
+        print("torch finds no GPU here: the CPU alone is timed")
+        del ways[1:]
+    rows: list[dict[str, Any]] = []
+    for kind in arguments.kinds:
+        for way in ways:
+            params = PreprocessParams(
+                bias_correction="n4",
+                registration=kind,
+                device=way["device"],
+                batch=way.get("batch", 1),
+            )
+            minutes = _wall(jobs, params, way["workers"], work) / 60
+            row = {"kind": kind, **way, "scans_a_minute": round(len(jobs) / minutes, 2)}
+            cpu = next(r for r in [*rows, row] if r["kind"] == kind and r["device"] == "cpu")
+            row["times_cpu"] = round(row["scans_a_minute"] / cpu["scans_a_minute"], 2)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return {"gpu": gpu, "cores": cores, "scans": len(jobs), "rows": rows}
+
+
+def _jobs(arguments: argparse.Namespace, work: Path) -> list[Job]:
+    paths = [scan.path for scan in _scans(arguments, work)] * getattr(arguments, "repeat", 1)
+    return [Job(path, f"scan{n}", hash_file(path), key="") for n, path in enumerate(paths)]
+
+
+def _wall(jobs: Sequence[Job], params: PreprocessParams, workers: int, work: Path) -> float:
+    """Seconds for all scans by so many workers that have started."""
+    batches = run.in_batches(jobs, params)
+    with run._pool(workers, params) as pool:
+        warm = [pool.submit(run._work, batch, work) for batch in batches[:workers]]
+        for done in warm:
+            done.result()
+        started = time.perf_counter()
+        waiting = [pool.submit(run._work, batch, work) for batch in batches]
+        for done in waiting:
+            assert all(result.volume_sha256 for result in done.result()[0])
+        return time.perf_counter() - started
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
@@ -298,12 +341,10 @@ def _scans(arguments: argparse.Namespace, work: Path) -> Iterator[Scan]:
 def _ours(
     path: Path, params: PreprocessParams, prepared: template.Template, work: Path
 ) -> Registered:
-    sha256 = hash_file(path)
+    job = Job(path, "ours", hash_file(path), key="")
 
     def process() -> None:
-        result = preprocess_scan(
-            path, scan_id="ours", sha256=sha256, key="", out=work, params=params, template=prepared
-        )
+        (result,) = preprocess_scans([job], out=work, params=params, template=prepared)
         assert result.volume_sha256, result.reason
 
     seconds = _cpu(process)
@@ -372,7 +413,7 @@ def _direct(first: Image, second: Image, spacing: float) -> Matrix:
     while spacings[-1] > spacing:
         spacings.append(max(spacings[-1] / 2, spacing))
     levels = [template._level(fixed, centres[0], one) for one in spacings]
-    affine = registration.register(moving, centres[1], levels, centres[0])
+    (affine,) = registration.register([moving], [centres[1]], levels, centres[0])
     return registration.closest_rigid(affine, centres[0])
 
 

@@ -132,10 +132,11 @@ def read_grid(folder: Path) -> Grid:
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """How the volumes of a folder are made, and judged one by one: ``preprocess`` of params.yaml
-    without what compares them or names scans, and ``standard``, the landmarks of nyul."""
+    without what compares them, names scans or names hardware, and ``standard``, the landmarks of
+    nyul."""
     params = json.loads((folder / "grid.json").read_text())["params"]
-    of_a_cohort = ("outliers", "overrides")
-    recipe = {name: value for name, value in params.items() if name not in of_a_cohort}
+    left_out = ("outliers", "overrides", "device", "batch")
+    recipe = {name: value for name, value in params.items() if name not in left_out}
     if (folder / "landmarks.json").exists():
         recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
     return recipe

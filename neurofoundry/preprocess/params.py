@@ -111,6 +111,13 @@ class PreprocessParams(Section):
     with registration_spacing 2."""
     registration_spacing: float = Field(default=2.0, ge=1, le=8)
     """mm; the finest resolution at which scan and template are compared."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where scans are registered. cuda: a GPU, in batches; reading, masks, shading, resampling and
+    measures stay with the workers. Volumes are as good, and not the same bytes in every run: a GPU
+    adds up in any order."""
+    batch: int = Field(default=1, ge=1)
+    """Scans that a worker registers together, for device cuda: all workers share the GPU. A kill
+    loses so many scans a worker."""
     normalization: Literal["zscore", "whitestripe", "nyul"] = "zscore"
     """zscore: mean 0 and deviation 1 within the brain. whitestripe: white matter at 0. nyul: the
     histogram's landmarks at those of the scans of the splits pretrain and train."""
@@ -123,6 +130,14 @@ class PreprocessParams(Section):
     decided goes before every bound. By default qc_overrides.tsv at the root of the raw data, if it
     is there: steps on a cluster see that one only."""
 
+    @model_validator(mode="after")
+    def _batch_has_effect(self) -> PreprocessParams:
+        if self.batch > 1 and self.device == "cpu":
+            raise ValueError(
+                "batch: one scan at a time is fastest on a cpu; set device to cuda, or remove batch"
+            )
+        return self
+
     def of_one_scan(self) -> dict[str, Any]:
         """What the files of a scan depend on: not on what is decided when all are done."""
-        return self.model_dump(mode="json", exclude={"quality", "outliers", "overrides"})
+        return self.model_dump(mode="json", exclude={"quality", "outliers", "overrides", "batch"})

@@ -6,16 +6,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from neurofoundry.cohort import SCANS, read_table, scan_path
+from neurofoundry.cohort import SCANS, read_table
 from neurofoundry.errors import DataError
-from neurofoundry.preprocess import intensity, template
+from neurofoundry.preprocess import intensity, run, template
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import outputs, preprocess_scan
+from neurofoundry.preprocess.scan import outputs, preprocess_scans
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> P
 
     Raises DataError when none of them gives a volume.
     """
+    run.check(params)
     scans = read_table(cohort / "scans.tsv", SCANS)
     torch.set_num_threads(1)
     threadpool_limits(1)
@@ -56,29 +56,24 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> P
     # For the time that nyul takes, any scale will do.
     scale = [(percentile - 50) / 25 for percentile in intensity.PERCENTILES]
     chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
+    jobs = run.to_jobs(chosen.to_dict("records"), {}, data=data, cohort=cohort)
     seconds, sizes = [], []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        rows: list[dict[Any, str]] = chosen.to_dict("records")
-        for scan in rows:
+        for batch in run.in_batches(jobs, params):
             started = time.perf_counter()
-            result = preprocess_scan(
-                scan_path(scan, data=data, cohort=cohort),
-                scan_id="plan",
-                sha256=scan["sha256"],
-                key="",
-                out=out,
-                params=params,
-                template=prepared,
-                standard=scale,
+            results = preprocess_scans(
+                batch, out=out, params=params, template=prepared, standard=scale
             )
-            if result.volume_sha256:
-                seconds.append(time.perf_counter() - started)
-                names = [name.format("plan") for name in outputs(params.registration)]
-                sizes.append(sum((out / name).stat().st_size for name in names) / 1e6)
+            taken = (time.perf_counter() - started) / len(batch)
+            for job, result in zip(batch, results, strict=True):
+                if result.volume_sha256:
+                    seconds.append(taken)
+                    names = [name.format(job.scan_id) for name in outputs(params.registration)]
+                    sizes.append(sum((out / name).stat().st_size for name in names) / 1e6)
     if not seconds:
         raise DataError(
             f"None of the {len(chosen)} scans that were tried gives a volume; the last one: "
-            f"{result.reason}. Try more with --scans, or look at the cohort."
+            f"{results[-1].reason}. Try more with --scans, or look at the cohort."
         )
     return Plan(len(scans), len(seconds), sum(seconds) / len(seconds), sum(sizes) / len(sizes))

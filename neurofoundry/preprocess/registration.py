@@ -4,6 +4,8 @@ Intensities are compared at a fixed set of template points, from coarse to fine.
 freedom are estimated even where a rigid transform is wanted: turning and shifting a brain of its
 own size within the larger template brain has no well-defined best place, but the rotation closest
 to the best affine fit has.
+
+Scans are registered in batches on any device, each as if it were alone.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen
 
+CPU = torch.device("cpu")
 BINS = 32
 STEPS_PER_MM, FEWEST_STEPS = 4, 24
 """Of the optimizer, for each mm of a level's spacing: a tilted head needs them at the coarse
@@ -50,22 +53,32 @@ class Level:
     """Intensity, 0..1, (n,)."""
 
 
-def register(brain: Image, brain_centre: Array, levels: Sequence[Level], centre: Array) -> Matrix:
-    """The affine map from the template's mm to the scan's mm.
+def register(
+    brains: Sequence[Image],
+    brain_centres: Sequence[Array],
+    levels: Sequence[Level],
+    centre: Array,
+    device: torch.device = CPU,
+) -> list[Matrix]:
+    """The affine maps from the template's mm to the mm of each scan.
 
-    ``brain`` has intensities 0..1 and 0 outside the brain, whose centroid is ``brain_centre``;
-    ``centre`` is the template's. The header's orientation is tried first, and the other 23 ways
-    to turn a head by right angles if it does not fit.
+    ``brains`` have intensities 0..1 and 0 outside the brain, whose centroids are
+    ``brain_centres``; ``centre`` is the template's. The header's orientation is tried first, and
+    the other 23 ways to turn a head by right angles if it does not fit.
     """
     judged = next(n for n, level in enumerate(levels) if level.spacing <= CHECKPOINT_MM) + 1
-    poses, fits = _climb(brain, levels[:judged], _start(brain_centre, [np.eye(3)]))
-    if fits[0] < GOOD_FIT:
-        others, other_fits = _climb(brain, levels[:judged], _start(brain_centre, _right_angles()))
-        if other_fits.max() > fits[0]:
-            poses = others[[other_fits.argmax()]]
-    poses, _ = _climb(brain, levels[judged:], poses)
-    linear, position = poses[0, :, :3], poses[0, :, 3]
-    return from_matvec(linear, position - linear @ centre)
+    starts = np.stack([_start(brain_centre, [np.eye(3)]) for brain_centre in brain_centres])
+    poses, fits = _climb(brains, levels[:judged], starts, device)
+    for n in np.flatnonzero(fits[:, 0] < GOOD_FIT).tolist():
+        turned = _start(brain_centres[n], _right_angles())[None]
+        others, other_fits = _climb(brains[n : n + 1], levels[:judged], turned, device)
+        if other_fits.max() > fits[n, 0]:
+            poses[n, 0] = others[0, other_fits.argmax()]
+    poses, _ = _climb(brains, levels[judged:], poses, device)
+    linear, position = poses[:, 0, :, :3], poses[:, 0, :, 3]
+    return [
+        from_matvec(one, place - one @ centre) for one, place in zip(linear, position, strict=True)
+    ]
 
 
 def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
@@ -127,24 +140,31 @@ def _bins(fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     batch, count = lower.shape
-    counts = torch.zeros(batch, BINS * BINS)
+    counts = share.new_zeros(batch, BINS * BINS)
     counts = counts.scatter_add(1, lower, 1 - share).scatter_add(1, lower + 1, share)
     return counts.unflatten(1, (BINS, BINS)) / count
 
 
-def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, Array]:
-    """Follow each of ``poses`` (batch, 3, 4) to a maximum of mutual information, level by level.
+def _climb(
+    brains: Sequence[Image], levels: Sequence[Level], poses: Array, device: torch.device = CPU
+) -> tuple[Array, Array]:
+    """Follow ``poses`` (scans, starts, 3, 4) to maxima of mutual information, level by level.
 
     A pose is the linear part and, in its last column, where the template's centre comes to lie.
-    Returns the poses and their mutual information at the last level, (batch,).
+    Returns the poses and their mutual information at the last level, (scans, starts).
     """
-    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0])
-    pose = torch.from_numpy(poses.astype(np.float32))
+    scans, starts = poses.shape[:2]
+    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0], device=device)
+    pose = torch.as_tensor(poses.reshape(-1, 3, 4).astype(np.float32), device=device)
     for level in levels:
-        volume, to_unit = _sampler(coarsen(brain, level.spacing))
-        volume = volume.expand(len(poses), 1, *volume.shape)
-        points = torch.nn.functional.pad(torch.from_numpy(level.points), (0, 1), value=1.0)
-        values = torch.from_numpy(level.values)
+        coarse = [coarsen(brain, level.spacing) for brain in brains]
+        # One (batch, 1, x, y, z) and one (batch, 3, 4) for the starts of all scans.
+        volume, to_unit = (
+            each.repeat_interleave(starts, dim=0) for each in _samplers(coarse, device)
+        )
+        points = torch.as_tensor(level.points, device=device)
+        points = torch.nn.functional.pad(points, (0, 1), value=1.0)
+        values = torch.as_tensor(level.values, device=device)
         steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * level.spacing)), level.spacing / 8
         start, change = pose, torch.zeros_like(pose)
         mean, square = torch.zeros_like(pose), torch.zeros_like(pose)
@@ -153,7 +173,7 @@ def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, 
             moving = _look_up(volume, unit)
             slope = information_slope(values, moving.detach())
             (by_unit,) = torch.autograd.grad(moving, unit, slope)
-            uphill = in_mm * (to_unit[:, :3].T @ (by_unit.mT @ points))
+            uphill = in_mm * (to_unit[:, :, :3].mT @ (by_unit.mT @ points))
             # Adam (Kingma and Ba, ICLR 2015) with a rate that falls along a cosine.
             mean = torch.lerp(uphill, mean, REMEMBERED[0])
             square = torch.lerp(uphill**2, square, REMEMBERED[1])
@@ -163,12 +183,16 @@ def _climb(brain: Image, levels: Sequence[Level], poses: Array) -> tuple[Array, 
             pose = start + change * in_mm
     moving = _look_up(volume, points @ (to_unit @ _homogeneous(pose)).mT)
     information = mutual_information(joint_histogram(values, moving))
-    return pose.double().numpy(), information.double().numpy()
+    return (
+        pose.double().cpu().numpy().reshape(poses.shape),
+        information.double().cpu().numpy().reshape(scans, starts),
+    )
 
 
 def _homogeneous(pose: torch.Tensor) -> torch.Tensor:
     """(batch, 3, 4) with a fourth row, so that maps can be chained."""
-    return torch.cat([pose, torch.tensor([0.0, 0, 0, 1]).expand(len(pose), 1, 4)], dim=1)
+    last = torch.tensor([0.0, 0, 0, 1], device=pose.device)
+    return torch.cat([pose, last.expand(len(pose), 1, 4)], dim=1)
 
 
 def _look_up(volume: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
@@ -177,12 +201,26 @@ def _look_up(volume: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.grid_sample(volume, where, align_corners=False).flatten(1)
 
 
-def _sampler(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """The volume, and the map (3, 4) from mm to where grid_sample looks for them in it."""
-    size = np.array(image.values.shape)
+def _samplers(images: Sequence[Image], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Volumes (batch, 1, x, y, z), and the maps (batch, 3, 4) from mm to where grid_sample looks.
+
+    Volumes are filled up with the 0 that grid_sample sees beyond them anyway.
+    """
+    size = np.max([image.values.shape for image in images], axis=0)
+    volumes = np.zeros((len(images), 1, *size), np.float32)
     # -1..1 from face to face, the last axis of the volume first.
-    to_unit = from_matvec(np.diag(2 / size), 1 / size - 1) @ np.linalg.inv(image.affine)
-    return torch.from_numpy(image.values), torch.from_numpy(to_unit[[2, 1, 0]].astype(np.float32))
+    to_unit = np.stack(
+        [
+            from_matvec(np.diag(2 / size), 1 / size - 1) @ np.linalg.inv(image.affine)
+            for image in images
+        ]
+    )[:, [2, 1, 0]]
+    for volume, image in zip(volumes, images, strict=True):
+        volume[0][tuple(map(slice, image.values.shape))] = image.values
+    return (
+        torch.as_tensor(volumes, device=device),
+        torch.as_tensor(to_unit.astype(np.float32), device=device),
+    )
 
 
 def _start(brain_centre: Array, turns: Sequence[Array]) -> Array:

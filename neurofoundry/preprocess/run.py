@@ -33,9 +33,17 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import extractor, intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
-from neurofoundry.preprocess.scan import OUTPUTS, Result, brain_histogram, outputs, preprocess_scan
+from neurofoundry.preprocess.scan import (
+    OUTPUTS,
+    Job,
+    Result,
+    brain_histogram,
+    not_as_ingested,
+    outputs,
+    preprocess_scans,
+)
 from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
-from neurofoundry.stage import Workspace, code_hash, hash_file, link, write_json
+from neurofoundry.stage import Workspace, code_hash, link, write_json
 
 LANDMARKS = "landmarks.json"
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", LANDMARKS)
@@ -55,8 +63,7 @@ def preprocess(
     everyone = read_table(cohort / "scans.tsv", SCANS)
     decided = find_overrides(params, data)
     overrides = read_overrides(decided, everyone) if decided else {}
-    if params.mask is not None:
-        extractor.check(params.mask)
+    check(params)
     scans = everyone.iloc[work.part.items]
     code = code_hash("preprocess", "mni.py", "volumes.py")
     settings = json.dumps(params.of_one_scan(), sort_keys=True) + code
@@ -180,8 +187,7 @@ def _standard_scale(
             continue
     with _pool(min(workers, len(chosen) or 1), params) as pool:
         rows: list[dict[Any, str]] = chosen.to_dict("records")
-        paths = [scan_path(row, data=data, cohort=cohort) for row in rows]
-        found = list(pool.map(_histogram, paths, chosen["sha256"]))
+        found = list(pool.map(_histogram, to_jobs(rows, {}, data=data, cohort=cohort)))
     brains = [brain for brain in found if brain is not None]
     if not brains:
         raise DataError(
@@ -194,11 +200,23 @@ def _standard_scale(
     return standard
 
 
+def check(params: PreprocessParams) -> None:
+    """Raise UsageError where this machine lacks what the parameters name."""
+    if params.mask is not None:
+        extractor.check(params.mask)
+    if params.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "preprocess.device is cuda, and torch finds no GPU here. Set it to cpu, or run on a "
+            "machine with an NVIDIA GPU, its driver and a torch that is built for it."
+        )
+
+
 @contextmanager
 def _pool(
     workers: int, params: PreprocessParams, standard: Sequence[float] = ()
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes of one thread each, with the template in their memory."""
+    check(params)
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
@@ -236,32 +254,44 @@ def process(
     """Preprocess scans in worker processes; results as they come."""
     if not waiting:
         return
+    batches = in_batches(to_jobs(waiting, keys, data=data, cohort=cohort), params)
     failures = sum(_failed(result, params) for result in done.values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     failed = TextColumn("{task.fields[failures]} not usable")
     with (
         Progress(*columns, TimeRemainingColumn(), failed, console=Console(stderr=True)) as progress,
-        _pool(min(workers, len(waiting)), params, standard) as pool,
+        _pool(min(workers, len(batches)), params, standard) as pool,
     ):
         bar = progress.add_task(
             "preprocess", total=len(waiting) + len(done), completed=len(done), failures=failures
         )
-        futures = {
-            pool.submit(
-                _work,
-                scan_path(scan, data=data, cohort=cohort),
-                scan["scan_id"],
-                scan["sha256"],
-                keys[scan["scan_id"]],
-                out,
-            ): scan["scan_id"]
-            for scan in waiting
-        }
+        futures = {pool.submit(_work, batch, out): batch for batch in batches}
         for future in as_completed(futures):
-            result, seconds = future.result()
-            failures += _failed(result, params)
-            progress.update(bar, advance=1, failures=failures)
-            yield futures[future], result, seconds
+            results, seconds = future.result()
+            failures += sum(_failed(result, params) for result in results)
+            progress.update(bar, advance=len(results), failures=failures)
+            for job, result in zip(futures[future], results, strict=True):
+                yield job.scan_id, result, seconds
+
+
+def to_jobs(
+    scans: Sequence[Mapping[Any, str]], keys: Mapping[str, str], *, data: Path, cohort: Path
+) -> list[Job]:
+    """What is to be done of rows of the cohort, by the key of each."""
+    return [
+        Job(
+            scan_path(scan, data=data, cohort=cohort),
+            scan["scan_id"],
+            scan["sha256"],
+            keys.get(scan["scan_id"], ""),
+        )
+        for scan in scans
+    ]
+
+
+def in_batches(jobs: Sequence[Job], params: PreprocessParams) -> list[Sequence[Job]]:
+    """What a worker takes at once."""
+    return [jobs[n : n + params.batch] for n in range(0, len(jobs), params.batch)]
 
 
 def _failed(result: Result, params: PreprocessParams) -> bool:
@@ -291,36 +321,46 @@ def _start_worker(
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _work(path: Path, scan_id: str, sha256: str, key: str, out: Path) -> tuple[Result, float]:
+def _work(jobs: Sequence[Job], out: Path) -> tuple[list[Result], float]:
+    """The results of scans that are done together, and the seconds that each of them took."""
     started = time.perf_counter()
+    results = _do(jobs, out)
+    return results, round((time.perf_counter() - started) / len(jobs), 2)
+
+
+def _do(jobs: Sequence[Job], out: Path) -> list[Result]:
     try:
-        result = preprocess_scan(
-            path,
-            scan_id=scan_id,
-            sha256=sha256,
-            key=key,
-            out=out,
-            params=_params,
-            template=_template,
-            standard=_standard,
+        return preprocess_scans(
+            jobs, out=out, params=_params, template=_template, standard=_standard
         )
     except OSError as error:
         # The machine's fault, not the scan's. An open file knows no name of its own.
         raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"The GPU has no memory left for {len(jobs)} scans of each worker. Run the same "
+            f"command with a smaller preprocess.batch (now {_params.batch}) or fewer --workers; "
+            "finished scans are kept."
+        ) from error
+    except torch.AcceleratorError as error:
+        raise UsageError(
+            f"The GPU failed: {str(error).splitlines()[0]}. Mend it, or set preprocess.device to "
+            "cpu; finished scans are kept."
+        ) from error
     except (MemoryError, UsageError):
         raise
     except Exception as error:
+        if len(jobs) > 1:  # whichever it was: each alone
+            return [result for job in jobs for result in _do([job], out)]
         # A defect that one odd scan brings to light must not cost the cohort. It is shown, and
         # not kept: the next run tries again.
-        print(f"{scan_id}: {traceback.format_exc()}", file=sys.stderr)
-        result = Result(key, f"defect of preprocess: {type(error).__name__}: {error}")
-    return result, round(time.perf_counter() - started, 2)
+        print(f"{jobs[0].scan_id}: {traceback.format_exc()}", file=sys.stderr)
+        return [Result(jobs[0].key, f"defect of preprocess: {type(error).__name__}: {error}")]
 
 
-def _histogram(path: Path, sha256: str) -> tuple[list[float], float, float] | None:
-    if not path.exists() or hash_file(path) != sha256:
-        return None  # preprocess_scan says so
-    return brain_histogram(path, _params)
+def _histogram(job: Job) -> tuple[list[float], float, float] | None:
+    # What is wrong with a scan is for preprocess_scans to say.
+    return None if not_as_ingested(job) else brain_histogram(job.path, _params)
 
 
 def _hash(*parts: str) -> str:

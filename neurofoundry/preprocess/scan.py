@@ -1,4 +1,4 @@
-"""What happens to one scan."""
+"""What happens to a scan: one at a time, or several that are registered together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from neurofoundry.preprocess.resample import (
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_itk, write_warp
 from neurofoundry.preprocess.warp import Warp
-from neurofoundry.preprocess.warp import register as register_warp
+from neurofoundry.preprocess.warp import register as register_warps
 from neurofoundry.stage import hash_file, write_json
 from neurofoundry.volumes import write_volume
 
@@ -41,11 +42,23 @@ WARPS = ("{}_warp.nii.gz", "{}_inverse-warp.nii.gz")
 
 
 @dataclass(frozen=True)
+class Job:
+    """A scan that is to be done."""
+
+    path: Path
+    scan_id: str
+    sha256: str
+    """Of the image, as ingest saw it."""
+    key: str
+    """Hash of everything the scan's files depend on."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What is known about a scan when it is done. Contains no time: it is the same every run."""
 
     key: str
-    """Hash of everything the scan's files depend on."""
+    """Of the job."""
     reason: str | None
     """Why nothing could be made of the scan; None when something was, whatever its quality."""
     volume_sha256: str | None = None
@@ -68,43 +81,71 @@ class _Brain:
     """Logarithm of the shading that was removed."""
 
 
+@dataclass(frozen=True)
+class _Head:
+    """A scan before it is registered."""
+
+    scan: Image
+    found: _Brain
+    intensities: Image
+    """The brain alone, 0..1."""
+    centre: Array
+    """Its centroid, mm."""
+
+
 def outputs(registration: str) -> tuple[str, ...]:
     """The files of a scan, the last one last."""
     return (*WARPS, *OUTPUTS) if registration == "syn" else OUTPUTS
 
 
-def preprocess_scan(
-    path: Path,
+def preprocess_scans(
+    jobs: Sequence[Job],
     *,
-    scan_id: str,
-    sha256: str,
-    key: str,
     out: Path,
     params: PreprocessParams,
     template: Template,
     standard: Sequence[float] = (),
-) -> Result:
-    """Mask, register, resample, normalize and measure one scan; write its files into ``out``.
+) -> list[Result]:
+    """Mask, register, resample, normalize and measure scans; write their files into ``out``.
 
-    ``standard`` are the standard landmarks of nyul, which needs them.
+    They are registered together; one that is unusable costs the others nothing. ``standard`` are
+    the standard landmarks of nyul, which needs them.
     """
-    for name in reversed((*WARPS, *OUTPUTS)):
-        (out / name.format(scan_id)).unlink(missing_ok=True)
-    # The key speaks of the image as ingest saw it. What another image gives must not be kept
-    # under it: the right one may come back.
-    if not path.exists():
-        return Result(key, "the file is gone: run ingest again, or bring it back")
-    with _reading(path):
-        changed = hash_file(path) != sha256
-    if changed:
-        return Result(key, "the file has changed since ingest: run ingest again")
-    try:
-        with _reading(path):
-            scan = read(path)
-        result = _preprocess(scan, scan_id, key, out, params, template, standard)
-    except UnusableScanError as unusable:
-        result = Result(key, str(unusable))
-    write_json(out / OUTPUTS[-1].format(scan_id), asdict(result))
+    results: dict[Job, Result] = {}
+    heads: dict[Job, _Head] = {}
+    for job in jobs:
+        for name in reversed((*WARPS, *OUTPUTS)):
+            (out / name.format(job.scan_id)).unlink(missing_ok=True)
+        # The key speaks of the image as ingest saw it. What another image gives must not be kept
+        # under it: the right one may come back.
+        if (fault := not_as_ingested(job)) is not None:
+            results[job] = Result(job.key, fault)
+            continue
+        try:
+            heads[job] = _open(job.path, params)
+        except UnusableScanError as unusable:
+            results[job] = _keep(job, Result(job.key, str(unusable)), out)
+    placed = _place(list(heads.values()), params, template)
+    for (job, head), (affine, warp) in zip(heads.items(), placed, strict=True):
+        try:
+            result = _finish(job, head, affine, warp, out, params, template, standard)
+        except UnusableScanError as unusable:
+            result = Result(job.key, str(unusable))
+        results[job] = _keep(job, result, out)
+    return [results[job] for job in jobs]
+
+
+def not_as_ingested(job: Job) -> str | None:
+    """In words, how the file differs from what ingest saw; None when it does not."""
+    if not job.path.exists():
+        return "the file is gone: run ingest again, or bring it back"
+    with _reading(job.path):
+        changed = hash_file(job.path) != job.sha256
+    return "the file has changed since ingest: run ingest again" if changed else None
+
+
+def _keep(job: Job, result: Result, out: Path) -> Result:
+    write_json(out / OUTPUTS[-1].format(job.scan_id), asdict(result))
     return result
 
 
@@ -125,11 +166,14 @@ def brain_histogram(
 ) -> tuple[list[float], float, float] | None:
     """Landmarks, mean and standard deviation of a brain's intensities, for the standard scale.
 
-    None where the scan shows no brain; what is wrong with it is for `preprocess_scan` to say.
+    None where the scan shows no brain; what is wrong with it is for `preprocess_scans` to say.
+    Raises UsageError where it cannot be read for no fault of its own.
     """
     try:
-        found = _find_brain(read(path), params)
-    except (FileNotFoundError, UnusableScanError):
+        with _reading(path):
+            scan = read(path)
+        found = _find_brain(scan, params)
+    except UnusableScanError:
         return None
     values = found.head.values[found.inside].astype(np.float64)
     if values.size == 0 or values.std() == 0:
@@ -137,23 +181,46 @@ def brain_histogram(
     return intensity.landmarks(values).tolist(), float(values.mean()), float(values.std())
 
 
-def _preprocess(
-    scan: Image,
-    scan_id: str,
-    key: str,
+def _open(path: Path, params: PreprocessParams) -> _Head:
+    with _reading(path):
+        scan = read(path)
+    found = _find_brain(scan, params)
+    return _Head(scan, found, *_scale(found))
+
+
+def _place(
+    heads: Sequence[_Head], params: PreprocessParams, template: Template
+) -> list[tuple[Matrix, Warp | None]]:
+    """Affine maps from mm of the template to mm of each scan, and the warps of syn before them."""
+    if not heads:
+        return []
+    device = torch.device(params.device)
+    brains, centres = [head.intensities for head in heads], [head.centre for head in heads]
+    affines = registration.register(brains, centres, template.levels, template.centre, device)
+    if params.registration != "syn":
+        return [(affine, None) for affine in affines]
+    moving = [
+        _straighten(head.found, affine, template)
+        for head, affine in zip(heads, affines, strict=True)
+    ]
+    return list(zip(affines, register_warps(template.fine, moving, device), strict=True))
+
+
+def _finish(
+    job: Job,
+    head: _Head,
+    affine: Matrix,
+    warp: Warp | None,
     out: Path,
     params: PreprocessParams,
     template: Template,
     standard: Sequence[float],
 ) -> Result:
-    found = _find_brain(scan, params)
-    intensities, centre = _scale(found)
-    affine = registration.register(intensities, centre, template.levels, template.centre)
+    scan, found = head.scan, head.found
     to_scan = affine
     if params.registration == "rigid":
         to_scan = registration.closest_rigid(affine, template.centre)
     to_template = np.linalg.inv(affine) @ to_scan
-    warp = _warp(found, affine, template) if params.registration == "syn" else None
 
     grid = params.grid
     depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
@@ -183,7 +250,7 @@ def _preprocess(
     measures = quality.measure(
         scan,
         found.head,
-        intensities,
+        head.intensities,
         surface=found.surface,
         affine=affine,
         to_scan=to_scan,
@@ -191,9 +258,9 @@ def _preprocess(
         template=template,
         jacobian=None if warp is None else warp.jacobian(),
     )
-    volume, transform, image = (out / name.format(scan_id) for name in OUTPUTS[:-1])
+    volume, transform, image = (out / name.format(job.scan_id) for name in OUTPUTS[:-1])
     if warp is not None:
-        forward, inverse = (out / name.format(scan_id) for name in WARPS)
+        forward, inverse = (out / name.format(job.scan_id) for name in WARPS)
         write_warp(forward, inverse, warp)
     write_volume(volume, _normalize(values, mask, found, params, standard), mask, grid)
     write_itk(transform, to_scan)
@@ -206,7 +273,7 @@ def _preprocess(
         to_template=to_template,
         warp=warp,
     )
-    return Result(key, None, hash_file(volume), measures)
+    return Result(job.key, None, hash_file(volume), measures)
 
 
 def _find_brain(scan: Image, params: PreprocessParams) -> _Brain:
@@ -255,8 +322,8 @@ def _scale(found: _Brain) -> tuple[Image, Array]:
     return Image(values.astype(np.float32), head.affine), centre
 
 
-def _warp(found: _Brain, affine: Matrix, template: Template) -> Warp:
-    """What is left between the template and the scan, whose affine map is known."""
+def _straighten(found: _Brain, affine: Matrix, template: Template) -> Image:
+    """The scan's brain on the template's grid, 0..1, by the affine map alone."""
     fine = template.fine
     shape = fine.values.shape
     mask = _inside(found, resample(template.depth, fine.affine, shape, outside=-100), affine)
@@ -264,7 +331,7 @@ def _warp(found: _Brain, affine: Matrix, template: Template) -> Warp:
     low = np.percentile(found.head.values, 2)
     high = np.percentile(found.head.values[found.inside], 99.5)
     moving = ((head - low) / (high - low)).clip(0, 1) * mask
-    return register_warp(fine, Image(moving.astype(np.float32), fine.affine))
+    return Image(moving.astype(np.float32), fine.affine)
 
 
 def _normalize(

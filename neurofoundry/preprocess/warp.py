@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
+from neurofoundry.preprocess.registration import CPU
 from neurofoundry.preprocess.resample import Array, Image, Matrix
 
 LEVELS = ((8.0, 30), (4.0, 25), (2.0, 12))
@@ -101,20 +102,24 @@ class Warp:
         return np.stack(moved, axis=-1).astype(np.float64)
 
 
-def register(fixed: Image, moving: Image) -> Warp:
-    """The warp from ``fixed`` to ``moving``, two images (0..1) on one cubic RAS+ grid.
+# The 10 bits of TF32, which cuDNN may use, are too few for displacements.
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+def register(fixed: Image, moving: Sequence[Image], device: torch.device = CPU) -> list[Warp]:
+    """The warps from ``fixed`` to each of ``moving``, images (0..1) on one cubic RAS+ grid.
 
-    The number of voxels along each axis must be even.
+    The number of voxels along each axis must be even. The images are registered together, each
+    as if it were alone.
     """
     shape = fixed.values.shape
-    if shape != moving.values.shape or any(n % VELOCITY for n in shape):
+    if any(shape != image.values.shape for image in moving) or any(n % VELOCITY for n in shape):
         raise ValueError(f"expected one shape of even numbers, found {shape}")
     spacing = float(fixed.affine[0, 0])
-    pair = torch.from_numpy(np.stack([fixed.values, moving.values])).float()[None]
+    pairs = np.stack([np.stack([fixed.values, image.values]) for image in moving])
+    pair = torch.as_tensor(pairs, device=device).float()
     coarse = tuple(n // VELOCITY for n in shape)
-    in_unit = torch.tensor([2 / (n * spacing) for n in shape]).view(1, 3, 1, 1, 1)
+    in_unit = pair.new_tensor([2 / (n * spacing) for n in shape]).view(1, 3, 1, 1, 1)
     width = SMOOTHNESS_MM / (VELOCITY * spacing)
-    weights = torch.zeros(1, 3, *coarse)
+    weights = pair.new_zeros(len(moving), 3, *coarse)
     for level, steps in LEVELS:
         factor = max(1.0, level / spacing)
         size = [round(n / factor) for n in shape]
@@ -122,7 +127,7 @@ def register(fixed: Image, moving: Image) -> Warp:
         images = functional.interpolate(images, size=size, mode="trilinear")
         first, second = images[:, :1], images[:, 1:]
         seen = (_box((images.amax(dim=1, keepdim=True) > SEEN).float(), 3) > 0).float()
-        identity = _identity(size)
+        identity = _identity(size, device)
         weights = weights.detach().requires_grad_(True)
         rate = STEP * factor * spacing / 2
         optimizer = torch.optim.Adam([weights], lr=rate, betas=(0.9, 0.99))
@@ -133,7 +138,8 @@ def register(fixed: Image, moving: Image) -> Warp:
                 _sample(image, identity + _resize(exponential(way, SQUARINGS), size))
                 for image, way in ((first, -half), (second, half))
             ]
-            loss = -local_correlation(warped[0], warped[1], seen)
+            # Their sum: no image's gradient depends on the others.
+            loss = -local_correlation(warped[0], warped[1], seen).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -143,28 +149,28 @@ def register(fixed: Image, moving: Image) -> Warp:
     if kept < VELOCITY:
         velocity = functional.interpolate(velocity, size=list(shape), mode="trilinear")
     there, back = (exponential(way, FINAL_SQUARINGS) for way in (velocity, -velocity))
-    identity = _identity(there.shape[2:])
+    identity = _identity(there.shape[2:], device)
     for _ in range(INVERSIONS):
         # So that it leads back from where the stored displacements lead, not the exact ones.
-        back = -_sample(there, identity + back[0].movedim(0, -1))
+        back = -_sample(there, identity + back.movedim(1, -1))
     forward, inverse = (
-        (way / in_unit)[0].movedim(0, -1).contiguous().numpy() for way in (there, back)
+        (way / in_unit).movedim(1, -1).contiguous().cpu().numpy() for way in (there, back)
     )
     affine = fixed.affine.copy()
     affine[:3, :3] *= kept
     affine[:3, 3] += spacing * (kept - 1) / 2
-    return Warp(forward, inverse, affine)
+    return [Warp(*ways, affine) for ways in zip(forward, inverse, strict=True)]
 
 
 def exponential(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
-    """Displacements (1, 3, x, y, z) of following a velocity for a time of 1, by squaring.
+    """Displacements (batch, 3, x, y, z) of following velocities for a time of 1, by squaring.
 
     Both are in units in which a volume spans -1..1 from face to face.
     """
     displacement = velocity / 2**squarings
-    identity = _identity(velocity.shape[2:])
+    identity = _identity(velocity.shape[2:], velocity.device)
     for _ in range(squarings):
-        moved = identity + displacement[0].movedim(0, -1)
+        moved = identity + displacement.movedim(1, -1)
         displacement = displacement + _sample(displacement, moved)
     return displacement
 
@@ -172,30 +178,34 @@ def exponential(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
 def local_correlation(
     first: torch.Tensor, second: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """Mean over ``seen`` of the squared correlation within cubes; all are (1, 1, x, y, z)."""
+    """Means over ``seen`` of the squared correlation within cubes, (batch,).
+
+    All are (batch, 1, x, y, z).
+    """
     products = [first, second, first * first, second * second, first * second]
     a, b, aa, bb, ab = _box(torch.cat(products, dim=1), WINDOW).split(1, dim=1)
     variances = (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
     correlation = (ab - a * b) ** 2 / (variances + NEGLIGIBLE)
-    return (correlation * seen).sum() / seen.sum()
+    return (correlation * seen).flatten(1).sum(dim=1) / seen.flatten(1).sum(dim=1)
 
 
-def _identity(shape: Sequence[int]) -> torch.Tensor:
+def _identity(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """Where the voxels of a volume are, (x, y, z, 3), in units of -1..1 from face to face."""
-    axes = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n) for n in shape]
+    axes = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def _sample(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Values (batch, channels, …) of volumes at ``where`` (batch, x, y, z, 3)."""
     # grid_sample wants the last axis of the volume first.
     return functional.grid_sample(
-        volume, where.flip(-1)[None], padding_mode="border", align_corners=False
+        volume, where.flip(-1), padding_mode="border", align_corners=False
     )
 
 
 def _resize(displacement: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     finer = functional.interpolate(displacement, size=list(size), mode="trilinear")
-    return finer[0].movedim(0, -1)
+    return finer.movedim(1, -1)
 
 
 def _box(values: torch.Tensor, size: int) -> torch.Tensor:
@@ -210,9 +220,11 @@ def _box(values: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _blur(values: torch.Tensor, width: float) -> torch.Tensor:
-    """Gaussian blur of (1, channels, x, y, z), ``width`` voxels; 0 beyond the volume."""
+    """Gaussian blur of (batch, channels, x, y, z), ``width`` voxels; 0 beyond the volume."""
     radius = max(1, round(3 * width))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / width) ** 2)
+    kernel = torch.exp(
+        -0.5 * (torch.arange(-radius, radius + 1, device=values.device) / width) ** 2
+    )
     kernel = kernel / kernel.sum()
     channels = values.shape[1]
     for axis in range(3):

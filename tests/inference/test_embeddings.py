@@ -16,7 +16,7 @@ from neurofoundry.inference import embeddings
 from neurofoundry.inference.embeddings import embed
 from neurofoundry.preprocess import template
 from neurofoundry.preprocess.params import QualityParams
-from neurofoundry.preprocess.scan import preprocess_scan
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.stage import hash_file, write_json
 from tests.finetune import tiny
 from tests.inference.conftest import RECIPE, write_encoder
@@ -45,11 +45,8 @@ class TestRawScans:
         table = read(embedded).set_index("scan")
         encoder = load_encoder(weights)
         for name in ("first.nii.gz", "later/second.nii"):
-            preprocess_scan(
-                raw / name,
-                scan_id="x",
-                sha256=hash_file(raw / name),
-                key="",
+            preprocess_scans(
+                [Job(raw / name, "x", hash_file(raw / name), key="")],
                 out=tmp_path,
                 params=RECIPE,
                 template=template.build(RECIPE.registration_spacing),

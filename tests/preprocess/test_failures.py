@@ -15,7 +15,7 @@ import pytest
 from neurofoundry import mni, stage
 from neurofoundry.cohort import VOLUMES, read_table
 from neurofoundry.errors import UsageError
-from neurofoundry.preprocess.scan import preprocess_scan
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from tests.preprocess.conftest import WriteCohort
 from tests.preprocess.test_scan import PARAMS
@@ -83,14 +83,8 @@ def test_a_scan_on_a_failing_disk_stops_the_run_and_is_named(
     scan = tmp_path / "scan.nii"
     scan.symlink_to("/proc/self/mem")
     with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
-        preprocess_scan(
-            scan,
-            scan_id="a",
-            sha256="0" * 64,
-            key="k",
-            out=tmp_path,
-            params=PARAMS,
-            template=template,
+        preprocess_scans(
+            [Job(scan, "a", "0" * 64, "k")], out=tmp_path, params=PARAMS, template=template
         )
 
 

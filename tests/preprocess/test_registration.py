@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 def to_scan(scan: Image, template: Template) -> Matrix:
     intensities, centre = _scale(_find_brain(scan, PARAMS))
-    affine = registration.register(intensities, centre, template.levels, template.centre)
+    (affine,) = registration.register([intensities], [centre], template.levels, template.centre)
     return closest_rigid(affine, template.centre)
 
 
@@ -130,11 +130,12 @@ def test_a_batch_of_poses_gives_what_each_pose_gives_alone(
     intensities, centre = _scale(_find_brain(image_of(heads[1]), PARAMS))
     turns = [np.eye(3), Rotation.from_euler("z", 20, degrees=True).as_matrix()]
     starts = registration._start(centre, turns)
-    together, fits = registration._climb(intensities, template.levels[:1], starts)
+    together, fits = registration._climb([intensities], template.levels[:1], starts[None])
     for number in range(2):
-        alone, fit = registration._climb(intensities, template.levels[:1], starts[[number]])
-        np.testing.assert_allclose(together[number], alone[0], atol=0.05)
-        np.testing.assert_allclose(fits[number], fit[0], atol=1e-3)
+        start = starts[None, [number]]
+        alone, fit = registration._climb([intensities], template.levels[:1], start)
+        np.testing.assert_allclose(together[0, number], alone[0, 0], atol=0.05)
+        np.testing.assert_allclose(fits[0, number], fit[0, 0], atol=1e-3)
 
 
 def test_the_closest_rotation_is_the_polar_factor_and_keeps_the_centre() -> None:

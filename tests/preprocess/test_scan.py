@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import Result, preprocess_scan
+from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.stage import hash_file
 from neurofoundry.volumes import SLOPE, Grid, open_volume
@@ -24,15 +24,8 @@ PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
 
 def run(path: Path, out: Path, template: Template, params: PreprocessParams = PARAMS) -> Result:
     out.mkdir(exist_ok=True)
-    return preprocess_scan(
-        path,
-        scan_id="a",
-        sha256=hash_file(path),
-        key="k",
-        out=out,
-        params=params,
-        template=template,
-    )
+    job = Job(path, "a", hash_file(path), "k")
+    return preprocess_scans([job], out=out, params=params, template=template)[0]
 
 
 def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
@@ -145,11 +138,8 @@ def test_a_normalization_changes_the_scale_and_not_the_order_of_intensities(
     params = PARAMS.model_copy(update={"normalization": normalization})
     volumes = []
     for chosen in (PARAMS, params):
-        preprocess_scan(
-            head_files[0],
-            scan_id="a",
-            sha256=hash_file(head_files[0]),
-            key="k",
+        preprocess_scans(
+            [Job(head_files[0], "a", hash_file(head_files[0]), "k")],
             out=tmp_path,
             params=chosen,
             template=template,
@@ -181,15 +171,8 @@ def test_a_file_that_changed_or_left_is_reported_and_not_remembered(
     head_files: list[Path], template: Template, tmp_path: Path
 ) -> None:
     for path, words in ((head_files[0], "changed since ingest"), (tmp_path / "no", "is gone")):
-        result = preprocess_scan(
-            path,
-            scan_id="a",
-            sha256="0" * 64,
-            key="k",
-            out=tmp_path,
-            params=PARAMS,
-            template=template,
-        )
+        job = Job(path, "a", "0" * 64, "k")
+        result = preprocess_scans([job], out=tmp_path, params=PARAMS, template=template)[0]
         assert words in (result.reason or "")
         assert not (tmp_path / "a.json").exists()
 

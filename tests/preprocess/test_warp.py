@@ -15,7 +15,7 @@ from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess import warp as warps
 from neurofoundry.preprocess.resample import Array, Image, interpolate
-from neurofoundry.preprocess.scan import preprocess_scan
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_itk, write_warp
 from neurofoundry.preprocess.warp import WINDOW, Warp, exponential, local_correlation, register
@@ -44,7 +44,7 @@ def found(template: Template) -> tuple[Image, Image, Warp]:
     smooth = Image(ndimage.gaussian_filter(t1.values, 1.5), t1.affine)
     bent = interpolate(smooth, points + bend(points)).reshape(fixed.values.shape)
     moving = Image(bent.clip(0, 1), fixed.affine)
-    return fixed, moving, register(fixed, moving)
+    return fixed, moving, register(fixed, [moving])[0]
 
 
 def brain_points(fixed: Image) -> Array:
@@ -74,7 +74,7 @@ def test_the_warp_folds_nowhere_and_its_inverse_leads_back(
 
 def test_exchanging_the_images_inverts_the_warp(found: tuple[Image, Image, Warp]) -> None:
     fixed, moving, warp = found
-    other = register(moving, fixed)
+    (other,) = register(moving, [fixed])
     points = brain_points(fixed)
     assert np.linalg.norm(other(points) - warp.back(points), axis=1).mean() < 0.05
 
@@ -178,15 +178,8 @@ def test_syn_brings_tissue_nearer_to_the_template_than_affine_does(
     ):
         out = tmp_path / name
         out.mkdir()
-        result = preprocess_scan(
-            head_files[0],
-            scan_id="a",
-            sha256=hash_file(head_files[0]),
-            key="k",
-            out=out,
-            params=params,
-            template=template,
-        )
+        job = Job(head_files[0], "a", hash_file(head_files[0]), "k")
+        result = preprocess_scans([job], out=out, params=params, template=template)[0]
         assert result.reason is None
         moved = _moved_by_itk(Image(tissue.astype(np.float32), scan.affine), out, grid)
         dice[name] = 2 * (moved & expected).sum() / (moved.sum() + expected.sum())
@@ -217,4 +210,4 @@ def _moved_by_itk(image: Image, out: Path, grid: Grid) -> np.ndarray:
 def test_images_on_grids_that_cannot_be_halved_are_refused() -> None:
     image = Image(np.zeros((11, 12, 12), np.float32), np.eye(4))
     with pytest.raises(ValueError, match="even numbers"):
-        warps.register(image, image)
+        warps.register(image, [image])
