@@ -505,8 +505,13 @@ def _three_classes(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def _folds(warp: str, target: Path) -> tuple[float, int]:
     """The smallest Jacobian in the template's brain, and the voxels where it is not positive."""
     field = SimpleITK.ReadImage(warp, SimpleITK.sitkVectorFloat64)
+    # ITK's filter knows the spacing of the voxels and not how their axes lie.
+    axes = np.reshape(field.GetDirection(), (3, 3))
+    along_axes = SimpleITK.GetImageFromArray(SimpleITK.GetArrayFromImage(field) @ axes, True)
+    along_axes.SetSpacing(field.GetSpacing())
+    determinant = SimpleITK.DisplacementFieldJacobianDeterminant(along_axes)
+    determinant.CopyInformation(field)
     fixed = SimpleITK.ReadImage(str(target))
-    determinant = SimpleITK.DisplacementFieldJacobianDeterminant(field)
     on_grid = SimpleITK.GetArrayFromImage(SimpleITK.Resample(determinant, fixed))
     values = on_grid[SimpleITK.GetArrayFromImage(fixed) > 0]
     return round(float(values.min()), 4), int((values <= 0).sum())
