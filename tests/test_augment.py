@@ -51,9 +51,17 @@ def rows(draws: Draws) -> list[bytes]:
     return [b"".join(column[i].tobytes() for column in columns) for i in range(len(columns[0]))]
 
 
-def in_voxels(affine: torch.Tensor) -> tuple[NDArray, NDArray]:
+def resampled(volume: torch.Tensor, affine: torch.Tensor) -> tuple[NDArray, NDArray, NDArray]:
+    """A box of the view: where there is brain, its values; and the first voxel of the box."""
+    seen = augment._resample(volume, affine)
+    assert seen is not None
+    values = seen.dense().numpy()
+    return values != 0, values, np.array(seen.low)
+
+
+def in_voxels(affine: torch.Tensor, shape: tuple[int, int, int] = SHAPE) -> tuple[NDArray, NDArray]:
     """Matrix and offset from a view's to the volume's voxel indices, in the order z y x."""
-    size = np.array(SHAPE[::-1])
+    size = np.array(shape[::-1])
     matrix, shift = affine[:, :3].double().numpy(), affine[:, 3].double().numpy()
     linear = size[:, None] * matrix / size
     offset = (matrix @ (1 / size - 1) + shift + 1) * size / 2 - 0.5
@@ -203,6 +211,27 @@ class TestApply:
             expected = numpy_standardise(brain / np.maximum(share, 0.5), mask)
             np.testing.assert_allclose(view[0][sure], expected[sure], atol=2e-3)
 
+    @pytest.mark.parametrize("params", [AugmentParams(crop=(0.7, 0.7)), PAPER])
+    def test_geometry_is_that_of_scipy_at_full_size_too(self, params: AugmentParams) -> None:
+        shape = (150, 192, 192)
+        z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
+        mask = (z / 0.8) ** 2 + (y / 0.9) ** 2 + (x / 0.7) ** 2 < 1
+        texture = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+        volume = np.where(mask, texture, 0)
+        draws = augment.draw(params, seed=1, epoch=0, scans=["c"], view=0, shape=shape)
+        brain, values, corner = resampled(torch.tensor(volume), draws.affine[0])
+        matrix, offset = in_voxels(draws.affine[0], shape)
+        some = np.random.default_rng(4).choice(np.argwhere(brain), 20_000) + corner
+        at = matrix @ some.T + offset[:, None]
+        value, share = (
+            ndimage.map_coordinates(image, at, float, order=1, mode="grid-constant")
+            for image in (volume, mask.astype(np.float32))
+        )
+        found = values[tuple((some - corner).T)]
+        # White noise between voxels is as steep as it gets; rows are exact to 0.002 voxels.
+        np.testing.assert_allclose(found, value / share, atol=0.02)
+        assert np.sqrt(np.mean((found - value / share) ** 2)) < 1e-3
+
     def test_a_still_view_is_the_volume(self) -> None:
         volumes = heads()
         views = augment.apply(volumes, draw(STILL, "a", "b"))
@@ -230,7 +259,9 @@ class TestApply:
         x = np.clip(z / 10 + 0.5, 0, 1)
         expected = numpy_standardise(1 - (1 - x) ** 1.7 if negative else x**1.7, z != 0)
         found = augment.apply(volumes, draws)[0, 0].numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(
+            found, expected, atol=3e-4
+        )  # volumes are stored in steps of 1e-3
 
     def test_the_bias_field_is_a_sum_of_cosines(self) -> None:
         volumes = heads(1)
@@ -250,7 +281,8 @@ class TestApply:
     def test_the_bias_field_is_as_strong_as_asked(self) -> None:
         params = STILL.model_copy(update={"bias": 0.3})
         drawn = draw(params, *map(str, range(200))).bias
-        strengths = torch.stack([augment._cosines(each, torch.Size(SHAPE)).std() for each in drawn])
+        fields = [augment._cosines(each, SHAPE, (0, 0, 0), SHAPE) for each in drawn]
+        strengths = torch.stack([field.std() for field in fields])
         assert strengths.max() < 0.302
         assert abs(strengths.mean() - 0.15) < 0.02
 
@@ -273,7 +305,7 @@ class TestApply:
             z = volume[0].double().numpy()
             x = np.clip(z / 10 + 0.5, 0, 1)
             expected = np.interp(x, np.linspace(0, 1, len(curve)), curve)
-            np.testing.assert_allclose(view[0], numpy_standardise(expected, z != 0), atol=1e-4)
+            np.testing.assert_allclose(view[0], numpy_standardise(expected, z != 0), atol=3e-4)
 
     def test_curves_of_contrast_rise_from_0_to_1(self) -> None:
         curves = draw(AugmentParams(remap=1), *map(str, range(100))).remap
@@ -306,14 +338,33 @@ class TestApply:
         assert (thickness.amax(0) > 1.8).all()
 
     def test_noise_is_rician_and_as_strong_as_asked(self) -> None:
-        image = torch.full((1, 1, 20, 30, 40), 0.05)
-        image[..., 20:] = 0.25  # a standard deviation of 0.1
-        noisy = augment._add_noise(image.view(-1), 0.6, seed=5).view_as(image)
-        for level, part in ((0.05, noisy[..., :20]), (0.25, noisy[..., 20:])):
-            law = stats.rice(level / 0.06, scale=0.06)
-            assert stats.kstest(part.flatten().numpy(), law.cdf).pvalue > 0.01
-        other = augment._add_noise(image.view(-1), 0.6, seed=6).view_as(image)
-        assert not torch.allclose(noisy, other, atol=0.01)
+        """A volume of two values, whose standard deviation is 1."""
+        shape = (40, 40, 40)
+        volume = torch.full(shape, -1.0)
+        volume[:, :, 20:] = 1.0
+        draws = augment.draw(STILL, seed=1, epoch=0, scans=["a"], view=0, shape=shape)
+        noisy = []
+        for number in (5, 6):
+            one = replace(draws, noise=torch.tensor([0.6]), noise_seed=torch.tensor([number]))
+            noisy.append(augment.apply(volume[None, None], one)[0, 0].numpy())
+        assert not np.allclose(*noisy, atol=0.1)
+        parts = [noisy[0][:, :, :20].ravel(), noisy[0][:, :, 20:].ravel()]
+        # As intensities they are 0.4 and 0.6, and the noise 0.06; views are standardised.
+        laws = [stats.rice(level / 0.06, scale=0.06) for level in (0.4, 0.6)]
+        mean = np.mean([law.mean() for law in laws])
+        spread = np.sqrt(np.mean([law.moment(2) for law in laws]) - mean**2)
+        for part, law in zip(parts, laws, strict=True):
+            assert stats.kstest(part * spread + mean, law.cdf).pvalue > 0.01
+
+    @pytest.mark.parametrize("level", [0.0, 0.1])
+    def test_noise_of_what_is_dark_is_rician_too(self, level: float) -> None:
+        dark = torch.full((3000, augment.LINE), level)
+        seen = augment.Seen((0, 0, 0), (1, 3000, augment.LINE), torch.arange(3000), dark, dark[:0])
+        augment._add_noise(seen, 0.06, seed=5)
+        law = stats.rice(level / 0.06, scale=0.06)
+        assert stats.kstest(dark.flatten().numpy(), law.cdf).pvalue > 0.01
+        neighbours = np.corrcoef(dark.flatten()[:-1], dark.flatten()[1:])[0, 1]
+        assert abs(neighbours) < 0.03
 
     @pytest.mark.parametrize("step", STRENGTHS)
     def test_standardisation_undoes_no_step(self, step: str) -> None:
@@ -337,6 +388,18 @@ class TestApply:
         together = augment.apply(volumes, draw(AugmentParams(), *"abc", view=1))
         alone = augment.apply(volumes[2:], draw(AugmentParams(), "c", view=1))
         torch.testing.assert_close(alone, together[2:], atol=1e-4, rtol=0)
+
+    def test_the_number_of_threads_changes_no_bit(self) -> None:
+        volumes, draws = heads(3), draw(AugmentParams(), *"abc", view=1)
+        before = torch.get_num_threads()
+        views = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            views.append(augment.apply(volumes, draws))
+            assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+        assert torch.equal(views[0], views[1])
+        assert torch.equal(views[0], views[2])
 
     def test_nothing_of_the_global_random_state_is_used(self) -> None:
         volumes, draws = heads(), draw(AugmentParams(), "a", "b")
