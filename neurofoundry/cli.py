@@ -218,6 +218,7 @@ def pretrain(
         },
         inputs={"preprocess": volumes},
         track=values.tracking,
+        resume_items=True,
         store=store,
         leads=ranks.leads(),
     )

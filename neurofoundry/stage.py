@@ -113,9 +113,9 @@ def run(
     ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
     earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
     same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
-    A stage that keys its own items (a scan, a fine-tuning run) sets ``resume_items`` and gets the
-    partial folder whatever has changed, and the finished outputs ``reuse``, such as those of the
-    other parts.
+    A stage that keys its own items (a scan, a checkpoint, a fine-tuning run) sets ``resume_items``
+    and gets the partial folder whatever has changed, and the finished outputs ``reuse``, such as
+    those of the other parts.
     Of several processes that run one stage together, the one that ``leads`` does all this; the
     others run ``body`` beside it in a folder that is thrown away.
     """

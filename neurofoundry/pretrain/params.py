@@ -116,5 +116,7 @@ class PretrainParams(Section):
         return self
 
     def read_by(self, method: str) -> dict[str, Any]:
-        """The values that ``method`` depends on: nothing that belongs to other methods."""
-        return self.model_dump(mode="json", exclude={"methods", *METHODS} - {method})
+        """The values that the result of ``method`` depends on: nothing that belongs to other
+        methods, nor when checkpoints are written."""
+        when = {"checkpoint_minutes", "checkpoint_epochs"}
+        return self.model_dump(mode="json", exclude={"methods", *METHODS, *when} - {method})

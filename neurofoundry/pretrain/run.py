@@ -24,7 +24,7 @@ from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
-from neurofoundry.stage import Workspace
+from neurofoundry.stage import Workspace, code_hash
 from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
 
@@ -57,12 +57,15 @@ def pretrain(
             seed=seed,
         )
 
+    values = params.read_by(method)
+    del values["licence"]  # no weight depends on it
     made_of = {
-        "pretrain": params.read_by(method),
+        "pretrain": values,
         "method": method,
         "seed": seed,
         "spacing": grid.spacing,
         "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
+        "code": code_hash("pretrain"),
     }
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
         looks = state["looks"]
+    elif ranks.number == 0:
+        _clear(work.dir)
 
     def look(probe: Probe) -> None:
         found = probe.look(objective.encoder, ranks.device)
@@ -162,6 +165,13 @@ def train(
                 sys.exit(128 + 15)  # as a shell reports SIGTERM
             ended = time.monotonic()
     return history, looks
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run of other parameters has left that never came to a checkpoint."""
+    for name in ("history.tsv", "probe.tsv", "views.png"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "diverged", ignore_errors=True)
 
 
 class DivergedError(UsageError):

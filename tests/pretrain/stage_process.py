@@ -18,8 +18,9 @@ def run_stage(volumes: Path, out: Path, values: str) -> None:
         "pretrain",
         lambda work: pretrain(work, volumes=volumes, method="simclr", params=params, seed=7),
         out=out,
-        params={"pretrain": params},
+        params={"pretrain": params.read_by("simclr")},
         inputs={"preprocess": volumes},
         track=TrackingParams(mode="disabled"),
+        resume_items=True,
         leads=leads(),
     )

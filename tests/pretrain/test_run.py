@@ -20,11 +20,10 @@ from pydantic import ValidationError
 
 from neurofoundry import adaptation, cohort, encoders
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.pretrain import train
+from neurofoundry.pretrain import run, train
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
-from neurofoundry.pretrain.run import pretrain, select_scans
 from neurofoundry.stage import Workspace, hash_file
 from neurofoundry.tracking import TrackingParams
 from neurofoundry.tracking import run as tracking_run
@@ -49,7 +48,7 @@ def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: o
         TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
     ) as tracker:
         work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
-        pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
+        run.pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
     return work
 
 
@@ -145,11 +144,11 @@ class TestOutputs:
 
 class TestData:
     def test_only_usable_scans_of_the_splits_are_seen(self, volumes: Path) -> None:
-        chosen = select_scans(scans_of(volumes), params_of())
+        chosen = run.select_scans(scans_of(volumes), params_of())
         assert len(chosen) == 14
         assert set(chosen["split"]) == {"pretrain"}
         assert "sub-00_ses-0" not in set(chosen["scan_id"])
-        chosen = select_scans(scans_of(volumes), params_of(splits=["pretrain", "train"]))
+        chosen = run.select_scans(scans_of(volumes), params_of(splits=["pretrain", "train"]))
         assert len(chosen) == 24
 
     @pytest.mark.parametrize("split", ["val", "test", "ood"])
@@ -180,7 +179,7 @@ class TestData:
 
     def test_an_epoch_sees_a_scan_at_most_once_in_an_order_of_its_own(self, volumes: Path) -> None:
         params = params_of(epochs=3)
-        scans = select_scans(scans_of(volumes), params)
+        scans = run.select_scans(scans_of(volumes), params)
         epochs = []
         batches = train.read_batches(volumes, scans, GRID, params, seed=7, start=0, ranks=Ranks())
         for three in zip(batches, batches, batches, strict=True):
@@ -223,16 +222,16 @@ class Steep(Objective):
 class TestFailures:
     def test_fewer_scans_than_a_batch(self, volumes: Path) -> None:
         with pytest.raises(DataError, match=r"14 usable scans.*Lower pretrain\.batch_size \(32\)"):
-            select_scans(scans_of(volumes), params_of(batch_size=32))
+            run.select_scans(scans_of(volumes), params_of(batch_size=32))
 
     def test_one_person_only(self, volumes: Path) -> None:
         scans = scans_of(volumes).query("subject == '01'")
         with pytest.raises(DataError, match="all of one person"):
-            select_scans(scans, params_of(batch_size=2))
+            run.select_scans(scans, params_of(batch_size=2))
 
     def test_no_scan_at_all(self, volumes: Path) -> None:
         with pytest.raises(DataError, match="0 usable scans"):
-            select_scans(scans_of(volumes).iloc[:0], params_of())
+            run.select_scans(scans_of(volumes).iloc[:0], params_of())
 
     def test_an_empty_volume_is_named(self, volumes: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(volumes, tmp_path / "volumes")
@@ -258,6 +257,8 @@ class TestFailures:
         state = torch.load(found, weights_only=True)
         assert state["step"] == int(found.name[5:14]) > 0
         assert not (tmp_path / "w" / "checkpoint").exists()
+        run_stage(volumes, tmp_path / "w", epochs=1)  # of a run that went well, nothing of it is
+        assert not (tmp_path / "w" / "diverged").exists()
 
     def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(self) -> None:
         objective = Steep()
@@ -290,8 +291,8 @@ def whole(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestResume:
-    def test_a_checkpoint_of_other_parameters_or_data_is_refused(
-        self, volumes: Path, whole: Path, tmp_path: Path
+    def test_a_checkpoint_of_other_parameters_data_or_code_is_refused(
+        self, volumes: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(whole / "checkpoint", tmp_path / "w" / "checkpoint")
         with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
@@ -301,6 +302,17 @@ class TestResume:
         (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
         with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
             run_stage(copy, tmp_path / "w", **RESUMED)
+        monkeypatch.setattr(run, "code_hash", lambda stage: "other")
+        with pytest.raises(UsageError, match=r"another run: code was \w+, is other\."):
+            run_stage(volumes, tmp_path / "w", **RESUMED)
+
+    def test_what_is_refused_is_not_lost(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
+        left = shutil.copytree(whole / "checkpoint", tmp_path / ".out.partial" / "checkpoint")
+        before = sorted(left.iterdir())
+        values = json.dumps({**SMALL, **CONTRAST, **RESUMED, "learning_rate": 0.002})
+        with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
+            stage_process.run_stage(volumes, tmp_path / "out", values)
+        assert sorted(left.iterdir()) == before
 
     @staticmethod
     def assert_same(one: Path, other: Path, how: object) -> None:
@@ -316,9 +328,11 @@ class TestResume:
     def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "killed"
         checkpoints = tmp_path / ".killed.partial" / "checkpoint"
-        values = json.dumps({**SMALL, **CONTRAST, **RESUMED})
         kills = sorted(random.sample(range(1, 23), 2))
-        for step in [*kills, None]:
+        # When checkpoints are written may change on the way.
+        written = [{}, {"checkpoint_epochs": 1}, {"checkpoint_minutes": 60}]
+        for step, when in zip([*kills, None], written, strict=True):
+            values = json.dumps({**SMALL, **CONTRAST, **RESUMED, **when})
             (process,) = start_ranks(stage_process.run_stage, volumes, out, values, count=1)
             while step and process.is_alive() and last_step(checkpoints) < step:
                 time.sleep(0.002)
