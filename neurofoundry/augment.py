@@ -543,7 +543,7 @@ def _change_contrast(seen: Seen, exponent: float, curve: torch.Tensor, *, negati
         return
     levels = (torch.arange(LEVELS) + 0.5) / LEVELS
     levels = 1 - (1 - levels) ** exponent if negative else levels**exponent
-    levels = _remap(levels, curve).to(seen.values.device)
+    levels = (levels if straight else _remap(levels, curve)).to(seen.values.device)
     for some in seen.pieces:
         level = some.mul_(LEVELS / (2 * WINDOW)).add_(LEVELS / 2).clamp_(0, LEVELS - 1).int()
         torch.index_select(levels, 0, level, out=some)

@@ -66,7 +66,7 @@ def _check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) ->
     if differing:
         raise UsageError(
             f"{path.parent.name}/{path.name} belongs to another run: {'; '.join(differing)}. Go "
-            "back to what it was, or remove the folder of the checkpoint to start anew."
+            f"back to what it was, or remove {path.parent} to start anew."
         )
 
 

@@ -117,6 +117,7 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         "measured now" + ("; a GPU that is not full at that is faster" if gpu else ""),
         f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.2g} MiB/s while a step runs",
         "  - one process, alone here; n GPUs together take about a nth of the hours",
+        "  - looks of the probe and checkpoints come on top",
         "  - a tenth of the memory stays free" if grown > 0 else "  - memory is the process's peak",
     ]
     return "\n".join(lines)

@@ -235,8 +235,8 @@ def enough_memory(params: PretrainParams, *, own: int, shape: torch.Size) -> Ite
         advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
         raise UsageError(
             f"The {total / 2**30:.0f} GiB of {whose} do not hold a step with {own} scans of "
-            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; the same command "
-            "then starts anew, as these change what is learned."
+            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; training then "
+            "starts anew, as these change what is learned."
         ) from error
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from neurofoundry import stage
+from torch import nn
+
+from neurofoundry import encoders, stage
+from neurofoundry.adaptation import EncoderParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import leads
 from neurofoundry.pretrain.run import pretrain
@@ -24,3 +28,19 @@ def run_stage(volumes: Path, out: Path, values: str) -> None:
         resume_items=True,
         leads=leads(),
     )
+
+
+def run_shallow_stage(volumes: Path, out: Path, values: str, cache: Path) -> None:
+    """With the stem and the first level of the encoder alone, as the compiler takes its time; what
+    it has made lies in ``cache``."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    build = encoders.build
+
+    def shallow(params: EncoderParams, *, seed: int) -> encoders.Encoder:
+        encoder = build(params, seed=seed)
+        encoder.layer2, encoder.layer3, encoder.layer4 = (nn.Identity() for _ in range(3))
+        encoder.features = 8
+        return encoder
+
+    encoders.build = shallow
+    run_stage(volumes, out, values)

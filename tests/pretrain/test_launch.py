@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.pretrain.test_run import last_step
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+TINY = {
+    "pretrain.encoder.width": "0.125",
+    "pretrain.batch_size": "4",
+    "pretrain.epochs": "3",
+    "pretrain.checkpoint_minutes": "0",
+    "pretrain.probe": "null",
+    "tracking.mode": "disabled",
+}
 
 SAYS = "from neurofoundry.cli import _fail; _fail('sub-07: no brain [here].', {code})"
 WAITS = "import time; time.sleep(300)"
@@ -53,3 +68,42 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
 
 def test_all_is_well(tmp_path: Path) -> None:
     assert launch(tmp_path, "", "").returncode == 0
+
+
+def rank_of(launcher: int, number: int) -> int:
+    """The id of a process that ``launcher`` has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = (
+        int(child)
+        for child in children
+        if f"RANK={number}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    )
+    return found
+
+
+def test_a_rank_of_the_real_stage_is_killed_and_the_same_command_goes_on(
+    volumes: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "neurofoundry", "pretrain", "--processes", "2"]
+    command += ["--method", "simclr", "--volumes", str(volumes), "--out", str(tmp_path / "out")]
+    command += ["--params", str(PARAMS)]
+    command += [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+    partial = tmp_path / ".out.partial"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        while last_step(partial / "checkpoint") < 2:
+            assert job.poll() is None
+            time.sleep(0.01)
+        os.kill(rank_of(job.pid, 1), signal.SIGKILL)
+        killed = time.monotonic()
+        assert job.stderr is not None
+        said = job.stderr.read()
+        assert job.wait(60) == 137
+        assert time.monotonic() - killed < 60
+    assert "\nProcess 1 was ended by SIGKILL (too little memory?)" in said
+    assert said.count("goes on from the last checkpoint") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+    begun = (partial / "views.png").stat().st_mtime_ns  # of step 0
+    subprocess.run(command, check=True, timeout=120)
+    assert last_step(tmp_path / "out" / "checkpoint") == 18
+    assert (tmp_path / "out" / "views.png").stat().st_mtime_ns == begun

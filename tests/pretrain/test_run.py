@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from neurofoundry import adaptation, cohort, encoders
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.numerics import check_compiler
 from neurofoundry.pretrain import run, train
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
@@ -344,6 +345,31 @@ class TestResume:
             assert process.exitcode == (-signal.SIGKILL if step else 0)
             assert out.exists() != bool(step)
         self.assert_same(whole, out, kills)
+
+    def test_kill_9_changes_no_byte_of_a_compiled_encoder(
+        self, volumes: Path, tmp_path: Path
+    ) -> None:
+        """Nor would another compilation: tried by hand, and in memory in test_gradients.py."""
+        try:
+            check_compiler(torch.device("cpu"))
+        except UsageError as error:
+            pytest.skip(str(error))
+        compiled = {"simclr": {"projection": 16, "compile": True}, "probe": None}
+        values = json.dumps({**SMALL, **compiled, "epochs": 2, "checkpoint_minutes": 0})
+        whole, out = tmp_path / "whole", tmp_path / "killed"
+        checkpoints = tmp_path / ".killed.partial" / "checkpoint"
+        for folder, step in ((whole, None), (out, 3), (out, None)):
+            arguments = (volumes, folder, values, tmp_path / "cache")
+            (process,) = start_ranks(stage_process.run_shallow_stage, *arguments, count=1)
+            while step and process.is_alive() and last_step(checkpoints) < step:
+                time.sleep(0.002)
+            if step:
+                assert process.is_alive()
+                process.kill()
+            process.join(300)
+            assert process.exitcode == (-signal.SIGKILL if step else 0)
+        for name in ("encoder.safetensors", "history.tsv"):
+            assert hash_file(whole / name) == hash_file(out / name), name
 
     def test_a_torn_checkpoint_is_passed_over(
         self, volumes: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
