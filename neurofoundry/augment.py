@@ -209,9 +209,11 @@ def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
 def one_thread_each(most: int, tasks: int) -> Iterator[Executor]:
     """At most so many threads, in each of which torch itself uses one."""
     start = partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(max(1, min(most, tasks)), initializer=start) as threads:
-        yield threads
-    torch.set_num_threads(most)  # again, for threads that are started later
+    try:
+        with ThreadPoolExecutor(max(1, min(most, tasks)), initializer=start) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(most)  # again, for threads that are started later
 
 
 PIECE = 2**15
