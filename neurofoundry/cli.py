@@ -147,7 +147,7 @@ def preprocess(
 ) -> None:
     """Mask the brain, register it to MNI152, normalize it, and check the result."""
     from neurofoundry import stage
-    from neurofoundry.preprocess import run
+    from neurofoundry.preprocess import run, template
     from neurofoundry.preprocess.verdict import decisions
 
     values = _load(params, overrides, stage="preprocess")
@@ -157,7 +157,9 @@ def preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
         ),
         out=out,
-        params=_read(values, "preprocess") | decisions(values.preprocess, data),
+        params=_read(values, "preprocess")
+        | decisions(values.preprocess, data)
+        | template.fingerprint(template.find(values.preprocess, data)),
         inputs={"ingest": cohort},
         track=values.tracking,
         resume_items=True,
@@ -466,6 +468,10 @@ Scans = Annotated[
     list[Path],
     typer.Argument(help="BIDS, DICOM, NIfTI files or folders of them, or outputs of preprocess."),
 ]
+Template = Annotated[
+    Path | None,
+    typer.Option(help="The folder of the template, for weights whose volumes had another."),
+]
 Table = Annotated[Path, typer.Option("--out", help="The table to write, .tsv or .parquet.")]
 
 
@@ -480,6 +486,7 @@ def embed(
         str, typer.Option(help="Whose 'preprocess' makes volumes; for weights that do not say.")
     ] = "",
     overrides: Overrides = None,
+    template: Template = None,
     workers: Workers = 0,
 ) -> None:
     """Features of raw scans: one row a scan, with the reason where there are none."""
@@ -488,7 +495,14 @@ def embed(
     if overrides and not params:
         raise UsageError("--set: there are no --params that it could override.")
     values = _load(params, overrides).preprocess if params else None
-    embed(scans, weights=weights, out=out, workers=workers or cores(), params=values)
+    embed(
+        scans,
+        weights=weights,
+        out=out,
+        workers=workers or cores(),
+        params=values,
+        template=template,
+    )
 
 
 @app.command()
@@ -502,12 +516,13 @@ def predict(
         ),
     ],
     out: Table,
+    template: Template = None,
     workers: Workers = 0,
 ) -> None:
     """What a model says of raw scans, with its uncertainty and a flag for unfamiliar ones."""
     from neurofoundry.inference.predictions import predict
 
-    predict(scans, model=model, out=out, workers=workers or cores())
+    predict(scans, model=model, out=out, workers=workers or cores(), template=template)
 
 
 @app.command()

@@ -35,7 +35,7 @@ ENCODER = ("encoder.safetensors", "plan.json")
 """Files of the artifact of an encoder. subjects.tsv names persons and images.tsv their images:
 they stay."""
 
-PRIVATE = ("path", "overrides")
+PRIVATE = ("path", "overrides", "template")
 """Parameters that name files."""
 
 

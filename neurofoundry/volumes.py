@@ -132,11 +132,13 @@ def read_grid(folder: Path) -> Grid:
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """How the volumes of a folder are made, and judged one by one: ``preprocess`` of params.yaml
-    without what compares them, names scans or names hardware, and ``standard``, the landmarks of
-    nyul."""
-    params = json.loads((folder / "grid.json").read_text())["params"]
-    left_out = ("outliers", "overrides", "device", "batch")
-    recipe = {name: value for name, value in params.items() if name not in left_out}
+    without what compares them, names files or hardware, and ``template_sha256``, of a template
+    that is not nilearn's, and ``standard``, the landmarks of nyul."""
+    made = json.loads((folder / "grid.json").read_text())
+    left_out = ("outliers", "overrides", "device", "batch", "template")
+    recipe = {name: value for name, value in made["params"].items() if name not in left_out}
+    if "template_sha256" in made:
+        recipe["template_sha256"] = made["template_sha256"]
     if (folder / "landmarks.json").exists():
         recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
     return recipe

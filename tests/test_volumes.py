@@ -113,7 +113,11 @@ def test_a_folder_without_a_grid_is_refused(tmp_path: Path) -> None:
 
 def test_the_recipe_is_how_one_volume_is_made_and_judged(tmp_path: Path) -> None:
     recipe = {"registration": "rigid", "quality": {"template_correlation": {"min": 0.5}}}
-    params = {**recipe, "outliers": 6.0, "overrides": None}
+    hardware = {"device": "cuda", "batch": 8}
+    params = {**recipe, **hardware, "outliers": 6.0, "overrides": None, "template": "mine"}
+    made = {"grid": {}, "params": params, "template_sha256": "abc"}
+    (tmp_path / "grid.json").write_text(json.dumps(made))
+    assert read_recipe(tmp_path) == recipe | {"template_sha256": "abc"}
     (tmp_path / "grid.json").write_text(json.dumps({"grid": {}, "params": params}))
     assert read_recipe(tmp_path) == recipe
     (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))

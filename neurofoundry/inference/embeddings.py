@@ -34,8 +34,9 @@ from neurofoundry.inference.scans import Found, find
 from neurofoundry.params import validate
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.run import process
+from neurofoundry.preprocess.run import process, source_hash
 from neurofoundry.preprocess.scan import outputs
+from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.volumes import Grid
 
 BATCH = 8
@@ -72,11 +73,13 @@ def embed(
     out: Path,
     workers: int,
     params: PreprocessParams | None = None,
+    template: Path | None = None,
 ) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: features, or the reason why not.
 
     ``places`` are raw scans, or outputs of preprocess. ``params`` are for weights that do not say
-    how their volumes are made. Raises DataError and UsageError.
+    how their volumes are made; ``template`` is the folder of a template that is not nilearn's.
+    Raises DataError and UsageError.
     """
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess
@@ -85,10 +88,13 @@ def embed(
             f"--params: {weights} says itself how its volumes are made. Leave --params out."
         )
     if params is not None:
+        if params.template is not None:
+            raise UsageError("--params: preprocess.template has no effect here. Give --template.")
         recipe = params.model_dump(mode="json", exclude={"outliers", "overrides"})
+        recipe |= fingerprint(template)
     found = Weights(encoder, plan, stage.hash_file(weights / "encoder.safetensors"), recipe)
     with table(out) as (work, write):
-        rows = list(features_of(places, found, work=work, workers=workers))
+        rows = list(features_of(places, found, work=work, workers=workers, template=template))
         values = np.full((len(rows), plan.features), np.nan, np.float32)
         for number, row in enumerate(rows):
             if row.features is not None:
@@ -140,7 +146,12 @@ def table(out: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def features_of(
-    places: Sequence[Path], weights: Weights, *, work: Path, workers: int
+    places: Sequence[Path],
+    weights: Weights,
+    *,
+    work: Path,
+    workers: int,
+    template: Path | None = None,
 ) -> Iterator[Embedded]:
     """Features of every scan below ``places``, in the order in which they were found.
 
@@ -158,7 +169,26 @@ def features_of(
             f"The weights '{weights.plan.name}' do not say how volumes are made of raw scans. "
             "Give --params with the section 'preprocess', or the output of preprocess as scans."
         )
-    yield from _of_scans(find(raw, nifti=work / "nifti", workers=workers), weights, work, workers)
+    _check_template(weights, template)
+    found = find(raw, nifti=work / "nifti", workers=workers)
+    yield from _of_scans(found, weights, work, workers, template)
+
+
+def _check_template(weights: Weights, template: Path | None) -> None:
+    """Raise UsageError unless it is the one of the weights' volumes."""
+    expected = weights.recipe.get("template_sha256")
+    if fingerprint(template).get("template_sha256") == expected:
+        return
+    if expected is None:
+        raise UsageError(
+            f"--template: volumes of the weights '{weights.plan.name}' were made with the template "
+            "that comes with nilearn. Leave it out."
+        )
+    raise UsageError(
+        f"Volumes of the weights '{weights.plan.name}' were made with another template than "
+        f"{template or 'the one that comes with nilearn'}. Give its folder as --template: the "
+        f"SHA-256 of its files, taken together, is {expected}."
+    )
 
 
 def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded]:
@@ -183,16 +213,18 @@ def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded
 
 
 def _of_scans(
-    scans: Sequence[Found], weights: Weights, work: Path, workers: int
+    scans: Sequence[Found], weights: Weights, work: Path, workers: int, template: Path | None
 ) -> Iterator[Embedded]:
     """Of raw scans: a volume is made, seen by the encoder and removed again."""
-    given = {name: value for name, value in weights.recipe.items() if name != "standard"}
+    beside = ("standard", "template_sha256")
+    given = {name: value for name, value in weights.recipe.items() if name not in beside}
+    if template is not None:
+        given["template"] = template.resolve()
     params = validate(given, PreprocessParams, origin="preprocess of the weights' plan")
     grid = params.grid
     adaptation.check_grid(weights.plan, grid)
     standard = list(weights.recipe.get("standard", ()))
-    code = stage.code_hash("preprocess", "mni.py", "volumes.py")
-    settings = json.dumps(params.model_dump(mode="json"), sort_keys=True) + str(standard) + code
+    settings = json.dumps(dict(weights.recipe), sort_keys=True) + source_hash()
     keys = {scan.scan_id: _hash(weights.sha256, settings, scan.sha256) for scan in scans}
     readable = {keys[scan.scan_id]: scan for scan in scans if not scan.reason}
     results: dict[str, str] = {}

@@ -22,11 +22,14 @@ from neurofoundry.finetune.reference import Reference
 from neurofoundry.inference.embeddings import Weights, describe, features_of, table
 
 
-def predict(places: Sequence[Path], *, model: Path, out: Path, workers: int) -> None:
+def predict(
+    places: Sequence[Path], *, model: Path, out: Path, workers: int, template: Path | None = None
+) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: prediction, or why not.
 
     ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED) or a promoted one.
-    ``places`` are raw scans, or outputs of preprocess. Raises DataError and UsageError.
+    ``places`` are raw scans, or outputs of preprocess; ``template`` is the folder of a template
+    that is not nilearn's. Raises DataError and UsageError.
     """
     plan, task, recipe = _read_plan(model)
     network = Network(encoders.build(plan.encoder, seed=0), task)
@@ -34,7 +37,7 @@ def predict(places: Sequence[Path], *, model: Path, out: Path, workers: int) -> 
     known = reference.read(model / "reference.npz")
     weights = Weights(network.encoder, plan, stage.hash_file(model / "model.safetensors"), recipe)
     with table(out) as (work, write):
-        rows = list(features_of(places, weights, work=work, workers=workers))
+        rows = list(features_of(places, weights, work=work, workers=workers, template=template))
         found = [n for n, row in enumerate(rows) if row.features is not None]
         said = describe(rows)
         if found:

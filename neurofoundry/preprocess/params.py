@@ -109,6 +109,10 @@ class PreprocessParams(Section):
     """rigid keeps the brain's own size and shape; affine fits its size to the template's; syn warps
     it to the template's shape, symmetrically and without folds, for half a minute of CPU a scan
     with registration_spacing 2."""
+    template: Path | None = None
+    """A folder with another template than nilearn's (ICBM 2009a nonlinear symmetric), in MNI152
+    space, such as 2009c: t1.nii.gz, mask.nii.gz, gm.nii.gz, wm.nii.gz. A relative path starts at
+    the raw data's folder, with which it is versioned and copied to a cluster."""
     registration_spacing: float = Field(default=2.0, ge=1, le=8)
     """mm; the finest resolution at which scan and template are compared."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -139,5 +143,7 @@ class PreprocessParams(Section):
         return self
 
     def of_one_scan(self) -> dict[str, Any]:
-        """What the files of a scan depend on: not on what is decided when all are done."""
-        return self.model_dump(mode="json", exclude={"quality", "outliers", "overrides", "batch"})
+        """What the files of a scan depend on: not on what is decided when all are done. Of the
+        template, the content counts, not the path."""
+        left_out = {"quality", "outliers", "overrides", "batch", "template"}
+        return self.model_dump(mode="json", exclude=left_out)

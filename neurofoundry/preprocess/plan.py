@@ -52,7 +52,7 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> P
     scans = read_table(cohort / "scans.tsv", SCANS)
     torch.set_num_threads(1)
     threadpool_limits(1)
-    prepared = template.build(params.registration_spacing)
+    prepared = template.build(params.registration_spacing, template.find(params, data))
     # For the time that nyul takes, any scale will do.
     scale = [(percentile - 50) / 25 for percentile in intensity.PERCENTILES]
     chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)

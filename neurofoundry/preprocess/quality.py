@@ -16,7 +16,7 @@ from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.reading import UnusableScanError
 from neurofoundry.preprocess.registration import closest_rigid, entropies, joint_histogram
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen, look_up, resample
-from neurofoundry.preprocess.template import COMPARISON_MM, Template
+from neurofoundry.preprocess.template import COMPARISON_MM, GREY, WHITE, Template
 from neurofoundry.volumes import BOX_MM
 
 MEASURES = {
@@ -51,8 +51,6 @@ WINDOW_MM = 20.0
 """Edge of the cubes within which ``local_correlation`` compares."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
-GREY, WHITE = 0.6, 0.8
-"""Probability from which a voxel of the template counts as tissue, for ``contrast``."""
 
 
 def measure(

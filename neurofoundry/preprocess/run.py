@@ -63,10 +63,9 @@ def preprocess(
     everyone = read_table(cohort / "scans.tsv", SCANS)
     decided = find_overrides(params, data)
     overrides = read_overrides(decided, everyone) if decided else {}
-    check(params)
+    used = template.fingerprint(template.find(params, data))
     scans = everyone.iloc[work.part.items]
-    code = code_hash("preprocess", "mni.py", "volumes.py")
-    settings = json.dumps(params.of_one_scan(), sort_keys=True) + code
+    settings = json.dumps(params.of_one_scan() | used, sort_keys=True) + source_hash()
     standard: list[float] = []
     if params.normalization == "nyul":
         standard = _standard_scale(
@@ -108,6 +107,7 @@ def preprocess(
         {
             "grid": params.grid.describe(),
             "normalization": params.normalization + fitted,
+            **used,
             "params": params,
         },
     )
@@ -185,7 +185,7 @@ def _standard_scale(
                 return [float(value) for value in kept["standard"]]
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             continue
-    with _pool(min(workers, len(chosen) or 1), params) as pool:
+    with _pool(min(workers, len(chosen) or 1), params, data=data) as pool:
         rows: list[dict[Any, str]] = chosen.to_dict("records")
         found = list(pool.map(_histogram, to_jobs(rows, {}, data=data, cohort=cohort)))
     brains = [brain for brain in found if brain is not None]
@@ -198,6 +198,11 @@ def _standard_scale(
     content = {"percentiles": intensity.PERCENTILES, "standard": standard, "scans": len(brains)}
     write_json(work.dir / LANDMARKS, {"key": key, **content})
     return standard
+
+
+def source_hash() -> str:
+    """Hash of the code that a scan's files depend on."""
+    return code_hash("preprocess", "mni.py", "volumes.py")
 
 
 def check(params: PreprocessParams) -> None:
@@ -213,10 +218,15 @@ def check(params: PreprocessParams) -> None:
 
 @contextmanager
 def _pool(
-    workers: int, params: PreprocessParams, standard: Sequence[float] = ()
+    workers: int,
+    params: PreprocessParams,
+    standard: Sequence[float] = (),
+    *,
+    data: Path = Path(),
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes of one thread each, with the template in their memory."""
     check(params)
+    prepared = template.build(params.registration_spacing, template.find(params, data))
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
@@ -224,7 +234,7 @@ def _pool(
         workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(params, template.build(params.registration_spacing), standard),
+        initargs=(params, prepared, standard),
     )
     try:
         yield pool
@@ -260,7 +270,7 @@ def process(
     failed = TextColumn("{task.fields[failures]} not usable")
     with (
         Progress(*columns, TimeRemainingColumn(), failed, console=Console(stderr=True)) as progress,
-        _pool(min(workers, len(batches)), params, standard) as pool,
+        _pool(min(workers, len(batches)), params, standard, data=data) as pool,
     ):
         bar = progress.add_task(
             "preprocess", total=len(waiting) + len(done), completed=len(done), failures=failures

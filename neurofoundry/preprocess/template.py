@@ -1,8 +1,10 @@
-"""The template as registration and quality control need it."""
+"""The template as registration and quality control need it: nilearn's, or one in a folder."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,8 +12,12 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from neurofoundry import mni
+from neurofoundry.errors import UsageError
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.registration import Level
 from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
+from neurofoundry.stage import hash_file
 
 COMPARISON_MM = 4.0
 """Spacing at which a registered scan is compared with the template, whatever the parameters:
@@ -22,6 +28,24 @@ MOST_POINTS = 40_000
 of the optimizer do, and cost a second."""
 MARGIN_MM = 12.0
 """Around the brain, where the displacements of syn come to rest."""
+
+FILES = ("t1.nii.gz", "mask.nii.gz", "gm.nii.gz", "wm.nii.gz")
+"""Of a template in a folder: the head or the brain, the brain's mask, tissue probabilities."""
+LEAST_OVERLAP = 0.8
+"""Dice of its brain with nilearn's. Those of MNI152 have 0.95 and more, of another space less."""
+GREY, WHITE = 0.6, 0.8
+"""Probability from which a voxel of the template counts as tissue."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a template consists of; all on one grid."""
+
+    t1: Image
+    """Intensity, 0..1, of the brain alone."""
+    inside: Mask
+    grey: Image
+    white: Image
 
 
 @dataclass(frozen=True)
@@ -42,10 +66,34 @@ class Template:
     """Signed distance to the edge of the brain in mm, positive inside, at 2 mm."""
 
 
-def build(registration_spacing: float) -> Template:
-    """Read the template and derive what workers need. About 1 s."""
-    t1 = load("t1")
-    inside = t1.values > 0
+def find(params: PreprocessParams, data: Path) -> Path | None:
+    """The folder of the template that the parameters name, as seen from the raw data's."""
+    return None if params.template is None else data / params.template
+
+
+def fingerprint(folder: Path | None) -> dict[str, str]:
+    """The content of a template's files, which decides a scan's files; empty for nilearn's.
+
+    Raises UsageError where one is missing.
+    """
+    if folder is None:
+        return {}
+    digest = hashlib.sha256()
+    for name in FILES:
+        try:
+            digest.update(hash_file(folder / name).encode())
+        except OSError as error:
+            raise UsageError(
+                f"preprocess.template: {folder / name} cannot be read: {error.strerror}. Expected "
+                f"a folder with {', '.join(FILES)}; relative paths start at the raw data's folder."
+            ) from error
+    return {"template_sha256": digest.hexdigest()}
+
+
+def build(registration_spacing: float, folder: Path | None = None) -> Template:
+    """Read the template, nilearn's without a folder, and derive what workers need. About 1 s."""
+    maps = read_maps(folder)
+    t1, inside = maps.t1, maps.inside
     centre = apply_affine(t1.affine, np.argwhere(inside).mean(axis=0))
     spacings = [COARSEST_MM]
     while spacings[-1] > registration_spacing:
@@ -62,15 +110,75 @@ def build(registration_spacing: float) -> Template:
         fine=_around(t1, inside, spacings[-1]),
         levels=tuple(_level(t1, centre, spacing) for spacing in spacings),
         t1=comparison,
-        grey=resample(antialias(load("gm"), COMPARISON_MM), *grid),
-        white=resample(antialias(load("wm"), COMPARISON_MM), *grid),
+        grey=resample(antialias(maps.grey, COMPARISON_MM), *grid),
+        white=resample(antialias(maps.white, COMPARISON_MM), *grid),
         depth=Image(depth.astype(np.float32), brain.affine),
     )
 
 
 def load(name: Literal["t1", "gm", "wm"]) -> Image:
-    """A map of the template, 0..1."""
+    """A map of nilearn's template, 0..1."""
     return Image(*mni.load(name))
+
+
+def read_maps(folder: Path | None) -> Maps:
+    """The maps of a template. Raises UsageError where they are not those of a brain in MNI152."""
+    if folder is None:
+        t1 = load("t1")
+        return Maps(t1, t1.values > 0, load("gm"), load("wm"))
+    images = {name: _read(folder / name) for name in FILES}
+    t1, mask, grey, white = images.values()
+    for name, image in images.items():
+        if image.values.shape != t1.values.shape or not np.allclose(
+            image.affine, t1.affine, 0, 1e-3
+        ):
+            raise _unfit(
+                folder / name,
+                f"is on another grid than {FILES[0]}, {image.values.shape} voxels",
+                f"{t1.values.shape} at the same place",
+            )
+    for name in FILES[2:]:
+        low, high = images[name].values.min(), images[name].values.max()
+        if low < -0.01 or high > 1.01:
+            raise _unfit(folder / name, f"has values of {low:g} to {high:g}", "probabilities")
+    inside = mask.values > 0.5
+    known = load("t1")
+    expected = known.values > 0
+    found = resample(Image(inside.astype(np.float32), mask.affine), known.affine, expected.shape)
+    both = (found.values > 0.5) & expected
+    dice = 2 * both.sum() / ((found.values > 0.5).sum() + expected.sum())
+    if dice < LEAST_OVERLAP:
+        raise _unfit(
+            folder / FILES[1],
+            f"overlaps with the brain of MNI152 by a Dice of {dice:.2f}",
+            f"at least {LEAST_OVERLAP:g}: scans are cut to a box in mm of that space",
+        )
+    brain = np.where(inside, t1.values - min(0, float(t1.values[inside].min())), 0)
+    brain = (brain / brain.max()).astype(np.float32)
+    tissues = [
+        brain[inside & (image.values > least)] for image, least in ((white, WHITE), (grey, GREY))
+    ]
+    if not all(values.size for values in tissues) or tissues[0].mean() <= tissues[1].mean():
+        raise _unfit(
+            folder / FILES[0],
+            f"is not brighter where {FILES[3]} has white matter than where {FILES[2]} has grey",
+            "a T1-weighted template, and the two not exchanged",
+        )
+    return Maps(Image(brain, t1.affine), inside, grey, white)
+
+
+def _read(path: Path) -> Image:
+    try:
+        return read(path)
+    except (OSError, UnusableScanError) as error:
+        raise _unfit(path, f"is unusable: {error}", "a NIfTI volume") from error
+
+
+def _unfit(path: Path, found: str, expected: str) -> UsageError:
+    return UsageError(
+        f"preprocess.template: {path} {found}; expected {expected}. Mend the file, or remove the "
+        "key for the template that comes with nilearn."
+    )
 
 
 def _around(t1: Image, inside: Mask, spacing: float) -> Image:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +19,13 @@ from neurofoundry.volumes import Grid
 RECIPE = PreprocessParams(grid=Grid(spacing=6.0), registration_spacing=4.0)
 
 
-def write_encoder(folder: Path, *, recipe: PreprocessParams | None = RECIPE) -> Path:
+def write_encoder(
+    folder: Path, *, recipe: PreprocessParams | dict[str, Any] | None = RECIPE
+) -> Path:
     """Untrained weights for 6 mm, that say how their volumes are made."""
+    if isinstance(recipe, PreprocessParams):
+        left_out = {"outliers", "overrides", "device", "batch", "template"}
+        recipe = recipe.model_dump(mode="json", exclude=left_out)
     folder.mkdir(parents=True)
     params = EncoderParams(stem_stride=2, width=0.125)
     encoder = encoders.build(params, seed=5)
@@ -28,9 +34,7 @@ def write_encoder(folder: Path, *, recipe: PreprocessParams | None = RECIPE) -> 
         encoder=params,
         features=encoder.features,
         grid=RECIPE.grid.describe(),
-        preprocess=recipe.model_dump(mode="json", exclude={"outliers", "overrides"})
-        if recipe
-        else {},
+        preprocess=recipe or {},
         method="simclr",
         licence="none",
     )

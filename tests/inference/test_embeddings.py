@@ -74,6 +74,31 @@ class TestRawScans:
         assert "expected at least 0.999" in row["reason"]
         assert np.isfinite(row["f0000"])
 
+    def test_weights_with_a_template_of_their_own_need_it(
+        self, raw: Path, embedded: Path, weights: Path, tmp_path: Path
+    ) -> None:
+        t1, grey, white = (template.load(name) for name in ("t1", "gm", "wm"))
+        folder = tmp_path / "template"
+        folder.mkdir()
+        for name, values in zip(
+            template.FILES, (t1.values, t1.values > 0, grey.values, white.values), strict=True
+        ):
+            nib.save(nib.Nifti1Image(values.astype(np.float32), t1.affine), folder / name)
+        recipe = RECIPE.model_dump(mode="json", exclude={"outliers", "overrides", "template"})
+        own = write_encoder(tmp_path / "own", recipe=recipe | template.fingerprint(folder))
+        one = raw / "first.nii.gz"
+        with pytest.raises(UsageError, match=r"than the one that comes with nilearn.*--template"):
+            embed([one], weights=own, out=tmp_path / "out.tsv", workers=1)
+        with pytest.raises(UsageError, match=r"--template: .*comes with nilearn. Leave it out"):
+            embed([one], weights=weights, out=tmp_path / "out.tsv", workers=1, template=folder)
+        embed([one], weights=own, out=tmp_path / "out.tsv", workers=1, template=folder)
+        # Its maps are nilearn's.
+        expected = read(embedded).set_index("scan").loc[["first.nii.gz"]]
+        np.testing.assert_array_equal(features(read(tmp_path / "out.tsv")), features(expected))
+        (folder / "wm.nii.gz").unlink()
+        with pytest.raises(UsageError, match=r"wm\.nii\.gz cannot be read"):
+            embed([one], weights=own, out=tmp_path / "out.tsv", workers=1, template=folder)
+
     def test_what_shows_no_head_is_a_row_with_its_reason(
         self, weights: Path, tmp_path: Path
     ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from neurofoundry import mni, stage
 from neurofoundry.cohort import VOLUMES, read_table
 from neurofoundry.errors import UsageError
+from neurofoundry.preprocess import run
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from tests.preprocess.conftest import WriteCohort
@@ -86,6 +87,13 @@ def test_a_scan_on_a_failing_disk_stops_the_run_and_is_named(
         preprocess_scans(
             [Job(scan, "a", "0" * 64, "k")], out=tmp_path, params=PARAMS, template=template
         )
+
+
+def test_a_scan_on_a_failing_disk_is_named_by_the_fit_of_nyul_too(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii"
+    scan.symlink_to("/proc/self/mem")
+    with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
+        run._histogram(Job(scan, "a", "0" * 64, ""))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not gzip", "cut short"])

@@ -266,7 +266,7 @@ def test_a_worker_that_is_killed_gives_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The template is what a worker gets first; unpacking this one kills it.
-    monkeypatch.setattr(run.template, "build", lambda spacing: Deadly())
+    monkeypatch.setattr(run.template, "build", lambda *_: Deadly())
     cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
     with pytest.raises(UsageError, match="fewer --workers"):
         preprocess(cohort)
