@@ -22,7 +22,7 @@ from neurofoundry.volumes import BOX_MM
 MEASURES = {
     "coverage": "brain within the field of view",
     "in_box": "brain within the standard box",
-    "margin_mm": "from the brain to the nearest edge of the field of view in mm",
+    "margin_mm": "from the brain to the nearest edge of the field of view in mm, below 0 beyond it",
     "mask_ml": "volume of the brain mask in ml",
     "mask_dice": "overlap of the brain mask with the template's",
     "template_correlation": "correlation with the template",

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from neurofoundry.preprocess import report
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.quality import BY_SYN
+from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from tests.preprocess.test_quality import GOOD
 
 
@@ -55,5 +55,8 @@ def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path
     assert cards[-1]["picture"] == f"{cards[-1]['scan']}.png"
     assert len(page) < 4_000_000
     charts = page.count("<svg")
+    # On a phone nothing can be pointed at: the columns' names stand beside their words.
+    for name in MEASURES:
+        assert (f"<b>{name}</b>: " in page) == (name not in BY_SYN)
     assert page.count("<circle") <= charts * (3 * report.MOST_DOTS + 1)
     assert page.count("<circle") > charts * 3 * 100
