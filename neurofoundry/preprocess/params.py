@@ -116,9 +116,9 @@ class PreprocessParams(Section):
     registration_spacing: float = Field(default=2.0, ge=1, le=8)
     """mm; the finest resolution at which scan and template are compared."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where scans are registered. cuda: a GPU, in batches; reading, masks, shading, resampling and
-    measures stay with the workers. Volumes are as good, and not the same bytes in every run: a GPU
-    adds up in any order."""
+    """Where scans are registered. cuda: a GPU, in batches; all else, five sixths of a rigid scan's
+    time and a seventh of a syn one's, stays with the workers. Volumes are not the same bytes in
+    every run: a GPU adds up in any order."""
     batch: int = Field(default=1, ge=1)
     """Scans that a worker registers together, for device cuda: all workers share the GPU. A kill
     loses so many scans a worker."""

@@ -126,6 +126,7 @@ def read_maps(folder: Path | None) -> Maps:
     if folder is None:
         t1 = load("t1")
         return Maps(t1, t1.values > 0, load("gm"), load("wm"))
+    fingerprint(folder)  # names a file that is missing
     images = {name: _read(folder / name) for name in FILES}
     t1, mask, grey, white = images.values()
     for name, image in images.items():
