@@ -154,6 +154,26 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     assert content(first.dir) == before
 
 
+def test_a_worker_takes_a_batch_whose_size_is_not_part_of_the_key(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    files = {f"head{number}": path for number, path in enumerate(head_files[:3])}
+    files["cut"] = tmp_path / "cut.nii.gz"
+    files["cut"].write_bytes(head_files[3].read_bytes()[:30_000])
+    cohort = write_cohort(files)
+    # What params.yaml may say for a GPU only; a CPU does the same.
+    batches = PARAMS.model_copy(update={"batch": 3})
+    first = preprocess(cohort, params=batches)
+    table = read_table(first.dir / "scans.tsv", VOLUMES)
+    assert table["scan_id"].tolist() == list(files)
+    assert table["usable"].tolist() == [True, True, True, False]
+    seconds = pd.read_csv(first.dir / "timings.tsv", sep="\t").set_index("scan_id")["seconds"]
+    assert seconds["head0"] == seconds["head1"] == seconds["head2"] > 0
+    # A scan of a batch that was lost is done again, and the others are not.
+    (first.dir / "head1.json").unlink()
+    assert preprocess(cohort).summary["reused"] == 3
+
+
 def test_other_bounds_and_a_decision_by_hand_cost_no_preprocessing(
     head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
 ) -> None:
