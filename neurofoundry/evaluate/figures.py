@@ -28,6 +28,9 @@ BASELINE = "#6b7280"
 COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
 FAMILIAR, NEW = "#1f5f8b", "#c4611f"
 
+PANEL = (1.65, 1.6)
+"""Inches of a figure that has others like it beside it."""
+
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names may hold dollar signs
     "svg.fonttype": "none",
@@ -82,19 +85,18 @@ def roc(curves: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
     return _svg(draw, title)
 
 
-def reliability(points: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
-    """Stated probability against observed share, in bins of equal mass."""
+def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
+    """Stated probability against observed share of one initialization, in bins of equal mass."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for name, rows in points.groupby("init", sort=False):
-            axes.plot(
-                rows["stated"], rows["observed"], "o-", color=palette[str(name)], markersize=3.5
-            )
+        axes.plot(points["stated"], points["observed"], "o-", color=colour, markersize=3.5)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set(xlabel="Probability stated by the model", ylabel="Share observed")
+        axes.set(xlabel="Stated", ylabel="Observed")
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
 def predicted_against_true(points: pd.DataFrame, unit: str, title: str) -> str:
@@ -129,32 +131,45 @@ def predicted_against_true(points: pd.DataFrame, unit: str, title: str) -> str:
     return _svg(draw, title)
 
 
-def label_efficiency(rows: pd.DataFrame, palette: Mapping[str, str], label: str, title: str) -> str:
-    """The metric against the share of labels learned from, with intervals."""
+def label_efficiency(
+    rows: pd.DataFrame, name: str, baseline: str, colour: str, label: str, title: str
+) -> str:
+    """The metric of an initialization against the share of labels learned from, with intervals;
+    behind it the curve of the baseline, and where that ends.
+
+    ``rows`` are those of all initializations, so that panels beside each other have one axis.
+    """
+    drawn = rows.dropna(subset=["low"]).sort_values("fraction")
 
     def draw(axes: Axes) -> None:
-        for position, (name, part) in enumerate(rows.groupby("init", sort=False)):
-            part = part.dropna(subset=["low"]).sort_values("fraction")
-            x = part["fraction"] * 1.02 ** (position - 1)  # side by side, to be told apart
-            reach = [part["value"] - part["low"], part["high"] - part["value"]]
-            axes.errorbar(
-                x,
-                part["value"],
-                np.maximum(reach, 0),
-                fmt="o-",
-                color=palette[str(name)],
-                markersize=3.5,
-                elinewidth=0.8,
-                label=str(name),
-            )
+        behind, own = (drawn[drawn["init"] == each] for each in (baseline, name))
+        if len(behind):
+            ends = float(behind["value"].iloc[-1])
+            axes.axhline(ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        if name != baseline:
+            axes.plot(behind["fraction"], behind["value"], color=BASELINE, linewidth=1)
+        reach = [own["value"] - own["low"], own["high"] - own["value"]]
+        axes.errorbar(
+            own["fraction"],
+            own["value"],
+            np.maximum(reach, 0),
+            fmt="o-",
+            color=colour,
+            markersize=3.5,
+            elinewidth=0.8,
+        )
         shares = sorted(set(rows["fraction"]))
         axes.set_xscale("log")
         axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="Share of the training labels", ylabel=label)
-        axes.legend(loc="best")
+        axes.set_xlim(shares[0] / 1.15, shares[-1] * 1.15)
+        low, high = drawn["low"].min(), drawn["high"].max()
+        margin = 0.04 * (high - low or 1)
+        axes.set_ylim(low - margin, high + margin)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.set(xlabel="Labels", ylabel=label)
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
 def pretraining(history: pd.DataFrame) -> str:

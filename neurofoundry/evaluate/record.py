@@ -42,7 +42,10 @@ def record(
         maps = [
             map for each in report.maps_of(evidence, measured, explained) for map in each["maps"]
         ]
-        for figure in [*report.figures_of(evidence, measured, curves, baseline), *maps]:
+        drawn = report.figures_of(evidence, curves, baseline)
+        for panels in report.panels_of(evidence, measured, curves, baseline).values():
+            drawn += panels
+        for figure in [*drawn, *maps]:
             name = re.sub(r"[^a-z0-9]+", "-", figure["caption"].lower())
             tracker.figure(f"{evidence.name}/{name}", figure["svg"], step=0)
     tracker.produced("evaluation", "evaluation", folder, ARTIFACT)

@@ -57,6 +57,7 @@ def evaluate(
     measured = measures.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
     grouped = subgroups.measure(evidence, params=params)
+    confused = curves.confusion(evidence, min_subjects=params.min_subjects)
     drawn = report.Curves(
         roc=curves.roc(evidence, min_subjects=params.min_subjects),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
@@ -81,7 +82,7 @@ def evaluate(
         ("tables/differences.tsv", measured.differences),
         ("tables/gaps.tsv", measured.gaps),
         ("tables/calibration.tsv", calibrated),
-        ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
+        ("tables/confusion.tsv", confused),
         ("tables/subgroups.tsv", grouped),
         ("tables/repeats.tsv", repeated),
         ("tables/sites.tsv", read_sites),
@@ -109,6 +110,7 @@ def evaluate(
         measured=measured,
         calibrated=calibrated,
         grouped=grouped,
+        confused=confused,
         repeated=repeated,
         sites=read_sites,
         recognized=recognized,

@@ -14,12 +14,13 @@ import pytest
 from neurofoundry import params as parameters
 from neurofoundry import stage
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import inputs, measures, promotion
+from neurofoundry.evaluate import inputs, measures, promotion, words
 from neurofoundry.evaluate.params import EvaluateParams, Promotion
 from neurofoundry.evaluate.run import evaluate, morphometry_of, with_floors
 from neurofoundry.tracking import TrackingParams
 
 from .conftest import TASKS, run, scans_table, write_inputs
+from .test_report import Page
 
 RULE = {"task": "alzheimers", "initialization": "simclr", "metric": "auc", "over": "scratch"}
 
@@ -103,7 +104,10 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     assert list(numbers) == ["0.1", "1.0"]
     assert work.summary["age/simclr/1.0/test/mae/value"] == numbers["1.0"]["test"]["mae"]["value"]
     page = (tmp_path / "out/report.html").read_text()
-    assert "AUC by number of labels" in page
+    shown = Page(tmp_path / "out/report.html").words
+    assert shown.count("Against scratch with 100%") == 2
+    for init in skill:
+        assert f'aria-label="{init}: AUC by share of the labels"' in page
     table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
     few = table.query("init == 'simclr' and versus == 'scratch' and fraction == 0.1")
     row = few.query("versus_fraction == 1 and split == 'test' and metric == 'mae'").iloc[0]
@@ -115,6 +119,19 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     sentence = re.search(r"With 10% of the labels simclr reaches [\d.]+, [^.]+\.\d+[^<]*", page)
     assert sentence
     assert "scratch with all of them" in sentence[0]
+    # Of every initialization, the baseline too, its value, difference and what they say.
+    measured = pd.read_csv(tmp_path / "out/tables/metrics.tsv", sep="\t")
+    for task, metric in (("sex", "auc"), ("age", "mae")):
+        for init in skill:
+            where = f"task == '{task}' and init == '{init}' and fraction == 0.1"
+            where += f" and split == 'test' and metric == '{metric}'"
+            value = measured.query(where).iloc[0]["value"]
+            where += " and versus == 'scratch' and versus_fraction == 1"
+            versus = table.query(where).iloc[0]
+            text = f"{init} {words.number(value, metric)} "
+            text += words.with_interval(versus, metric, signed=True)
+            assert text in shown
+            assert re.match(r" (perhaps |better|worse|with 10%)", shown.split(text)[1])
 
 
 @pytest.fixture(scope="module")
