@@ -192,6 +192,29 @@ def ranking(labels: ArrayLike, scores: Values, weights: Values) -> tuple[Values,
         return area, (of_up * precision).sum(axis=1) / positives
 
 
+def sensitivity_at(
+    labels: ArrayLike, scores: Values, weights: Values, false_alarms: Values
+) -> Values:
+    """The ROC curve at given shares of false alarms, rising: (shares, resamples).
+
+    ``labels`` (scans,) are true for positives. Between the points of the curve lie straight lines;
+    where it climbs at one share, its end counts. NaN where a resample lacks a class.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive, ranked = np.asarray(labels, bool)[order], scores[order]
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # of scans with equal scores
+    drawn = weights[:, order]
+    hits, alarms = (
+        np.pad(np.cumsum(drawn * mine, axis=1)[:, last], ((0, 0), (1, 0)))
+        for mine in (positive, ~positive)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hits, alarms = hits / hits[:, -1:], alarms / alarms[:, -1:]
+    found = np.stack([np.interp(false_alarms, *row) for row in zip(alarms, hits, strict=True)])
+    found[np.isnan(hits[:, -1]) | np.isnan(alarms[:, -1])] = np.nan
+    return found.T
+
+
 def auc_covariance(
     labels: NDArray[np.integer], probabilities: Values, persons: Sequence[str] | NDArray
 ) -> tuple[Values, Values]:

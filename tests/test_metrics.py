@@ -41,6 +41,20 @@ class TestMetricsAgainstOthers:
                     )
             assert found == pytest.approx(right / total, abs=1e-12)
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_roc_curves_are_those_of_scikit_learn_in_every_resample(self, seed):
+        random = np.random.default_rng(seed)
+        labels = random.integers(2, size=60)
+        scores = (labels + random.normal(size=60)).round(1 - seed % 2)  # with ties
+        weights = random.integers(0, 3, (4, 60)).astype(float)
+        weights[3, labels == 1] = 0
+        shares = np.linspace(0, 1, 41)
+        found = metrics.sensitivity_at(labels, scores, weights, shares)
+        for row in range(3):
+            fpr, tpr, _ = sk.roc_curve(labels, scores, sample_weight=weights[row])
+            np.testing.assert_allclose(found[:, row], np.interp(shares, fpr, tpr), atol=1e-12)
+        assert np.isnan(found[:, 3]).all()
+
     @pytest.mark.parametrize("seed", range(4))
     def test_two_classes_agree_with_scikit_learn(self, seed):
         labels, p = cohort(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -65,24 +65,27 @@ def colours(names: Sequence[str], baseline: str) -> dict[str, str]:
     return {name: palette.get(name, BASELINE) for name in names}
 
 
-def roc(curves: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
-    """ROC curves: a mean over seeds and classes where there are several."""
+PLACES = (("test", FAMILIAR), ("ood", NEW))
+
+
+def roc(curves: pd.DataFrame, title: str) -> str:
+    """ROC curves of one initialization with their bands, at familiar and at new sites."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for name, rows in curves.groupby("init", sort=False):
-            parts = [part for _, part in rows.groupby(["seed", "class"])]
-            x, y = parts[0]["fpr"].to_numpy(), parts[0]["tpr"].to_numpy()
-            if len(parts) > 1:
-                x = np.linspace(0, 1, 201)
-                y = np.mean([np.interp(x, part["fpr"], part["tpr"]) for part in parts], axis=0)
-                x, y = np.r_[0, x], np.r_[0, y]
-            axes.plot(x, y, color=palette[str(name)], label=str(name))
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-        axes.set(xlabel="1 − specificity", ylabel="Sensitivity", aspect="equal")
-        axes.legend(loc="lower right")
+        for split, colour in PLACES:
+            rows = curves[curves["split"] == split]
+            x, middle = np.r_[0, rows["fpr"]], np.r_[0, rows["tpr"]]
+            axes.fill_between(
+                rows["fpr"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0
+            )
+            axes.plot(x, middle, color=colour)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel="1 − specificity", ylabel="Sensitivity")
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
 def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
@@ -99,36 +102,33 @@ def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
     return _svg(draw, title, size=PANEL)
 
 
-def predicted_against_true(points: pd.DataFrame, unit: str, title: str) -> str:
-    """Outputs of one initialization, mean over seeds, against the truth."""
+def predicted_against_true(
+    points: pd.DataFrame, limits: tuple[float, float], unit: str, title: str
+) -> str:
+    """Outputs of one initialization, mean over seeds, against the truth, between ``limits``."""
 
     def draw(axes: Axes) -> None:
-        low = float(min(points["true"].min(), points["predicted"].min()))
-        high = float(max(points["true"].max(), points["predicted"].max()))
-        margin = 0.04 * (high - low or 1)
-        limits = (low - margin, high + margin)
-        axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for split, colour, label in (("test", FAMILIAR, "familiar"), ("ood", NEW, "new sites")):
+        margin = 0.04 * (limits[1] - limits[0] or 1)
+        ends = (limits[0] - margin, limits[1] + margin)
+        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        for split, colour in PLACES:
             rows = points[points["split"] == split]
-            if len(rows):
-                axes.scatter(
-                    rows["true"],
-                    rows["predicted"],
-                    s=10,
-                    color=colour,
-                    alpha=0.7,
-                    linewidths=0,
-                    label=label,
-                    # Thousands of vector dots would make the page heavy.
-                    rasterized=len(points) > 1000,
-                )
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
+            axes.scatter(
+                rows["true"],
+                rows["predicted"],
+                s=6,
+                color=colour,
+                alpha=0.7,
+                linewidths=0,
+                # Thousands of vector dots would make the page heavy.
+                rasterized=len(points) > 1000,
+            )
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
         axes.set(xlabel=f"True{unit}", ylabel=f"Predicted{unit}")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.legend(loc="upper left", handletextpad=0.1, borderpad=0)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
 def label_efficiency(

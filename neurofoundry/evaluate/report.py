@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,7 +48,7 @@ SPLIT_TITLES = {
 
 @dataclass(frozen=True)
 class Curves:
-    """The tables behind the figures."""
+    """The tables behind the figures; ``roc`` with bands."""
 
     roc: pd.DataFrame
     reliability: pd.DataFrame
@@ -206,12 +206,19 @@ def _task(
         "conclusion": conclusion,
         "metric": metric,
         "regression": task.kind == "regression",
+        "column": task.column,
         "binary": len(task.classes) == 2,
         "seeds": max((row["seeds"] for row in rows), default=0),
         "title": METRICS[metric].title
         + (f",{words.unit(evidence)}" if words.unit(evidence) else ""),
         "better": "to the right" if METRICS[metric].higher_is_better else "to the left",
         "columns": [(name, METRICS[name]) for name in metric_names(task)],
+        "reasons": _reasons(
+            (row["name"], value)
+            for row in rows
+            for of_split in row["values"].values()
+            for value in of_split.values()
+        ),
         "rows": rows,
         "splits": splits,
         "subjects": subjects,
@@ -220,7 +227,6 @@ def _task(
         "calibration": _calibration(evidence, calibrated),
         "labels": _labels(evidence, measured, conclusion, params.baseline),
         "confusion": _confusion(evidence, confused, conclusion, params.baseline),
-        "figures": figures_of(evidence, curves, params.baseline),
         "panels": panels_of(evidence, measured, curves, params.baseline),
         "maps": maps_of(evidence, measured, explained),
         "number": lambda row, name: words.number(row["value"], name),
@@ -364,7 +370,20 @@ def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]
         for init in dict.fromkeys(part["init"])
     ]
     shown = any(value["value"] is not None for row in rows for _, value in row["values"])
-    return {"rows": rows if shown else [], "columns": [METRICS[name] for name in names]}
+    return {
+        "rows": rows if shown else [],
+        "columns": [METRICS[name] for name in names],
+        "reasons": _reasons((row["name"], value) for row in rows for _, value in row["values"]),
+    }
+
+
+def _reasons(cells: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[str]:
+    """Why cells of a table are empty, in words, each once with the rows that it is true of."""
+    found: dict[str, dict[str, None]] = {}
+    for name, cell in cells:
+        if cell and cell["value"] is None and cell["reason"]:
+            found.setdefault(str(cell["reason"]), {})[name] = None
+    return [f"{reason} ({', '.join(rows)})" for reason, rows in found.items()]
 
 
 def _question(evidence: Evidence) -> str:
@@ -466,52 +485,46 @@ def _axis(ends: Sequence[float], metric: str) -> dict[str, Any]:
     }
 
 
-def figures_of(evidence: Evidence, curves: Curves, baseline: str) -> list[dict[str, str]]:
-    """Captioned SVG figures of a task."""
-    palette = _palette(evidence, baseline)
-    found = []
-    places = {"test": "familiar sites", "ood": "new sites"}
-    for split, place in places.items():
-        rows = curves.roc[(curves.roc["task"] == evidence.name) & (curves.roc["split"] == split)]
-        if len(rows):
-            caption = f"ROC curve, {place}"
-            found.append({"caption": caption, "svg": figures.roc(rows, palette, caption)})
-    rows = curves.predicted[curves.predicted["task"] == evidence.name]
-    unit = f",{words.unit(evidence)}" if words.unit(evidence) else ""
-    for name, part in rows.groupby("init", sort=False):
-        caption = f"{name}: predicted and true {evidence.task.column}"
-        svg = figures.predicted_against_true(part, unit, caption)
-        found.append({"caption": caption, "svg": svg})
-    return found
-
-
 def panels_of(
     evidence: Evidence, measured: Measured, curves: Curves, baseline: str
 ) -> dict[str, list[dict[str, str]]]:
     """Captioned SVG figures, one of each initialization: beside each other, as six curves in one
-    figure cannot be told apart. ``reliability``, and ``labels`` where several shares were tried."""
-    palette = _palette(evidence, baseline)
-    rows = curves.reliability
-    rows = rows[(rows["task"] == evidence.name) & (rows["split"] == "test")]
-    found: dict[str, list[dict[str, str]]] = {"reliability": [], "labels": []}
-    for name, part in rows.groupby("init", sort=False):
-        title = f"{name}: stated and observed risk"
-        svg = figures.reliability(part, palette[str(name)], title)
-        found["reliability"].append({"name": str(name), "caption": title, "svg": svg})
-    metric = METRICS[PRIMARY[evidence.task.kind]].title
-    rows = _primary(evidence, measured).dropna(subset="value")
-    if rows["fraction"].nunique() > 1:
-        for name in dict.fromkeys(rows["init"]):
-            title = f"{name}: {metric} by share of the labels"
-            axis = f"{metric},{words.unit(evidence)}" if words.unit(evidence) else metric
-            svg = figures.label_efficiency(rows, name, baseline, palette[name], axis, title)
-            found["labels"].append({"name": name, "caption": title, "svg": svg})
-    return found
-
-
-def _palette(evidence: Evidence, baseline: str) -> dict[str, str]:
+    figure cannot be told apart. Kinds without a figure are empty."""
     models = [model.name for model in evidence.models if not model.is_floor]
-    return figures.colours(list(dict.fromkeys(models)), baseline)
+    palette = figures.colours(list(dict.fromkeys(models)), baseline)
+    unit = f",{words.unit(evidence)}" if words.unit(evidence) else ""
+    metric = METRICS[PRIMARY[evidence.task.kind]].title
+    found: dict[str, list[dict[str, str]]] = {}
+
+    def add(kind: str, rows: pd.DataFrame, what: str, draw: Callable[..., str]) -> None:
+        found[kind] = []
+        for init, part in rows[rows["task"] == evidence.name].groupby("init", sort=False):
+            name, title = str(init), f"{init}: {what}"
+            found[kind].append({"name": name, "caption": title, "svg": draw(name, part, title)})
+
+    add("roc", curves.roc, "ROC curve", lambda _, part, title: figures.roc(part, title))
+    rows = curves.reliability[curves.reliability["split"] == "test"]
+    add(
+        *("reliability", rows, "stated and observed risk"),
+        lambda name, part, title: figures.reliability(part, palette[name], title),
+    )
+    rows = curves.predicted[curves.predicted["task"] == evidence.name]
+    values = rows[["true", "predicted"]].to_numpy(float)
+    limits = (values.min(), values.max()) if len(rows) else (0.0, 1.0)
+    add(
+        *("predicted", rows, f"predicted and true {evidence.task.column}"),
+        lambda _, part, title: figures.predicted_against_true(part, limits, unit, title),
+    )
+    shares = _primary(evidence, measured).dropna(subset="value")
+    add(
+        "labels",
+        shares if shares["fraction"].nunique() > 1 else shares.iloc[:0],
+        f"{metric} by share of the labels",
+        lambda name, _, title: figures.label_efficiency(
+            *(shares, name, baseline, palette[name], f"{metric}{unit}", title)
+        ),
+    )
+    return found
 
 
 def maps_of(

@@ -59,7 +59,7 @@ def evaluate(
     grouped = subgroups.measure(evidence, params=params)
     confused = curves.confusion(evidence, min_subjects=params.min_subjects)
     drawn = report.Curves(
-        roc=curves.roc(evidence, min_subjects=params.min_subjects),
+        roc=curves.roc_bands(evidence, min_subjects=params.min_subjects, seed=seed),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
         predicted=curves.predicted_against_true(evidence, min_subjects=params.min_subjects),
     )
@@ -88,7 +88,8 @@ def evaluate(
         ("tables/sites.tsv", read_sites),
         ("tables/embeddings.tsv", recognized),
         ("tables/explanations.tsv", explanations.table(explained)),
-        ("plots/roc.tsv", drawn.roc),
+        ("plots/roc.tsv", curves.roc(evidence, min_subjects=params.min_subjects)),
+        ("plots/roc_bands.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
         ("plots/pretraining.tsv", histories(found)),

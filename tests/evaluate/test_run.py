@@ -45,7 +45,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             "report.html",
             *(f"predictions/{name}.npz" for name in TASKS),
             *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
-            *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
+            *(f"plots/{name}.tsv" for name in ("reliability", "roc", "roc_bands")),
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
             *(
                 f"tables/{name}.tsv"
@@ -105,7 +105,7 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     assert work.summary["age/simclr/1.0/test/mae/value"] == numbers["1.0"]["test"]["mae"]["value"]
     page = (tmp_path / "out/report.html").read_text()
     shown = Page(tmp_path / "out/report.html").words
-    assert shown.count("Against scratch with 100%") == 2
+    assert shown.count("With fewer labels") == 2
     for init in skill:
         assert f'aria-label="{init}: AUC by share of the labels"' in page
     table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
@@ -128,10 +128,25 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
             value = measured.query(where).iloc[0]["value"]
             where += " and versus == 'scratch' and versus_fraction == 1"
             versus = table.query(where).iloc[0]
-            text = f"{init} {words.number(value, metric)} "
+            text = words.number(value, metric) + " "
             text += words.with_interval(versus, metric, signed=True)
-            assert text in shown
-            assert re.match(r" (perhaps |better|worse|with 10%)", shown.split(text)[1])
+            said = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
+            assert re.search(f"{init} {said} {re.escape(text)}", shown)
+
+
+def test_the_bands_of_a_curve_hold_it_and_are_no_narrower_than_the_interval_of_its_area(evaluated):
+    bands = pd.read_csv(evaluated.dir / "plots/roc_bands.tsv", sep="\t")
+    assert bands.groupby(["task", "init", "split"]).ngroups == 3 * 4 * 2
+    assert ((bands["low"] <= bands["tpr"]) & (bands["tpr"] <= bands["high"])).mean() > 0.98
+    one = bands.query("task == 'sex' and init == 'scratch' and split == 'ood'")
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())["sex"]["scratch"]["1.0"]
+    auc = numbers["ood"]["auc"]
+    area = np.trapezoid(one["tpr"], one["fpr"])
+    assert area == pytest.approx(auc["value"], abs=0.01)
+    # Were all points low (or high) at once, so would be the area: no band is narrower.
+    low, high = (np.trapezoid(one[end], one["fpr"]) for end in ("low", "high"))
+    assert low < auc["low"] + 0.01
+    assert high > auc["high"] - 0.01
 
 
 @pytest.fixture(scope="module")
