@@ -47,15 +47,15 @@ def roc_bands(tasks: Sequence[Evidence], *, min_subjects: int, seed: int) -> pd.
     for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
         targets, outputs = evidence.targets[rows], model.outputs[:, rows]
         classes = len(evidence.task.classes)
-        of_interest = [1] if classes == 2 else range(classes)
+        drawn = [
+            (targets == index, each[:, index])
+            for each in outputs
+            for index in ([1] if classes == 2 else range(classes))
+        ]
 
-        def mean(weights: Values, of=of_interest, y=targets, said=outputs) -> Values:
-            found = [
-                sensitivity_at(y == k, each[:, k], weights, FALSE_ALARMS)
-                for each in said
-                for k in of
-            ]
-            return np.mean(found, axis=0)
+        def mean(weights: Values, drawn: Sequence[tuple[np.ndarray, Values]] = drawn) -> Values:
+            found = [sensitivity_at(*each, weights, FALSE_ALARMS) for each in drawn]
+            return np.asarray(np.mean(found, axis=0))
 
         persons = evidence.scans["person"].to_numpy()[rows]
         samples = resample(mean, persons, count=RESAMPLES, seed=seed, key=split)

@@ -169,7 +169,7 @@ def _task(
     splits = [split for split in ("test", "ood") if (evidence.scans["split"] == split).any()]
     models = [m for m in evidence.models if m.is_floor or m.fraction == evidence.fraction]
     told = _initializations(inputs)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in models:
         where = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
         values = {
@@ -258,7 +258,7 @@ def _groups(
             init: words.find(measured.measures, init=init, split=split, fraction=fraction, **where)
             for init, fraction in whole.items()
         }
-        found = [{"variable": "", "group": "Everybody", "of": everybody}]
+        found: list[dict[str, Any]] = [{"variable": "", "group": "Everybody", "of": everybody}]
         for variable, group in zip(part["variable"], part["group"], strict=True):
             head = {"variable": variable, "group": group}
             of = {
@@ -301,7 +301,7 @@ def _labels(
         names = list(dict.fromkeys([conclusion.candidate[0], *names]))
     where = {"task": evidence.name, "split": "test", "metric": metric}
     base = words.find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         tried = words.with_fewer_labels(evidence, measured, name, baseline)
         if tried:
@@ -355,16 +355,16 @@ def _confusion(
 
 
 def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]:
-    """Calibration of each initialization at familiar sites, as it is and corrected on val."""
+    """Calibration of each initialization at familiar sites, as it is and corrected."""
     part = calibrated[(calibrated["task"] == evidence.name) & (calibrated["split"] == "test")]
-    names = calibration.names(evidence)
+    names, corrections = calibration.names(evidence), calibration.corrections(evidence)
     rows = [
         {
             "name": init,
             "values": [
                 (name, words.find(part, init=init, metric=name, corrected=corrected))
                 for name in names
-                for corrected in (False, True)
+                for corrected in corrections
             ],
         }
         for init in dict.fromkeys(part["init"])
@@ -373,6 +373,7 @@ def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]
     return {
         "rows": rows if shown else [],
         "columns": [METRICS[name] for name in names],
+        "corrections": corrections[1:],
         "reasons": _reasons((row["name"], value) for row in rows for _, value in row["values"]),
     }
 
