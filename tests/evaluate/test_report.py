@@ -178,6 +178,20 @@ def test_confusion_matrices_are_those_of_the_table(evaluated, page):
     assert text in page.words.replace(" , ", ", ")
 
 
+def test_ages_are_corrected_on_validation_and_on_training_subjects(evaluated, page):
+    table = pd.read_csv(evaluated.dir / "tables/calibration.tsv", sep="\t")
+    rows = table.query("task == 'age' and init == 'scratch' and split == 'test'")
+    cells = []
+    for name in ("mae", "bias_slope"):
+        part = rows[rows["metric"] == name]
+        assert part["corrected"].to_list() == ["no", "val", "train"]
+        cells += [
+            f"{words.number(row['value'], name)} {words.interval(row, name)}"
+            for row in part.to_dict("records")
+        ]
+    assert " ".join(["scratch", *cells]) in page.words
+
+
 def test_floors_stand_in_the_plots_of_subgroups(evaluated, page):
     parts = page.html.split("<h3>Subgroups: ")[1:]
     assert len(parts) == 4
