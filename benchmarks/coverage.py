@@ -1,12 +1,13 @@
 """How often 95 % intervals hold the truth, and how often tests find equals different.
 
-    python benchmarks/coverage.py [COHORTS]
+    python benchmarks/coverage.py [COHORTS] [AUC]
 
-Simulated cohorts (1,000 unless told) of persons with one to three scans that correlate by 0.8. Of
-each, the intervals of the evaluation, with 200 resamples of persons, are compared with the truth,
-which is what the same metrics say of 200,000 persons. Then two models that are equally good on the
-same persons are compared, by DeLong's test clustered by person (AUC) and by paired resampling. The
-standard error of a share of 0.95 among 1,000 is 0.007. docs/evaluation.md has what it found.
+Simulated cohorts (1,000 unless told) of persons with one to three scans that correlate by 0.8, and
+models of two classes whose true AUC is 0.90 unless told. Of each cohort the intervals of the
+evaluation, with 200 resamples of persons, are compared with the truth, which is what the same
+metrics say of 200,000 persons. Then two models that are equally good on the same persons are
+compared, by DeLong's test clustered by person (AUC) and by paired resampling. The standard error of
+a share of 0.95 among 1,000 is 0.007. docs/evaluation.md has what it found.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scipy import special, stats
 
 from neurofoundry import metrics
 
-AUC = 0.90
+AUC = float(sys.argv[2]) if len(sys.argv) > 2 else 0.90
 ALIKE = 0.8
 RESAMPLES = 200
 POPULATION = 200_000
