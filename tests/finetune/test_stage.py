@@ -370,6 +370,16 @@ class TestResume:
             "diagnosis/scratch/1.0/0",
         }
 
+    def test_a_changed_task_makes_only_its_models_again(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        older = AGE.model_copy(update={"eligible": {"age": Condition(min=60)}})
+        tiny.run(out, volumes, encoder, BOTH, {"diagnosis": DIAGNOSIS, "age": older})
+        after = when_made(out)
+        assert all((after[name] != before[name]) == name.startswith("age") for name in before)
+
     def test_a_changed_scan_makes_only_its_tasks_again(
         self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path
     ) -> None:
