@@ -3,7 +3,7 @@
     python benchmarks/evaluate.py [SCANS] [MODELS]
 
 One two-class task and one regression, 2,000 resamples of persons with one to three scans each:
-all metrics of every model, their differences and gaps, calibration and subgroups.
+all metrics of every model, their differences and gaps, calibration, subgroups and bands of curves.
 docs/evaluation.md has what it found.
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import special
 
 from neurofoundry.cohort import Task
-from neurofoundry.evaluate import calibration, measures, subgroups
+from neurofoundry.evaluate import calibration, curves, measures, subgroups
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
 
@@ -67,6 +67,7 @@ def main() -> None:
             "metrics, differences, gaps": lambda w: measures.measure([w], params=params, seed=0),
             "calibration": lambda w: calibration.measure([w], params=params, seed=0),
             "subgroups": lambda w: subgroups.measure([w], params=params),
+            "bands of curves": lambda w: curves.roc_bands([w], min_subjects=5, seed=0),
         }.items():
             start = time.process_time()
             step(what)

@@ -531,7 +531,7 @@ def configure(
     overrides: Overrides = None,
     preprocess_parts: Annotated[int, typer.Option(min=1, help="Parts of the scans.")] = 1,
     finetune_parts: Annotated[
-        int, typer.Option(min=0, help="Parts of the models to make; 0: one a model.")
+        int, typer.Option(min=0, help="Parts of the models to make; 0: as many as can be.")
     ] = 1,
     executor_input: ExecutorInput = "",
 ) -> None:
@@ -543,7 +543,7 @@ def configure(
     from neurofoundry.project import SECTIONS
 
     values = _load(params, overrides)
-    finetune_parts = finetune_parts or len(values.tasks) * values.finetune.models_per_task()
+    finetune_parts = finetune_parts or values.finetune.most_parts(len(values.tasks))
     tracking = {"tracking": values.tracking.model_dump(mode="json")}
     found: dict[str, Any] = {name: json.dumps(_read(values, name) | tracking) for name in SECTIONS}
     found["methods"] = list(values.pretrain.methods)

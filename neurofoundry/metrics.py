@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 from sklearn.metrics import roc_curve
 
 Values = NDArray[np.float64]
@@ -190,6 +190,29 @@ def ranking(labels: ArrayLike, scores: Values, weights: Values) -> tuple[Values,
     with np.errstate(invalid="ignore"):
         area = 1 - (of_up * wrong).sum(axis=1) / (positives * total)
         return area, (of_up * precision).sum(axis=1) / positives
+
+
+def sensitivity_at(
+    labels: ArrayLike, scores: Values, weights: Values, false_alarms: Values
+) -> Values:
+    """The ROC curve at given shares of false alarms, rising: (shares, resamples).
+
+    ``labels`` (scans,) are true for positives. Between the points of the curve lie straight lines;
+    where it climbs at one share, its end counts. NaN where a resample lacks a class.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive, ranked = np.asarray(labels, bool)[order], scores[order]
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # of scans with equal scores
+    drawn = weights[:, order]
+    hits, alarms = (
+        np.pad(np.cumsum(drawn * mine, axis=1)[:, last], ((0, 0), (1, 0)))
+        for mine in (positive, ~positive)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hits, alarms = hits / hits[:, -1:], alarms / alarms[:, -1:]
+    found = np.stack([np.interp(false_alarms, *row) for row in zip(alarms, hits, strict=True)])
+    found[np.isnan(hits[:, -1]) | np.isnan(alarms[:, -1])] = np.nan
+    return found.T
 
 
 def auc_covariance(
@@ -491,6 +514,7 @@ def estimate(
     *,
     by_chance: Values | None = None,
     reason: str = "",
+    level: float = LEVEL,
 ) -> Estimate:
     """Value and interval of a metric from what ``resample`` gave for it, (1 + count,).
 
@@ -517,9 +541,9 @@ def estimate(
         return Estimate(None, None, None, reason or "not defined in this sample")
     if len(valid) < 0.9 * (len(samples) - 1):
         return Estimate(None, None, None, "too few subjects: many resamples lack a class")
-    tail = (1 - LEVEL) / 2
+    tail = (1 - level) / 2
     if by_chance is not None:
-        low = max(0.0, value - float(np.nanquantile(by_chance[1:], LEVEL)))
+        low = max(0.0, value - float(np.nanquantile(by_chance[1:], level)))
         return Estimate(value, low, max(value, float(np.quantile(valid, 1 - tail))))
     if _constant(samples):
         exponent = perfection_exponent(metric, persons)
@@ -529,20 +553,22 @@ def estimate(
         high = 1 - tail ** (1 / exponent) if exponent and value < 1e-12 else value
         return Estimate(value, low, high)
     inflation = _inflation(persons) if METRICS[metric].scale.few_persons else 1
-    return with_error(value, float(valid.std(ddof=1)) * inflation, metric, persons)
+    return with_error(value, float(valid.std(ddof=1)) * inflation, metric, persons, level=level)
 
 
-def with_error(value: float, error: float, metric: str, persons: Sequence[int]) -> Estimate:
+def with_error(
+    value: float, error: float, metric: str, persons: Sequence[int], *, level: float = LEVEL
+) -> Estimate:
     """A value and the interval that its standard error gives, as in ``estimate``."""
     if error < 1e-12:
-        return estimate(np.full(3, value), metric, persons)
+        return estimate(np.full(3, value), metric, persons, level=level)
     scale = METRICS[metric].scale
     try:
         centre, slope = scale.to(value), scale.slope(value)
     except (ValueError, ZeroDivisionError):
         why = "at the end of what it can be in this sample: no interval can be given"
         return Estimate(value, None, None, why)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, _degrees(persons))) * error * slope
+    reach = float(stats.t.ppf((1 + level) / 2, _degrees(persons))) * error * slope
     return Estimate(value, scale.back(centre - reach), scale.back(centre + reach))
 
 
@@ -601,9 +627,15 @@ def difference(
     groups, those of the smaller.
 
     Against something that never varies, such as chance, it is ``first`` and its interval, shifted.
+    Whoever judged everybody rightly in this sample is not that: resamples say nothing of the
+    uncertainty, so that the intervals of the two are put together (see ``_beside_an_end``).
     """
     samples = first - second
-    if not np.isnan(samples[0]) and _constant(second):
+    known = not np.isnan(samples[0])
+    ends = [known and _at_an_end(each, metric) for each in (first, second)]
+    if ends[1] or (ends[0] and not _constant(second)):
+        return _beside_an_end(first, second, metric, persons, reason)
+    if known and _constant(second):
         return _from_constant(first, float(second[0]), metric, persons, reason)
     value, valid = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
     if np.isnan(value) or len(valid) < 0.9 * (len(samples) - 1):
@@ -615,6 +647,52 @@ def difference(
     reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(value) / error, degrees))
     return Estimate(value, value - reach, value + reach, p=p)
+
+
+def _at_an_end(samples: Values, metric: str) -> bool:
+    """Whether everybody was judged rightly, or wrongly, in the sample and so in all resamples."""
+    value = float(samples[0])
+    return (
+        METRICS[metric].scale is LOGIT
+        and _constant(samples)
+        and min(abs(value), abs(1 - value)) < 1e-12
+    )
+
+
+def _beside_an_end(
+    first: Values, second: Values, metric: str, persons: Sequence[int], reason: str
+) -> Estimate:
+    """A difference from (or of) a perfect result, from the intervals of the two.
+
+    Their distances from the values are added in squares (Newcombe, Statistics in Medicine 17, 1998;
+    Zou & Donner, ibid. 27, 2008), as if the two were independent: that they judge the same persons
+    makes the truth narrower. p is the level at which the interval touches zero.
+    """
+
+    def at(level: float) -> Estimate:
+        one, two = (
+            estimate(each, metric, persons, reason=reason, level=level) for each in (first, second)
+        )
+        if one.value is None or two.value is None:
+            return one if one.value is None else two
+        value = one.value - two.value
+        if one.low is None or two.low is None or one.high is None or two.high is None:
+            return Estimate(value, None, None, one.reason or two.reason)
+        low = math.hypot(one.value - one.low, two.high - two.value)
+        return Estimate(
+            value, value - low, value + math.hypot(one.high - one.value, two.value - two.low)
+        )
+
+    found = at(LEVEL)
+    if found.value is None or found.low is None:
+        return found
+    least = 1e-9
+    if not at(0.0).excludes_zero:
+        return replace(found, p=1.0)
+    if at(1 - least).excludes_zero:
+        return replace(found, p=least)
+    p = optimize.bisect(lambda p: at(1 - p).excludes_zero - 0.5, least, 1.0, xtol=1e-6)
+    return replace(found, p=float(p))
 
 
 def _from_constant(

@@ -80,7 +80,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             store: Where the volume is mounted.
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_parts: Steps that share the scans.
-            finetune_parts: Steps that share the models to make; 0 is a step for each.
+            finetune_parts: Steps that share the models to make; 0 is a step for each, and one for
+                all probes of an encoder.
             nodes: Machines that pretrain together; more than one need Kubeflow Trainer.
             gpus: GPUs of each that pretrain together; a text, as a number would be ignored.
             cpu_selector: Labels of the nodes for CPU steps.

@@ -41,6 +41,20 @@ class TestMetricsAgainstOthers:
                     )
             assert found == pytest.approx(right / total, abs=1e-12)
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_roc_curves_are_those_of_scikit_learn_in_every_resample(self, seed):
+        random = np.random.default_rng(seed)
+        labels = random.integers(2, size=60)
+        scores = (labels + random.normal(size=60)).round(1 - seed % 2)  # with ties
+        weights = random.integers(0, 3, (4, 60)).astype(float)
+        weights[3, labels == 1] = 0
+        shares = np.linspace(0, 1, 41)
+        found = metrics.sensitivity_at(labels, scores, weights, shares)
+        for row in range(3):
+            fpr, tpr, _ = sk.roc_curve(labels, scores, sample_weight=weights[row])
+            np.testing.assert_allclose(found[:, row], np.interp(shares, fpr, tpr), atol=1e-12)
+        assert np.isnan(found[:, 3]).all()
+
     @pytest.mark.parametrize("seed", range(4))
     def test_two_classes_agree_with_scikit_learn(self, seed):
         labels, p = cohort(seed)
@@ -632,9 +646,52 @@ class TestDifferences:
 
     def test_two_perfect_models_may_still_differ(self):
         found = metrics.difference(np.ones(101), np.ones(101), "auc", [9, 9])
-        assert found.value == found.high == 0
-        assert found.low < -0.3
+        assert found.value == 0
+        assert found.low == -found.high < -0.3
         assert found.p == 1
+
+    @pytest.mark.parametrize("spread", [0.02, 0.08])
+    def test_a_perfect_model_is_compared_alike_from_both_sides(self, spread):
+        other = np.r_[0.8, np.random.default_rng(0).normal(0.8, spread, 400)]
+        perfect, persons = np.ones(401), [12, 12]
+        one, two = (
+            metrics.difference(*pair, "auc", persons)
+            for pair in ((other, perfect), (perfect, other))
+        )
+        assert (one.value, one.low, one.high) == (-two.value, -two.high, -two.low)
+        assert one.p == two.p
+        assert one.excludes_zero == (one.p < 0.05)
+        # Newcombe's: the distances of the two intervals from their values, added in squares.
+        high = metrics.estimate(other, "auc", persons).high
+        below = 1 - 0.025 ** (1 / 12)
+        assert one.high == pytest.approx(-0.2 + np.hypot(high - 0.8, below))
+        # p is the level at which that touches zero.
+        tail = one.p / 2
+        high = metrics.estimate(other, "auc", persons, level=1 - one.p).high
+        assert np.hypot(high - 0.8, 1 - tail ** (1 / 12)) == pytest.approx(0.2, abs=1e-3)
+
+    def test_a_perfect_average_precision_has_a_difference_and_no_interval(self):
+        other = np.r_[0.8, np.random.default_rng(0).normal(0.8, 0.05, 400)]
+        found = metrics.difference(other, np.ones(401), "average_precision", [12, 12])
+        assert (found.value, found.low, found.p) == (pytest.approx(-0.2), None, None)
+        assert "no interval can be given" in found.reason
+
+    def test_equals_that_are_often_perfect_are_rarely_found_different(self):
+        random = np.random.default_rng(5)
+        perfect, differ = 0, 0
+        for number in range(200):
+            ill = np.arange(20) % 2
+            scores = 2.7 * ill + random.normal(size=(2, 20))  # true AUC 0.97
+            first, second = metrics.resample(
+                lambda w, s=scores, y=ill: np.stack([metrics.auc(y, each, w) for each in s]),
+                np.arange(20),
+                count=100,
+                seed=number,
+            )
+            perfect += first[0] == 1 or second[0] == 1
+            differ += metrics.difference(first, second, "auc", [10, 10]).p < 0.05
+        assert perfect > 40
+        assert differ <= 14
 
     def test_what_cannot_be_measured_has_no_difference(self):
         unknown = np.full(101, np.nan)

@@ -1,5 +1,5 @@
 """Whether a stated risk can be taken at its word, and whether old brains look too young: before
-and after a correction that is learned from the validation subjects alone."""
+and after a correction that is learned from the validation subjects, or from those trained on."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ CALIBRATION = [
 
 Correction = Callable[[Values], Values]
 
+AS_IT_IS = "no"
+"""Of the column ``corrected``: the model as it is."""
+
 
 def names(evidence: Evidence) -> list[str]:
     """The metrics of calibration that a task has."""
@@ -32,9 +35,14 @@ def names(evidence: Evidence) -> list[str]:
     return ["brier", "ece"]
 
 
+def corrections(evidence: Evidence) -> tuple[str, ...]:
+    """The splits that a correction is learned from, and before them ``AS_IT_IS``."""
+    return (AS_IT_IS, "val", "train") if evidence.task.kind == "regression" else (AS_IT_IS, "val")
+
+
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> pd.DataFrame:
     """CALIBRATION: a row a task, initialization with all labels, split, and metric, as the model
-    is and as it is after correction on val; means over seeds."""
+    is and as it is after each of ``corrections``; means over seeds."""
     rows: list[dict[str, object]] = []
     for evidence in tasks:
         models = [m for m in evidence.models if m.fraction == evidence.fraction and not m.is_floor]
@@ -44,7 +52,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                 continue
             missing = gap(evidence, split, min_subjects=params.min_subjects)
             subjects = evidence.scans["person"][inside].nunique()
-            said = {(m, c): _said(evidence, m, c) for m in models for c in (False, True)}
+            said = {(m, c): _said(evidence, m, c) for m in models for c in corrections(evidence)}
             known = {} if missing else {k: v for k, v in said.items() if not isinstance(v, str)}
             samples = _resample(evidence, known, inside, params.bootstraps, seed, split)
             for (model, corrected), outputs in said.items():
@@ -62,16 +70,19 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     return pd.DataFrame(rows, columns=CALIBRATION).astype(numbers)
 
 
-def _said(evidence: Evidence, model: Model, corrected: bool) -> list[Values] | str:
+def _said(evidence: Evidence, model: Model, corrected: str) -> list[Values] | str:
     """Outputs of each seed, corrected or not, or the reason why there are none."""
     if model.reason:
         return f"no model was made: {model.reason}"
     outputs = list(model.outputs)
-    if not corrected:
+    if corrected == AS_IT_IS:
         return outputs
     found = []
-    for each in outputs:
-        fitted = correction(evidence, each)
+    for number, each in enumerate(outputs):
+        if corrected == "val":
+            fitted = correction(evidence, each)
+        else:
+            fitted = correction_on_train(model, number)
         if isinstance(fitted, str):
             return fitted
         found.append(fitted(each))
@@ -80,12 +91,12 @@ def _said(evidence: Evidence, model: Model, corrected: bool) -> list[Values] | s
 
 def _resample(
     evidence: Evidence,
-    said: Mapping[tuple[Model, bool], list[Values]],
+    said: Mapping[tuple[Model, str], list[Values]],
     inside: np.ndarray,
     bootstraps: int,
     seed: int,
     split: str,
-) -> dict[tuple[Model, bool], Values]:
+) -> dict[tuple[Model, str], Values]:
     """Metrics, and the error of calibration by chance, in every resample: means over seeds."""
     if not said:
         return {}
@@ -142,18 +153,12 @@ def correction(evidence: Evidence, outputs: Values) -> Correction | str:
     Two classes: p → σ(a + b·logit p), with Platt's smoothed targets (Platt 1999), which keep a
     and b finite. More: a temperature (Guo et al. 2017). Regression: with output = a + b·label by
     least squares, output → (output − a)/b, which does not use the label of whom it corrects
-    (Smith et al., NeuroImage 200, 2019). Brain age is usually corrected on the training subjects;
-    their outputs are not kept, and would be too good.
+    (Smith et al., NeuroImage 200, 2019).
     """
     val = (evidence.scans["split"] == "val").to_numpy()
     labels, said = evidence.labels[val], outputs[val]
     if evidence.task.kind == "regression":
-        if len(labels) < 5 or np.ptp(labels) == 0:
-            return "validation has too few labels to learn a correction from"
-        slope, intercept = np.polyfit(labels, said, 1)
-        if slope < 0.05:
-            return "on validation the outputs do not follow the label: nothing to correct by"
-        return lambda values: (values - intercept) / slope
+        return _line(labels, said, "validation")
     if len(np.unique(labels)) < len(evidence.task.classes):
         return "validation lacks a class to learn a correction from"
     logits = _logits(said)
@@ -181,6 +186,24 @@ def correction(evidence: Evidence, outputs: Values) -> Correction | str:
         return np.stack([1 - p, p], axis=1)
 
     return platt
+
+
+def correction_on_train(model: Model, number: int) -> Correction | str:
+    """As `correction` of a regression, learned from the scans that a seed has learned from: the
+    usual way for brain age. It does too little where a model fits these better than others."""
+    found = model.fitted[number] if model.fitted else None
+    if found is None:
+        return "finetune has kept no outputs of the training subjects (fitted.tsv)"
+    return _line(*found, "training")
+
+
+def _line(labels: Values, said: Values, where: str) -> Correction | str:
+    if len(labels) < 5 or np.ptp(labels) == 0:
+        return f"{where} has too few labels to learn a correction from"
+    slope, intercept = np.polyfit(labels, said, 1)
+    if slope < 0.05:
+        return f"on {where} the outputs do not follow the label: nothing to correct by"
+    return lambda values: (values - intercept) / slope
 
 
 def _logits(probabilities: Values) -> Values:

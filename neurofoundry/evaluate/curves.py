@@ -11,12 +11,17 @@ from sklearn.metrics import confusion_matrix, roc_curve
 
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measures import gap, thresholds_of
-from neurofoundry.metrics import calibration_bins
+from neurofoundry.metrics import LEVEL, Values, calibration_bins, resample, sensitivity_at
 
 ROC = ["task", "init", "split", "seed", "class", "threshold", "fpr", "tpr"]
+ROC_BANDS = ["task", "init", "split", "fpr", "tpr", "low", "high"]
 CONFUSION = ["task", "init", "split", "true", "predicted", "scans"]
 RELIABILITY = ["task", "init", "split", "stated", "observed", "scans"]
 PREDICTED = ["task", "init", "split", "true", "predicted"]
+
+FALSE_ALARMS = np.linspace(0, 1, 101)
+RESAMPLES = 500
+"""Of persons, behind the band of a curve: it is drawn, and no conclusion rests on it."""
 
 
 def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
@@ -34,6 +39,31 @@ def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
                 head = {"task": evidence.name, "init": model.name, "split": split}
                 parts.append(part.assign(**head, seed=seed, **{"class": classes[index]}))
     return pd.concat(parts)[ROC] if parts else pd.DataFrame(columns=ROC)
+
+
+def roc_bands(tasks: Sequence[Evidence], *, min_subjects: int, seed: int) -> pd.DataFrame:
+    """Mean ROC curves over seeds and classes, with the middle 95 % of resamples of the persons."""
+    parts = []
+    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+        targets, outputs = evidence.targets[rows], model.outputs[:, rows]
+        classes = len(evidence.task.classes)
+        drawn = [
+            (targets == index, each[:, index])
+            for each in outputs
+            for index in ([1] if classes == 2 else range(classes))
+        ]
+
+        def mean(weights: Values, drawn: Sequence[tuple[np.ndarray, Values]] = drawn) -> Values:
+            found = [sensitivity_at(*each, weights, FALSE_ALARMS) for each in drawn]
+            return np.asarray(np.mean(found, axis=0))
+
+        persons = evidence.scans["person"].to_numpy()[rows]
+        samples = resample(mean, persons, count=RESAMPLES, seed=seed, key=split)
+        tail = (1 - LEVEL) / 2
+        low, high = np.nanquantile(samples[:, 1:], [tail, 1 - tail], axis=1)
+        part = pd.DataFrame({"fpr": FALSE_ALARMS, "tpr": samples[:, 0], "low": low, "high": high})
+        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(parts)[ROC_BANDS] if parts else pd.DataFrame(columns=ROC_BANDS)
 
 
 def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -27,6 +27,9 @@ INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
 BASELINE = "#6b7280"
 COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
 FAMILIAR, NEW = "#1f5f8b", "#c4611f"
+
+PANEL = (1.65, 1.6)
+"""Inches of a figure that has others like it beside it."""
 
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names may hold dollar signs
@@ -62,99 +65,111 @@ def colours(names: Sequence[str], baseline: str) -> dict[str, str]:
     return {name: palette.get(name, BASELINE) for name in names}
 
 
-def roc(curves: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
-    """ROC curves: a mean over seeds and classes where there are several."""
+PLACES = (("test", FAMILIAR), ("ood", NEW))
+
+
+def roc(curves: pd.DataFrame, title: str) -> str:
+    """ROC curves of one initialization with their bands, at familiar and at new sites."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for name, rows in curves.groupby("init", sort=False):
-            parts = [part for _, part in rows.groupby(["seed", "class"])]
-            x, y = parts[0]["fpr"].to_numpy(), parts[0]["tpr"].to_numpy()
-            if len(parts) > 1:
-                x = np.linspace(0, 1, 201)
-                y = np.mean([np.interp(x, part["fpr"], part["tpr"]) for part in parts], axis=0)
-                x, y = np.r_[0, x], np.r_[0, y]
-            axes.plot(x, y, color=palette[str(name)], label=str(name))
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-        axes.set(xlabel="1 − specificity", ylabel="Sensitivity", aspect="equal")
-        axes.legend(loc="lower right")
-
-    return _svg(draw, title)
-
-
-def reliability(points: pd.DataFrame, palette: Mapping[str, str], title: str) -> str:
-    """Stated probability against observed share, in bins of equal mass."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for name, rows in points.groupby("init", sort=False):
-            axes.plot(
-                rows["stated"], rows["observed"], "o-", color=palette[str(name)], markersize=3.5
+        for split, colour in PLACES:
+            rows = curves[curves["split"] == split]
+            x, middle = np.r_[0, rows["fpr"]], np.r_[0, rows["tpr"]]
+            axes.fill_between(
+                rows["fpr"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0
             )
+            axes.plot(x, middle, color=colour)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set(xlabel="Probability stated by the model", ylabel="Share observed")
+        axes.set(xlabel="1 − specificity", ylabel="Sensitivity")
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
-def predicted_against_true(points: pd.DataFrame, unit: str, title: str) -> str:
-    """Outputs of one initialization, mean over seeds, against the truth."""
+def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
+    """Stated probability against observed share of one initialization, in bins of equal mass."""
 
     def draw(axes: Axes) -> None:
-        low = float(min(points["true"].min(), points["predicted"].min()))
-        high = float(max(points["true"].max(), points["predicted"].max()))
-        margin = 0.04 * (high - low or 1)
-        limits = (low - margin, high + margin)
-        axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for split, colour, label in (("test", FAMILIAR, "familiar"), ("ood", NEW, "new sites")):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.plot(points["stated"], points["observed"], "o-", color=colour, markersize=3.5)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel="Stated", ylabel="Observed")
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
+
+    return _svg(draw, title, size=PANEL)
+
+
+def predicted_against_true(
+    points: pd.DataFrame, limits: tuple[float, float], unit: str, title: str
+) -> str:
+    """Outputs of one initialization, mean over seeds, against the truth, between ``limits``."""
+
+    def draw(axes: Axes) -> None:
+        margin = 0.04 * (limits[1] - limits[0] or 1)
+        ends = (limits[0] - margin, limits[1] + margin)
+        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        for split, colour in PLACES:
             rows = points[points["split"] == split]
-            if len(rows):
-                axes.scatter(
-                    rows["true"],
-                    rows["predicted"],
-                    s=10,
-                    color=colour,
-                    alpha=0.7,
-                    linewidths=0,
-                    label=label,
-                    # Thousands of vector dots would make the page heavy.
-                    rasterized=len(points) > 1000,
-                )
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
+            axes.scatter(
+                rows["true"],
+                rows["predicted"],
+                s=6,
+                color=colour,
+                alpha=0.7,
+                linewidths=0,
+                # Thousands of vector dots would make the page heavy.
+                rasterized=len(points) > 1000,
+            )
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
         axes.set(xlabel=f"True{unit}", ylabel=f"Predicted{unit}")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.legend(loc="upper left", handletextpad=0.1, borderpad=0)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
-def label_efficiency(rows: pd.DataFrame, palette: Mapping[str, str], label: str, title: str) -> str:
-    """The metric against the share of labels learned from, with intervals."""
+def label_efficiency(
+    rows: pd.DataFrame, name: str, baseline: str, colour: str, label: str, title: str
+) -> str:
+    """The metric of an initialization against the share of labels learned from, with intervals;
+    behind it the curve of the baseline, and where that ends.
+
+    ``rows`` are those of all initializations, so that panels beside each other have one axis.
+    """
+    drawn = rows.dropna(subset=["low"]).sort_values("fraction")
 
     def draw(axes: Axes) -> None:
-        for position, (name, part) in enumerate(rows.groupby("init", sort=False)):
-            part = part.dropna(subset=["low"]).sort_values("fraction")
-            x = part["fraction"] * 1.02 ** (position - 1)  # side by side, to be told apart
-            reach = [part["value"] - part["low"], part["high"] - part["value"]]
-            axes.errorbar(
-                x,
-                part["value"],
-                np.maximum(reach, 0),
-                fmt="o-",
-                color=palette[str(name)],
-                markersize=3.5,
-                elinewidth=0.8,
-                label=str(name),
-            )
+        behind, own = (drawn[drawn["init"] == each] for each in (baseline, name))
+        if len(behind):
+            ends = float(behind["value"].iloc[-1])
+            axes.axhline(ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        if name != baseline:
+            axes.plot(behind["fraction"], behind["value"], color=BASELINE, linewidth=1)
+        reach = [own["value"] - own["low"], own["high"] - own["value"]]
+        axes.errorbar(
+            own["fraction"],
+            own["value"],
+            np.maximum(reach, 0),
+            fmt="o-",
+            color=colour,
+            markersize=3.5,
+            elinewidth=0.8,
+        )
         shares = sorted(set(rows["fraction"]))
         axes.set_xscale("log")
         axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="Share of the training labels", ylabel=label)
-        axes.legend(loc="best")
+        axes.set_xlim(shares[0] / 1.15, shares[-1] * 1.15)
+        low, high = drawn["low"].min(), drawn["high"].max()
+        margin = 0.04 * (high - low or 1)
+        axes.set_ylim(low - margin, high + margin)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.set(xlabel="Labels", ylabel=label)
 
-    return _svg(draw, title)
+    return _svg(draw, title, size=PANEL)
 
 
 def pretraining(history: pd.DataFrame) -> str:

@@ -46,6 +46,11 @@ PREDICTIONS = pa.DataFrameSchema(
 )
 """predictions.tsv: one row a scan of val, test and ood."""
 
+FITTED = pa.DataFrameSchema(
+    {"label": pa.Column(float), "output": pa.Column(float)}, coerce=True, strict=False
+)
+"""fitted.tsv of a regression: one row a scan that it has learned from."""
+
 HISTORY = pa.DataFrameSchema(
     {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
 )
@@ -63,6 +68,9 @@ class Model:
     """(seeds, scans, classes) probabilities, or (seeds, scans) values; scans as in Evidence."""
     reason: str = ""
     """Why there is no output; then ``seeds`` is empty."""
+    fitted: tuple[tuple[Values, Values] | None, ...] = ()
+    """Of each seed of a regression the labels and outputs (scans,) of those that it has learned
+    from; None where finetune has not kept them."""
 
     @property
     def is_floor(self) -> bool:
@@ -184,10 +192,8 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
                 "the floors. Name the initialization differently."
             )
         done = rows[rows["status"] == "done"].sort_values("seed")
-        outputs = [
-            _read_outputs(models / name / init / str(fraction) / str(seed), evidence)
-            for seed in done["seed"]
-        ]
+        made = [models / name / init / str(fraction) / str(seed) for seed in done["seed"]]
+        outputs = [_read_outputs(folder, evidence) for folder in made]
         reasons = rows["reason"].dropna()
         found.append(
             Model(
@@ -196,6 +202,9 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
                 seeds=tuple(int(seed) for seed in done["seed"]),
                 outputs=np.array(outputs),
                 reason="" if outputs else str(reasons.iloc[0] if len(reasons) else "no run done"),
+                fitted=tuple(_read_fitted(folder) for folder in made)
+                if task.kind == "regression"
+                else (),
             )
         )
     return Evidence(name, task, chosen, evidence.targets, tuple(found))
@@ -260,6 +269,14 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
             f"{outputs[wrong][0].tolist()}; expected numbers of 0 or more that sum to 1."
         )
     return outputs
+
+
+def _read_fitted(folder: Path) -> tuple[Values, Values] | None:
+    path = folder / "fitted.tsv"
+    if not path.exists():
+        return None
+    table = cohort.read_table(path, FITTED)
+    return table["label"].to_numpy(np.float64), table["output"].to_numpy(np.float64)
 
 
 def _read_encoder(folder: Path) -> Pretrained:

@@ -403,17 +403,19 @@ def _side(estimate: Estimate, name: str) -> str | None:
 def _judge(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) -> pd.DataFrame:
     """Adjust the p-values of the comparisons that a reader draws conclusions from.
 
-    One family a split: every initialization against the baseline, by the metric that the task is
-    judged by, with all labels.
+    Two families a split, both against the baseline with all labels and by the metric that the task
+    is judged by: every initialization with all labels, and every one with fewer.
     """
-    headline = pd.Series(False, index=differences.index)
-    for evidence in tasks:
-        headline |= (
-            (differences["task"] == evidence.name)
-            & (differences["metric"] == PRIMARY[evidence.task.kind])
-            & (differences["fraction"] == evidence.fraction)
-        )
-    headline &= (differences["versus"] == baseline) & differences["p"].notna()
-    for _, family in differences[headline].groupby("split"):
+    of_task = {evidence.name: evidence for evidence in tasks}
+    all_labels = differences["task"].map({name: e.fraction for name, e in of_task.items()})
+    judged = differences["task"].map({name: PRIMARY[e.task.kind] for name, e in of_task.items()})
+    headline = (
+        (differences["metric"] == judged)
+        & (differences["versus"] == baseline)
+        & (differences["versus_fraction"] == all_labels)
+        & differences["p"].notna()
+    )
+    fewer = differences["fraction"] < all_labels
+    for _, family in differences[headline].groupby([differences["split"], fewer]):
         differences.loc[family.index, "p_holm"] = metrics.holm(family["p"].tolist())
     return differences

@@ -3,6 +3,7 @@ and figures, and what was evaluated."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def record(
         maps = [
             map for each in report.maps_of(evidence, measured, explained) for map in each["maps"]
         ]
-        for figure in [*report.figures_of(evidence, measured, curves, baseline), *maps]:
+        panels = report.panels_of(evidence, measured, curves, baseline)
+        for figure in [*itertools.chain(*panels.values()), *maps]:
             name = re.sub(r"[^a-z0-9]+", "-", figure["caption"].lower())
             tracker.figure(f"{evidence.name}/{name}", figure["svg"], step=0)
     tracker.produced("evaluation", "evaluation", folder, ARTIFACT)

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,7 +48,7 @@ SPLIT_TITLES = {
 
 @dataclass(frozen=True)
 class Curves:
-    """The tables behind the figures."""
+    """The tables behind the figures; ``roc`` with bands."""
 
     roc: pd.DataFrame
     reliability: pd.DataFrame
@@ -63,6 +63,7 @@ def write(
     measured: Measured,
     calibrated: pd.DataFrame,
     grouped: pd.DataFrame,
+    confused: pd.DataFrame,
     repeated: pd.DataFrame,
     sites: pd.DataFrame,
     recognized: pd.DataFrame,
@@ -76,7 +77,10 @@ def write(
 ) -> None:
     """Write report.html, model_card.md and checklist.md: the same bytes for the same inputs."""
     sections = [
-        _task(number, evidence, inputs, measured, calibrated, grouped, curves, explained, params)
+        _task(
+            *(number, evidence, inputs, measured, calibrated, grouped, confused),
+            *(curves, explained, params),
+        )
         for number, evidence in enumerate(tasks, start=1)
     ]
     context = {
@@ -155,6 +159,7 @@ def _task(
     measured: Measured,
     calibrated: pd.DataFrame,
     grouped: pd.DataFrame,
+    confused: pd.DataFrame,
     curves: Curves,
     explained: Sequence[Explanation],
     params: EvaluateParams,
@@ -164,7 +169,7 @@ def _task(
     splits = [split for split in ("test", "ood") if (evidence.scans["split"] == split).any()]
     models = [m for m in evidence.models if m.is_floor or m.fraction == evidence.fraction]
     told = _initializations(inputs)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in models:
         where = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
         values = {
@@ -201,17 +206,28 @@ def _task(
         "conclusion": conclusion,
         "metric": metric,
         "regression": task.kind == "regression",
+        "column": task.column,
+        "binary": len(task.classes) == 2,
+        "seeds": max((row["seeds"] for row in rows), default=0),
         "title": METRICS[metric].title
         + (f",{words.unit(evidence)}" if words.unit(evidence) else ""),
         "better": "to the right" if METRICS[metric].higher_is_better else "to the left",
         "columns": [(name, METRICS[name]) for name in metric_names(task)],
+        "reasons": _reasons(
+            (row["name"], value)
+            for row in rows
+            for of_split in row["values"].values()
+            for value in of_split.values()
+        ),
         "rows": rows,
         "splits": splits,
         "subjects": subjects,
         "scale": _scale(rows, metric, splits),
         "groups": _groups(evidence, measured, grouped, conclusion, params),
         "calibration": _calibration(evidence, calibrated),
-        "figures": figures_of(evidence, measured, curves, params.baseline),
+        "labels": _labels(evidence, measured, conclusion, params.baseline),
+        "confusion": _confusion(evidence, confused, conclusion, params.baseline),
+        "panels": panels_of(evidence, measured, curves, params.baseline),
         "maps": maps_of(evidence, measured, explained),
         "number": lambda row, name: words.number(row["value"], name),
         "interval": lambda row, name: words.interval(row, name),
@@ -225,49 +241,150 @@ def _groups(
     conclusion: words.Conclusion,
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """The forest plot of subgroups, of the model that the headline is about."""
+    """The forest plot of subgroups, of the model that the headline is about, with the floors."""
     name = conclusion.candidate[0] if conclusion.candidate else params.baseline
-    part = grouped[(grouped["task"] == evidence.name) & (grouped["init"] == name)]
-    part = part.astype(object).where(part.notna(), None)
-    rows: list[dict[Any, Any]] = []
+    metric = PRIMARY[evidence.task.kind]
+    below = floors.names(evidence.task)
+    where = {"task": evidence.name, "metric": metric}
+    whole = {name: evidence.fraction} | dict.fromkeys(below, 1.0)
+    rows: list[dict[str, Any]] = []
+    hidden = 0
     for split in ("test", "ood"):
-        shown = [r for r in part.to_dict("records") if r["split"] == split]
-        if not any(row["value"] is not None for row in shown):
+        part = grouped[(grouped["task"] == evidence.name) & (grouped["init"] == name)]
+        part = part[part["split"] == split]
+        if part["value"].isna().all():
             continue
-        metric = PRIMARY[evidence.task.kind]
-        where = {"task": evidence.name, "init": name, "fraction": evidence.fraction}
-        whole = words.find(measured.measures, metric=metric, split=split, **where)
-        rows.append({"split": split, "variable": "", "group": "Everybody", **(whole or {})})
-        rows += shown
-    hidden = sum(row["value"] is None for row in rows)
+        everybody = {
+            init: words.find(measured.measures, init=init, split=split, fraction=fraction, **where)
+            for init, fraction in whole.items()
+        }
+        found: list[dict[str, Any]] = [{"variable": "", "group": "Everybody", "of": everybody}]
+        for variable, group in zip(part["variable"], part["group"], strict=True):
+            head = {"variable": variable, "group": group}
+            of = {
+                init: words.find(grouped, init=init, split=split, **head, **where) for init in whole
+            }
+            found.append({**head, "of": of})
+        for each in found:
+            own = each["of"].pop(name)
+            if own is None or own["value"] is None:
+                hidden += 1
+                continue
+            values = {init: row["value"] for init, row in each["of"].items() if row}
+            rows.append(
+                {
+                    **own,
+                    "variable": each["variable"],
+                    "group": each["group"],
+                    "floors": [values.get(init) for init in below],
+                    "ahead": words.floors_ahead(own["value"], values, metric),
+                }
+            )
+    ends = [row[end] for row in rows for end in ("value", "low", "high")]
+    ends += [value for row in rows for value in row["floors"]]
     return {
         "name": name,
-        "rows": [row for row in rows if row["value"] is not None],
+        "rows": rows,
         "hidden": hidden,
-        "scale": _axis(
-            [row[end] for row in rows for end in ("value", "low", "high") if row[end] is not None],
-            PRIMARY[evidence.task.kind],
-        ),
+        "floors": [words.plain(init) for init in below],
+        "scale": _axis([end for end in ends if end is not None], metric),
     }
 
 
+def _labels(
+    evidence: Evidence, measured: Measured, conclusion: words.Conclusion, baseline: str
+) -> dict[str, Any]:
+    """What fewer labels suffice for, of every initialization, that of the headline first."""
+    metric = PRIMARY[evidence.task.kind]
+    names = list(dict.fromkeys(m.name for m in evidence.models if not m.is_floor))
+    if conclusion.candidate:
+        names = list(dict.fromkeys([conclusion.candidate[0], *names]))
+    where = {"task": evidence.name, "split": "test", "metric": metric}
+    base = words.find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        tried = words.with_fewer_labels(evidence, measured, name, baseline)
+        if tried:
+            rows.append(
+                {
+                    "name": name,
+                    "words": words.how_few_suffice(tried, metric),
+                    "cells": {each.fraction: each for each in tried},
+                }
+            )
+    shares = sorted({fraction for row in rows for fraction in row["cells"]})
+    return {
+        "rows": rows,
+        "shares": [(fraction, f"{fraction:.0%}") for fraction in shares],
+        "all": f"{evidence.fraction:.0%}",
+        "base": words.with_interval(base, metric) if base else "",
+        "compared": len(rows) * len(shares),
+        "difference": lambda row: words.with_interval(row, metric, signed=True),
+    }
+
+
+def _confusion(
+    evidence: Evidence, confused: pd.DataFrame, conclusion: words.Conclusion, baseline: str
+) -> list[dict[str, Any]]:
+    """Confusion matrices of the initialization of the headline and of the baseline."""
+    shown = dict.fromkeys([*(conclusion.candidate or ())[:1], baseline])
+    found = []
+    for name in shown:
+        for split in ("test", "ood"):
+            part = confused[
+                (confused["task"] == evidence.name)
+                & (confused["init"] == name)
+                & (confused["split"] == split)
+            ]
+            if part.empty:
+                continue
+            counts = part.pivot(index="true", columns="predicted", values="scans")
+            counts = counts.loc[list(evidence.task.classes), list(evidence.task.classes)]
+            shares = counts.div(counts.sum(axis=1), axis=0)
+            found.append(
+                {
+                    "name": name,
+                    "split": split,
+                    "rows": [
+                        (true, [*zip(counts.loc[true], shares.loc[true], strict=True)])
+                        for true in evidence.task.classes
+                    ],
+                }
+            )
+    return found
+
+
 def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]:
-    """Calibration of each initialization at familiar sites, as it is and corrected on val."""
+    """Calibration of each initialization at familiar sites, as it is and corrected."""
     part = calibrated[(calibrated["task"] == evidence.name) & (calibrated["split"] == "test")]
-    names = calibration.names(evidence)
+    names, corrections = calibration.names(evidence), calibration.corrections(evidence)
     rows = [
         {
             "name": init,
             "values": [
                 (name, words.find(part, init=init, metric=name, corrected=corrected))
                 for name in names
-                for corrected in (False, True)
+                for corrected in corrections
             ],
         }
         for init in dict.fromkeys(part["init"])
     ]
     shown = any(value["value"] is not None for row in rows for _, value in row["values"])
-    return {"rows": rows if shown else [], "columns": [METRICS[name] for name in names]}
+    return {
+        "rows": rows if shown else [],
+        "columns": [METRICS[name] for name in names],
+        "corrections": corrections[1:],
+        "reasons": _reasons((row["name"], value) for row in rows for _, value in row["values"]),
+    }
+
+
+def _reasons(cells: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[str]:
+    """Why cells of a table are empty, in words, each once with the rows that it is true of."""
+    found: dict[str, dict[str, None]] = {}
+    for name, cell in cells:
+        if cell and cell["value"] is None and cell["reason"]:
+            found.setdefault(str(cell["reason"]), {})[name] = None
+    return [f"{reason} ({', '.join(rows)})" for reason, rows in found.items()]
 
 
 def _question(evidence: Evidence) -> str:
@@ -328,6 +445,7 @@ def _declared(inputs: Inputs) -> dict[str, Any]:
             *("epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
             *("augmentation", "precision", "fractions", "seeds"),
         ),
+        "explain": chosen(learning.get("explain") or {}, "steps", "scans"),
     }
 
 
@@ -368,36 +486,45 @@ def _axis(ends: Sequence[float], metric: str) -> dict[str, Any]:
     }
 
 
-def figures_of(
+def panels_of(
     evidence: Evidence, measured: Measured, curves: Curves, baseline: str
-) -> list[dict[str, str]]:
-    """Captioned SVG figures of a task."""
-    models = [m for m in evidence.models if not m.is_floor]
-    palette = figures.colours(list(dict.fromkeys(m.name for m in models)), baseline)
-    found = []
-    places = {"test": "familiar sites", "ood": "new sites"}
-    for split, place in places.items():
-        rows = curves.roc[(curves.roc["task"] == evidence.name) & (curves.roc["split"] == split)]
-        if len(rows):
-            caption = f"ROC curve, {place}"
-            found.append({"caption": caption, "svg": figures.roc(rows, palette, caption)})
-    rows = curves.reliability
-    rows = rows[(rows["task"] == evidence.name) & (rows["split"] == "test")]
-    if len(rows):
-        caption = "Stated and observed risk, familiar sites"
-        found.append({"caption": caption, "svg": figures.reliability(rows, palette, caption)})
-    rows = curves.predicted[curves.predicted["task"] == evidence.name]
+) -> dict[str, list[dict[str, str]]]:
+    """Captioned SVG figures, one of each initialization: beside each other, as six curves in one
+    figure cannot be told apart. Kinds without a figure are empty."""
+    models = [model.name for model in evidence.models if not model.is_floor]
+    palette = figures.colours(list(dict.fromkeys(models)), baseline)
     unit = f",{words.unit(evidence)}" if words.unit(evidence) else ""
-    for name, part in rows.groupby("init", sort=False):
-        caption = f"{name}: predicted and true {evidence.task.column}"
-        svg = figures.predicted_against_true(part, unit, caption)
-        found.append({"caption": caption, "svg": svg})
-    metric = PRIMARY[evidence.task.kind]
-    rows = _primary(evidence, measured).dropna(subset="value")
-    if rows["fraction"].nunique() > 1:
-        caption = f"{METRICS[metric].title} by number of labels, familiar sites"
-        svg = figures.label_efficiency(rows, palette, METRICS[metric].title, caption)
-        found.append({"caption": caption, "svg": svg})
+    metric = METRICS[PRIMARY[evidence.task.kind]].title
+    found: dict[str, list[dict[str, str]]] = {}
+
+    def add(kind: str, rows: pd.DataFrame, what: str, draw: Callable[..., str]) -> None:
+        found[kind] = []
+        for init, part in rows[rows["task"] == evidence.name].groupby("init", sort=False):
+            name, title = str(init), f"{init}: {what}"
+            found[kind].append({"name": name, "caption": title, "svg": draw(name, part, title)})
+
+    add("roc", curves.roc, "ROC curve", lambda _, part, title: figures.roc(part, title))
+    rows = curves.reliability[curves.reliability["split"] == "test"]
+    add(
+        *("reliability", rows, "stated and observed risk"),
+        lambda name, part, title: figures.reliability(part, palette[name], title),
+    )
+    rows = curves.predicted[curves.predicted["task"] == evidence.name]
+    values = rows[["true", "predicted"]].to_numpy(float)
+    limits = (values.min(), values.max()) if len(rows) else (0.0, 1.0)
+    add(
+        *("predicted", rows, f"predicted and true {evidence.task.column}"),
+        lambda _, part, title: figures.predicted_against_true(part, limits, unit, title),
+    )
+    shares = _primary(evidence, measured).dropna(subset="value")
+    add(
+        "labels",
+        shares if shares["fraction"].nunique() > 1 else shares.iloc[:0],
+        f"{metric} by share of the labels",
+        lambda name, _, title: figures.label_efficiency(
+            *(shares, name, baseline, palette[name], f"{metric}{unit}", title)
+        ),
+    )
     return found
 
 
@@ -422,6 +549,7 @@ def maps_of(
             {
                 "init": init,
                 "maps": maps,
+                "groups": groups,
                 "doubt": not words.beats_a_constant(evidence, measured, init),
                 "left_over": max(each.left_over for each in groups),
             }

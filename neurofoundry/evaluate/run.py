@@ -57,8 +57,9 @@ def evaluate(
     measured = measures.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
     grouped = subgroups.measure(evidence, params=params)
+    confused = curves.confusion(evidence, min_subjects=params.min_subjects)
     drawn = report.Curves(
-        roc=curves.roc(evidence, min_subjects=params.min_subjects),
+        roc=curves.roc_bands(evidence, min_subjects=params.min_subjects, seed=seed),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
         predicted=curves.predicted_against_true(evidence, min_subjects=params.min_subjects),
     )
@@ -81,13 +82,14 @@ def evaluate(
         ("tables/differences.tsv", measured.differences),
         ("tables/gaps.tsv", measured.gaps),
         ("tables/calibration.tsv", calibrated),
-        ("tables/confusion.tsv", curves.confusion(evidence, min_subjects=params.min_subjects)),
+        ("tables/confusion.tsv", confused),
         ("tables/subgroups.tsv", grouped),
         ("tables/repeats.tsv", repeated),
         ("tables/sites.tsv", read_sites),
         ("tables/embeddings.tsv", recognized),
         ("tables/explanations.tsv", explanations.table(explained)),
-        ("plots/roc.tsv", drawn.roc),
+        ("plots/roc.tsv", curves.roc(evidence, min_subjects=params.min_subjects)),
+        ("plots/roc_bands.tsv", drawn.roc),
         ("plots/reliability.tsv", drawn.reliability),
         ("plots/predicted_vs_true.tsv", drawn.predicted),
         ("plots/pretraining.tsv", histories(found)),
@@ -109,6 +111,7 @@ def evaluate(
         measured=measured,
         calibrated=calibrated,
         grouped=grouped,
+        confused=confused,
         repeated=repeated,
         sites=read_sites,
         recognized=recognized,

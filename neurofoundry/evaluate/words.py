@@ -143,7 +143,8 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
     if versus is not None and base is not None and versus["verdict"] in ("better", "worse", "none"):
         verdict = versus["verdict"]
         sure = verdict != "none" and versus["p_holm"] < SIGNIFICANT
-        compared = len(measured.differences.query("split == 'test' and p_holm == p_holm"))
+        family = "split == 'test' and p_holm == p_holm and fraction == versus_fraction"
+        compared = len(measured.differences.query(family))
         headline, because = _compared(name, baseline, versus, metric, compared)
         sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
     sentences.append(_against_floors(evidence, measured, name, where))
@@ -202,18 +203,30 @@ def _against_floors(
     return f"{', '.join(parts)}." if parts else ""
 
 
-def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
-    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+@dataclass(frozen=True)
+class Fewer:
+    """What an initialization reaches with a share of the labels, beside the baseline with all."""
 
-    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
-    possible. Empty where one fraction only was tried.
-    """
-    metric = PRIMARY[evidence.task.kind]
-    where = {"task": evidence.name, "split": "test", "metric": metric}
-    tried = sorted({m.fraction for m in evidence.models if m.name == name} - {evidence.fraction})
-    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
-    worse = []
-    for fraction in tried:
+    fraction: float
+    value: Mapping[str, Any]
+    """Its row of MEASURES …"""
+    versus: Mapping[str, Any]
+    """… and of DIFFERENCES, with a verdict."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether better or worse still holds once the number of comparisons is allowed for."""
+        return bool(self.versus["p_holm"] < SIGNIFICANT)
+
+
+def with_fewer_labels(
+    evidence: Evidence, measured: Measured, name: str, baseline: str
+) -> list[Fewer]:
+    """At familiar sites, by rising share of the labels; what cannot be compared is left out."""
+    where = {"task": evidence.name, "split": "test", "metric": PRIMARY[evidence.task.kind]}
+    found = []
+    for fraction in sorted({m.fraction for m in evidence.models if m.name == name}):
+        value = find(measured.measures, init=name, fraction=fraction, **where)
         versus = find(
             measured.differences,
             init=name,
@@ -222,28 +235,62 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
             versus_fraction=evidence.fraction,
             **where,
         )
-        row = find(measured.measures, init=name, fraction=fraction, **where)
-        if versus is None or row is None or base is None or versus["verdict"] is None:
-            continue
-        if versus["verdict"] == "worse":
-            worse.append(f"{fraction:.0%}: {with_interval(versus, metric, signed=True)}")
-            continue
-        reached = f"With {fraction:.0%} of the labels {name} reaches {number(row['value'], metric)}"
-        against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
-        found = with_interval(versus, metric, signed=True)
-        if versus["verdict"] == "better":
-            return f"{reached}, better than {against} (difference {found})."
-        loss = versus["low"] if METRICS[metric].higher_is_better else versus["high"]
+        if fraction < evidence.fraction and value and versus and versus["verdict"]:
+            found.append(Fewer(fraction, value, versus))
+    return found
+
+
+def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
+    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+
+    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
+    possible. Empty where one fraction only was tried.
+    """
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "split": "test", "metric": metric}
+    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    tried = with_fewer_labels(evidence, measured, name, baseline)
+    if not tried or base is None:
+        return ""
+    enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
+    if enough is None:
+        worse = [
+            f"{each.fraction:.0%}: {with_interval(each.versus, metric, signed=True)}"
+            for each in tried
+        ]
+        sure = "is" if all(each.sure for each in tried) else "may be"
         return (
-            f"{reached}, {against}: it is not shown to be worse (difference {found}), but a loss "
-            f"of up to {number(abs(loss), metric)} is possible."
-        )
-    if worse:
-        return (
-            f"With fewer labels {name} is worse than {baseline} with {_all(evidence)} "
+            f"With fewer labels {name} {sure} worse than {baseline} with {_all(evidence)} "
             f"(difference with {_list(worse, 'and')})."
         )
-    return ""
+    reached = f"With {enough.fraction:.0%} of the labels {name} reaches "
+    reached += number(enough.value["value"], metric)
+    against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
+    found = with_interval(enough.versus, metric, signed=True)
+    if enough.versus["verdict"] == "better":
+        sure = "better" if enough.sure else "perhaps better"
+        return f"{reached}, {sure} than {against} (difference {found})."
+    return (
+        f"{reached}, {against}: it is not shown to be worse (difference {found}), but "
+        f"{_possible_loss(enough.versus, metric)}."
+    )
+
+
+def how_few_suffice(tried: Sequence[Fewer], metric: str) -> str:
+    """The same in a few words, for a table of every initialization."""
+    enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
+    if enough is None:
+        sure = "" if all(each.sure for each in tried) else "perhaps "
+        return f"{sure}worse with fewer labels"
+    share = f"{enough.fraction:.0%}"
+    if enough.versus["verdict"] == "better":
+        return f"{'' if enough.sure else 'perhaps '}better with {share}"
+    return f"with {share} not shown to be worse, but {_possible_loss(enough.versus, metric)}"
+
+
+def _possible_loss(versus: Mapping[str, Any], metric: str) -> str:
+    loss = versus["low"] if METRICS[metric].higher_is_better else versus["high"]
+    return f"a loss of up to {number(abs(loss), metric)} is possible"
 
 
 def _all(evidence: Evidence) -> str:
@@ -306,6 +353,20 @@ def note(
     if verdicts["none"]:
         notes.append(("doubt", f"not shown to beat {_list(verdicts['none'], 'or')}"))
     return notes
+
+
+def floors_ahead(value: float, floors: Mapping[str, float | None], metric: str) -> str:
+    """Which floors do as well as a model, or better, among some people; empty where none does.
+
+    A remark on the numbers as they are: whether chance made the difference is not asked.
+    """
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    ahead = [
+        f"{plain(name)} ({number(floor, metric)})"
+        for name, floor in floors.items()
+        if floor is not None and sign * floor >= sign * value
+    ]
+    return f"no better than {_list(ahead, 'and')}" if ahead else ""
 
 
 def p_value(p: float) -> str:

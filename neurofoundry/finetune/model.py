@@ -87,7 +87,7 @@ def make(
     seed: int,
     advance: Callable[[], None],
 ) -> None:
-    """Make a model and write model.safetensors, history.tsv, reference.npz and predictions.tsv.
+    """Make a model and write its weights, history.tsv, reference.npz, fitted.tsv, predictions.tsv.
 
     ``rows`` are the scans of the task in all splits, with ``label`` and ``target``; ``learn`` are
     those of split 'train' whose labels may be seen. Scans of test and ood are opened only when the
@@ -117,7 +117,7 @@ def make(
         )
     encoders.write_weights(folder / "model.safetensors", network)
     cohort.write_table(history, folder / "history.tsv")
-    _write_reference(folder, network, start, init, task, rows=rows, learn=learn, read=read)
+    _write_what_it_knows(folder, network, start, init, task, rows=rows, learn=learn, read=read)
 
     held_out = rows[rows["split"].isin(["val", "test", "ood"])]
     if init.mode == "probe":
@@ -129,7 +129,7 @@ def make(
     cohort.write_table(predictions, folder / "predictions.tsv")
 
 
-def _write_reference(
+def _write_what_it_knows(
     folder: Path,
     network: Network,
     start: Start,
@@ -140,6 +140,7 @@ def _write_reference(
     learn: pd.DataFrame,
     read: Reader,
 ) -> None:
+    """reference.npz, and fitted.tsv: what the model says of the scans that it has learned from."""
     val = rows[rows["split"] == "val"]
     seen, unseen = (
         _features(start, scans["scan_id"], read)
@@ -148,12 +149,14 @@ def _write_reference(
         for scans in (learn, val)
     )
     with torch.no_grad():
-        head = network.head
-        outputs = head(unseen.to(head.weight.device)).cpu()
+        device = network.head.weight.device
+        fitted, outputs = (network.head(each.to(device)).cpu() for each in (seen, unseen))
     found = reference.fit(
         seen.numpy(), unseen.numpy(), outputs.numpy(), val["target"].to_numpy(np.float64), task
     )
     reference.write(folder / "reference.npz", found)
+    table = learn[["scan_id", "person", "label"]].assign(**columns(fitted, task))
+    cohort.write_table(table, folder / "fitted.tsv")
 
 
 def write_features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -87,9 +88,20 @@ class FinetuneParams(Section):
             )
         return self
 
-    def models_per_task(self) -> int:
-        """How many models a task gets."""
-        return len(self.initializations) * len(self.fractions) * len(self.seeds)
+    def frozen(self, init: str, seed: int) -> tuple[str, int | None] | None:
+        """The encoder that a model looks through without changing it, and its seed where it has
+        one; None where the whole network learns."""
+        start = self.initializations[init]
+        if start.mode == "finetune":
+            return None
+        return start.encoder, seed if start.encoder == "random" else None
+
+    def most_parts(self, tasks: int) -> int:
+        """How many parts have models to make: one a model, and one for all probes of an encoder,
+        which look at the same features."""
+        starts = list(itertools.product(self.initializations, self.seeds))
+        frozen = [self.frozen(*start) for start in starts]
+        return len(set(frozen) - {None}) + tasks * len(self.fractions) * frozen.count(None)
 
     def training(self) -> dict[str, object]:
         """What a fine-tuned model depends on, and a probe does not."""

@@ -38,7 +38,7 @@ from neurofoundry.finetune.model import (
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.numerics import check_convolutions
-from neurofoundry.stage import Workspace
+from neurofoundry.stage import Part, Workspace
 from neurofoundry.tracking import ENCODER
 from neurofoundry.volumes import Grid, read_grid, read_recipe
 
@@ -111,12 +111,14 @@ def finetune(
     for name, folder in folders.items():
         work.tracker.used(f"encoder-{name}", "encoder", folder, ENCODER)
 
-    declared = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
-    runs = [Run(*values) for values in declared][work.part.items]
-    gaps = find_gaps(runs, tasks, scans, seed=seed)
+    grid_of_runs = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
+    declared = [Run(*values) for values in grid_of_runs]
+    gaps = find_gaps(declared, tasks, scans, seed=seed)
+    runs = share(declared, params, work.part)
     possible = [run for run in runs if run not in gaps]
-    described = [work.dir / "features"] if possible and work.part.whole else []
-    _remove_all_but([*described, *(work.dir / run.name for run in possible)], work.dir)
+    described = _described(possible, params, work.part)
+    kept = [work.dir / "features"] if described else []
+    _remove_all_but([*kept, *(work.dir / run.name for run in possible)], work.dir)
 
     code = stage.code_hash("finetune", *SHARED_CODE)
     step = 0
@@ -188,8 +190,10 @@ def finetune(
                 work.tracker.log({f"{run.name}/{k}": v for k, v in record.items()}, step=step)
                 step += 1
 
-    if possible and work.part.whole:
-        _write_features(work, possible, params, tasks, scans, starts, volumes, grid)
+    if described:
+        names = dict.fromkeys(run.task for run in declared if run not in gaps)
+        chosen = pd.concat([tasks[name].select(scans) for name in names])
+        _write_features(work, described, chosen, params, starts, volumes, grid)
 
     table = pd.DataFrame(
         [
@@ -200,23 +204,38 @@ def finetune(
         columns=["task", "init", "fraction", "seed", "status", "reason"],
     )
     cohort.write_table(table, work.dir / "runs.tsv")
-    work.summary.update(runs=len(runs), done=len(possible), not_estimable=len(gaps))
+    work.summary.update(runs=len(runs), done=len(possible), not_estimable=len(runs) - len(possible))
+
+
+def share(runs: Sequence[Run], params: FinetuneParams, part: Part) -> list[Run]:
+    """Those of all runs that are a part's. Probes of one frozen encoder stay together, so that no
+    two parts compute the same features."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(params.frozen(run.init, run.seed) or run, []).append(run)
+    chosen = {run for group in [*groups.values()][part.items] for run in group}
+    return [run for run in runs if run in chosen]
+
+
+def _described(runs: Sequence[Run], params: FinetuneParams, part: Part) -> list[str]:
+    """The encoders whose features are written: all; by a part, those of its probes."""
+    if part.whole:
+        return list(dict.fromkeys(params.initializations[run.init].encoder for run in runs))
+    frozen = dict.fromkeys(params.frozen(run.init, run.seed) for run in runs)
+    return [each[0] for each in frozen if each and each[1] in (None, params.seeds[0])]
 
 
 def _write_features(
     work: Workspace,
-    runs: Sequence[Run],
-    params: FinetuneParams,
-    tasks: Mapping[str, Task],
+    names: Sequence[str],
     scans: pd.DataFrame,
+    params: FinetuneParams,
     starts: Mapping[tuple[str, int], Start],
     volumes: Path,
     grid: Grid,
 ) -> None:
-    """features/ENCODER.npz: what each frozen encoder says of the held-out scans of all tasks."""
-    chosen = pd.concat([tasks[name].select(scans) for name in {run.task: None for run in runs}])
-    chosen = chosen[chosen["split"].isin(["val", "test", "ood"])].drop_duplicates("scan_id")
-    names = {params.initializations[run.init].encoder: None for run in runs}
+    """features/ENCODER.npz: what each frozen encoder says of those scans that are held out."""
+    chosen = scans[scans["split"].isin(["val", "test", "ood"])].drop_duplicates("scan_id")
     (work.dir / "features").mkdir(exist_ok=True)
     for path in (work.dir / "features").iterdir():
         if path.stem not in names:

@@ -74,8 +74,10 @@ def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) 
     assert json.loads(found["pretrain"])["pretrain"]["epochs"] == 5
     assert found["parts_of_preprocess"] == ["1/3", "2/3", "3/3"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    models = len(values["tasks"]) * len(values["finetune"]["initializations"])
-    assert len(found["parts_of_finetune"]) == models
+    starts = values["finetune"]["initializations"].values()
+    tuned = sum(start["mode"] == "finetune" for start in starts)
+    frozen = {start["encoder"] for start in starts if start["mode"] == "probe"}
+    assert len(found["parts_of_finetune"]) == len(values["tasks"]) * tuned + len(frozen)
 
 
 def test_what_kubeflow_says_of_a_run_becomes_a_page(command: Run, tmp_path: Path) -> None:

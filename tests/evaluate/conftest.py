@@ -144,6 +144,10 @@ def write_inputs(
                         path = folders.predictions(name, init, fraction, seed)
                         path.parent.mkdir(parents=True)
                         write_table(outputs, path)
+                        learned = task.select(usable[usable["split"] == "train"])
+                        other = np.random.default_rng(len(runs))
+                        fitted = simulate(task, learned, skill[init], fraction, other)
+                        write_table(fitted, path.with_name("fitted.tsv"))
     held_out = usable[usable["split"].isin(["val", "test", "ood"])]
     (root / "models/features").mkdir()
     features = random.normal(size=(len(held_out), 16))

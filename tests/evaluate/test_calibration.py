@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,21 +78,52 @@ def test_a_correction_learned_from_validation_mends_the_test_subjects(kind):
     values = table.set_index(["metric", "corrected"])
     assert set(table["split"]) == {"test"}
     if kind == "age":
-        assert values.loc[("bias_slope", False), "high"] < -0.4
-        found = values.loc[("bias_slope", True)]
+        assert values.loc[("bias_slope", "no"), "high"] < -0.4
+        found = values.loc[("bias_slope", "val")]
         assert found["low"] < 0 < found["high"]
         # Undoing the pull to the mean enlarges the noise: the correction is no free gain.
-        assert values.loc[("mae", True), "value"] < 9
+        assert values.loc[("mae", "val"), "value"] < 9
     else:
-        assert values.loc[("calibration_slope", False), "high"] < 1
-        assert values.loc[("calibration_intercept", False), "high"] < 0
+        assert values.loc[("calibration_slope", "no"), "high"] < 1
+        assert values.loc[("calibration_intercept", "no"), "high"] < 0
         for name, ideal in (("calibration_slope", 1), ("calibration_intercept", 0)):
             # Not exact: the validation subjects are a sample too.
-            before, after = (abs(values.loc[(name, c), "value"] - ideal) for c in (False, True))
+            before, after = (abs(values.loc[(name, c), "value"] - ideal) for c in ("no", "val"))
             assert after < 0.6 * before
-        assert values.loc[("ece", False), "low"] > 0
-        assert values.loc[("ece", True), "value"] < 0.8 * values.loc[("ece", False), "value"]
-        assert values.loc[("brier", True), "value"] < values.loc[("brier", False), "value"]
+        assert values.loc[("ece", "no"), "low"] > 0
+        assert values.loc[("ece", "val"), "value"] < 0.8 * values.loc[("ece", "no"), "value"]
+        assert values.loc[("brier", "val"), "value"] < values.loc[("brier", "no"), "value"]
+
+
+def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_other():
+    case = evidence("age")
+    (model,) = case.models
+    labels = np.linspace(40, 90, 30)
+    noise = np.random.default_rng(0).normal(0, 2, 30)
+    fitted = tuple((labels, 20 + slope * labels + noise) for slope in (0.7, 0.8))
+    twice = np.concatenate([model.outputs] * 2)
+    model = inputs.Model("m", 1.0, (0, 1), twice, fitted=fitted)
+    for number, (_, said) in enumerate(fitted):
+        undone = calibration.correction_on_train(model, number)(said)
+        assert stats.linregress(labels, undone).slope == pytest.approx(1)
+        assert undone.mean() == pytest.approx(labels.mean())
+    case = replace(case, models=(model,))
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    table = calibration.measure([case], params=params, seed=0)
+    values = table.query("metric == 'bias_slope'").set_index("corrected")["value"]
+    assert list(values.index) == ["no", "val", "train"]
+    # Each seed by its own line: outputs that rise by b are spread to b / 0.7 and b / 0.8.
+    lines = [stats.linregress(labels, said).slope for _, said in fitted]
+    spread = np.mean([(1 + values["no"]) / line for line in lines]) - 1
+    assert values["train"] == pytest.approx(spread)
+
+
+def test_without_outputs_of_training_subjects_there_is_a_reason_and_no_number():
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    table = calibration.measure([evidence("age")], params=params, seed=0)
+    rows = table[table["corrected"] == "train"]
+    assert rows["value"].isna().all()
+    assert rows["reason"].str.contains("fitted.tsv").all()
 
 
 @pytest.mark.parametrize("kind", ["sex", "age"])
@@ -127,7 +160,7 @@ def test_without_a_class_on_validation_there_is_a_reason_and_no_number():
     )
     params = EvaluateParams(baseline="m", bootstraps=100)
     table = calibration.measure([lacking], params=params, seed=0)
-    corrected = table[table["corrected"]]
+    corrected = table[table["corrected"] == "val"]
     assert corrected["value"].isna().all()
     assert set(corrected["reason"]) == {"validation lacks a class to learn a correction from"}
-    assert table[~table["corrected"]]["value"].notna().all()
+    assert table[table["corrected"] == "no"]["value"].notna().all()

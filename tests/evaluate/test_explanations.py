@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nibabel.affines import apply_affine
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate import explanations, figures
 from neurofoundry.evaluate.explanations import SMOOTHING_MM, smooth
+from neurofoundry.stage import Workspace
 
 from .conftest import GRID, TASKS, Folders, run, scans_table, write_inputs
 from .test_report import Page
@@ -58,6 +60,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         for init in ("simclr", "blind"):
             for seed in (0, 1):
                 explain(folders, task, init, seed)
+    record = json.loads((folders.root / "models/stage.json").read_text())
+    record["params"]["finetune"]["explain"] = {"steps": 8, "scans": 12}
+    (folders.root / "models/stage.json").write_text(json.dumps(record))
     return folders
 
 
@@ -126,6 +131,30 @@ def test_the_report_shows_them_with_what_they_do_not_mean(out: Path) -> None:
     ):
         assert (doubt in text) == (init == "blind")
     assert "Where the answers of scratch come from" not in page.words
+
+
+def test_the_checklist_says_what_was_explained_and_what_to_think_of_it(
+    out: Path, folders: Folders
+) -> None:
+    text = (out / "checklist.md").read_text()
+    item = next(line for line in text.splitlines() if line.startswith("- **31 Explanations.**"))
+    assert "(steps 8, scans 12)" in item
+    table = pd.read_csv(out / "tables/explanations.tsv", sep="\t")
+    men = table.query("task == 'sex' and init == 'simclr' and group == 'M'").iloc[0]
+    assert f"sex, simclr: M {men['subjects']} subjects, most at 34, -26, -6 mm" in item
+    assert item.count("33 % of the differences left over") == 4
+    sex, age = item.split("age, simclr")
+    for task in (sex, age):
+        simclr, blind = task.split("blind:")
+        assert "mean nothing" in blind
+        assert "mean nothing" not in simclr
+    assert "Left to the author" in item
+    assert "CLAIM 31" in text
+
+
+def test_without_explanations_the_checklist_says_so(evaluated: Workspace) -> None:
+    text = (evaluated.dir / "checklist.md").read_text()
+    assert "- **31 Explanations.** No model was explained (`finetune.explain`)." in text
 
 
 def test_a_place_that_moves_the_answer_is_warm_in_the_picture() -> None:

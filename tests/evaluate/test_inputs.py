@@ -40,6 +40,12 @@ def test_a_missing_prediction_of_a_regression_names_the_file(folders, tmp_path):
     fails(folders, tmp_path, str(path), "2 of")
 
 
+def test_a_missing_output_of_a_training_scan_names_the_file(folders, tmp_path):
+    path = folders.predictions("age", "scratch").with_name("fitted.tsv")
+    folders.edit(path, lambda t: t.assign(output=["n/a", *t["output"][1:]]))
+    fails(folders, tmp_path, str(path), "output")
+
+
 def test_probabilities_must_sum_to_one(folders, tmp_path):
     path = folders.predictions("sex", "simclr")
     folders.edit(path, lambda t: t.assign(p_F="0.9", p_M="0.9"))

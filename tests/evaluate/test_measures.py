@@ -116,6 +116,28 @@ def test_only_the_headline_comparisons_are_adjusted_for_their_number(evaluated):
     assert (adjusted["p_holm"] >= adjusted["p"]).all()
 
 
+def test_fewer_labels_than_the_baseline_has_are_a_family_of_comparisons_of_their_own(tmp_path):
+    tasks = {name: TASKS[name] for name in ("sex", "age")}
+    skill = {"simclr": (1.0, 1.0), "scratch": (1.2, 1.2)}
+    shares = (0.1, 0.5, 1.0)
+    folders = write_inputs(
+        tmp_path / "in", scans_table(160), tasks=tasks, fractions=shares, skill=skill
+    )
+    run(folders, tmp_path / "out", tasks=tasks)
+    rows = read(tmp_path / "out", "differences.tsv").query("p_holm == p_holm")
+    assert (rows["versus_fraction"] == 1).all()
+    assert (rows["versus"] == "scratch").all()
+    fewer = rows["fraction"] < 1
+    # Both initializations at two shares, in two tasks; and simclr alone with all labels.
+    assert (rows[fewer].groupby("split").size() == 2 * 2 * 2).all()
+    assert (rows[~fewer].groupby("split").size() == 2).all()
+    for _, family in rows.groupby(["split", fewer]):
+        smallest = family["p"].idxmin()
+        assert family["p_holm"][smallest] == pytest.approx(
+            min(1, len(family) * family["p"][smallest])
+        )
+
+
 def test_the_change_out_of_distribution_has_an_interval(evaluated):
     table, gaps = read(evaluated.dir, "metrics.tsv"), read(evaluated.dir, "gaps.tsv")
     values = table.set_index(["task", "init", "split", "metric"])["value"]

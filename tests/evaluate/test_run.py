@@ -14,12 +14,13 @@ import pytest
 from neurofoundry import params as parameters
 from neurofoundry import stage
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import inputs, measures, promotion
+from neurofoundry.evaluate import inputs, measures, promotion, words
 from neurofoundry.evaluate.params import EvaluateParams, Promotion
 from neurofoundry.evaluate.run import evaluate, morphometry_of, with_floors
 from neurofoundry.tracking import TrackingParams
 
 from .conftest import TASKS, run, scans_table, write_inputs
+from .test_report import Page
 
 RULE = {"task": "alzheimers", "initialization": "simclr", "metric": "auc", "over": "scratch"}
 
@@ -44,7 +45,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             "report.html",
             *(f"predictions/{name}.npz" for name in TASKS),
             *(f"plots/{name}.tsv" for name in ("predicted_vs_true", "pretraining")),
-            *(f"plots/{name}.tsv" for name in ("reliability", "roc")),
+            *(f"plots/{name}.tsv" for name in ("reliability", "roc", "roc_bands")),
             *(f"tables/{name}.tsv" for name in ("calibration", "confusion", "differences")),
             *(
                 f"tables/{name}.tsv"
@@ -103,7 +104,10 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     assert list(numbers) == ["0.1", "1.0"]
     assert work.summary["age/simclr/1.0/test/mae/value"] == numbers["1.0"]["test"]["mae"]["value"]
     page = (tmp_path / "out/report.html").read_text()
-    assert "AUC by number of labels" in page
+    shown = Page(tmp_path / "out/report.html").words
+    assert shown.count("With fewer labels") == 2
+    for init in skill:
+        assert f'aria-label="{init}: AUC by share of the labels"' in page
     table = pd.read_csv(tmp_path / "out/tables/differences.tsv", sep="\t")
     few = table.query("init == 'simclr' and versus == 'scratch' and fraction == 0.1")
     row = few.query("versus_fraction == 1 and split == 'test' and metric == 'mae'").iloc[0]
@@ -115,6 +119,34 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     sentence = re.search(r"With 10% of the labels simclr reaches [\d.]+, [^.]+\.\d+[^<]*", page)
     assert sentence
     assert "scratch with all of them" in sentence[0]
+    # Of every initialization, the baseline too, its value, difference and what they say.
+    measured = pd.read_csv(tmp_path / "out/tables/metrics.tsv", sep="\t")
+    for task, metric in (("sex", "auc"), ("age", "mae")):
+        for init in skill:
+            where = f"task == '{task}' and init == '{init}' and fraction == 0.1"
+            where += f" and split == 'test' and metric == '{metric}'"
+            value = measured.query(where).iloc[0]["value"]
+            where += " and versus == 'scratch' and versus_fraction == 1"
+            versus = table.query(where).iloc[0]
+            text = words.number(value, metric) + " "
+            text += words.with_interval(versus, metric, signed=True)
+            said = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
+            assert re.search(f"{init} {said} {re.escape(text)}", shown)
+
+
+def test_the_bands_of_a_curve_hold_it_and_are_no_narrower_than_the_interval_of_its_area(evaluated):
+    bands = pd.read_csv(evaluated.dir / "plots/roc_bands.tsv", sep="\t")
+    assert bands.groupby(["task", "init", "split"]).ngroups == 3 * 4 * 2
+    assert ((bands["low"] <= bands["tpr"]) & (bands["tpr"] <= bands["high"])).mean() > 0.98
+    one = bands.query("task == 'sex' and init == 'scratch' and split == 'ood'")
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())["sex"]["scratch"]["1.0"]
+    auc = numbers["ood"]["auc"]
+    area = np.trapezoid(one["tpr"], one["fpr"])
+    assert area == pytest.approx(auc["value"], abs=0.01)
+    # Were all points low (or high) at once, so would be the area: no band is narrower.
+    low, high = (np.trapezoid(one[end], one["fpr"]) for end in ("low", "high"))
+    assert low < auc["low"] + 0.01
+    assert high > auc["high"] - 0.01
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ def evidence() -> Evidence:
     return Evidence("stroke", TASK, pd.DataFrame(), np.zeros(4), tuple(models))
 
 
-def measured(values: dict[tuple[str, float], float], low: float, high: float) -> Measured:
+def measured(
+    values: dict[tuple[str, float], float], low: float, high: float, p_holm: float = 0.01
+) -> Measured:
     """AUCs of models, and how simclr differs from all others: by ``low`` to ``high``."""
     where = {"task": "stroke", "split": "test", "metric": "auc"}
     measures = [
@@ -31,7 +33,7 @@ def measured(values: dict[tuple[str, float], float], low: float, high: float) ->
     differences = [
         {**where, "init": "simclr", "versus": other, "fraction": fraction}
         | {"versus_fraction": 1.0, "value": (low + high) / 2, "low": low, "high": high}
-        | {"verdict": verdict}
+        | {"verdict": verdict, "p_holm": p_holm}
         for other in ("scratch", "floor-prevalence", "floor-morphometry")
         for fraction in (0.2, 0.5, 1.0)
     ]
@@ -43,15 +45,30 @@ VALUES |= {("floor-prevalence", 1.0): 0.5, ("floor-morphometry", 1.0): 0.95}
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "text"),
+    ("low", "high", "p_holm", "text"),
     [
         (
-            *(-0.28, -0.08),
+            *(-0.28, -0.08, 0.01),
             "With fewer labels simclr is worse than scratch with all of them (difference with "
             "20%: −0.18 (−0.28 to −0.08) and 50%: −0.18 (−0.28 to −0.08)).",
         ),
         (
-            *(-0.09, 0.13),
+            *(-0.28, -0.08, 0.2),
+            "With fewer labels simclr may be worse than scratch with all of them (difference with "
+            "20%: −0.18 (−0.28 to −0.08) and 50%: −0.18 (−0.28 to −0.08)).",
+        ),
+        (
+            *(0.08, 0.12, 0.01),
+            "With 20% of the labels simclr reaches 0.70, better than scratch with all of them 0.90 "
+            "(difference +0.10 (+0.08 to +0.12)).",
+        ),
+        (
+            *(0.08, 0.12, 0.2),
+            "With 20% of the labels simclr reaches 0.70, perhaps better than scratch with all of "
+            "them 0.90 (difference +0.10 (+0.08 to +0.12)).",
+        ),
+        (
+            *(-0.09, 0.13, 1.0),
             "With 20% of the labels simclr reaches 0.70, scratch with all of them 0.90: it is not "
             "shown to be worse (difference +0.02 (−0.09 to +0.13)), but a loss of up to 0.09 is "
             "possible.",
@@ -59,10 +76,44 @@ VALUES |= {("floor-prevalence", 1.0): 0.5, ("floor-morphometry", 1.0): 0.95}
     ],
 )
 def test_how_few_labels_suffice_is_said_with_the_difference(
-    low: float, high: float, text: str
+    low: float, high: float, p_holm: float, text: str
 ) -> None:
-    found = words.label_efficiency(evidence(), measured(VALUES, low, high), "simclr", "scratch")
-    assert found == text
+    seen = measured(VALUES, low, high, p_holm)
+    assert words.label_efficiency(evidence(), seen, "simclr", "scratch") == text
+
+
+@pytest.mark.parametrize(
+    ("few", "some", "text"),
+    [
+        (("worse", 0.01), ("worse", 0.01), "worse with fewer labels"),
+        (("worse", 0.01), ("worse", 0.3), "perhaps worse with fewer labels"),
+        (
+            *(("worse", 0.01), ("none", 1.0)),
+            "with 50% not shown to be worse, but a loss of up to 0.30 is possible",
+        ),
+        (("better", 0.01), ("none", 1.0), "better with 20%"),
+        (("better", 0.3), ("worse", 0.01), "perhaps better with 20%"),
+    ],
+)
+def test_a_table_says_of_every_initialization_how_few_labels_suffice(
+    few: tuple[str, float], some: tuple[str, float], text: str
+) -> None:
+    tried = [
+        words.Fewer(fraction, {}, {"verdict": verdict, "p_holm": p, "low": -0.3, "high": 0.1})
+        for fraction, (verdict, p) in ((0.2, few), (0.5, some))
+    ]
+    assert words.how_few_suffice(tried, "auc") == text
+
+
+def test_in_a_group_the_floors_that_do_as_well_are_named() -> None:
+    floors = {"floor-prevalence": 0.5, "floor-age-sex-site": None, "floor-morphometry": 0.8}
+    volumes = "no better than simple brain volumes (0.80)"
+    assert words.floors_ahead(0.81, floors, "auc") == ""
+    assert words.floors_ahead(0.80, floors, "auc") == volumes
+    assert words.floors_ahead(0.3, {"floor-mean": 0.5}, "mae") == ""
+    assert words.floors_ahead(0.6, {"floor-mean": 0.5}, "mae") == (
+        "no better than the same answer for everybody (0.50)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
 from torch.nn import functional
 
 from neurofoundry import encoders
@@ -24,6 +27,8 @@ from neurofoundry.cohort import Condition, Task
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import infer
+from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.run import Run, share
 from neurofoundry.stage import Part
 from neurofoundry.volumes import Grid
 from tests.finetune import tiny
@@ -39,6 +44,7 @@ BOTH: dict[str, Any] = {
     },
 }
 TASKS = {"diagnosis": DIAGNOSIS, "age": AGE}
+UNTRAINED = {"encoder": "random", "mode": "probe"}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,7 @@ class TestOutputs:
         assert folders(models) == sorted(declared)
         for name in declared:
             assert sorted(path.name for path in (models / name).iterdir()) == [
+                "fitted.tsv",
                 "history.tsv",
                 "model.safetensors",
                 "plan.json",
@@ -103,6 +110,22 @@ class TestOutputs:
             else:
                 assert list(table)[7:] == ["p_CN", "p_AD"]
                 np.testing.assert_allclose(table["p_CN"] + table["p_AD"], 1, atol=1e-9)
+
+    @pytest.mark.parametrize("init", ["scratch", "probe"])
+    @pytest.mark.parametrize("task", [DIAGNOSIS, AGE], ids=["diagnosis", "age"])
+    def test_what_a_model_says_of_the_scans_it_learned_from_is_kept(
+        self, models: Path, volumes: Path, encoder: Path, task: Task, init: str
+    ) -> None:
+        folder = models / f"{task.column}/{init}/1.0/0"
+        table = pd.read_csv(folder / "fitted.tsv", sep="\t").set_index("scan_id")
+        scans = tiny.scans_table().set_index("scan_id")
+        assert sorted(table.index) == sorted(scans.index[scans["split"] == "train"])
+        assert (table["label"] == scans.loc[table.index, task.column]).all()
+        read = partial(read_batch, volumes, grid=tiny.GRID)
+        said = infer(tiny.read_model(folder, encoder, task), table.index, read)
+        expected = said[:, 0] if task is AGE else said.softmax(1)[:, 1]
+        found = table["output" if task is AGE else "p_AD"]
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
 
     def test_fine_tuning_finds_what_was_planted(self, models: Path) -> None:
         for init in ("scratch", "simclr"):
@@ -259,19 +282,63 @@ class TestResume:
         assert remade == sorted(name for name in before if "probe" not in name)
 
     def test_parts_of_several_machines_make_what_one_run_makes(
-        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+        self,
+        tmp_path: Path,
+        models: Path,
+        volumes: Path,
+        encoder: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        described: list[str] = []
+
+        def watched(module: nn.Module, scan_ids: Iterable[str], *rest: Any, **more: Any) -> Tensor:
+            scan_ids = list(scan_ids)
+            described.extend(scan_ids)
+            return infer(module, scan_ids, *rest, **more)
+
+        params = {**BOTH, "initializations": {**BOTH["initializations"], "untrained": UNTRAINED}}
+        whole = tiny.run(tmp_path / "whole", volumes, encoder, params, TASKS, reuse=[models])
+        monkeypatch.setattr("neurofoundry.finetune.model.infer", watched)
         parts = []
         for number in (1, 2):
             out, part = tmp_path / f"part{number}", Part(number, 2)
-            parts.append(tiny.run(out, volumes, encoder, BOTH, TASKS, part=part))
+            parts.append(tiny.run(out, volumes, encoder, params, TASKS, part=part, reuse=[models]))
         rows = [len(pd.read_csv(part / "runs.tsv", sep="\t")) for part in parts]
-        assert rows == [3, 3]
-        merged = tiny.run(tmp_path / "models", volumes, encoder, BOTH, TASKS, reuse=parts)
-        assert tiny.contents(merged) == tiny.contents(models)
+        assert rows == [4, 4]
+        # What a frozen encoder says of a scan is asked once, whatever the number of parts, and not
+        # again when they are taken together. That of simclr is known from ``models``.
+        features = [sorted(p.name for p in (part / "features").iterdir()) for part in parts]
+        assert sorted(features) == [["random.npz"], ["simclr.npz"]]
+        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=parts)
+        assert len(described) == len(set(described)) > 0
+        assert tiny.contents(merged) == tiny.contents(whole)
         made = [path for part in parts for path in part.rglob("model.safetensors")]
         used = merged.rglob("model.safetensors")
         assert {path.stat().st_ino for path in made} == {path.stat().st_ino for path in used}
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+    def test_every_model_is_of_one_part_and_the_probes_of_an_encoder_share_one(
+        self, count: int
+    ) -> None:
+        params = FinetuneParams.model_validate(
+            {
+                **BOTH,
+                "initializations": {**BOTH["initializations"], "untrained": UNTRAINED},
+                "fractions": [0.5, 1.0],
+                "seeds": [0, 1],
+            }
+        )
+        grid = itertools.product(TASKS, params.initializations, params.fractions, params.seeds)
+        runs = [Run(*values) for values in grid]
+        shares = [share(runs, params, Part(number + 1, count)) for number in range(count)]
+        assert sorted(itertools.chain(*shares), key=runs.index) == runs
+        for init, seeds in (("probe", [(0, 1)]), ("untrained", [(0,), (1,)])):
+            for some in seeds:
+                mine = {run for run in runs if run.init == init and run.seed in some}
+                assert sum(bool(mine & set(each)) for each in shares) == 1
+        most = params.most_parts(len(TASKS))
+        assert most == 2 * 2 * 2 * 2 + 3
+        assert sum(map(bool, shares)) == min(count, most)
 
     def test_more_runs_are_added_to_those_there_are_and_others_vanish(
         self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
@@ -302,6 +369,16 @@ class TestResume:
             "age/scratch/1.0/0",
             "diagnosis/scratch/1.0/0",
         }
+
+    def test_a_changed_task_makes_only_its_models_again(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        out = Path(shutil.copytree(models, tmp_path / "models"))
+        before = when_made(out)
+        older = AGE.model_copy(update={"eligible": {"age": Condition(min=60)}})
+        tiny.run(out, volumes, encoder, BOTH, {"diagnosis": DIAGNOSIS, "age": older})
+        after = when_made(out)
+        assert all((after[name] != before[name]) == name.startswith("age") for name in before)
 
     def test_a_changed_scan_makes_only_its_tasks_again(
         self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path
