@@ -139,6 +139,22 @@ class TestDraw:
         assert min(shares) < params.min_overlap + 0.1
         assert max(shares) > 0.9
 
+    def test_two_turned_views_share_most_of_the_brain(self) -> None:
+        params = AugmentParams()
+        scans = [str(number) for number in range(300)]
+        views = [draw(params, *scans, view=view).affine.double() for view in range(2)]
+        axis = (torch.arange(24, dtype=torch.float64) + 0.5) / 12 - 1
+        points = torch.cartesian_prod(axis, axis, axis)
+        # An ellipsoid as wide, long and high as the template's brain in its box.
+        brain = points[((points / torch.tensor([0.73, 0.92, 0.93])) ** 2).sum(dim=1) < 1]
+        for affines in zip(*views, strict=True):
+            seen = [
+                (torch.linalg.solve(affine[:, :3], (brain - affine[:, 3]).T).abs() <= 1).all(0)
+                for affine in affines
+            ]
+            shared = (seen[0] & seen[1]).sum() / min(seen[0].sum(), seen[1].sum())
+            assert shared > params.min_overlap + 0.1
+
     def test_the_published_law_is_that_of_its_own_draws(self) -> None:
         """Against 200,000 draws of the authors' MONAI transforms: fractions of them."""
         shape = (150, 192, 192)
