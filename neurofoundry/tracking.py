@@ -8,6 +8,7 @@ befalls W&B or the network, the stage goes on.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ INIT_SECONDS = 30
 
 FINISH_SECONDS = 60
 """How long the end of a stage waits for what has not been sent; `wandb sync` sends the rest."""
+STOP_SECONDS = 5
+"""How long W&B's own process may take to end when it is told to."""
 
 MOST_FAILURES = 3
 """After so many the stage records nothing more."""
@@ -339,7 +342,12 @@ def _stop() -> None:
 
     service = wandb.setup().ensure_service()
     assert service._proc is not None
-    service._proc._process.terminate()
+    process = service._proc._process
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:  # once in a while it waits for the network all the same
+        process.kill()
     # So that the end of the command does not wait for it, either.
     with suppress(Exception, SystemExit):
         wandb.teardown()
