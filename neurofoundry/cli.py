@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import neurofoundry
+from neurofoundry import process
 from neurofoundry.errors import NeurofoundryError, UsageError, complain
 from neurofoundry.store import locate, locate_all
 
@@ -756,6 +757,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors that a person can mend end in one message and its exit code."""
+    process.prepare()
     try:
         app()
     except NeurofoundryError as error:

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -178,6 +179,24 @@ def test_a_login_is_enough_where_it_is_for_this_server(
             tracker.log({"loss": 0.5}, step=0)
     assert [row["loss"] for row in server.history] == [0.5] * (host == "127.0.0.1")
     assert len(offline_runs(tmp_path)) == (host != "127.0.0.1")
+
+
+def test_a_process_of_wandb_that_hears_nothing_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 30)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0)
+    monkeypatch.setattr(tracking, "STOP_SECONDS", 1)
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        with tracking.run(PARAMS, stage="pretrain", key=KEY, config={}) as tracker:
+            tracker.log({"loss": 0.5}, step=0)
+            service = wandb.setup().ensure_service()._proc
+            assert service is not None
+            service._process.send_signal(signal.SIGSTOP)  # SIGTERM waits until it goes on
+        assert service._process.wait(10) == -signal.SIGKILL
+    assert "the network is lost" in capsys.readouterr().err
 
 
 def test_an_error_of_the_stage_is_raised_and_not_recorded(tmp_path: Path) -> None:
