@@ -52,10 +52,9 @@ class QualityParams(Section):
     bias: Bounds = Bounds(max=0.4)
     """Standard deviation of the shading that is left in white matter, as a share; scans have 0.03
     to 0.13 before any correction."""
-    ghosting: Bounds = Bounds(max=0.1)
-    """Range of the air's brightness beside and above the brain, as a share of white matter's: what
-    motion and ghosts leave there, 0.11 to 0.5. Air has at most 0.05, and none where a program has
-    blackened it."""
+    ghosting: Bounds = Bounds(max=0.04)
+    """Range of the air's brightness beside and above the head, in means over 20 mm, as a share of
+    white matter's: what motion and ghosts leave there, 0.03 to 0.2. Air has at most 0.013."""
     rotation_deg: Bounds = Bounds(max=40)
     """How far the scan had to be turned against what its header says. A header that is wrong by
     90° can be mended, but then nobody knows left from right."""

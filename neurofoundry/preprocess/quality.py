@@ -45,10 +45,11 @@ BY_SYN = ("jacobian_min", "jacobian_max")
 """Measures that only syn has."""
 MAY_LACK = ("ghosting", *BY_SYN)
 """Measures without which a scan may be usable: where the view shows no air, none can be uneven."""
-AIR_MM, FEWEST_AIR = 25.0, 200
-"""From the template's brain to the air, beyond skull and scalp; voxels at ``COMPARISON_MM``."""
+SCALP, GAP_MM, AIR_MM, FEWEST_AIR = 0.2, 16.0, 8.0, 100
+"""Brightness of the head's edge, relative to white matter; width of the dark between brain and
+scalp; from the head to the air; voxels at ``COMPARISON_MM``."""
 WINDOW_MM = 20.0
-"""Edge of the cubes within which ``local_correlation`` compares."""
+"""Edge of the cubes within which ``local_correlation`` compares and ``ghosting`` takes means."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
 
@@ -196,40 +197,61 @@ def _shading(white: NDArray[np.float32], points: Array) -> float:
 
 
 def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> float:
-    """From the darkest to the brightest air beside and above the brain, relative to white matter.
+    """From the darkest to the brightest air beside and above the head, relative to white matter.
 
     Motion and other faults between the lines of a scan spread copies of the head over it. Noise
-    does not count: it is as strong everywhere, and at ``COMPARISON_MM`` next to none is left.
+    does not count: it is as strong everywhere, and next to none is left in means over
+    ``WINDOW_MM``. Nor does air that a program has blackened: often some is left around the head.
     ``white`` are points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them.
     """
     level = np.median(look_up(head, white))
-    coarse = coarsen(head, COMPARISON_MM, outside=float(head.values.min()))
+    lowest = head.values.min()
+    coarse = coarsen(head, COMPARISON_MM, outside=float(lowest))
+    black = Image((head.values == lowest).astype(np.float32), head.affine)
     # Voxels at the faces of the view are mixed with what lies beyond it.
-    inner = coarse.values[1:-1, 1:-1, 1:-1]
+    inner, blackened = (
+        each.values[1:-1, 1:-1, 1:-1]
+        for each in (coarse, coarsen(black, COMPARISON_MM, outside=1.0))
+    )
     voxels = np.moveaxis(np.indices(inner.shape), 0, -1).reshape(-1, 3) + 1
     places = apply_affine(np.linalg.inv(affine) @ coarse.affine, voxels)
     # Lower down there are the face and the neck.
-    air = places[:, 2] > template.centre[2]
-    air[air] = look_up(template.depth, places[air], outside=-100) < -AIR_MM
+    air = (places[:, 2] > template.centre[2]).reshape(inner.shape)
+    air &= ~_body(inner > SCALP * level) & (blackened < 0.5)
     if air.sum() < FEWEST_AIR or level <= 0:
         return math.nan
-    low, high = np.percentile(inner.reshape(-1)[air], [5, 95])
+    low, high = np.percentile(_local_mean(inner, air), [5, 95])
     return float((high - low) / level)
+
+
+def _body(bright: Mask) -> Mask:
+    """The head, and ``AIR_MM`` around it, at ``COMPARISON_MM``."""
+    gap, beyond = (round(mm / COMPARISON_MM) for mm in (GAP_MM, AIR_MM))
+    # With room at the faces.
+    closed = ndimage.binary_closing(np.pad(bright, gap), iterations=gap)
+    labels, _ = ndimage.label(closed)
+    largest = labels == np.argmax(np.bincount(labels.ravel(), weights=closed.ravel()))
+    grown = ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=beyond))
+    return grown[gap:-gap, gap:-gap, gap:-gap]
+
+
+def _local_mean(values: NDArray[np.float32], inside: Mask) -> Array:
+    """Mean over the part that lies ``inside`` of a cube of ``WINDOW_MM`` around each voxel inside:
+    (n,). Voxels are of ``COMPARISON_MM``."""
+    size = round(WINDOW_MM / COMPARISON_MM)
+    share, total = (
+        ndimage.uniform_filter(of.astype(np.float64), size, mode="constant")[inside]
+        for of in (inside, np.where(inside, values, 0))
+    )
+    return total / share
 
 
 def _local_correlation(
     first: NDArray[np.float32], second: NDArray[np.float32], inside: Mask
 ) -> float:
     """Mean over ``inside`` of the correlation within the part of a cube that lies inside."""
-    size = round(WINDOW_MM / COMPARISON_MM)
-    share = ndimage.uniform_filter(inside.astype(np.float64), size, mode="constant")[inside]
-
-    def mean(values: NDArray[np.float32]) -> Array:
-        within = np.where(inside, values, 0).astype(np.float64)
-        return ndimage.uniform_filter(within, size, mode="constant")[inside] / share
-
-    a, b = mean(first), mean(second)
-    a_variance = np.maximum(mean(first * first) - a**2, 0)
-    b_variance = np.maximum(mean(second * second) - b**2, 0)
-    covariance = mean(first * second) - a * b
+    a, b = _local_mean(first, inside), _local_mean(second, inside)
+    a_variance = np.maximum(_local_mean(first * first, inside) - a**2, 0)
+    b_variance = np.maximum(_local_mean(second * second, inside) - b**2, 0)
+    covariance = _local_mean(first * second, inside) - a * b
     return float(np.mean(covariance / np.sqrt(np.maximum(a_variance * b_variance, 1e-10))))

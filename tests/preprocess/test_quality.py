@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from pydantic import ValidationError
+from scipy import ndimage
 
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import (
@@ -104,7 +105,7 @@ def test_shading_is_the_deviation_of_the_field_and_not_of_the_noise() -> None:
     assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
 
 
-def test_ghosting_is_the_range_of_the_air_beside_and_above_the_brain(template: Template) -> None:
+def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Template) -> None:
     # A brain as large as the template's, in a view that is wider by 60 mm, in the template's place.
     affine = from_matvec(np.diag([4.0, 4, 4]), [-140, -180, -130])
     x, y, z = apply_affine(affine, np.moveaxis(np.indices((70, 80, 65)), 0, -1)).T.transpose(
@@ -114,25 +115,42 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_brain(template: T
     depth = look_up(template.depth, place, outside=-100).reshape(x.shape)
     white = place[(depth > 20).ravel()][::50]
     noise = np.random.default_rng(0).normal(0, 2, depth.shape)
+    skull = (depth < -3) & (depth > -12)
 
     def found(air: np.ndarray, below: float = 0.0) -> float:
-        values = np.where(depth > -18, 200, air) + np.where(z < template.centre[2] - 8, below, 0)
+        values = np.where(depth > -18, np.where(skull, 10, 200), air)
+        values = values + np.where(z < template.centre[2] - 8, below, 0)
+        values[0, 0, 0] = 0  # no air is as dark as the darkest voxel, but where it is blackened
         return _ghosting(Image(values.astype(np.float32), affine), white, np.eye(4), template)
 
-    assert found(np.zeros_like(depth)) == 0
-    assert found(30 + noise) == pytest.approx(4 * 1.645 / 200, rel=0.1)
-    # A ramp from 0 to 60 along y: what 90 % of the air span of it, counted directly.
-    ramp = 60 * (y - y.min()) / np.ptp(y)
-    air = (depth < -25) & (z > template.centre[2])
+    assert found(np.ones_like(depth)) == 0
+    # Means of up to 125 voxels, and of fewer at the edges.
+    assert 3.29 / 100 / np.sqrt(125) < found(30 + noise) < 3.29 / 100 / np.sqrt(40)
+    # A ramp from 1 to 31 along y: what 90 % of the air span of it, in means over cubes of 20 mm.
+    ramp = 1 + 30 * (y - y.min()) / np.ptp(y)
+    air = ndimage.distance_transform_cdt(depth <= -18, "taxicab") > 2
+    air &= z > template.centre[2]
     air[[0, -1]] = air[:, [0, -1]] = air[:, :, [0, -1]] = False
-    expected = np.ptp(np.percentile(ramp[air], [5, 95])) / 200
-    assert found(ramp) == pytest.approx(expected, rel=1e-3)
+
+    def spread(values: np.ndarray, air: np.ndarray) -> float:
+        means = []
+        for voxel in np.argwhere(air):
+            near = tuple(slice(max(at - 2, 0), at + 3) for at in voxel)
+            means.append(values[near][air[near]].mean())
+        return np.ptp(np.percentile(means, [5, 95])) / 200
+
+    assert found(ramp) == pytest.approx(spread(ramp, air), rel=1e-3)
+    # Air that a program has blackened does not count, what it has left does.
+    kept = depth > -60
+    assert found(np.where(kept, 30 + noise, 0)) < 0.005
+    assert found(np.where(kept, ramp, 0)) == pytest.approx(spread(ramp, air & kept), rel=0.1)
     # Face and neck are no air.
-    assert found(np.zeros_like(depth), below=150) == 0
-    # Where the view ends at the scalp, there is none.
+    assert found(np.ones_like(depth), below=150) == 0
+    # Where the view ends at the scalp, there is none, nor where all is blackened.
     corner = from_matvec(np.diag([4.0, 4, 4]), [-50, -90, -60])
     tight = Image(np.full((25, 35, 30), 200, np.float32), corner)
     assert np.isnan(_ghosting(tight, white, np.eye(4), template))
+    assert np.isnan(found(np.zeros_like(depth)))
     lacking = {name: value for name, value in GOOD.items() if name != "ghosting"}
     assert judge(lacking, QualityParams()) is None
 
