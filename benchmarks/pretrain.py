@@ -42,7 +42,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from neurofoundry import augment, encoders, process
+from neurofoundry import augment, encoders
 from neurofoundry.presets import AugmentParams
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.params import PretrainParams
@@ -162,7 +162,6 @@ def train_ours(
     folder: Path, params: PretrainParams, grid: Grid
 ) -> tuple[Callable[[Any], None], Iterator[Any]]:
     """A step, and the batches: the stage's own functions."""
-    process.prepare()  # as the command does
     torch.backends.cudnn.deterministic = True  # as the stage does
     names = sorted(path.stem for path in folder.glob("*.nii"))
     scans = pd.DataFrame({"scan_id": names, "person": names})

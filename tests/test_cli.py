@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -37,3 +38,16 @@ def test_parameters_are_checked_without_loading_what_computes() -> None:
 
 def test_the_metrics_that_params_may_name_are_those_there_are() -> None:
     assert set(MetricName.__args__) == set(METRICS)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "1000"), ("7", "7")])
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
+    asked: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", asked or "")
+    if asked is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    found = []
+    monkeypatch.setattr(cli, "app", lambda: found.append(os.environ["GOMP_SPINCOUNT"]))
+    cli.main()
+    assert found == [used]
