@@ -99,6 +99,14 @@ def fill(surface: Array, affine: Matrix, shape: tuple[int, ...]) -> Mask:
     return np.cumsum(crossings[..., :-1], axis=2, dtype=np.int8) != 0
 
 
+def largest_part(mask: Mask) -> Mask:
+    """The largest connected part of a mask; nothing of an empty one."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return mask & (labels == sizes.argmax())
+
+
 def stripped(scan: Image) -> Image | None:
     """The mask of a scan that shows a brain alone, as others have extracted it; else None.
 
@@ -107,11 +115,7 @@ def stripped(scan: Image) -> Image | None:
     outside = scan.values == scan.values.min()
     if outside.mean() < EMPTY_SHARE:
         return None
-    labels, count = ndimage.label(~outside)
-    if count == 0:
-        return None
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    largest = ndimage.binary_fill_holes(largest)
+    largest = ndimage.binary_fill_holes(largest_part(~outside))
     ml = largest.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     if not STRIPPED_ML[0] <= ml <= STRIPPED_ML[1]:
         return None

@@ -220,7 +220,7 @@ def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> 
     air &= ~_body(inner > SCALP * level) & (blackened < 0.5)
     if air.sum() < FEWEST_AIR or level <= 0:
         return math.nan
-    low, high = np.percentile(_local_mean(inner, air), [5, 95])
+    low, high = np.percentile(_local_means(air, inner), [5, 95])
     return float((high - low) / level)
 
 
@@ -229,29 +229,30 @@ def _body(bright: Mask) -> Mask:
     gap, beyond = (round(mm / COMPARISON_MM) for mm in (GAP_MM, AIR_MM))
     # With room at the faces.
     closed = ndimage.binary_closing(np.pad(bright, gap), iterations=gap)
-    labels, _ = ndimage.label(closed)
-    largest = labels == np.argmax(np.bincount(labels.ravel(), weights=closed.ravel()))
-    grown = ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=beyond))
+    grown = ndimage.binary_dilation(brain.largest_part(closed), iterations=beyond)
+    grown = ndimage.binary_fill_holes(grown)
     return grown[gap:-gap, gap:-gap, gap:-gap]
 
 
-def _local_mean(values: NDArray[np.float32], inside: Mask) -> Array:
-    """Mean over the part that lies ``inside`` of a cube of ``WINDOW_MM`` around each voxel inside:
-    (n,). Voxels are of ``COMPARISON_MM``."""
+def _local_means(inside: Mask, *volumes: NDArray[np.float32]) -> Array:
+    """Of each volume, its mean over the part that lies ``inside`` of a cube of ``WINDOW_MM`` around
+    each voxel inside: (volumes, n). Voxels are of ``COMPARISON_MM``."""
     size = round(WINDOW_MM / COMPARISON_MM)
-    share, total = (
+    share, *totals = (
         ndimage.uniform_filter(of.astype(np.float64), size, mode="constant")[inside]
-        for of in (inside, np.where(inside, values, 0))
+        for of in (inside, *(np.where(inside, values, 0) for values in volumes))
     )
-    return total / share
+    return np.stack(totals) / share
 
 
 def _local_correlation(
     first: NDArray[np.float32], second: NDArray[np.float32], inside: Mask
 ) -> float:
     """Mean over ``inside`` of the correlation within the part of a cube that lies inside."""
-    a, b = _local_mean(first, inside), _local_mean(second, inside)
-    a_variance = np.maximum(_local_mean(first * first, inside) - a**2, 0)
-    b_variance = np.maximum(_local_mean(second * second, inside) - b**2, 0)
-    covariance = _local_mean(first * second, inside) - a * b
+    a, b, a_square, b_square, product = _local_means(
+        inside, first, second, first * first, second * second, first * second
+    )
+    a_variance = np.maximum(a_square - a**2, 0)
+    b_variance = np.maximum(b_square - b**2, 0)
+    covariance = product - a * b
     return float(np.mean(covariance / np.sqrt(np.maximum(a_variance * b_variance, 1e-10))))

@@ -105,3 +105,11 @@ def test_a_scan_of_a_brain_alone_is_its_own_mask_and_a_head_is_not(heads: list[H
     assert found is not None
     # Dark voxels within are filled, strays without are not brain.
     assert (found.values.astype(bool) ^ heads[2].brain).sum() < 0.01 * heads[2].brain.sum()
+
+
+def test_the_largest_part_is_the_one_with_most_voxels_and_nothing_of_nothing() -> None:
+    mask = np.zeros((6, 6, 6), bool)
+    mask[0, 0, :2] = mask[2, 2, 1:5] = mask[5, 5, 3:] = True
+    found = brain.largest_part(mask)
+    assert np.argwhere(found).tolist() == [[2, 2, x] for x in range(1, 5)]
+    assert not brain.largest_part(np.zeros_like(mask)).any()
