@@ -36,8 +36,8 @@ def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor)
             else (_batch_norm(norm, maps, seen(maps)))
         )
 
-    maps = encoder.act(normalized(encoder.bn1, encoder.conv1(volumes * visible)))
-    maps = encoder.maxpool(maps)
+    maps = normalized(encoder.bn1, encoder.conv1(volumes * visible))
+    maps = encoder.act(encoder.maxpool(maps))
     maps = maps * seen(maps)
     layers: tuple[Any, ...] = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
     for block in itertools.chain(*layers):

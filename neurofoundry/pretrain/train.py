@@ -295,7 +295,9 @@ def make_optimizer(model: nn.Module, params: PretrainParams) -> torch.optim.Opti
     kernels = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay)
+    return torch.optim.AdamW(
+        groups, params.learning_rate, weight_decay=params.weight_decay, fused=True
+    )
 
 
 def learning_rate(step: int, steps: int, params: PretrainParams) -> float:
