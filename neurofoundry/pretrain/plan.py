@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from neurofoundry import augment, encoders
+from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import make_objective
-from neurofoundry.pretrain.train import enough_memory, make_optimizer, train_step
+from neurofoundry.pretrain.train import make_optimizer, train_step
 from neurofoundry.volumes import SLOPE, Grid
 
 
@@ -31,6 +32,7 @@ class Cost:
     """That this process really had, of a CPU that others may use too."""
 
 
+@memory.kept()
 def measure_step(
     method: str, params: PretrainParams, grid: Grid, *, scans: int, steps: int
 ) -> Cost:
@@ -54,7 +56,7 @@ def measure_step(
     for step in range(steps):
         started, worked = time.perf_counter(), time.process_time()
         zscores = stored.to(ranks.device) * SLOPE
-        with enough_memory(params, own=scans, shape=zscores.shape[2:]):
+        with memory.enough(params, own=scans, shape=zscores.shape[2:]):
             inputs = objective.inputs(zscores, names, params.augment, 0, step)
             train_step(
                 objective, optimizer, inputs, batch, params, step=step, rate=1e-6, ranks=ranks
@@ -85,6 +87,8 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         if gpu
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
+    # What a process keeps grows over more steps than are measured here (`memory.kept`).
+    spare = 0.1 if gpu else 0.2
     batch_memory = constant + grown * params.batch_size
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} cores of a CPU"
     x, y, z = grid.shape
@@ -99,7 +103,7 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         f"  {2 * x * y * z * scans / 2**30:,.0f} GiB of volumes on disk",
     ]
     if grown > 0:
-        most = max(0, int((0.9 * total - constant) / grown))
+        most = max(0, int(((1 - spare) * total - constant) / grown))
         lines.append(
             f"  the largest batch that fits: {most} scans; pretrain.chunk "
             f"{max(1, most * views)} lets any batch fit for a third more time"
@@ -118,7 +122,9 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.2g} MiB/s while a step runs",
         "  - one process, alone here; n GPUs together take about a nth of the hours",
         "  - looks of the probe and checkpoints come on top",
-        "  - a tenth of the memory stays free" if grown > 0 else "  - memory is the process's peak",
+        f"  - {spare:.0%} of the memory stay free"
+        if grown > 0
+        else "  - memory is the process's peak",
     ]
     return "\n".join(lines)
 

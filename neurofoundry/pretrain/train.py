@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +21,7 @@ from torch import nn
 from neurofoundry import augment, checkpoint, cohort
 from neurofoundry.batches import read_batch
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
@@ -37,6 +35,7 @@ READERS = 4
 """Volumes that are read at once."""
 
 
+@memory.kept()
 def train(
     work: Workspace,
     objective: Objective,
@@ -111,7 +110,7 @@ def train(
             zscores = stored.to(ranks.device, non_blocking=True) * SLOPE
             rate = learning_rate(step, steps, params)
             try:
-                with enough_memory(params, own=len(own), shape=zscores.shape[2:]):
+                with memory.enough(params, own=len(own), shape=zscores.shape[2:]):
                     inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
                     values = train_step(
                         objective,
@@ -214,37 +213,6 @@ def train_step(
     optimizer.step()
     values = {name: value.item() for name, value in measures.items()}
     return {"loss": loss.item(), "learning_rate": rate, **values}
-
-
-@contextmanager
-def enough_memory(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[None]:
-    """Turn running out of memory into what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            total, whose = torch.cuda.get_device_properties().total_memory, "the GPU"
-        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            total, whose = memory_of_process(), "this process"
-        else:
-            raise
-        chunk = min(params.chunk or 2 * own, 2 * own)
-        advice = [f"pretrain.chunk to {chunk // 2} (now {chunk} views at once)"] * (chunk > 1)
-        advice += ["pretrain.precision to bf16"] * (params.precision == "fp32")
-        advice += ["pretrain.encoder.stem_stride to 2"] * (params.encoder.stem_stride == 1)
-        advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
-        raise UsageError(
-            f"The {total / 2**30:.0f} GiB of {whose} do not hold a step with {own} scans of "
-            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; training then "
-            "starts anew, as these change what is learned."
-        ) from error
-
-
-def memory_of_process() -> int:
-    """Bytes that this process may have: of the machine, or less where it is limited."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return total if limit == resource.RLIM_INFINITY else min(total, limit)
 
 
 def read_batches(
