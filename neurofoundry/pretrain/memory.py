@@ -23,8 +23,8 @@ def kept() -> Iterator[None]:
 
     glibc gives large blocks back to the system at once, and each step then asks for them anew, page
     by page: nearly 4 GB and a quarter of its time, with 8 scans of 96 x 96 x 96 voxels on two
-    cores. The price is that blocks leave gaps that others do not fit: half as much memory again,
-    which stops growing after some five steps. Where the C library is another, nothing happens.
+    cores. The price is that blocks leave gaps that others do not fit: 5.0 GiB instead of 3.1 there,
+    at rest after twenty steps. Where the C library is another, nothing happens.
     """
     library = ctypes.CDLL(None)
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):

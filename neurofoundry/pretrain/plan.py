@@ -88,7 +88,7 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
     # What a process keeps grows over more steps than are measured here (`memory.kept`).
-    spare = 0.1 if gpu else 0.2
+    spare = 0.1 if gpu else 0.25
     batch_memory = constant + grown * params.batch_size
     where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} cores of a CPU"
     x, y, z = grid.shape
@@ -122,7 +122,7 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
         f"  - volumes are read at {2 * x * y * z / seconds / 2**20:.2g} MiB/s while a step runs",
         "  - one process, alone here; n GPUs together take about a nth of the hours",
         "  - looks of the probe and checkpoints come on top",
-        f"  - {spare:.0%} of the memory stay free"
+        f"  - {spare:.0%} of the memory stays free"
         if grown > 0
         else "  - memory is the process's peak",
     ]

@@ -46,8 +46,8 @@ def test_hours_and_memory_follow_from_two_measurements(monkeypatch: pytest.Monke
     assert "resnet18 of width 0.125 and stem stride 2" in told
     assert "CAUTION" not in told
     assert "33.0 GiB for a batch, of 40 GiB" in told
-    assert "the largest batch that fits: 31 scans; pretrain.chunk 62" in told
-    assert "pretrain.chunk 31" in describe_cost("mae", SMALL, GRID, scans=1000)
+    assert "the largest batch that fits: 29 scans; pretrain.chunk 58" in told
+    assert "pretrain.chunk 29" in describe_cost("mae", SMALL, GRID, scans=1000)
     chunked = SMALL.model_copy(update={"chunk": 4})  # two scans of two views at once
     assert "CAUTION: others use this machine" in describe_cost("simclr", chunked, GRID, scans=1000)
     assert "20 scans are fewer than a batch" in describe_cost("simclr", SMALL, GRID, scans=20)
