@@ -3,8 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# One thread a test process: two of them fill two cores.
-test: export OMP_NUM_THREADS := 1
 DATA ?=
 OUT ?= runs/$(notdir $(abspath $(DATA)))
 PARAMS ?= params/first-look.yaml
