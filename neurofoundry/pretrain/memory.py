@@ -49,7 +49,7 @@ def enough(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[N
         if isinstance(error, torch.OutOfMemoryError):
             total, whose = torch.cuda.get_device_properties().total_memory, "the GPU"
         elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            total, whose = _of_process(), "this process"
+            total, whose = of_process(), "this process"
         else:
             raise
         chunk = min(params.chunk or 2 * own, 2 * own)
@@ -64,7 +64,7 @@ def enough(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[N
         ) from error
 
 
-def _of_process() -> int:
+def of_process() -> int:
     """Bytes that this process may have: of the machine, or less where it is limited."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from dataclasses import dataclass
@@ -82,11 +81,7 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
     hours = steps * params.batch_size * seconds / 3600
     grown = (large.memory - small.memory) / (large.scans - small.scans)
     constant = small.memory - grown * small.scans
-    total = (
-        torch.cuda.get_device_properties().total_memory
-        if gpu
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
+    total = torch.cuda.get_device_properties().total_memory if gpu else memory.of_process()
     # What a process keeps grows over more steps than are measured here (`memory.kept`).
     spare = 0.1 if gpu else 0.25
     batch_memory = constant + grown * params.batch_size
