@@ -27,18 +27,18 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.preprocess import brain, template
+from neurofoundry.preprocess.load import read
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.reading import read
 from neurofoundry.preprocess.resample import Image, Matrix
 from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
-from neurofoundry.stage import hash_file
-from neurofoundry.volumes import Grid
+from neurofoundry.runtime.files import hash_file
 
 REPAIRED_MM = 3.0
 """The working resolution; good scans and their repaired copies are closer than half of it."""

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from scipy import special, stats
 
-from neurofoundry import metrics
+from neurofoundry.stats import comparisons, intervals, metrics
 
 AUC = float(sys.argv[2]) if len(sys.argv) > 2 else 0.90
 ALIKE = 0.8
@@ -68,7 +68,7 @@ def measured(drawn: Drawn, weights: np.ndarray) -> list[dict[str, np.ndarray]]:
 def resampled(drawn: Drawn, seed: int) -> list[dict[str, np.ndarray]]:
     """The same, of the sample and of its resamples: (1 + RESAMPLES,) each."""
     names = list(measured(drawn, np.ones((1, len(drawn[0]))))[0])
-    found = metrics.resample(
+    found = intervals.resample(
         lambda weights: np.array([list(each.values()) for each in measured(drawn, weights)]),
         drawn[0],
         count=RESAMPLES,
@@ -88,7 +88,7 @@ def coverage(draw, sizes: tuple[int, ...], names: tuple[str, ...], cohorts: int)
         samples = resampled(draw(random, *sizes), number)[0]
         for name in names:
             by_chance = samples["ece_by_chance"] if name == "ece" else None
-            found = metrics.estimate(samples[name], name, list(sizes), by_chance=by_chance)
+            found = intervals.estimate(samples[name], name, list(sizes), by_chance=by_chance)
             if found.low is not None:
                 holds[name].append(found.low <= truth[name][0] <= found.high)
     texts = [
@@ -108,10 +108,10 @@ def equals(draw, sizes: tuple[int, ...], names: tuple[str, ...], cohorts: int) -
         first, second = resampled(drawn, number)
         error = None
         if "auc" in names:
-            _, c = metrics.auc_covariance(drawn[1], drawn[2], drawn[0])
+            _, c = comparisons.auc_covariance(drawn[1], drawn[2], drawn[0])
             error = float(np.sqrt(max(0.0, c[0, 0] + c[1, 1] - 2 * c[0, 1])))
         for name in names:
-            found = metrics.difference(
+            found = comparisons.difference(
                 *(first[name], second[name], name, list(sizes)),
                 standard_error=error if name == "auc" else None,
             )

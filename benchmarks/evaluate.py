@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from neurofoundry.cohort import Task
-from neurofoundry.evaluate import calibration, curves, measures, subgroups
 from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.measure import calibration, curves, performance, subgroups
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.tasks.base import Task
 
 TASKS = {
     "diagnosis": Task(kind="classification", column="diagnosis", classes=("CN", "AD")),
@@ -64,7 +64,7 @@ def main() -> None:
     for name in TASKS:
         what = evidence(name, scans, models)
         for title, step in {
-            "metrics, differences, gaps": lambda w: measures.measure([w], params=params, seed=0),
+            "metrics, differences, gaps": lambda w: performance.measure([w], params=params, seed=0),
             "calibration": lambda w: calibration.measure([w], params=params, seed=0),
             "subgroups": lambda w: subgroups.measure([w], params=params),
             "bands of curves": lambda w: curves.roc_bands([w], min_subjects=5, seed=0),

@@ -30,18 +30,18 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from neurofoundry import encoders
-from neurofoundry.adaptation import EncoderParams
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.train import train
+from neurofoundry.nn import encoders, seeds
 from neurofoundry.phantom.anatomy import Subject, closest_rigid, grow, paint, sample_subject
 from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.volumes import SLOPE, Grid
+from neurofoundry.tasks.base import Task
 
 TASKS = {
     "stroke": Task(kind="classification", column="stroke", classes=("no", "yes")),
@@ -127,7 +127,7 @@ def untrained(name: str, *, seed: int) -> Network:
     """Random weights, in the head too: of zeros there is no map."""
     encoder = encoders.build(EncoderParams(stem_stride=2, width=0.25), seed=seed)
     network = Network(encoders.place(encoder), TASKS[name])
-    with encoders.seeded(seed):
+    with seeds.seeded(seed):
         nn.init.normal_(network.head.weight, std=0.1)
     return network
 

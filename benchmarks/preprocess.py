@@ -54,11 +54,11 @@ from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.preprocess import brain, intensity, registration, run, template
+from neurofoundry.preprocess.load import read
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.reading import read
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
 from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
-from neurofoundry.stage import hash_file
+from neurofoundry.runtime.files import hash_file
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEED = 20

@@ -46,8 +46,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from neurofoundry import augment, encoders
-from neurofoundry.presets import AugmentParams
+from neurofoundry.contracts.volumes import SLOPE, Grid, write_volume
+from neurofoundry.nn import augment, encoders
+from neurofoundry.nn.augment import draw
+from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.params import PretrainParams
@@ -55,7 +57,6 @@ from neurofoundry.pretrain.plan import measure_step
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import make_objective
 from neurofoundry.pretrain.train import make_optimizer, read_batches, train_step
-from neurofoundry.volumes import SLOPE, Grid, write_volume
 
 DEVICE = Ranks().device
 GPU = DEVICE.type == "cuda"
@@ -99,7 +100,7 @@ def write_volumes(folder: Path, grid: Grid, scans: int) -> None:
 def customary_transforms(shape: tuple[int, int, int], *, load: bool) -> Callable[..., Any]:
     """One view, by the law of 3D-Neuro-SimCLR (its main.py), axes as in the file (x, y, z)."""
     key = ["image"]
-    least = [round(share * n) for share, n in zip(augment.LEAST_OF_PAPER, shape, strict=True)]
+    least = [round(share * n) for share, n in zip(draw.LEAST_OF_PAPER, shape, strict=True)]
     steps = [
         transforms.LoadImaged(key),
         transforms.EnsureChannelFirstd(key),

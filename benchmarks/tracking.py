@@ -31,13 +31,13 @@ from statistics import median
 import torch
 from pretrain import table, train_ours, write_volumes
 
-from neurofoundry import tracking
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.volumes import Grid
+from neurofoundry.runtime import tracking
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from tests import wandb_server  # noqa: E402
+from tests.support import wandb_server  # noqa: E402
 
 WAYS = ("offline", "unreachable", "lost")
 GRID = Grid(spacing=3.0)

@@ -6,21 +6,21 @@ from components.command import step
 @dsl.container_component
 def configure(
     params: str,
-    preprocess_parts: int,
-    finetune_parts: int,
+    preprocess_shards: int,
+    finetune_shards: int,
     ingest: dsl.OutputPath(str),
     preprocess: dsl.OutputPath(str),
     pretrain: dsl.OutputPath(str),
     finetune: dsl.OutputPath(str),
     evaluate: dsl.OutputPath(str),
     methods: dsl.OutputPath(list),
-    parts_of_preprocess: dsl.OutputPath(list),
-    parts_of_finetune: dsl.OutputPath(list),
+    shards_of_preprocess: dsl.OutputPath(list),
+    shards_of_finetune: dsl.OutputPath(list),
 ):
     """Check all parameters before any data is touched, and hand each stage its own."""
     return step(
         "configure",
         *("--params", params),
-        *("--preprocess-parts", preprocess_parts),
-        *("--finetune-parts", finetune_parts),
+        *("--preprocess-parts", preprocess_shards),
+        *("--finetune-parts", finetune_shards),
     )

@@ -8,20 +8,20 @@ from components.command import step
 def finetune_part(
     params: str,
     encoders: list,
-    part: str,
+    shard: str,
     store: str,
     volumes: Input[Dataset],
     models: Output[Model],
     folder: dsl.OutputPath(str),
 ):
-    """Make one part of the declared models."""
+    """Make one shard of the declared models."""
     return step(
         "finetune",
         *("--params", params),
         *("--volumes", volumes.path),
         *("--encoder", encoders),
         *("--out", models.path),
-        *("--part", part),
+        *("--shard", shard),
         *("--store", store),
     )
 

@@ -8,20 +8,20 @@ from components.command import step
 def preprocess_part(
     params: str,
     data: str,
-    part: str,
+    shard: str,
     store: str,
     cohort: Input[Dataset],
     volumes: Output[Dataset],
     folder: dsl.OutputPath(str),
 ):
-    """Preprocess one part of the scans."""
+    """Preprocess one shard of the scans."""
     return step(
         "preprocess",
         *("--params", params),
         *("--data", data),
         *("--cohort", cohort.path),
         *("--out", volumes.path),
-        *("--part", part),
+        *("--shard", shard),
         *("--store", store),
     )
 

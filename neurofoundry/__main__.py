@@ -1,4 +1,4 @@
-from neurofoundry.cli import main
+from neurofoundry.cli.main import main
 
 if __name__ == "__main__":  # worker processes import this module too
     main()

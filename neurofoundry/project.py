@@ -7,14 +7,15 @@ from typing import Any, cast
 
 from pydantic import Field, create_model, model_validator
 
-from neurofoundry.cohort import SCANS, Task
+from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.params import Name, Section, load_text
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.tracking import TrackingParams
+from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.tasks.base import Task
 
 SECTIONS = {
     "ingest": ("ingest", "tasks", "seed"),

@@ -57,8 +57,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
         data_revision: str = "",
         store: str = MOUNT,
         claim: str = "neurofoundry",
-        preprocess_parts: int = 4,
-        finetune_parts: int = 0,
+        preprocess_shards: int = 4,
+        finetune_shards: int = 0,
         nodes: int = 1,
         gpus: str = str(count),
         cpu_selector: dict = cpu.selector,  # type: ignore[type-arg]
@@ -79,8 +79,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 it must have exactly that.
             store: Where the volume is mounted.
             claim: The persistent volume claim, to be mounted by several nodes at once.
-            preprocess_parts: Steps that share the scans.
-            finetune_parts: Steps that share the models to make; 0 is a step for each, and one for
+            preprocess_shards: Steps that share the scans.
+            finetune_shards: Steps that share the models to make; 0 is a step for each, and one for
                 all probes of an encoder.
             nodes: Machines that pretrain together; more than one need Kubeflow Trainer.
             gpus: GPUs of each that pretrain together; a text, as a number would be ignored.
@@ -101,8 +101,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             checked = on(
                 configure(
                     params=params,
-                    preprocess_parts=preprocess_parts,
-                    finetune_parts=finetune_parts,
+                    preprocess_shards=preprocess_shards,
+                    finetune_shards=finetune_shards,
                 ),
                 "light",
                 "configure",
@@ -128,12 +128,12 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             cohort = cohort.outputs["cohort"]
 
             with dsl.ParallelFor(
-                of["parts_of_preprocess"], name="preprocess parts", parallelism=PARALLEL
-            ) as part:
+                of["shards_of_preprocess"], name="preprocess parts", parallelism=PARALLEL
+            ) as shard:
                 scans = preprocess_part(
-                    params=of["preprocess"], data=data, part=part, store=store, cohort=cohort
+                    params=of["preprocess"], data=data, shard=shard, store=store, cohort=cohort
                 )
-                on(scans, "cpu", "preprocess a part")
+                on(scans, "cpu", "preprocess a shard")
             whole = preprocess(
                 params=of["preprocess"],
                 data=data,
@@ -172,16 +172,16 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 on(encoder, "gpu", "pretrain", gpus).after(together)
 
             with dsl.ParallelFor(
-                of["parts_of_finetune"], name="finetune parts", parallelism=PARALLEL
-            ) as part:
+                of["shards_of_finetune"], name="finetune parts", parallelism=PARALLEL
+            ) as shard:
                 made = finetune_part(
                     params=of["finetune"],
                     encoders=dsl.Collected(encoder.outputs["folder"]),
-                    part=part,
+                    shard=shard,
                     store=store,
                     volumes=volumes,
                 )
-                on(made, "gpu", "finetune a part", "1")
+                on(made, "gpu", "finetune a shard", "1")
             all_models = finetune(
                 params=of["finetune"],
                 encoders=dsl.Collected(encoder.outputs["folder"]),

@@ -6,9 +6,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from neurofoundry import cli
+from neurofoundry.cli import main as cli
 from neurofoundry.evaluate.params import MetricName
-from neurofoundry.metrics import METRICS
+from neurofoundry.stats.metrics import METRICS
 
 COMMANDS = typer.main.get_command(cli.app)
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import grimp
 import pytest
 import yaml
 
 from neurofoundry.errors import UsageError
 from neurofoundry.params import load, validate
 from neurofoundry.project import SECTIONS, Params, load_sections
+from neurofoundry.runtime.code import deciding_code
+from neurofoundry.runtime.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,14 +49,11 @@ def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
     assert {name: tuple(stage["params"]) for name, stage in stages.items()} == SECTIONS
 
 
-SERVICES = {"checkpoint", "errors", "executor", "params", "registry", "stage", "store", "tracking"}
-"""Shared modules that decide nothing of what a stage writes."""
-
-
-def test_dvc_runs_a_stage_again_for_the_shared_code_it_uses() -> None:
-    imports = grimp.build_graph("neurofoundry")
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        found = imports.find_upstream_modules(f"neurofoundry.{name}", as_package=True)
-        modules = {module.split(".")[1] for module in found if "." in module}
-        used = {f"neurofoundry/{module}.py" for module in modules - SERVICES - {name}}
-        assert {dep for dep in stage["deps"] if dep.endswith(".py")} == used, name
+def test_dvc_runs_a_stage_again_for_the_code_that_decides_it() -> None:
+    for name, declared in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        used = {
+            f"neurofoundry/{module.replace('.', '/').split('/')[0]}"
+            for module in deciding_code(STAGES[name].entry)
+        }
+        deps = {dep for dep in declared["deps"] if dep.startswith("neurofoundry/")}
+        assert deps == used, name

@@ -13,10 +13,11 @@ import pytest
 import wandb
 import yaml
 
-from neurofoundry import cli, tracking
+from neurofoundry.cli import main as cli
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
-from tests import wandb_file, wandb_server
+from neurofoundry.runtime import tracking
+from tests.support import wandb_file, wandb_server
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +22,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from neurofoundry import metrics, stage, tracking
-from neurofoundry.cohort import Task, write_table
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.evaluate import measures, predictions, words
+from neurofoundry.evaluate import predictions
 from neurofoundry.evaluate.inputs import Evidence
-from neurofoundry.evaluate.measures import Thresholds
+from neurofoundry.evaluate.measure import performance
+from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.metrics import METRICS, PRIMARY
+from neurofoundry.evaluate.report import narrative
 from neurofoundry.params import validate
+from neurofoundry.runtime import stage, tracking
+from neurofoundry.runtime.output import Output
+from neurofoundry.stats import comparisons
+from neurofoundry.stats.metrics import METRICS, PRIMARY
+from neurofoundry.tasks.base import Task
 
 JUDGED = ("test", "ood")
 
-VALUES = ["evaluation", *measures.MEASURES]
+VALUES = ["evaluation", *performance.MEASURES]
 DIFFERENCES = [
     *("evaluation", "versus", "task", "init", "fraction", "split", "metric"),
     *("value", "low", "high", "p", "p_holm", "verdict", "reason"),
@@ -108,8 +112,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(
         {each.letter: each.title for each in evaluations},
         parameters(evaluations),
-        measures.table(values, VALUES),
-        _adjust(measures.table(differences, DIFFERENCES), first, shared),
+        performance.table(values, VALUES),
+        _adjust(performance.table(differences, DIFFERENCES), first, shared),
         tuple(name for name in every if name not in shared),
     )
 
@@ -163,7 +167,7 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 
 
 def _judged(evidence: Evidence) -> Judged:
-    thresholds = measures.thresholds_of(evidence)
+    thresholds = performance.thresholds_of(evidence)
     rows = evidence.scans["split"].isin(JUDGED).to_numpy()
     models = tuple(
         replace(model, outputs=model.outputs[:, rows]) if model.seeds else model
@@ -241,11 +245,13 @@ def _compare_task(
     for split in JUDGED:
         if not (together.scans["split"] == split).any():
             continue
-        samples = measures.resample(
+        samples = performance.resample(
             together, split, thresholds, params=first.params, seed=first.seed
         )
         for letter, each in judged:
-            rows = measures.values(each.evidence, split, samples, thresholds, params=first.params)
+            rows = performance.values(
+                each.evidence, split, samples, thresholds, params=first.params
+            )
             values += [{"evaluation": letter, **row} for row in rows]
         for letter, each in judged[1:]:
             pairs = [
@@ -255,7 +261,7 @@ def _compare_task(
             ]
             differences += [
                 {**row, "evaluation": letter, "versus": judged[0][0]}
-                for row in measures.compare(together, split, samples, pairs)
+                for row in performance.compare(together, split, samples, pairs)
             ]
     return values, differences
 
@@ -273,7 +279,7 @@ def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) 
         )
     headline &= ~differences["init"].str.startswith("floor-") & differences["p"].notna()
     for _, family in differences[headline].groupby("split"):
-        differences.loc[family.index, "p_holm"] = metrics.holm(family["p"].tolist())
+        differences.loc[family.index, "p_holm"] = comparisons.holm(family["p"].tolist())
     return differences
 
 
@@ -381,18 +387,18 @@ def _cells(comparison: Comparison, where: Mapping[str, Any]) -> Iterator[str]:
     """The value of a model in every evaluation, then every difference to the first."""
     letters, metric = tuple(comparison.titles), str(where["metric"])
     for letter in letters:
-        row = words.find(comparison.values, evaluation=letter, **where)
-        yield words.with_interval(row, metric) if row and row["value"] is not None else "–"
+        row = narrative.find(comparison.values, evaluation=letter, **where)
+        yield narrative.with_interval(row, metric) if row and row["value"] is not None else "–"
     for letter in letters[1:]:
-        row = words.find(comparison.differences, evaluation=letter, **where)
+        row = narrative.find(comparison.differences, evaluation=letter, **where)
         if row is None or row["value"] is None:
             yield "–"
             continue
         verdict = ""
         if row["p_holm"] is not None and row["verdict"] in ("better", "worse"):
-            perhaps = "" if row["p_holm"] < words.SIGNIFICANT else "perhaps "
+            perhaps = "" if row["p_holm"] < narrative.SIGNIFICANT else "perhaps "
             verdict = f" {perhaps}{row['verdict']}"
-        shown = words.with_interval(row, metric, signed=True) + verdict
+        shown = narrative.with_interval(row, metric, signed=True) + verdict
         yield shown if any(row[end] for end in ("value", "low", "high")) else "the same"
 
 
@@ -430,18 +436,12 @@ def write(comparison: Comparison, out: Path) -> None:
         raise UsageError(
             f"--out {out}: it is there already and holds no comparison. Give a new folder."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(exist_ok=True)
-    lock = stage.lock_folder(partial, out)
-    try:
+    output = Output(out)
+    with output.lock("compare", keep=False) as partial:
         for name in ("values", "differences", "parameters"):
             write_table(getattr(comparison, name), partial / f"{name}.tsv")
         (partial / PAGE).write_text(_page(comparison))
-        stage.publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
+        output.publish(out)
 
 
 def _page(comparison: Comparison) -> str:

@@ -10,51 +10,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 
-from neurofoundry import adaptation, cohort, tracking
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.cohort import EXCLUDED, HELD_OUT, SCANS
+from neurofoundry.contracts.encoder import (
+    HISTORY,
+    Plan,
+    PretrainedOn,
+    find_encoders,
+    read_plan,
+    read_pretrained,
+)
+from neurofoundry.contracts.models import FITTED, PREDICTIONS, RUNS
+from neurofoundry.contracts.splits import guard_leaks
+from neurofoundry.contracts.tables import read_table
+from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError
-from neurofoundry.metrics import Values
-
-HELD_OUT = ("val", "test", "ood")
-"""The splits that models predict. val has served to choose: only test and ood are evidence."""
-
-RUNS = pa.DataFrameSchema(
-    {
-        "task": pa.Column(str),
-        "init": pa.Column(str),
-        "fraction": pa.Column(float, [pa.Check.gt(0), pa.Check.le(1)]),
-        "seed": pa.Column(int),
-        "status": pa.Column(str, pa.Check.isin(["done", "not estimable"])),
-        "reason": pa.Column(str, nullable=True),
-    },
-    coerce=True,
-    unique=["task", "init", "fraction", "seed"],
-)
-"""models/runs.tsv: one row a declared run."""
-
-PREDICTIONS = pa.DataFrameSchema(
-    {
-        "scan_id": pa.Column(str, unique=True),
-        "person": pa.Column(str),
-        "split": pa.Column(str, pa.Check.isin(HELD_OUT)),
-        "label": pa.Column(str),
-    },
-    coerce=True,
-    strict=False,  # the outputs follow
-)
-"""predictions.tsv: one row a scan of val, test and ood."""
-
-FITTED = pa.DataFrameSchema(
-    {"label": pa.Column(float), "output": pa.Column(float)}, coerce=True, strict=False
-)
-"""fitted.tsv of a regression: one row a scan that it has learned from."""
-
-HISTORY = pa.DataFrameSchema(
-    {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
-)
-"""history.tsv of an encoder: one row an epoch."""
+from neurofoundry.runtime import tracking
+from neurofoundry.stats.metrics import Values
+from neurofoundry.tasks.base import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +79,8 @@ class Pretrained:
 
     name: str
     folder: Path
-    plan: adaptation.Plan
-    seen: cohort.PretrainedOn
+    plan: Plan
+    seen: PretrainedOn
     history: pd.DataFrame
 
 
@@ -149,23 +122,23 @@ class Inputs:
 
 def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:
     """Read the tables. Raises DataError on a broken contract, and on leakage."""
-    scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
-    listed = cohort.read_table(cohort_dir / "scans.tsv", cohort.SCANS)
+    scans = read_table(volumes / "scans.tsv", VOLUMES)
+    listed = read_table(cohort_dir / "scans.tsv", SCANS)
     if set(listed["scan_id"]) != set(scans["scan_id"]):
         raise DataError(
             f"{volumes / 'scans.tsv'}: {len(scans)} scans, but the cohort "
             f"({cohort_dir / 'scans.tsv'}) has {len(listed)} or others. Run preprocess again."
         )
-    found = tuple(_read_encoder(folder) for folder in adaptation.find(encoder).values())
+    found = tuple(_read_encoder(folder) for folder in find_encoders(encoder).values())
     for each in found:
-        cohort.guard_leaks(scans, pretrained=each.seen)
+        guard_leaks(scans, pretrained=each.seen)
     folders = {"ingest": cohort_dir, "preprocess": volumes}
     folders |= {f"pretrain/{each.name}": each.folder for each in found} | {"finetune": models}
     return Inputs(
         scans=scans,
-        excluded=cohort.read_table(cohort_dir / "excluded.tsv", cohort.EXCLUDED),
+        excluded=read_table(cohort_dir / "excluded.tsv", EXCLUDED),
         encoders=found,
-        runs=cohort.read_table(models / "runs.tsv", RUNS),
+        runs=read_table(models / "runs.tsv", RUNS),
         records={
             name: _read_json(folder / "stage.json")
             for name, folder in folders.items()
@@ -213,7 +186,7 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
 def _read_outputs(folder: Path, evidence: Evidence) -> Values:
     path = folder / "predictions.tsv"
     task, scans = evidence.task, evidence.scans
-    table = cohort.read_table(path, PREDICTIONS)
+    table = read_table(path, PREDICTIONS)
     columns = [f"p_{name}" for name in task.classes] or ["output"]
     missing = [column for column in columns if column not in table]
     if missing:
@@ -275,20 +248,20 @@ def _read_fitted(folder: Path) -> tuple[Values, Values] | None:
     path = folder / "fitted.tsv"
     if not path.exists():
         return None
-    table = cohort.read_table(path, FITTED)
+    table = read_table(path, FITTED)
     return table["label"].to_numpy(np.float64), table["output"].to_numpy(np.float64)
 
 
 def _read_encoder(folder: Path) -> Pretrained:
-    plan = adaptation.read_plan(folder)
+    plan = read_plan(folder)
     history = _read_history(folder / "history.tsv")
-    return Pretrained(plan.name, folder, plan, cohort.read_pretrained(folder), history)
+    return Pretrained(plan.name, folder, plan, read_pretrained(folder), history)
 
 
 def _read_history(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame({"epoch": [], "loss": []})  # weights from elsewhere
-    history = cohort.read_table(path, HISTORY)
+    history = read_table(path, HISTORY)
     return history.apply(pd.to_numeric, errors="coerce").dropna(axis="columns", how="all")
 
 

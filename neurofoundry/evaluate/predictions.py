@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.tasks.base import Task
 
 
 def write(folder: Path, evidence: Evidence) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import floors, words
-from neurofoundry.evaluate.measures import Measured, metric_names
+from neurofoundry.evaluate.measure import baselines
+from neurofoundry.evaluate.measure.performance import Measured, metric_names
 from neurofoundry.evaluate.params import Promotion
-from neurofoundry.metrics import METRICS
+from neurofoundry.evaluate.report import narrative
+from neurofoundry.stats.metrics import METRICS
+from neurofoundry.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[
             f"evaluate.promotion.max_calibration_error: {rule.task} is a {task.kind} and states no "
             "probabilities. Leave it out."
         )
-    over = [name for name in initializations if name != rule.initialization] + [*floors.names(task)]
+    over = [name for name in initializations if name != rule.initialization] + [
+        *baselines.names(task)
+    ]
     if rule.over not in over:
         raise UsageError(f"evaluate.promotion.over: '{rule.over}' is not one of {', '.join(over)}.")
 
@@ -79,7 +82,7 @@ def decide(
     """
     if rule is None:
         return Decision(False, "params.yaml declares no rule (evaluate.promotion).", None, None)
-    row = words.find(
+    row = narrative.find(
         measured.differences,
         task=rule.task,
         init=rule.initialization,
@@ -112,18 +115,18 @@ def _better(rule: Promotion, row: Mapping[str, Any]) -> Condition:
         if METRICS[rule.metric].higher_is_better
         else row["high"] < -rule.margin
     )
-    found = words.with_interval(row, rule.metric, signed=True)
+    found = narrative.with_interval(row, rule.metric, signed=True)
     margin = f" by more than {rule.margin:g}" if rule.margin else ""
     reason = (
         f"{METRICS[rule.metric].title} of {rule.initialization} less that of "
-        f"{words.plain(rule.over)} is {found} on {rule.split}; the whole interval is "
+        f"{narrative.plain(rule.over)} is {found} on {rule.split}; the whole interval is "
         f"{'' if met else 'not '}better{margin}."
     )
     return Condition("better", met, reason)
 
 
 def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: float) -> Condition:
-    row = words.find(
+    row = narrative.find(
         measured.measures,
         task=rule.task,
         init=rule.initialization,
@@ -136,7 +139,7 @@ def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: flo
 
 
 def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condition:
-    row = words.find(sites, encoder=encoder)
+    row = narrative.find(sites, encoder=encoder)
     what = f"The balanced accuracy with which the site is read from the features of {encoder}"
     absent = "there are no features of its encoder"
     return _bounded("site", bound, row, "balanced_accuracy", what=what, absent=absent)
@@ -151,6 +154,6 @@ def _bounded(
         return Condition(name, False, f"{what} is not known: {why}.")
     met = row["value"] <= bound
     chance = f" (chance {row['chance']:.2f})" if "chance" in row else ""
-    found = f"{words.with_interval(row, metric)}{chance}"
+    found = f"{narrative.with_interval(row, metric)}{chance}"
     reason = f"{what} is {found}, {'within' if met else 'above'} the bound of {bound:g}."
     return Condition(name, met, reason)

@@ -9,31 +9,28 @@ from typing import Any
 
 import pandas as pd
 
-from neurofoundry import stage
-from neurofoundry.cohort import Task, write_table
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import read_grid
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import (
+from neurofoundry.evaluate import inputs, predictions, promotion
+from neurofoundry.evaluate.inputs import Evidence, Inputs
+from neurofoundry.evaluate.measure import (
+    baselines,
     calibration,
     curves,
-    embedding_map,
     embeddings,
     explanations,
-    floors,
-    inputs,
-    measures,
     morphometry,
-    predictions,
-    promotion,
-    record,
-    report,
+    performance,
     robustness,
     subgroups,
 )
-from neurofoundry.evaluate.inputs import Evidence, Inputs
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.metrics import PRIMARY
-from neurofoundry.stage import Workspace
-from neurofoundry.volumes import read_grid
+from neurofoundry.evaluate.report import build, embedding_map, wandb
+from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.stats.metrics import PRIMARY
+from neurofoundry.tasks.base import Task
 
 
 def evaluate(
@@ -54,11 +51,11 @@ def evaluate(
     explained = explanations.read(evidence, models)
     sizes = morphometry_of(evidence, found, volumes)
     evidence = [with_floors(each, found, sizes) for each in evidence]
-    measured = measures.measure(evidence, params=params, seed=seed)
+    measured = performance.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
     grouped = subgroups.measure(evidence, params=params)
     confused = curves.confusion(evidence, min_subjects=params.min_subjects)
-    drawn = report.Curves(
+    drawn = build.Curves(
         roc=curves.roc_bands(evidence, min_subjects=params.min_subjects, seed=seed),
         reliability=curves.reliability(evidence, min_subjects=params.min_subjects),
         predicted=curves.predicted_against_true(evidence, min_subjects=params.min_subjects),
@@ -99,12 +96,12 @@ def evaluate(
     for each in evidence:
         predictions.write(work.dir / "predictions", each)
     explanations.write(work.dir / "explanations", explained)
-    stage.write_json(work.dir / "provenance.json", found.provenance())
-    stage.write_json(work.dir / "promotion.json", asdict(decision))
+    write_json(work.dir / "provenance.json", found.provenance())
+    write_json(work.dir / "promotion.json", asdict(decision))
     mapped = embedding_map.write(
         work.dir, features, inputs=found, tasks=tasks, volumes=volumes, params=params
     )
-    report.write(
+    build.write(
         work.dir,
         inputs=found,
         tasks=evidence,
@@ -124,8 +121,8 @@ def evaluate(
         volumes=volumes,
     )
     content = nested(measured.measures)
-    stage.write_json(work.dir / "metrics.json", content)
-    record.record(
+    write_json(work.dir / "metrics.json", content)
+    wandb.record(
         work.tracker,
         work.dir,
         inputs=found,
@@ -173,7 +170,7 @@ def morphometry_of(tasks: Sequence[Evidence], found: Inputs, volumes: Path) -> p
 
 def with_floors(evidence: Evidence, found: Inputs, sizes: pd.DataFrame) -> Evidence:
     """The floors beside the models, fitted on the training scans of the task."""
-    fitted = floors.fit(evidence.task, _train(found), evidence.scans, sizes)
+    fitted = baselines.fit(evidence.task, _train(found), evidence.scans, sizes)
     return replace(evidence, models=(*evidence.models, *fitted))
 
 
@@ -203,7 +200,7 @@ def headlines(metrics: Mapping[str, Any], tasks: list[Evidence]) -> dict[str, fl
     }
     return {
         path: value
-        for path, value in record.flat(metrics).items()
+        for path, value in wandb.flat(metrics).items()
         for task, init, fraction, split, metric, *end in [path.split("/")]
         if (task, fraction, split, metric) in wanted
         and not init.startswith("floor-")

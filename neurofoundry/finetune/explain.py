@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurofoundry import encoders
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import ExplainParams
-from neurofoundry.volumes import SLOPE, Grid
+from neurofoundry.nn import encoders
+from neurofoundry.tasks.base import Task
 
 BLOCKS = Grid(spacing=6.0)
 """What maps are kept on: every standard grid divides it, and single voxels say little."""

@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neurofoundry import adaptation, cohort, encoders, stage
-from neurofoundry.adaptation import Plan
-from neurofoundry.augment import generator
-from neurofoundry.cohort import Task
-from neurofoundry.encoders import Encoder
+from neurofoundry.contracts.encoder import Plan, check_volumes, read_plan
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.finetune import probe, reference, subsets
 from neurofoundry.finetune.network import Network, Reader, columns, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
 from neurofoundry.finetune.train import train
+from neurofoundry.nn import encoders
+from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.seeds import generator
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.tasks.base import Task
 
 DESCRIBED = ["scan_id", "dataset", "person", "session", "split", "site", "label"]
 """Columns of predictions.tsv before those of the output."""
@@ -51,12 +53,10 @@ def find_starts(
     starts: dict[tuple[str, int], Start] = {}
     for name, folder in folders.items():
         encoder, plan = encoders.load(folder)
-        adaptation.check_volumes(plan, volumes)
-        start = Start(
-            encoders.place(encoder), plan, stage.hash_file(folder / "encoder.safetensors")
-        )
+        check_volumes(plan, volumes)
+        start = Start(encoders.place(encoder), plan, hash_file(folder / "encoder.safetensors"))
         starts |= {(name, run_seed): start for run_seed in run_seeds}
-    plan = adaptation.read_plan(next(iter(folders.values())))
+    plan = read_plan(next(iter(folders.values())))
     untrained = plan.model_copy(update={"name": "random", "method": "random", "pretraining": None})
     for run_seed in run_seeds:
         drawn = int(generator(seed, run_seed, "encoder").integers(2**63))
@@ -116,7 +116,7 @@ def make(
             advance=advance,
         )
     encoders.write_weights(folder / "model.safetensors", network)
-    cohort.write_table(history, folder / "history.tsv")
+    write_table(history, folder / "history.tsv")
     _write_what_it_knows(folder, network, start, init, task, rows=rows, learn=learn, read=read)
 
     held_out = rows[rows["split"].isin(["val", "test", "ood"])]
@@ -126,7 +126,7 @@ def make(
     else:
         outputs = infer(network, held_out["scan_id"], read)
     predictions = held_out[DESCRIBED].assign(**columns(outputs, task))
-    cohort.write_table(predictions, folder / "predictions.tsv")
+    write_table(predictions, folder / "predictions.tsv")
 
 
 def _write_what_it_knows(
@@ -156,7 +156,7 @@ def _write_what_it_knows(
     )
     reference.write(folder / "reference.npz", found)
     table = learn[["scan_id", "person", "label"]].assign(**columns(fitted, task))
-    cohort.write_table(table, folder / "fitted.tsv")
+    write_table(table, folder / "fitted.tsv")
 
 
 def write_features(

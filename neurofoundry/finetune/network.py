@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurofoundry.cohort import Task
-from neurofoundry.encoders import Encoder
-from neurofoundry.volumes import SLOPE
+from neurofoundry.contracts.volumes import SLOPE
+from neurofoundry.nn.encoders import Encoder
+from neurofoundry.tasks.base import Task
 
 BATCH = 8
 """Scans in a forward pass without gradients."""

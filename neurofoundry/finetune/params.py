@@ -96,7 +96,7 @@ class FinetuneParams(Section):
             return None
         return start.encoder, seed if start.encoder == "random" else None
 
-    def most_parts(self, tasks: int) -> int:
+    def most_shards(self, tasks: int) -> int:
         """How many parts have models to make: one a model, and one for all probes of an encoder,
         which look at the same features."""
         starts = list(itertools.product(self.initializations, self.seeds))

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from neurofoundry.cohort import Task
+from neurofoundry.tasks.base import Task
 
 PENALTIES = np.logspace(-1, 5, 13)
 """Of the squared weights of standardized features: to choose from."""

@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.covariance import LedoitWolf
 
-from neurofoundry.cohort import Task
 from neurofoundry.errors import DataError
+from neurofoundry.tasks.base import Task
 
 COVERAGE = 0.9
 """Of the interval of a regression."""

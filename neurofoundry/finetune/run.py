@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neurofoundry import adaptation, cohort, stage
-from neurofoundry.augment import generator
-from neurofoundry.batches import read_batch
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.encoder import find_encoders, read_pretrained
+from neurofoundry.contracts.splits import guard_leaks
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid, read_grid, read_recipe
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import explain, subsets
 from neurofoundry.finetune.model import (
@@ -37,22 +37,14 @@ from neurofoundry.finetune.model import (
 )
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
-from neurofoundry.numerics import check_convolutions
-from neurofoundry.stage import Part, Workspace
-from neurofoundry.tracking import ENCODER
-from neurofoundry.volumes import Grid, read_grid, read_recipe
-
-SHARED_CODE = (
-    "adaptation.py",
-    "augment.py",
-    "batches.py",
-    "cohort.py",
-    "encoders.py",
-    "numerics.py",
-    "presets.py",
-    "volumes.py",
-)
-"""The shared modules that a model depends on: when they change, it is made again."""
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.nn.seeds import generator
+from neurofoundry.nn.selfcheck import check_convolutions
+from neurofoundry.runtime.code import code_hash
+from neurofoundry.runtime.files import link, write_json
+from neurofoundry.runtime.stage import Shard, Workspace
+from neurofoundry.runtime.tracking import ENCODER
+from neurofoundry.tasks.base import Task
 
 POLICY = {"min_subjects", "required"}
 """What a task demands of a cohort, and no model depends on."""
@@ -90,7 +82,7 @@ def finetune(
     """
     torch.backends.cudnn.deterministic = True
     grid, recipe = read_grid(volumes), read_recipe(volumes)
-    folders = adaptation.find(encoder)
+    folders = find_encoders(encoder)
     for name, init in params.initializations.items():
         if init.encoder not in ("random", *folders):
             raise UsageError(
@@ -104,23 +96,23 @@ def finetune(
             network = starts[name, params.seeds[0]].encoder
             device = next(network.parameters()).device
             check_convolutions(network, grid.shape[::-1], device, bf16=True, stage="finetune")
-    scans = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    scans = read_table(volumes / "scans.tsv", VOLUMES)
     scans = scans[scans["usable"]]
     for folder in folders.values():
-        cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(folder))
+        guard_leaks(scans, pretrained=read_pretrained(folder))
     for name, folder in folders.items():
         work.tracker.used(f"encoder-{name}", "encoder", folder, ENCODER)
 
     grid_of_runs = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     declared = [Run(*values) for values in grid_of_runs]
     gaps = find_gaps(declared, tasks, scans, seed=seed)
-    runs = share(declared, params, work.part)
+    runs = share(declared, params, work.shard)
     possible = [run for run in runs if run not in gaps]
-    described = _described(possible, params, work.part)
+    described = _described(possible, params, work.shard)
     kept = [work.dir / "features"] if described else []
     _remove_all_but([*kept, *(work.dir / run.name for run in possible)], work.dir)
 
-    code = stage.code_hash("finetune", *SHARED_CODE)
+    code = code_hash("neurofoundry.finetune.model")
     step = 0
     with _progress_bar() as progress:
         bar = progress.add_task("", total=sum(_effort(run, params) for run in possible))
@@ -157,7 +149,7 @@ def finetune(
                 progress.advance(bar, _effort(run, params))
             else:
                 folder.mkdir(parents=True)
-                stage.write_json(folder / "plan.json", plan)
+                write_json(folder / "plan.json", plan)
                 make(
                     folder,
                     name=run.name,
@@ -171,7 +163,7 @@ def finetune(
                     seed=int(generator(seed, run.seed, run.task).integers(2**63)),
                     advance=partial(progress.advance, bar),
                 )
-                stage.write_json(folder / "run.json", ingredients)
+                write_json(folder / "run.json", ingredients)
             explained = params.explain if run.fraction == max(params.fractions) else None
             if explained and run.init in explained.initializations:
                 explain.write(
@@ -203,23 +195,23 @@ def finetune(
         ],
         columns=["task", "init", "fraction", "seed", "status", "reason"],
     )
-    cohort.write_table(table, work.dir / "runs.tsv")
+    write_table(table, work.dir / "runs.tsv")
     work.summary.update(runs=len(runs), done=len(possible), not_estimable=len(runs) - len(possible))
 
 
-def share(runs: Sequence[Run], params: FinetuneParams, part: Part) -> list[Run]:
-    """Those of all runs that are a part's. Probes of one frozen encoder stay together, so that no
-    two parts compute the same features."""
+def share(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run]:
+    """Those of all runs that are a shard's. Probes of one frozen encoder stay together, so that no
+    two shards compute the same features."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(params.frozen(run.init, run.seed) or run, []).append(run)
-    chosen = {run for group in [*groups.values()][part.items] for run in group}
+    chosen = {run for group in [*groups.values()][shard.items] for run in group}
     return [run for run in runs if run in chosen]
 
 
-def _described(runs: Sequence[Run], params: FinetuneParams, part: Part) -> list[str]:
-    """The encoders whose features are written: all; by a part, those of its probes."""
-    if part.whole:
+def _described(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[str]:
+    """The encoders whose features are written: all; by a shard, those of its probes."""
+    if shard.whole:
         return list(dict.fromkeys(params.initializations[run.init].encoder for run in runs))
     frozen = dict.fromkeys(params.frozen(run.init, run.seed) for run in runs)
     return [each[0] for each in frozen if each and each[1] in (None, params.seeds[0])]
@@ -316,7 +308,7 @@ def _reuse(folder: Path, earlier: Sequence[Path], ingredients: dict[str, Any]) -
         return False
     copied = folder.with_name(f".{folder.name}.copied")
     shutil.rmtree(copied, ignore_errors=True)
-    shutil.copytree(source, copied, copy_function=stage.link)
+    shutil.copytree(source, copied, copy_function=link)
     copied.rename(folder)
     return True
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.cohort import Task
+from neurofoundry.tasks.base import Task
 
 QUANTILES = 4
 """Strata of a regression."""

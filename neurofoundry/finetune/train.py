@@ -14,13 +14,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurofoundry import augment
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams
-from neurofoundry.presets import AugmentParams
-from neurofoundry.volumes import SLOPE
+from neurofoundry.nn import augment, seeds
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.tasks.base import Task
 
 LIGHT = AugmentParams(
     crop=(0.9, 1.0),
@@ -72,7 +72,7 @@ def train(
     scan_ids = learn["scan_id"].to_numpy()
 
     steps = math.ceil(scans_per_epoch / params.batch_size)
-    batches = _batches(len(learn), params.batch_size, augment.generator(seed, "order"))
+    batches = _batches(len(learn), params.batch_size, seeds.generator(seed, "order"))
     optimizer = torch.optim.AdamW(_parameter_groups(network, params), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rise_and_fall(params.epochs * steps))
     history: list[dict[str, float]] = []

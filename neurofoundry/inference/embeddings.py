@@ -23,21 +23,23 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from neurofoundry import adaptation, encoders, stage
-from neurofoundry.adaptation import Plan
-from neurofoundry.batches import read_batch
-from neurofoundry.cohort import VOLUMES, read_table, write_table
-from neurofoundry.encoders import Encoder
+from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
 from neurofoundry.inference.scans import Found, find
+from neurofoundry.nn import encoders
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import validate
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.run import process, source_hash
 from neurofoundry.preprocess.scan import outputs
 from neurofoundry.preprocess.template import fingerprint
-from neurofoundry.volumes import Grid
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.output import lock_folder
 
 BATCH = 8
 """Volumes that a GPU sees at once; on a CPU it is one."""
@@ -92,7 +94,7 @@ def embed(
             raise UsageError("--params: preprocess.template has no effect here. Give --template.")
         recipe = params.model_dump(mode="json", exclude={"outliers", "overrides"})
         recipe |= fingerprint(template)
-    found = Weights(encoder, plan, stage.hash_file(weights / "encoder.safetensors"), recipe)
+    found = Weights(encoder, plan, hash_file(weights / "encoder.safetensors"), recipe)
     with table(out) as (work, write):
         rows = list(features_of(places, found, work=work, workers=workers, template=template))
         values = np.full((len(rows), plan.features), np.nan, np.float32)
@@ -129,7 +131,7 @@ def table(out: Path) -> Iterator[tuple[Path, Any]]:
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.partial")
     work.mkdir(exist_ok=True)
-    lock = stage.lock_folder(work, out)
+    lock = lock_folder(work, out)
 
     def write(content: pd.DataFrame) -> None:
         if out.suffix == ".tsv":
@@ -193,7 +195,7 @@ def _check_template(weights: Weights, template: Path | None) -> None:
 
 def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded]:
     """Of an output of preprocess."""
-    grid = adaptation.check_volumes(weights.plan, folder)
+    grid = check_volumes(weights.plan, folder)
     scans = read_table(folder / "scans.tsv", VOLUMES)
     rows = scans.astype(object).where(scans.notna(), "").to_dict("records")
     keys = {
@@ -222,7 +224,7 @@ def _of_scans(
         given["template"] = template.resolve()
     params = validate(given, PreprocessParams, origin="preprocess of the weights' plan")
     grid = params.grid
-    adaptation.check_grid(weights.plan, grid)
+    check_grid(weights.plan, grid)
     standard = list(weights.recipe.get("standard", ()))
     settings = json.dumps(dict(weights.recipe), sort_keys=True) + source_hash()
     keys = {scan.scan_id: _hash(weights.sha256, settings, scan.sha256) for scan in scans}

@@ -12,14 +12,15 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
-from neurofoundry import encoders, stage
-from neurofoundry.adaptation import Plan
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.encoder import Plan
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network, columns
 from neurofoundry.finetune.reference import Reference
 from neurofoundry.inference.embeddings import Weights, describe, features_of, table
+from neurofoundry.nn import encoders
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.tasks.base import Task
 
 
 def predict(
@@ -35,7 +36,7 @@ def predict(
     network = Network(encoders.build(plan.encoder, seed=0), task)
     encoders.read_weights(model / "model.safetensors", network)
     known = reference.read(model / "reference.npz")
-    weights = Weights(network.encoder, plan, stage.hash_file(model / "model.safetensors"), recipe)
+    weights = Weights(network.encoder, plan, hash_file(model / "model.safetensors"), recipe)
     with table(out) as (work, write):
         rows = list(features_of(places, weights, work=work, workers=workers, template=template))
         found = [n for n, row in enumerate(rows) if row.features is not None]

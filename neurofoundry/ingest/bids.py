@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neurofoundry.ingest import text
+from neurofoundry.ingest import delimited
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_place, natural
 
@@ -44,7 +44,7 @@ class _Place:
     session: str
     prefix: str
     """What the names of its images begin with."""
-    rows: tuple[text.Row, ...]
+    rows: tuple[delimited.Row, ...]
     sidecars: Sidecars
     problem: str | None = None
 
@@ -91,7 +91,7 @@ def read(dataset: Dataset, found: Findings, *, age_columns: Iterable[str]) -> No
 def _read_subject(
     folder: Path,
     subject: str,
-    row: text.Row | None,
+    row: delimited.Row | None,
     sidecars: Sidecars,
     root: Path,
     ages: set[str],
@@ -102,7 +102,7 @@ def _read_subject(
     sidecars = [*sidecars, *_sidecars(folder, dataset, found)]
     rows = (row,) if row else ()
     problem = row.problem if row else None
-    sessions: dict[str, text.Row] = {}
+    sessions: dict[str, delimited.Row] = {}
     try:
         table = folder / f"{folder.name}_sessions.tsv"
         sessions = _read_table(table, "session_id", dataset, found)
@@ -130,7 +130,7 @@ def _read_subject(
         found.exclude(dataset.name, folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
 
 
-def _with(place: _Place, row: text.Row | None) -> _Place:
+def _with(place: _Place, row: delimited.Row | None) -> _Place:
     """``place`` with a row of a more specific table."""
     if row is None:
         return place
@@ -138,7 +138,7 @@ def _with(place: _Place, row: text.Row | None) -> _Place:
 
 
 def _read_session(place: _Place, root: Path, dataset: Dataset, found: Findings) -> None:
-    scans: dict[str, text.Row] = {}
+    scans: dict[str, delimited.Row] = {}
     try:
         table = place.folder / f"{place.prefix}scans.tsv"
         scans = _read_table(table, "filename", dataset, found)
@@ -236,11 +236,13 @@ def _read_json(file: Path, dataset: Dataset, found: Findings) -> Mapping[str, An
     return content if isinstance(content, dict) else {}
 
 
-def _read_table(path: Path, key: str, dataset: Dataset, found: Findings) -> dict[str, text.Row]:
+def _read_table(
+    path: Path, key: str, dataset: Dataset, found: Findings
+) -> dict[str, delimited.Row]:
     """Rows by ``key``, with its BIDS prefix; none when there is no such table."""
     if not path.exists() and not path.is_symlink():
         return {}
-    table = text.read(path, key=key)
+    table = delimited.read(path, key=key)
     found.remember(path)
     rows, notes = table.by(key)
     for note in (*table.notes, *notes):
@@ -254,8 +256,12 @@ def _read_table(path: Path, key: str, dataset: Dataset, found: Findings) -> dict
 
 
 def _in_years(
-    rows: dict[str, text.Row], dictionary: Path, ages: set[str], dataset: Dataset, found: Findings
-) -> dict[str, text.Row]:
+    rows: dict[str, delimited.Row],
+    dictionary: Path,
+    ages: set[str],
+    dataset: Dataset,
+    found: Findings,
+) -> dict[str, delimited.Row]:
     """Rows whose ages are in years, where a data dictionary declares another unit."""
     if not rows or not dictionary.exists():
         return rows

@@ -36,7 +36,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from neurofoundry.errors import UsageError
-from neurofoundry.ingest import text
+from neurofoundry.ingest import delimited
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_place, each, slug
 from neurofoundry.ingest.sources import files
@@ -321,11 +321,11 @@ def _pseudonym(key: bytes, identifier: str) -> str:
     return hmac.new(key, identifier.encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:12]
 
 
-def _labels(table: Path, key: bytes, dataset: Dataset, found: Findings) -> dict[str, text.Row]:
+def _labels(table: Path, key: bytes, dataset: Dataset, found: Findings) -> dict[str, delimited.Row]:
     """Rows of participants.tsv by pseudonym."""
     if not table.exists():
         return {}
-    content = text.read(table, key="participant_id")
+    content = delimited.read(table, key="participant_id")
     found.remember(table)
     rows, notes = content.by("participant_id")
     for note in (*content.notes, *notes):

@@ -19,11 +19,11 @@ from typing import Any
 
 import pandas as pd
 
-from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
+from neurofoundry.ingest.delimited import is_missing
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural
-from neurofoundry.ingest.text import is_missing
+from neurofoundry.tasks.base import Task
 
 _TOLERANCE_YEARS = 0.1
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}

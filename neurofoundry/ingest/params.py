@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from neurofoundry.cohort import VOLUMES, Splits
+from neurofoundry.contracts.splits import Splits
+from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.params import Section
 
 _SEX = {

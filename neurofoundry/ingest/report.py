@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 from rich.table import Table
 
-from neurofoundry import cohort
-from neurofoundry.cohort import SPLITS, Task
+from neurofoundry.contracts.cohort import EXCLUDED, SPLITS
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, console
+from neurofoundry.tasks.base import Task
 
 NOTES = ["dataset", "path", "note"]
 
@@ -21,9 +22,9 @@ NOTES = ["dataset", "path", "note"]
 def write_remarks(found: Findings, folder: Path) -> None:
     """Write excluded.tsv and notes.tsv."""
     excluded = pd.DataFrame(sorted(set(found.excluded)), columns=["dataset", "path", "reason"])
-    cohort.write_table(excluded, folder / "excluded.tsv", cohort.EXCLUDED)
+    write_table(excluded, folder / "excluded.tsv", EXCLUDED)
     notes = pd.DataFrame(sorted(set(found.notes)), columns=NOTES)
-    cohort.write_table(notes, folder / "notes.tsv")
+    write_table(notes, folder / "notes.tsv")
 
 
 def gaps(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> tuple[list[str], dict[str, str]]:

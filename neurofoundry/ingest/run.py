@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neurofoundry import cohort
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.splits import guard_leaks
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.ingest import bids, dicom, labels, report, sources, splits, table
 from neurofoundry.ingest.choose import choose
 from neurofoundry.ingest.image import look
 from neurofoundry.ingest.params import Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, each
-from neurofoundry.stage import Workspace
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.tasks.base import Task
 
 
 def ingest(
@@ -65,11 +67,11 @@ def ingest(
     report.show(datasets, rows, found, tasks, not_estimable)
     if problems:
         raise report.no_cohort(problems, rows, found, work.dir)
-    cohort.guard_leaks(rows)
+    guard_leaks(rows)
 
     _remove_unused(work.dir / "nifti", scans)
-    cohort.write_table(rows, work.dir / "scans.tsv", cohort.SCANS)
-    cohort.write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
+    write_table(rows, work.dir / "scans.tsv", SCANS)
+    write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
     work.data_version = _data_version(scans, found)
     work.summary |= {
         "scans": len(rows),

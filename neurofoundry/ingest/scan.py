@@ -15,7 +15,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from neurofoundry.stage import hash_file
+from neurofoundry.runtime.files import hash_file
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 

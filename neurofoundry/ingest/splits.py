@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import pandas as pd
 
-from neurofoundry.cohort import SPLITS, Task
+from neurofoundry.contracts.cohort import SPLITS
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import labels
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
+from neurofoundry.tasks.base import Task
 
 
 def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list[Scan]:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from neurofoundry.ingest import text
+from neurofoundry.ingest import delimited
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_place
@@ -30,7 +30,7 @@ def find(folder: Path) -> list[Path]:
     tables = []
     for file in sorted(folder.glob("*.[tc]sv")):
         try:
-            text.read(file, key="path")
+            delimited.read(file, key="path")
         except UnusableError:
             continue
         tables.append(file)
@@ -41,7 +41,7 @@ def read(dataset: Dataset, found: Findings) -> None:
     """Add the scans of the table ``dataset.path`` to ``found``."""
     file = found.data / dataset.path
     try:
-        table = text.read(file, key="path")
+        table = delimited.read(file, key="path")
     except UnusableError as reason:
         found.exclude(dataset.name, file, f"{reason}. The whole dataset is left out")
         return
@@ -57,7 +57,7 @@ def read(dataset: Dataset, found: Findings) -> None:
         )
     owners: dict[str, set[str]] = {}
     rows: dict[tuple[str, ...], int] = {}
-    listed: list[tuple[text.Row, Scan]] = []
+    listed: list[tuple[delimited.Row, Scan]] = []
     for row in table.rows:
         origin = f"{found.name(file)}, line {row.line}"
         try:
@@ -86,11 +86,11 @@ def read(dataset: Dataset, found: Findings) -> None:
             found.scans.append(scan)
 
 
-def _scan(row: text.Row, root: Path, dataset: Dataset, found: Findings) -> Scan:
+def _scan(row: delimited.Row, root: Path, dataset: Dataset, found: Findings) -> Scan:
     if row.problem:
         raise UnusableError(row.problem)
     cell = row.cells["path"]
-    if text.is_missing(cell):
+    if delimited.is_missing(cell):
         raise UnusableError("no image: the row has no path")
     if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
         raise UnusableError(
@@ -123,12 +123,12 @@ def _scan(row: text.Row, root: Path, dataset: Dataset, found: Findings) -> Scan:
     )
 
 
-def _cell(row: text.Row, column: str) -> str:
+def _cell(row: delimited.Row, column: str) -> str:
     cell = unicodedata.normalize("NFC", row.cells.get(column, ""))
-    return "" if text.is_missing(cell) else cell
+    return "" if delimited.is_missing(cell) else cell
 
 
-def _label(row: text.Row, column: str, prefix: str, path: str) -> str:
+def _label(row: delimited.Row, column: str, prefix: str, path: str) -> str:
     """What the row says; else what the path says; else nothing."""
     if cell := _cell(row, column):
         return cell if cell.startswith(prefix) else prefix + cell

@@ -20,7 +20,8 @@ from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.bids import write_scan, write_tables
 from neurofoundry.phantom.params import PhantomParams
-from neurofoundry.stage import code_hash, write_json
+from neurofoundry.runtime.code import code_hash
+from neurofoundry.runtime.files import write_json
 
 # Finer scans than this are drawn from the 1 mm maps of the brain.
 _FINE_MM = 1.8
@@ -42,7 +43,7 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
         )
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     tree, records, atlas = partial / "tree", partial / "records", partial / "atlas"
-    key = {"code": code_hash("phantom"), "params": params.model_dump()}
+    key = {"code": code_hash("neurofoundry.phantom.dataset"), "params": params.model_dump()}
     if _read(partial / "key.json") != key:
         shutil.rmtree(partial, ignore_errors=True)
     for folder in (tree, records):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.spatial import ConvexHull
 
-from neurofoundry.preprocess.reading import UnusableScanError
+from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up
 
 SPACING_MM = 3.0

@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 
 from neurofoundry.errors import UsageError
+from neurofoundry.preprocess.load import UnusableScanError, read
 from neurofoundry.preprocess.params import MaskParams
-from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.resample import Image
 
 PLAUSIBLE_ML = (300.0, 2500.0)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.params import Section
-from neurofoundry.volumes import Grid
 
 
 class Bounds(Section):

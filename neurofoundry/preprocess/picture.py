@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine
 from PIL import Image as Pillow
 from scipy import ndimage
 
-from neurofoundry import mni
+from neurofoundry.contracts import mni
 from neurofoundry.preprocess.resample import Image, Mask, Matrix, look_up
 from neurofoundry.preprocess.warp import Warp
 

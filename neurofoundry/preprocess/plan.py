@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from neurofoundry.cohort import SCANS, read_table
+from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.preprocess import intensity, run, template
 from neurofoundry.preprocess.params import PreprocessParams

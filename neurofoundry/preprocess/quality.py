@@ -11,13 +11,13 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from neurofoundry.contracts.volumes import BOX_MM
 from neurofoundry.preprocess import brain
+from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import QualityParams
-from neurofoundry.preprocess.reading import UnusableScanError
 from neurofoundry.preprocess.registration import closest_rigid, entropies, joint_histogram
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen, look_up, resample
 from neurofoundry.preprocess.template import COMPARISON_MM, GREY, WHITE, Template
-from neurofoundry.volumes import BOX_MM
 
 MEASURES = {
     "coverage": "brain within the field of view",

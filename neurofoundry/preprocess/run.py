@@ -28,7 +28,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
-from neurofoundry.cohort import SCANS, VOLUMES, read_table, scan_path, write_table
+from neurofoundry.contracts.cohort import SCANS, scan_path
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import extractor, intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
@@ -43,7 +45,9 @@ from neurofoundry.preprocess.scan import (
     preprocess_scans,
 )
 from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
-from neurofoundry.stage import Workspace, code_hash, link, write_json
+from neurofoundry.runtime.code import code_hash
+from neurofoundry.runtime.files import link, write_json
+from neurofoundry.runtime.stage import Workspace
 
 LANDMARKS = "landmarks.json"
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", LANDMARKS)
@@ -64,7 +68,7 @@ def preprocess(
     decided = find_overrides(params, data)
     overrides = read_overrides(decided, everyone) if decided else {}
     used = template.fingerprint(template.find(params, data))
-    scans = everyone.iloc[work.part.items]
+    scans = everyone.iloc[work.shard.items]
     settings = json.dumps(params.of_one_scan() | used, sort_keys=True) + source_hash()
     standard: list[float] = []
     if params.normalization == "nyul":
@@ -99,7 +103,7 @@ def preprocess(
         results[scan_id], seconds[scan_id] = result, taken
     _remove_strays(work.dir, results, files)
 
-    table = decide(_table(scans, results), params, overrides, whole=work.part.whole)
+    table = decide(_table(scans, results), params, overrides, whole=work.shard.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
     fitted = f" at {' '.join(f'{value:g}' for value in standard)}" if standard else ""
     write_json(
@@ -120,7 +124,7 @@ def preprocess(
     faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
     counts = ", ".join(f"{count} × {fault}" for fault, count in sorted(faults.items()))
     usable = int(table["usable"].sum())
-    if usable < FEWEST_SCANS and work.part.whole:
+    if usable < FEWEST_SCANS and work.shard.whole:
         raise DataError(
             f"{usable} of {len(table)} scans can be used, at least {FEWEST_SCANS} are needed. "
             f"Not usable: {counts or 'none'}. Pictures and measures: {work.dir / 'qc.html'}. Mend "
@@ -202,7 +206,7 @@ def _standard_scale(
 
 def source_hash() -> str:
     """Hash of the code that a scan's files depend on."""
-    return code_hash("preprocess", "mni.py", "volumes.py")
+    return code_hash("neurofoundry.preprocess.scan")
 
 
 def check(params: PreprocessParams) -> None:

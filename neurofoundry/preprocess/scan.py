@@ -12,11 +12,12 @@ import torch
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from neurofoundry.contracts.volumes import write_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, brain, intensity, picture, quality, registration
 from neurofoundry.preprocess.extractor import extract
+from neurofoundry.preprocess.load import UnusableScanError, read
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.resample import (
     Array,
     Image,
@@ -32,8 +33,7 @@ from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_itk, write_warp
 from neurofoundry.preprocess.warp import Warp
 from neurofoundry.preprocess.warp import register as register_warps
-from neurofoundry.stage import hash_file, write_json
-from neurofoundry.volumes import write_volume
+from neurofoundry.runtime.files import hash_file, write_json
 
 OUTPUTS = ("{}.nii", "{}_to-mni.txt", "{}.png", "{}.json")
 """Files of a scan; the last one is written last and holds the scan's ``Result``."""

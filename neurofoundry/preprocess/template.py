@@ -11,13 +11,13 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from neurofoundry import mni
+from neurofoundry.contracts import mni
 from neurofoundry.errors import UsageError
+from neurofoundry.preprocess.load import UnusableScanError, read
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.reading import UnusableScanError, read
 from neurofoundry.preprocess.registration import Level
 from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
-from neurofoundry.stage import hash_file
+from neurofoundry.runtime.files import hash_file
 
 COMPARISON_MM = 4.0
 """Spacing at which a registered scan is compared with the template, whatever the parameters:

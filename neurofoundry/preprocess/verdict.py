@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from neurofoundry.cohort import read_table
+from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES, judge
-from neurofoundry.stage import hash_file
+from neurofoundry.runtime.files import hash_file
 
 FEWEST_OF_SITE = 20
 """Usable scans that a site must have before any of them can stand out."""

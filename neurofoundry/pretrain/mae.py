@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from neurofoundry import augment
-from neurofoundry.encoders import Encoder
-from neurofoundry.presets import AugmentParams
+from neurofoundry.nn import seeds
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.encoders import Encoder
 from neurofoundry.pretrain.objective import Objective, draw_views
 from neurofoundry.pretrain.params import MaeParams
 from neurofoundry.pretrain.sparse import visible_maps
@@ -51,7 +51,7 @@ class Mae(Objective):
     def draw_visible(self, shape: Sequence[int], *key: object) -> torch.Tensor:
         """Of a volume (z, y, x), which voxels are visible: patches drawn from ``key`` alone."""
         counts = [math.ceil(n / self.patch) for n in shape]
-        order = augment.generator(*key, "patches").permutation(math.prod(counts))
+        order = seeds.generator(*key, "patches").permutation(math.prod(counts))
         hidden = round(self.params.mask * len(order))
         visible = torch.from_numpy(order >= hidden).view(*counts)
         for axis, n in enumerate(shape):

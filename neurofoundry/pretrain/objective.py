@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from neurofoundry import augment
-from neurofoundry.encoders import Encoder
-from neurofoundry.presets import AugmentParams
+from neurofoundry.nn import augment
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.encoders import Encoder
 
 
 class Objective(nn.Module, ABC):

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from neurofoundry.adaptation import EncoderParams
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.params import Section
-from neurofoundry.presets import AugmentParams
 
 Method = Literal["simclr", "mae"]
 METHODS: tuple[Method, ...] = ("simclr", "mae")

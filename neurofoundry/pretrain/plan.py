@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from neurofoundry import augment, encoders
+from neurofoundry.contracts.volumes import SLOPE, Grid
+from neurofoundry.nn import encoders, seeds
 from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import make_objective
 from neurofoundry.pretrain.train import make_optimizer, train_step
-from neurofoundry.volumes import SLOPE, Grid
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def measure_step(
     names = [str(number) for number in range(scans)]
     batch = pd.DataFrame({"scan_id": names, "person": names})
     shape = grid.shape[::-1]
-    noise = augment.generator("plan").integers(-3000, 3000, (scans, 1, *shape), "int16")
+    noise = seeds.generator("plan").integers(-3000, 3000, (scans, 1, *shape), "int16")
     # An ellipsoid of a brain's share of the box, as the background costs less.
     z, y, x = np.ogrid[tuple(slice(-1, 1, complex(0, n)) for n in shape)]
     stored = torch.from_numpy(noise * (z**2 + y**2 + x**2 < 0.8**2))

@@ -18,15 +18,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from neurofoundry import augment
-from neurofoundry.batches import read_batch
-from neurofoundry.encoders import Encoder
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.errors import UsageError
-from neurofoundry.presets import AugmentParams
+from neurofoundry.nn import seeds
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.nn.encoders import Encoder
 from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
 from neurofoundry.pretrain.objective import draw_views
 from neurofoundry.pretrain.params import Kind, ProbeParams
-from neurofoundry.volumes import SLOPE, Grid
 
 FEWEST = 10
 """Labelled subjects of a split below which a score would be noise."""
@@ -123,7 +123,7 @@ def choose(table: pd.DataFrame, split: str, *, most: int, seed: int) -> pd.DataF
     """One usable scan of each subject of a split; of more subjects than ``most``, so many."""
     scans = table[table["usable"] & (table["split"] == split)].sort_values("scan_id")
     scans = scans.drop_duplicates("person")
-    order = augment.generator(seed, "probe", split).permutation(len(scans))[:most]
+    order = seeds.generator(seed, "probe", split).permutation(len(scans))[:most]
     return scans.iloc[np.sort(order)]
 
 

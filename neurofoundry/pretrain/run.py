@@ -12,10 +12,12 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from neurofoundry import cohort, encoders
-from neurofoundry.adaptation import Plan, Pretraining
+from neurofoundry.contracts.encoder import IMAGES, Plan, Pretraining
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid, read_grid, read_normalization, read_recipe
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.numerics import check_compiler, check_convolutions
+from neurofoundry.nn import encoders, seeds
+from neurofoundry.nn.selfcheck import check_compiler, check_convolutions
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
 from neurofoundry.pretrain.objective import Objective
@@ -24,9 +26,9 @@ from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.simclr import Simclr
 from neurofoundry.pretrain.train import train
-from neurofoundry.stage import Workspace, code_hash
-from neurofoundry.tracking import ENCODER
-from neurofoundry.volumes import Grid, read_grid, read_normalization, read_recipe
+from neurofoundry.runtime.code import deciding_code
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.tracking import ENCODER
 
 
 def pretrain(
@@ -42,7 +44,7 @@ def pretrain(
             f"--method {method}: not one of pretrain.methods ({', '.join(params.methods)})."
         )
     grid = read_grid(volumes)
-    table = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    table = read_table(volumes / "scans.tsv", VOLUMES)
     scans = select_scans(table, params)
     persons = sorted(scans["person"].unique())
     probe = None
@@ -65,7 +67,7 @@ def pretrain(
         "seed": seed,
         "spacing": grid.spacing,
         "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
-        "code": code_hash("pretrain"),
+        "code": dict(deciding_code("neurofoundry.pretrain.run")),
     }
     encoder = encoders.build(params.encoder, seed=seed)
     with joined() as ranks:
@@ -107,9 +109,9 @@ def pretrain(
         pretraining=pretraining,
     )
     encoders.save(work.dir, encoder, plan)
-    cohort.write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
+    write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
-    cohort.write_table(images, work.dir / "images.tsv", cohort.IMAGES)
+    write_table(images, work.dir / "images.tsv", IMAGES)
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
     if probe and looks:
         last |= {name: value for name, value in looks[-1].items() if name in probe.scores}
@@ -126,7 +128,7 @@ def make_objective(
     method: str, encoder: encoders.Encoder, params: PretrainParams, grid: Grid, *, seed: int
 ) -> Objective:
     """What ``method`` asks of the encoder; other weights than the encoder's depend on ``seed``."""
-    with encoders.seeded(seed):
+    with seeds.seeded(seed):
         if method == "mae":
             return Mae(encoder, params.mae, spacing_mm=grid.spacing)
         return Simclr(encoder, params.simclr)

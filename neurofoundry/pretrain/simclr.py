@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurofoundry.encoders import Encoder
-from neurofoundry.presets import AugmentParams
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.encoders import Encoder
 from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.objective import Objective, draw_views

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurofoundry.encoders import Encoder
+from neurofoundry.nn.encoders import Encoder
 
 
 def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

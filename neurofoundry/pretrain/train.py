@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from neurofoundry import augment, checkpoint, cohort
-from neurofoundry.batches import read_batch
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.nn import seeds
+from neurofoundry.nn.batches import read_batch
 from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.objective import Objective
@@ -28,8 +30,8 @@ from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.picture import draw_views
 from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks
-from neurofoundry.stage import Workspace
-from neurofoundry.volumes import SLOPE, Grid
+from neurofoundry.runtime import checkpoint
+from neurofoundry.runtime.stage import Workspace
 
 READERS = 4
 """Volumes that are read at once."""
@@ -78,7 +80,7 @@ def train(
     def look(probe: Probe) -> None:
         found = probe.look(objective.encoder, ranks.device)
         looks.append({"epoch": step // steps_per_epoch, "step": step, **found})
-        cohort.write_table(pd.DataFrame(looks), work.dir / "probe.tsv")
+        write_table(pd.DataFrame(looks), work.dir / "probe.tsv")
         work.tracker.log({f"probe/{name}": value for name, value in found.items()}, step=step)
 
     def state_now() -> dict[str, Any]:
@@ -147,7 +149,7 @@ def train(
                 means = {name: fmean(values[name] for values in epoch_so_far) for name in values}
                 history.append({"epoch": epoch + 1, "step": step, **means})
                 epoch_so_far = []
-                cohort.write_table(pd.DataFrame(history), work.dir / "history.tsv")
+                write_table(pd.DataFrame(history), work.dir / "history.tsv")
                 if step > params.warmup * steps and (alarm := objective.alarm(means)):
                     progress.console.print(f"Epoch {epoch + 1}: {alarm}", soft_wrap=True)
                 if looker and ((epoch + 1) % looker.every == 0 or step == steps):
@@ -235,7 +237,7 @@ def read_batches(
 
     def read(step: int) -> tuple[pd.DataFrame, torch.Tensor]:
         epoch, position = divmod(step, steps_per_epoch)
-        order = augment.generator(seed, "order", epoch).permutation(len(scans))
+        order = seeds.generator(seed, "order", epoch).permutation(len(scans))
         batch = scans.iloc[order[position * params.batch_size :][: params.batch_size]]
         own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
         gpu = ranks.device.type == "cuda"

@@ -14,10 +14,12 @@ import pandas as pd
 import torch
 
 import neurofoundry
-from neurofoundry import cohort, encoders, stage
-from neurofoundry.adaptation import Plan
-from neurofoundry.encoders import Encoder
-from neurofoundry.stage import Workspace
+from neurofoundry.contracts.encoder import HASHED_SUBJECTS, Plan, hash_person, read_pretrained
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.nn import encoders
+from neurofoundry.nn.encoders import Encoder
+from neurofoundry.runtime.files import hash_file, write_json
+from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -43,15 +45,15 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     content = io.BytesIO()  # torch itself would report a full disk as a defect of its own
     torch.save(network.state_dict(), content)
     (work.dir / "models/model.pt").write_bytes(content.getbuffer())
-    stage.write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
-    stage.write_json(work.dir / "configs/inference.json", inference(plan))
+    write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
+    write_json(work.dir / "configs/inference.json", inference(plan))
     (work.dir / "LICENSE").write_text(f"The weights are under: {plan.licence}\n")
-    seen = cohort.read_pretrained(encoder)
+    seen = read_pretrained(encoder)
     if seen.persons is not None:
-        salt = seen.salt or stage.hash_file(work.dir / "encoder.safetensors")
-        named = seen.persons if seen.salt else {cohort.hash_person(p, salt) for p in seen.persons}
+        salt = seen.salt or hash_file(work.dir / "encoder.safetensors")
+        named = seen.persons if seen.salt else {hash_person(p, salt) for p in seen.persons}
         table = pd.DataFrame({"person_hash": sorted(named), "salt": salt})
-        cohort.write_table(table, work.dir / "subjects.tsv", cohort.HASHED_SUBJECTS)
+        write_table(table, work.dir / "subjects.tsv", HASHED_SUBJECTS)
     if seen.images is not None:
         shutil.copyfile(encoder / "images.tsv", work.dir / "images.tsv")
     card = _card(plan, None if seen.persons is None else len(seen.persons), authors)

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurofoundry import adaptation, encoders
-from neurofoundry.adaptation import Plan
-from neurofoundry.encoders import Encoder
+from neurofoundry.contracts.encoder import Plan, check_grid
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.volumes import Grid
+from neurofoundry.nn import encoders
+from neurofoundry.nn.encoders import Encoder
 
 Volume: TypeAlias = "str | PathLike[str] | nib.spatialimages.SpatialImage"
 
@@ -110,7 +110,7 @@ class FrozenEncoder:
             self._check("The array", values.shape, np.asarray(affine))
             return [values.transpose(2, 1, 0)]
         assert grid is not None
-        adaptation.check_grid(self.plan, grid)
+        check_grid(self.plan, grid)
         if values.ndim != 5 or values.shape[1:] != (1, *grid.shape[::-1]):
             raise DataError(
                 f"The tensor is {values.shape}, expected (scans, 1, z, y, x) with (z, y, x) = "

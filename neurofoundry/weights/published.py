@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from neurofoundry import encoders, stage
-from neurofoundry.adaptation import EncoderParams, Plan
-from neurofoundry.encoders import BLOCKS
+from neurofoundry.contracts.encoder import EncoderParams, Plan
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.nn import encoders
+from neurofoundry.nn.encoders import BLOCKS
 from neurofoundry.params import validate
-from neurofoundry.stage import Workspace
-from neurofoundry.volumes import Grid
+from neurofoundry.runtime.files import hash_file, write_json
+from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.params import ImportParams, Kind
 
 
@@ -108,7 +109,7 @@ class Published:
     """Name to reason."""
 
 
-def bring(work: Workspace, *, checkpoint: Path, params: ImportParams) -> None:
+def import_checkpoint(work: Workspace, *, checkpoint: Path, params: ImportParams) -> None:
     """Write the files of `encoder/NAME/` (docs/architecture.md) and import.json.
 
     The kind is guessed from the content where it is None. import.json lists what of the checkpoint
@@ -120,7 +121,7 @@ def bring(work: Workspace, *, checkpoint: Path, params: ImportParams) -> None:
         _bring_own(work, checkpoint, params)
         return
     content = read_checkpoint(checkpoint)
-    sha256 = stage.hash_file(checkpoint)
+    sha256 = hash_file(checkpoint)
     kind = kind or guess(content, checkpoint)
     form = FORMS[kind]
     if params.stem_stride and "stem_stride" in form.params:
@@ -178,7 +179,7 @@ def _bring_own(work: Workspace, folder: Path, params: ImportParams) -> None:
             )
         )
     encoder, plan = encoders.load(folder)
-    sha256 = stage.hash_file(folder / "encoder.safetensors")
+    sha256 = hash_file(folder / "encoder.safetensors")
     origin = plan.origin or f"neurofoundry encoder '{plan.name}', sha256 {sha256}"
     encoders.save(
         work.dir, encoder, plan.model_copy(update={"name": params.name, "origin": origin})
@@ -193,7 +194,7 @@ def _write_record(
     work: Workspace, kind: str, sha256: str, tensors: int, left_out: Mapping[str, str]
 ) -> None:
     listed = [{"name": name, "reason": reason} for name, reason in left_out.items()]
-    stage.write_json(
+    write_json(
         work.dir / "import.json",
         {"kind": kind, "sha256": sha256, "tensors": tensors, "left_out": listed},
     )

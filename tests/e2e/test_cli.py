@@ -72,12 +72,12 @@ def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) 
     found = json.loads(done.stdout)
     assert set(json.loads(found["preprocess"])) == {"preprocess", "tracking"}
     assert json.loads(found["pretrain"])["pretrain"]["epochs"] == 5
-    assert found["parts_of_preprocess"] == ["1/3", "2/3", "3/3"]
+    assert found["shards_of_preprocess"] == ["1/3", "2/3", "3/3"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     starts = values["finetune"]["initializations"].values()
     tuned = sum(start["mode"] == "finetune" for start in starts)
     frozen = {start["encoder"] for start in starts if start["mode"] == "probe"}
-    assert len(found["parts_of_finetune"]) == len(values["tasks"]) * tuned + len(frozen)
+    assert len(found["shards_of_finetune"]) == len(values["tasks"]) * tuned + len(frozen)
 
 
 def test_what_kubeflow_says_of_a_run_becomes_a_page(command: Run, tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ from kfp import compiler, dsl
 
 import docker
 import neurofoundry
-from neurofoundry.pretrain import nodes
-from neurofoundry.stage import hash_file
+from neurofoundry.kubeflow import trainjob
+from neurofoundry.runtime.files import hash_file
 from pipelines import compiled, local
 from pipelines.errors import RunFailedError, UsageError
 from tests.e2e.conftest import ROOT, Run
-from tests.e2e.trainer import Trainer, trainer
-from tests.pretrain.kubernetes import NAMESPACE
+from tests.support.kubernetes import NAMESPACE
+from tests.support.trainer import Trainer, trainer
 
 pytestmark = pytest.mark.e2e
 
@@ -52,8 +52,8 @@ def run_local(
     data = data or ("--data", project / "data")
     command(
         sys.executable, "-m", "pipelines", "run-local", *data, "--store", store,
-        "--params", params or project / "params.yaml", "--param", "preprocess_parts=2",
-        "--param", "finetune_parts=2", *more, cwd=ROOT, PYTHONPATH=str(ROOT),
+        "--params", params or project / "params.yaml", "--param", "preprocess_shards=2",
+        "--param", "finetune_shards=2", *more, cwd=ROOT, PYTHONPATH=str(ROOT),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_kubeflow_is_told_the_numbers_the_curves_and_the_report(in_processes: Pa
         for name, listed in told["artifacts"].items():
             outputs[path.parent.name, name] = listed["artifacts"][0]["metadata"]
     steps = {step for step, _ in outputs}
-    assert {"ingest", "preprocess", "preprocess-part", "pretrain", "finetune", "evaluate"} <= steps
+    assert {"ingest", "preprocess", "preprocess-shard", "pretrain", "finetune", "evaluate"} <= steps
     metrics = outputs["evaluate", "metrics"]
     aucs = [value for name, value in metrics.items() if name.endswith("/auc/value")]
     assert aucs
@@ -440,7 +440,7 @@ def test_a_store_that_cannot_be_written_is_said(
     [
         (
             "preprocess",
-            ["--data", "/project/data", "--cohort", "/project/cohort", "--part", "1/12"],
+            ["--data", "/project/data", "--cohort", "/project/cohort", "--shard", "1/12"],
             "400000", "volumes", "*.nii", ".nii",
         ),
         (
@@ -529,7 +529,7 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
     image: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a step does on a cluster, with containers of this machine for Kubeflow's machines."""
-    monkeypatch.setattr(nodes, "POLL_S", 0.5)
+    monkeypatch.setattr(trainjob, "POLL_S", 0.5)
     (tmp_path / "token").write_text("a-valid-token")
     store = tmp_path / "store"
     shutil.copytree(project / "volumes", store / "volumes")
@@ -546,8 +546,8 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
         "read_only": True,
         "tmpfs": {"/tmp": "exec"},
     }
-    machines = nodes.Machines(
-        pool=nodes.Pool(cpu="1", memory="4Gi", hours=1, scratch="1Gi"),
+    machines = trainjob.Machines(
+        pool=trainjob.Pool(cpu="1", memory="4Gi", hours=1, scratch="1Gi"),
         nodes=2,
         processes=0,
         image=image,
@@ -557,7 +557,7 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
         tolerations=(),
         secret="wandb",
     )
-    job = nodes.train_job(
+    job = trainjob.train_job(
         machines,
         method="simclr",
         params=yaml.safe_dump(values, sort_keys=False),
@@ -576,17 +576,17 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
 
     try:
         with trainer(options) as (cluster, found):
-            api = nodes.Api(cluster.url, NAMESPACE, tmp_path)
+            api = trainjob.Api(cluster.url, NAMESPACE, tmp_path)
             killer = threading.Thread(target=kill, args=[found])
             killer.start()
             try:
-                with pytest.raises(nodes.NodesError, match=r"Node 1 .* with exit code 137"):
-                    nodes.train(api, job)
+                with pytest.raises(trainjob.NodesError, match=r"Node 1 .* with exit code 137"):
+                    trainjob.train(api, job)
             finally:
                 killed.set()
                 killer.join()
             assert not found.containers
-            nodes.train(api, job)
+            trainjob.train(api, job)
             assert not cluster.jobs
         alone = job["spec"]["trainer"]["args"].copy()
         alone[alone.index("--processes") + 1] = "2"

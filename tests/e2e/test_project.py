@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests import wandb_file
 from tests.e2e.conftest import Run
+from tests.support import wandb_file
 
 pytestmark = pytest.mark.e2e
 

@@ -12,14 +12,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from neurofoundry import tracking
-from neurofoundry.adaptation import EncoderParams, Plan
-from neurofoundry.cohort import EXCLUDED, SCANS, VOLUMES, Task, write_table
+from neurofoundry.contracts.cohort import EXCLUDED, SCANS
+from neurofoundry.contracts.encoder import EncoderParams, Plan
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
-from neurofoundry.stage import Workspace, write_json
-from neurofoundry.tracking import TrackingParams
-from neurofoundry.volumes import Grid, write_volume
+from neurofoundry.runtime import tracking
+from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.tasks.base import Task
 
 GRID = Grid(spacing=6.0)
 

@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from neurofoundry import cli, stage
-from neurofoundry.cohort import Task, write_table
+from neurofoundry.cli import main as cli
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import compare, inputs, predictions
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
-from neurofoundry.tracking import TrackingParams
-
-from .conftest import TASKS, Folders, scans_table, write_inputs, write_record
+from neurofoundry.runtime import stage
+from neurofoundry.tasks.base import Task
+from tests.evaluate.conftest import TASKS, Folders, scans_table, write_inputs, write_record
 
 TWO = {name: TASKS[name] for name in ("alzheimers", "age")}
 NAMES = {
@@ -39,10 +39,9 @@ def publish(folders: Folders, out: Path, tasks: dict[str, Task] = TWO, seed: int
     return stage.run(
         "evaluate",
         lambda work: evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed),
-        out=out,
+        to=stage.Destination(out),
         params=given,
         inputs={name: folders.root / folder for name, folder in NAMES.items()},
-        track=TrackingParams(mode="disabled"),
     )
 
 

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
-
-from .conftest import TASKS, Folders, run
+from tests.evaluate.conftest import TASKS, Folders, run
 
 
 @pytest.fixture

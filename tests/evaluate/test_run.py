@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 
 from neurofoundry import params as parameters
-from neurofoundry import stage
 from neurofoundry.errors import UsageError
-from neurofoundry.evaluate import inputs, measures, promotion, words
+from neurofoundry.evaluate import inputs, promotion
+from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.params import EvaluateParams, Promotion
+from neurofoundry.evaluate.report import narrative
 from neurofoundry.evaluate.run import evaluate, morphometry_of, with_floors
-from neurofoundry.tracking import TrackingParams
-
-from .conftest import TASKS, run, scans_table, write_inputs
-from .test_report import Page
+from neurofoundry.runtime import stage
+from tests.evaluate.conftest import TASKS, run, scans_table, write_inputs
+from tests.evaluate.report.test_build import Page
 
 RULE = {"task": "alzheimers", "initialization": "simclr", "metric": "auc", "over": "scratch"}
 
@@ -128,8 +128,8 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
             value = measured.query(where).iloc[0]["value"]
             where += " and versus == 'scratch' and versus_fraction == 1"
             versus = table.query(where).iloc[0]
-            text = words.number(value, metric) + " "
-            text += words.with_interval(versus, metric, signed=True)
+            text = narrative.number(value, metric) + " "
+            text += narrative.with_interval(versus, metric, signed=True)
             said = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
             assert re.search(f"{init} {said} {re.escape(text)}", shown)
 
@@ -163,7 +163,7 @@ def measured(usual):
     tasks = [with_floors(each, found, sizes) for each in tasks]
     rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
     values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)
-    return measures.measure(tasks, params=values, seed=0)
+    return performance.measure(tasks, params=values, seed=0)
 
 
 class TestPromotion:
@@ -251,10 +251,9 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
     stage.run(
         "evaluate",
         lambda work: evaluate(work, **usual.inputs, params=values, tasks=tasks, seed=0),
-        out=tmp_path / "evaluation",
+        to=stage.Destination(tmp_path / "evaluation"),
         params={"evaluate": values.model_dump(mode="json")},
         inputs={name: usual.root / folder for name, folder in names.items()},
-        track=TrackingParams(mode="disabled"),
     )
     record = json.loads((tmp_path / "evaluation/stage.json").read_text())
     assert list(record["contents"]) == ["metrics.json", "promotion.json"]

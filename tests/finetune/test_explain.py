@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neurofoundry import encoders
-from neurofoundry.adaptation import EncoderParams
-from neurofoundry.cohort import Task
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.finetune import explain, subsets
 from neurofoundry.finetune.model import labelled
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.train import train
-from neurofoundry.volumes import SLOPE, Grid
-from tests.finetune import tiny
-from tests.finetune.tiny import AGE, DIAGNOSIS
+from neurofoundry.nn import encoders
+from neurofoundry.tasks.base import Task
+from tests.support import tiny
+from tests.support.tiny import AGE, DIAGNOSIS
 
 THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
 NAMES = {"initializations": {"scratch": {"encoder": "random", "mode": "finetune"}}}

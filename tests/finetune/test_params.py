@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from neurofoundry.finetune.params import FinetuneParams
-from tests.finetune.tiny import FINETUNED
+from tests.support.tiny import FINETUNED
 
 
 @pytest.mark.parametrize(

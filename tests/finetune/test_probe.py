@@ -11,14 +11,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from neurofoundry import encoders
-from neurofoundry.batches import read_batch
-from neurofoundry.cohort import Task
 from neurofoundry.finetune import probe
 from neurofoundry.finetune.network import columns, infer
 from neurofoundry.finetune.subsets import folds
-from tests.finetune import tiny
-from tests.finetune.tiny import AGE, DIAGNOSIS
+from neurofoundry.nn import encoders
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.tasks.base import Task
+from tests.support import tiny
+from tests.support.tiny import AGE, DIAGNOSIS
 
 THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
 

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.reference import Reference
-from tests.finetune.tiny import AGE, DIAGNOSIS
+from tests.support.tiny import AGE, DIAGNOSIS
 
 
 def regression(residuals: np.ndarray, random: np.random.Generator) -> Reference:

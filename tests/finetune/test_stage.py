@@ -21,18 +21,18 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurofoundry import encoders
-from neurofoundry.batches import read_batch
-from neurofoundry.cohort import Condition, Task
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import infer
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.run import Run, share
-from neurofoundry.stage import Part
-from neurofoundry.volumes import Grid
-from tests.finetune import tiny
-from tests.finetune.tiny import AGE, DIAGNOSIS
+from neurofoundry.nn import encoders
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.runtime.stage import Shard
+from neurofoundry.tasks.base import Condition, Task
+from tests.support import tiny
+from tests.support.tiny import AGE, DIAGNOSIS
 
 BOTH: dict[str, Any] = {
     **tiny.FINETUNED,
@@ -301,8 +301,8 @@ class TestResume:
         monkeypatch.setattr("neurofoundry.finetune.model.infer", watched)
         parts = []
         for number in (1, 2):
-            out, part = tmp_path / f"part{number}", Part(number, 2)
-            parts.append(tiny.run(out, volumes, encoder, params, TASKS, part=part, reuse=[models]))
+            out, part = tmp_path / f"part{number}", Shard(number, 2)
+            parts.append(tiny.run(out, volumes, encoder, params, TASKS, shard=part, reuse=[models]))
         rows = [len(pd.read_csv(part / "runs.tsv", sep="\t")) for part in parts]
         assert rows == [4, 4]
         # What a frozen encoder says of a scan is asked once, whatever the number of parts, and not
@@ -330,13 +330,13 @@ class TestResume:
         )
         grid = itertools.product(TASKS, params.initializations, params.fractions, params.seeds)
         runs = [Run(*values) for values in grid]
-        shares = [share(runs, params, Part(number + 1, count)) for number in range(count)]
+        shares = [share(runs, params, Shard(number + 1, count)) for number in range(count)]
         assert sorted(itertools.chain(*shares), key=runs.index) == runs
         for init, seeds in (("probe", [(0, 1)]), ("untrained", [(0,), (1,)])):
             for some in seeds:
                 mine = {run for run in runs if run.init == init and run.seed in some}
                 assert sum(bool(mine & set(each)) for each in shares) == 1
-        most = params.most_parts(len(TASKS))
+        most = params.most_shards(len(TASKS))
         assert most == 2 * 2 * 2 * 2 + 3
         assert sum(map(bool, shares)) == min(count, most)
 
@@ -541,7 +541,7 @@ class TestExplanations:
         parts = [
             tiny.run(
                 *(tmp_path / f"part{number}", volumes, encoder, params, TASKS),
-                part=Part(number, 2),
+                shard=Shard(number, 2),
                 reuse=[models],
             )
             for number in (1, 2)

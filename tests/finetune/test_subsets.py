@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofoundry.cohort import Task
 from neurofoundry.finetune.subsets import folds, fraction_of, shortage
-from tests.finetune.tiny import AGE
+from neurofoundry.tasks.base import Task
+from tests.support.tiny import AGE
 
 THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
 

@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from neurofoundry import encoders
-from neurofoundry.augment import generator
-from neurofoundry.batches import read_batch
-from neurofoundry.cohort import Task
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune import train as module
 from neurofoundry.finetune.model import labelled
 from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
-from tests.finetune import tiny
-from tests.finetune.tiny import AGE, DIAGNOSIS
+from neurofoundry.nn import encoders
+from neurofoundry.nn.batches import read_batch
+from neurofoundry.nn.seeds import generator
+from neurofoundry.tasks.base import Task
+from tests.support import tiny
+from tests.support.tiny import AGE, DIAGNOSIS
 
 CPU = torch.device("cpu")
 THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))

@@ -7,14 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry import encoders
-from neurofoundry.adaptation import EncoderParams, Plan
+from neurofoundry.contracts.encoder import EncoderParams, Plan
+from neurofoundry.contracts.volumes import Grid
+from neurofoundry.nn import encoders
 from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.volumes import Grid
 
 RECIPE = PreprocessParams(grid=Grid(spacing=6.0), registration_spacing=4.0)
 

@@ -10,17 +10,18 @@ import pandas as pd
 import pytest
 
 from neurofoundry import load_encoder
-from neurofoundry.cohort import VOLUMES, write_table
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.inference import embeddings
 from neurofoundry.inference.embeddings import embed
 from neurofoundry.preprocess import template
 from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.scan import Job, preprocess_scans
-from neurofoundry.stage import hash_file, write_json
-from tests.finetune import tiny
+from neurofoundry.runtime.files import hash_file, write_json
 from tests.inference.conftest import RECIPE, write_encoder
 from tests.ingest.test_dicom import IDENTIFYING, KEY, hospital
+from tests.support import tiny
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from scipy.stats import entropy
 
-from neurofoundry import stage
+from neurofoundry.contracts.volumes import write_volume
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import reference
 from neurofoundry.inference.predictions import predict
-from neurofoundry.volumes import write_volume
-from tests.finetune import tiny
+from neurofoundry.runtime.files import write_json
 from tests.inference.conftest import RECIPE
+from tests.support import tiny
 
 PROBE = {"initializations": {"probe": {"encoder": "simclr", "mode": "probe"}}}
 TUNED = {**tiny.FINETUNED, "epochs": 1}
@@ -23,7 +23,7 @@ TUNED = {**tiny.FINETUNED, "epochs": 1}
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predict") / "volumes"
     tiny.write_volumes(folder, tiny.scans_table())
-    stage.write_json(folder / "grid.json", {"grid": tiny.GRID.describe(), "params": RECIPE})
+    write_json(folder / "grid.json", {"grid": tiny.GRID.describe(), "params": RECIPE})
     return folder
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.errors import DataError
-
-from .building import DIAGNOSIS, bids, head, run, write_scan
+from tests.support.building import DIAGNOSIS, bids, head, run, write_scan
 
 
 def test_ages_sexes_and_paths_of_a_plain_dataset_reach_the_table(tmp_path: Path) -> None:

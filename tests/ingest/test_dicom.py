@@ -18,8 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import dicom
 from neurofoundry.ingest.dicom import KEY, Header, Series, why_not_t1w, years
-
-from .building import Outcome, as_nobody, bids, head, run
+from tests.support.building import Outcome, as_nobody, bids, head, run
 
 SECRET = "an example of a key, 0123456789abcdef"
 MPRAGE = {

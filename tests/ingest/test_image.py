@@ -13,8 +13,7 @@ import pytest
 
 from neurofoundry.ingest.image import Look, look
 from neurofoundry.ingest.scan import UnusableError
-
-from .building import AFFINE, as_nobody, bids, head, run, write_scan
+from tests.support.building import AFFINE, as_nobody, bids, head, run, write_scan
 
 
 def image(voxels: Any = None, affine: Any = AFFINE, **header: Any) -> bytes:

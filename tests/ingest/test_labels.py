@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest.params import IngestParams
-
-from .building import ALL_PRETRAIN, DIAGNOSIS, Outcome, bids, run, write_scan
+from tests.support.building import ALL_PRETRAIN, DIAGNOSIS, Outcome, bids, run, write_scan
 
 
 def with_column(tmp_path: Path, name: str, cells: list[str], **params: Any) -> Outcome:

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from neurofoundry import cohort
+from neurofoundry.contracts.cohort import EXCLUDED
+from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError, UsageError
-
-from .building import DIAGNOSIS, bids, run, write_scan
+from tests.support.building import DIAGNOSIS, bids, run, write_scan
 
 SPLITS = {"pretrain": 0.3, "train": 0.3, "val": 0.2, "test": 0.2}
 SEX = {"kind": "classification", "column": "sex", "classes": ["F", "M"]}
@@ -207,7 +207,7 @@ def test_every_gap_is_listed_and_the_excluded_files_can_be_read(
     assert "task 'age'" not in message
     assert "task 'other'" not in message
     assert str(tmp_path) not in message + capsys.readouterr().err
-    excluded = cohort.read_table(out / "excluded.tsv", cohort.EXCLUDED)
+    excluded = read_table(out / "excluded.tsv", EXCLUDED)
     assert len(excluded) == 3
     assert not (out / "scans.tsv").exists()
 

@@ -9,8 +9,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import sources
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings
-
-from .building import as_nobody, bids, run, write_scan
+from tests.support.building import as_nobody, bids, run, write_scan
 
 
 def found(data: Path) -> list[tuple[str, str, str]]:

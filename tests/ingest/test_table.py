@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
-
-from .building import DIAGNOSIS, head, run, write_scan
+from tests.support.building import DIAGNOSIS, head, run, write_scan
 
 
 def table(folder: Path, text: str, images: int = 4, name: str = "cohort.tsv") -> Path:

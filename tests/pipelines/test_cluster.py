@@ -19,7 +19,7 @@ from pipelines.errors import (
     UnreachableError,
     UsageError,
 )
-from tests.pipelines.stub import COOKIE, RUN, TOKEN, Stub, serve
+from tests.support.kubeflow_api import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/neurofoundry@sha256:" + "a" * 64
@@ -43,18 +43,18 @@ def given(**more: str) -> dict[str, str]:
 
 class TestArguments:
     def test_texts_become_what_the_pipeline_declares(self, documents: list[Any]) -> None:
-        texts = given(gpus="2", preprocess_parts="16", gpu_selector='{"pool": "h200"}')
+        texts = given(gpus="2", preprocess_shards="16", gpu_selector='{"pool": "h200"}')
         found = cluster.arguments(documents, texts)
         assert found["gpus"] == "2"
-        assert found["preprocess_parts"] == 16
+        assert found["preprocess_shards"] == 16
         assert found["gpu_selector"] == {"pool": "h200"}
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             ({"gpu": "2"}, r"--param gpu: .*Did you mean 'gpus'\?"),
-            ({"preprocess_parts": "many"}, "preprocess_parts=many: expected a whole number"),
-            ({"preprocess_parts": "true"}, "expected a whole number"),
+            ({"preprocess_shards": "many"}, "preprocess_shards=many: expected a whole number"),
+            ({"preprocess_shards": "true"}, "expected a whole number"),
             ({"gpu_selector": "[1]"}, "gpu_selector=.*expected a JSON object"),
             ({"gpu_tolerations": "{}"}, "expected a JSON list"),
         ],

@@ -10,8 +10,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from neurofoundry import cli
-from neurofoundry.pretrain.nodes import Pool
+from neurofoundry.cli import main as cli
+from neurofoundry.kubeflow.trainjob import Pool
 from pipelines import compiled, node_pools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
     pipeline, platform = documents
     executors = pipeline["deploymentSpec"]["executors"]
     nodes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name in ("exec-pretrain", "exec-finetune-part"):
+    for name in ("exec-pretrain", "exec-finetune-shard"):
         resources = executors[name]["container"]["resources"]
         assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
         count = resources["accelerator"]["resourceCount"]
@@ -144,7 +144,7 @@ def test_data_is_fetched_before_it_is_looked_at_with_keys_that_need_not_exist(
     (secret,) = node["secretAsVolume"]
     assert (secret["mountPath"], secret["optional"]) == ("/etc/xdg/dvc", True)
     for task in compiled.tasks(documents):
-        if task["taskInfo"]["name"] in ("ingest", "preprocess a part", "preprocess"):
+        if task["taskInfo"]["name"] in ("ingest", "preprocess a shard", "preprocess"):
             source = task["inputs"]["parameters"]["data"]
             assert "fetch" in str(source), source
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from neurofoundry.cohort import SCANS, write_table
+from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
@@ -18,7 +19,7 @@ from neurofoundry.phantom.scanner import SITES, Head, head
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
-from neurofoundry.stage import hash_file
+from neurofoundry.runtime.files import hash_file
 
 WriteCohort = Callable[[Mapping[str, Path]], Path]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from neurofoundry import stage
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.run import preprocess
-from neurofoundry.tracking import TrackingParams
+from neurofoundry.runtime import stage
 
 if __name__ == "__main__":
     cohort, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -16,9 +15,7 @@ if __name__ == "__main__":
     stage.run(
         "preprocess",
         lambda work: preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=2),
-        out=out,
+        to=stage.Destination(out),
         params={"preprocess": params},
         inputs={"ingest": cohort},
-        track=TrackingParams(mode="disabled"),
-        resume_items=True,
     )

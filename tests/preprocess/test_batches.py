@@ -12,6 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
+from neurofoundry.contracts.volumes import SLOPE, open_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.params import validate
 from neurofoundry.phantom.scanner import Head
@@ -20,8 +21,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image
 from neurofoundry.preprocess.scan import Job, _find_brain, _scale, preprocess_scans
 from neurofoundry.preprocess.template import Template
-from neurofoundry.stage import hash_file
-from neurofoundry.volumes import SLOPE, open_volume
+from neurofoundry.runtime.files import hash_file
 from tests.preprocess.conftest import image_of
 from tests.preprocess.test_scan import PARAMS
 

@@ -7,7 +7,7 @@ from scipy.spatial import ConvexHull, Delaunay
 
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import brain
-from neurofoundry.preprocess.reading import UnusableScanError
+from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.scan import _find_brain
 from tests.preprocess.conftest import image_of

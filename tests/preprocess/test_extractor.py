@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from neurofoundry.contracts.volumes import open_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import extractor
+from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import MaskParams
-from neurofoundry.preprocess.reading import UnusableScanError
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
-from neurofoundry.volumes import open_volume
 from tests.preprocess.conftest import image_of
 from tests.preprocess.test_scan import PARAMS, run
 

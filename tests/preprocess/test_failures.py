@@ -12,12 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry import mni, stage
-from neurofoundry.cohort import VOLUMES, read_table
+from neurofoundry.contracts import mni
+from neurofoundry.contracts.tables import read_table
+from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
+from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.stage import SCHEMA_VERSION
 from tests.preprocess.conftest import WriteCohort
 from tests.preprocess.test_scan import PARAMS
 
@@ -40,8 +43,8 @@ def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_goes_on_when_it_is
     if not may_mount():
         pytest.skip("no right to mount a small file system")
     cohort = write_cohort({f"head{n}": head_files[n % 4] for n in range(12)})
-    record = {"stage": "ingest", "schema_version": stage.SCHEMA_VERSION, "data_version": "v"}
-    stage.write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
+    record = {"stage": "ingest", "schema_version": SCHEMA_VERSION, "data_version": "v"}
+    write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
     disk, seen = tmp_path / "disk", tmp_path / "seen"
     disk.mkdir()
     seen.mkdir()

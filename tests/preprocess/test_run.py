@@ -15,17 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry import stage
-from neurofoundry.cohort import SCANS, VOLUMES, read_table, write_table
+from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES, read_grid, read_normalization
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess.intensity import standard_scale
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.scan import brain_histogram
-from neurofoundry.stage import Part, Workspace
-from neurofoundry.tracking import Tracker
-from neurofoundry.volumes import read_grid, read_normalization
+from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
+from neurofoundry.runtime.tracking import Tracker
 from tests.preprocess.conftest import WriteCohort
 from tests.preprocess.test_scan import PARAMS
 
@@ -41,9 +42,11 @@ def preprocess(tmp_path: Path, tracker: Tracker) -> Preprocess:
         earlier: tuple[Path, ...] = (),
         params: PreprocessParams = PARAMS,
         workers: int = 2,
-        part: str = "1/1",
+        shard: str = "1/1",
     ) -> Workspace:
-        work = Workspace(tmp_path / name, earlier, tracker, data_version="", part=Part.parse(part))
+        work = Workspace(
+            tmp_path / name, earlier, tracker, data_version="", shard=Shard.parse(shard)
+        )
         work.dir.mkdir(exist_ok=True)
         run.preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=workers)
         return work
@@ -231,8 +234,8 @@ def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
 ) -> None:
     heads = {f"head{number}": path for number, path in enumerate([*head_files, *head_files[:2]])}
     cohort = write_cohort(heads)
-    record = {"stage": "ingest", "schema_version": stage.SCHEMA_VERSION, "data_version": "v"}
-    stage.write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
+    record = {"stage": "ingest", "schema_version": SCHEMA_VERSION, "data_version": "v"}
+    write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
 
     clean = preprocess(cohort, workers=1).dir
     module, out = "tests.preprocess.stage_process", tmp_path / "killed"

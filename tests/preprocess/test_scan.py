@@ -11,13 +11,13 @@ import SimpleITK
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from neurofoundry.contracts.volumes import SLOPE, Grid, open_volume
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
 from neurofoundry.preprocess.template import Template
-from neurofoundry.stage import hash_file
-from neurofoundry.volumes import SLOPE, Grid, open_volume
+from neurofoundry.runtime.files import hash_file
 
 PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
 

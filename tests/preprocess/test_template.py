@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 
+from neurofoundry.contracts.volumes import read_recipe
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess import template as templates
@@ -19,9 +20,9 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, resample
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import FILES, Template, build, fingerprint
-from neurofoundry.stage import Workspace, hash_file
-from neurofoundry.tracking import Tracker
-from neurofoundry.volumes import read_recipe
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.tracking import Tracker
 from tests.preprocess.conftest import WriteCohort
 from tests.preprocess.test_scan import PARAMS
 

@@ -10,6 +10,7 @@ import torch
 from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
+from neurofoundry.contracts.volumes import SLOPE, Grid, open_volume
 from neurofoundry.phantom.anatomy import MATERIALS
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import template as templates
@@ -19,8 +20,7 @@ from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_itk, write_warp
 from neurofoundry.preprocess.warp import WINDOW, Warp, exponential, local_correlation, register
-from neurofoundry.stage import hash_file
-from neurofoundry.volumes import SLOPE, Grid, open_volume
+from neurofoundry.runtime.files import hash_file
 from tests.preprocess.test_scan import PARAMS
 
 SYN = PARAMS.model_copy(update={"registration": "syn"})

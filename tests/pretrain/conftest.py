@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry import cohort
-from neurofoundry.volumes import Grid, write_volume
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
 
 GRID = Grid(spacing=6.0)
 
@@ -62,7 +62,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A scan that quality control refused has no volume.
     rows[0].update(usable=False, reason="the brain was not found", volume_sha256=None)
     (folder / f"{rows[0]['scan_id']}.nii").unlink()
-    cohort.write_table(pd.DataFrame(rows), folder / "scans.tsv", cohort.VOLUMES)
+    write_table(pd.DataFrame(rows), folder / "scans.tsv", VOLUMES)
     (folder / "grid.json").write_text(json.dumps({"grid": GRID.describe(), "params": {}}))
     record = {"stage": "preprocess", "schema_version": 1, "contents": {}, "data_version": "v1"}
     (folder / "stage.json").write_text(json.dumps(record))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from neurofoundry import encoders, stage
-from neurofoundry.adaptation import EncoderParams
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.nn import encoders
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import leads
 from neurofoundry.pretrain.run import pretrain
-from neurofoundry.tracking import TrackingParams
+from neurofoundry.runtime import stage
 
 
 def run_stage(volumes: Path, out: Path, values: str) -> None:
@@ -21,11 +21,9 @@ def run_stage(volumes: Path, out: Path, values: str) -> None:
     stage.run(
         "pretrain",
         lambda work: pretrain(work, volumes=volumes, method="simclr", params=params, seed=7),
-        out=out,
+        to=stage.Destination(out),
         params={"pretrain": params.read_by("simclr")},
         inputs={"preprocess": volumes},
-        track=TrackingParams(mode="disabled"),
-        resume_items=True,
         leads=leads(),
     )
 

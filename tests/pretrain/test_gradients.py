@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from neurofoundry import encoders
-from neurofoundry.adaptation import EncoderParams
+from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.errors import UsageError
-from neurofoundry.numerics import check_compiler
+from neurofoundry.nn import encoders, seeds
+from neurofoundry.nn.selfcheck import check_compiler
 from neurofoundry.pretrain.gradients import compute_gradients
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
@@ -19,7 +19,7 @@ from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.run import fit_to_ranks
 from neurofoundry.pretrain.simclr import Simclr
-from tests.pretrain.together import start_ranks
+from tests.support.launch_ranks import start_ranks
 
 BATCH = 4
 PERSONS = torch.tensor([0, 1, 1, 2])
@@ -29,7 +29,7 @@ def objective_of(method: str, norm: str = "group") -> Objective:
     """In float64, so that only a wrong formula shows, not rounding."""
     params = EncoderParams.model_validate({"stem_stride": 2, "width": 0.125, "norm": norm})
     encoder = encoders.build(params, seed=1)
-    with encoders.seeded(2):
+    with seeds.seeded(2):
         if method == "mae":
             return Mae(encoder, MaeParams(patch_mm=24), spacing_mm=6.0).double()
         return Simclr(encoder, SimclrParams(projection=8)).double()
@@ -179,7 +179,7 @@ def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
         encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
         encoder.layer2, encoder.layer3, encoder.layer4 = (nn.Identity() for _ in range(3))
         encoder.features = 8
-        with encoders.seeded(2):
+        with seeds.seeded(2):
             return Simclr(encoder, SimclrParams(projection=8, compile=compiled)).train()
 
     inputs = inputs_of("simclr").float()

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurofoundry import encoders
-from neurofoundry.adaptation import EncoderParams
-from neurofoundry.presets import AugmentParams
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.nn import encoders, seeds
+from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.pretrain import sparse
 from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.params import MaeParams
@@ -27,7 +27,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 def mae(norm: str = "batch", **values: object) -> Mae:
     params = EncoderParams.model_validate({"stem_stride": 2, "width": 0.125, "norm": norm})
-    with encoders.seeded(1):
+    with seeds.seeded(1):
         return Mae(encoders.build(params, seed=1), MaeParams.model_validate(values), spacing_mm=6.0)
 
 

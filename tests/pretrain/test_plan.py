@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.pretrain import plan
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.plan import Cost, describe_cost, measure_step
-from neurofoundry.volumes import Grid
 
 GRID = Grid(spacing=6.0)
 SMALL = PretrainParams.model_validate(

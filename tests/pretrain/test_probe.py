@@ -10,16 +10,17 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from neurofoundry import augment, cohort, encoders
-from neurofoundry.adaptation import EncoderParams
-from neurofoundry.batches import read_batch
+from neurofoundry.contracts.encoder import EncoderParams
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import SLOPE, VOLUMES
 from neurofoundry.errors import UsageError
-from neurofoundry.presets import AugmentParams
+from neurofoundry.nn import augment, encoders
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.batches import read_batch
 from neurofoundry.pretrain import probe
 from neurofoundry.pretrain.params import ProbeParams
 from neurofoundry.pretrain.probe import Probe
-from neurofoundry.stage import hash_file
-from neurofoundry.volumes import SLOPE
+from neurofoundry.runtime.files import hash_file
 from tests.pretrain.conftest import GRID
 from tests.pretrain.test_run import run_stage
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 def probe_of(volumes: Path, **values: object) -> Probe:
     return Probe(
-        cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES),
+        read_table(volumes / "scans.tsv", VOLUMES),
         ProbeParams.model_validate(values),
         volumes=volumes,
         grid=GRID,
@@ -44,10 +45,10 @@ def encoder_of() -> encoders.Encoder:
 
 def edit(volumes: Path, split: str, **columns: object) -> None:
     """Other values in columns of a split's rows."""
-    table = cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    table = read_table(volumes / "scans.tsv", VOLUMES)
     for column, value in columns.items():
         table.loc[table["split"] == split, column] = value
-    cohort.write_table(table, volumes / "scans.tsv")
+    write_table(table, volumes / "scans.tsv")
 
 
 class TestLook:
@@ -204,7 +205,7 @@ class TestStage:
 
     def test_test_and_ood_are_not_opened(self, volumes: Path, plain: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(volumes, tmp_path / "volumes")
-        table = cohort.read_table(copy / "scans.tsv", cohort.VOLUMES)
+        table = read_table(copy / "scans.tsv", VOLUMES)
         for scan_id in table.loc[table["split"].isin(["test", "ood"]), "scan_id"]:
             (copy / f"{scan_id}.nii").write_bytes(b"no volume")
         for split in ("test", "ood"):

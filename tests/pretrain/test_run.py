@@ -18,19 +18,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from neurofoundry import adaptation, cohort, encoders
+from neurofoundry.contracts.encoder import check_grid
+from neurofoundry.contracts.tables import read_table
+from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.numerics import check_compiler
+from neurofoundry.nn import encoders
+from neurofoundry.nn.selfcheck import check_compiler
 from neurofoundry.pretrain import run, train
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
-from neurofoundry.stage import Workspace, hash_file
-from neurofoundry.tracking import TrackingParams
-from neurofoundry.tracking import run as tracking_run
-from neurofoundry.volumes import Grid, write_volume
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.runtime.tracking import run as tracking_run
 from tests.pretrain import stage_process
-from tests.pretrain.together import start_ranks
+from tests.support.launch_ranks import start_ranks
 
 SMALL: dict[str, Any] = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
 CONTRAST = {"simclr": {"projection": 16}}
@@ -54,7 +57,7 @@ def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: o
 
 
 def scans_of(volumes: Path) -> pd.DataFrame:
-    return cohort.read_table(volumes / "scans.tsv", cohort.VOLUMES)
+    return read_table(volumes / "scans.tsv", VOLUMES)
 
 
 class TestOutputs:
@@ -72,7 +75,7 @@ class TestOutputs:
             "checkpoint",
         }
         encoder, plan = encoders.load(work.dir)
-        adaptation.check_grid(plan, GRID)
+        check_grid(plan, GRID)
         assert encoder(torch.randn(2, 1, 25, 32, 32)).shape == (2, plan.features)
         assert (plan.method, plan.licence) == ("simclr", "CC0-1.0")
         assert plan.pretraining is not None

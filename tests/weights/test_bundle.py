@@ -10,14 +10,16 @@ import pytest
 import torch
 import yaml
 
-from neurofoundry import adaptation, cohort, encoders, load_encoder, stage
-from neurofoundry.adaptation import EncoderParams
+from neurofoundry import load_encoder
+from neurofoundry.contracts.encoder import EncoderParams, read_plan, read_pretrained
+from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.errors import DataError
-from neurofoundry.tracking import TrackingParams
+from neurofoundry.nn import encoders
+from neurofoundry.runtime import stage
 from neurofoundry.weights.bundle import export, inference
 from neurofoundry.weights.params import ImportParams
-from neurofoundry.weights.published import bring
-from tests.finetune import tiny
+from neurofoundry.weights.published import import_checkpoint
+from tests.support import tiny
 
 # What MONAI's schema of 2024-07-25 demands; its own check needs jsonschema and fetches the schema.
 REQUIRED = (
@@ -39,12 +41,11 @@ PERSONS = ("clinic/sub-0007", "clinic/sub-0011")
 
 def export_to(out: Path, encoder: Path) -> Path:
     return stage.run(
-        "weights",
+        "export",
         lambda work: export(work, encoder=encoder, authors="A & B"),
-        out=out,
+        to=stage.Destination(out),
         params={},
         inputs={"pretrain": encoder},
-        track=TrackingParams(mode="disabled"),
     )
 
 
@@ -74,17 +75,16 @@ class TestRoundTrip:
         params = ImportParams(name="back")
         back = stage.run(
             "pretrain",
-            lambda work: bring(work, checkpoint=exported, params=params),
-            out=tmp_path / "back",
+            lambda work: import_checkpoint(work, checkpoint=exported, params=params),
+            to=stage.Destination(tmp_path / "back"),
             params={},
             inputs={},
-            track=TrackingParams(mode="disabled"),
         )
         assert torch.equal(load_encoder(back)(volume), load_encoder(encoder)(volume))
         scans = tiny.scans_table(4).assign(person=["clinic/sub-0007"] * 2 + ["x", "y", "z"][:3])
         scans["split"] = "test"
         with pytest.raises(DataError, match="clinic/sub-0007 was pretrained on"):
-            cohort.guard_leaks(scans, pretrained=cohort.read_pretrained(back))
+            guard_leaks(scans, pretrained=read_pretrained(back))
         again = export_to(tmp_path / "again", back)
         assert (again / "subjects.tsv").read_text() == (exported / "subjects.tsv").read_text()
 
@@ -121,7 +121,7 @@ class TestCard:
     def test_a_licence_that_the_hub_knows_is_called_as_there(
         self, tmp_path: Path, encoder: Path
     ) -> None:
-        plan = adaptation.read_plan(encoder).model_copy(update={"licence": "CC-BY-4.0"})
+        plan = read_plan(encoder).model_copy(update={"licence": "CC-BY-4.0"})
         folder = tmp_path / "encoder"
         folder.mkdir()
         encoders.save(folder, encoders.load(encoder)[0], plan)
@@ -186,7 +186,7 @@ class TestMonai:
     def test_its_configuration_builds_every_network(
         self, encoder: Path, params: EncoderParams
     ) -> None:
-        plan = adaptation.read_plan(encoder).model_copy(update={"encoder": params})
+        plan = read_plan(encoder).model_copy(update={"encoder": params})
         network = monai.bundle.ConfigParser(inference(plan)).get_parsed_content("network_def")
         ours = encoders.build(params, seed=1)
         network.load_state_dict(ours.state_dict(), strict=True)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from neurofoundry import encoders, load_encoder
-from neurofoundry.batches import read_batch
+from neurofoundry import load_encoder
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.volumes import SLOPE, Grid
-from tests.finetune import tiny
+from neurofoundry.nn import encoders
+from neurofoundry.nn.batches import read_batch
+from tests.support import tiny
 
 GRID = tiny.GRID
 

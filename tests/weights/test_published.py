@@ -11,26 +11,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from neurofoundry import adaptation, cohort, encoders, stage
-from neurofoundry.adaptation import EncoderParams
+from neurofoundry.contracts.encoder import EncoderParams, check_grid, read_plan, read_pretrained
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError, NeurofoundryError, UsageError
-from neurofoundry.tracking import TrackingParams
-from neurofoundry.volumes import Grid
+from neurofoundry.nn import encoders
+from neurofoundry.runtime import stage
 from neurofoundry.weights.params import ImportParams
-from neurofoundry.weights.published import bring
-from tests.finetune import tiny
-from tests.weights.plain import trained, write_simclr
+from neurofoundry.weights.published import import_checkpoint
+from tests.support import tiny
+from tests.support.published import trained, write_simclr
 
 
 def bring_to(out: Path, checkpoint: Path, **given: Any) -> Path:
     params = ImportParams(**{"name": "theirs", **given})
     return stage.run(
         "pretrain",
-        lambda work: bring(work, checkpoint=checkpoint, params=params),
-        out=out,
+        lambda work: import_checkpoint(work, checkpoint=checkpoint, params=params),
+        to=stage.Destination(out),
         params={"import": params},
         inputs={},
-        track=TrackingParams(mode="disabled"),
     )
 
 
@@ -63,7 +62,7 @@ class TestFeatures:
         with torch.no_grad():
             expected = network(volumes)
         torch.testing.assert_close(features_of(folder, volumes), expected, rtol=1e-5, atol=1e-5)
-        plan = adaptation.read_plan(folder)
+        plan = read_plan(folder)
         assert (plan.method, plan.licence, plan.name) == ("simclr", "MIT", "theirs")
         assert plan.encoder == EncoderParams(stem_stride=1, width=0.125)
 
@@ -115,8 +114,8 @@ class TestFeatures:
         (first / "subjects.tsv").write_text("person\na/sub-1\n")
         second = bring_to(tmp_path / "second", first, name="again")
         assert torch.equal(features_of(second, volumes), features_of(first, volumes))
-        assert adaptation.read_plan(second).name == "again"
-        assert cohort.read_pretrained(second).persons == {"a/sub-1"}
+        assert read_plan(second).name == "again"
+        assert read_pretrained(second).persons == {"a/sub-1"}
 
     def test_that_learn_let_gradients_through_a_padded_shortcut(self) -> None:
         # MONAI's own shortcut of this kind takes them away.
@@ -135,31 +134,31 @@ class TestPlan:
     def test_the_published_grid_is_the_one_of_preprocess_at_1_mm(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
     ) -> None:
-        plan = adaptation.read_plan(bring_to(tmp_path / "out", simclr[0]))
+        plan = read_plan(bring_to(tmp_path / "out", simclr[0]))
         grid = Grid(spacing=1.0)
-        adaptation.check_grid(plan, grid)
+        check_grid(plan, grid)
         # x −95…96, y −113…78, z −68…81 of MNI152: the reference's crop of 193 × 229 × 193.
         assert grid.shape == (192, 192, 150)
         first, last = grid.affine[:3, 3], grid.affine @ [191, 191, 149, 1]
         assert first.tolist() == [-95, -113, -68]
         assert last[:3].tolist() == [96, 78, 81]
         with pytest.raises(UsageError, match=r"Set preprocess\.grid\.spacing to 1\.0"):
-            adaptation.check_grid(plan, Grid(spacing=2.0))
+            check_grid(plan, Grid(spacing=2.0))
 
     def test_weights_without_a_grid_take_any_unless_bound_to_one(self, tmp_path: Path) -> None:
         path = tmp_path / "monai.pt"
         torch.save(trained(1, "biased").state_dict(), path)
-        plan = adaptation.read_plan(bring_to(tmp_path / "any", path, licence="MIT"))
-        adaptation.check_grid(plan, Grid(spacing=3.0))
-        adaptation.check_grid(plan, Grid(spacing=1.0))
-        plan = adaptation.read_plan(bring_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
+        plan = read_plan(bring_to(tmp_path / "any", path, licence="MIT"))
+        check_grid(plan, Grid(spacing=3.0))
+        check_grid(plan, Grid(spacing=1.0))
+        plan = read_plan(bring_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
         with pytest.raises(UsageError, match="another grid"):
-            adaptation.check_grid(plan, Grid(spacing=3.0))
+            check_grid(plan, Grid(spacing=3.0))
 
     def test_whom_they_have_seen_is_unknown(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
     ) -> None:
-        seen = cohort.read_pretrained(bring_to(tmp_path / "out", simclr[0]))
+        seen = read_pretrained(bring_to(tmp_path / "out", simclr[0]))
         assert seen.persons is None
         assert seen.images is None
 

@@ -1,0 +1,1 @@
+"""The command line: one command a stage, and the only place that knows all of them."""

@@ -1,0 +1,184 @@
+"""What the steps of a Kubeflow pipeline run beside the stages."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neurofoundry.cli.options import (
+    ExecutorInput,
+    Models,
+    Out,
+    Overrides,
+    ParamsFile,
+    Store,
+    Volumes,
+    app,
+    hand_over,
+    load_params,
+    read_by,
+)
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.store import locate
+
+
+@app.command()
+def configure(
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    preprocess_parts: Annotated[int, typer.Option(min=1, help="Parts of the scans.")] = 1,
+    finetune_parts: Annotated[
+        int, typer.Option(min=0, help="Parts of the models to make; 0: as many as can be.")
+    ] = 1,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Check the parameters, and print for each stage those that it reads, and what runs apart.
+
+    So a stage whose own parameters are the same is the same step, whatever else has changed.
+    """
+    from neurofoundry.kubeflow import executor
+    from neurofoundry.project import SECTIONS
+
+    values = load_params(params, overrides)
+    finetune_parts = finetune_parts or values.finetune.most_parts(len(values.tasks))
+    tracking = {"tracking": values.tracking.model_dump(mode="json")}
+    found: dict[str, Any] = {
+        name: json.dumps(read_by(values, name) | tracking) for name in SECTIONS
+    }
+    found["methods"] = list(values.pretrain.methods)
+    for name, count in (("preprocess", preprocess_parts), ("finetune", max(1, finetune_parts))):
+        found[f"parts_of_{name}"] = [f"{number}/{count}" for number in range(1, count + 1)]
+    if executor_input:
+        executor.publish(executor_input, parameters=found)
+    else:
+        print(json.dumps(found, indent=2))
+
+
+@app.command()
+def promote(
+    models: Models,
+    evaluation: Annotated[
+        Path, typer.Option("--evaluation", callback=locate, help="The output of evaluate.")
+    ],
+    out: Out,
+    store: Store = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Put the model that the promotion rule has accepted into a folder, with its card."""
+    from neurofoundry.kubeflow import promote
+    from neurofoundry.runtime import stage
+
+    folder = stage.run(
+        "promote",
+        lambda work: promote.promote(work, models=models, evaluation=evaluation),
+        to=stage.Destination(out, store),
+        params={},
+        inputs={"finetune": models, "evaluate": evaluation},
+    )
+    hand_over(folder, None, executor_input)
+
+
+@app.command(hidden=True)
+def fetch(
+    store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
+    data_version: Annotated[str, typer.Option(help="Its md5 in data.dvc; any, if empty.")] = "",
+    repository: Annotated[str, typer.Option(help="The git repository with data.dvc.")] = "",
+    revision: Annotated[str, typer.Option(help="A commit, tag or branch of it.")] = "",
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Bring the raw data onto the store, in the version that is asked for."""
+    from neurofoundry.kubeflow import executor
+    from neurofoundry.kubeflow.fetch import fetch
+
+    folder = fetch(store, version=data_version, repository=repository, revision=revision)
+    print(folder)
+    if executor_input:
+        executor.publish(executor_input, parameters={"folder": str(folder)})
+
+
+@app.command(hidden=True)
+def check(
+    store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs that must be seen.")] = 0,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """See whether a step finds what it needs; exit 2 says what is missing."""
+    from neurofoundry.kubeflow import executor
+
+    findings = executor.check(store, gpus=gpus)
+    text = "\n".join(f"- {finding}" for finding in findings) + "\n"
+    executor.tell(text, out, executor_input)
+
+
+@app.command(hidden=True)
+def summarize(
+    status: Annotated[str, typer.Option(help="What Kubeflow says of the run, as JSON.")],
+    store: Annotated[Path, typer.Option(help="Where the outputs are.")],
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Say how a pipeline run ended, and how to go on."""
+    from neurofoundry.kubeflow import executor
+
+    executor.tell(executor.summary(json.loads(status), store), out, executor_input)
+
+
+@app.command(hidden=True)
+def pretrain_on_nodes(
+    volumes: Volumes,
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
+    store: Annotated[Path, typer.Option("--store", help="On the volume that all nodes mount.")],
+    params: ParamsFile,
+    nodes: Annotated[int, typer.Option(help="Machines that train together.")],
+    processes: Annotated[int, typer.Option(help="Of each node: its GPUs.")],
+    image: Annotated[str, typer.Option(help="Of the containers.")],
+    claim: Annotated[str, typer.Option(help="The persistent volume claim of the store.")],
+    mount: Annotated[str, typer.Option(help="Where it is mounted.")],
+    pool: Annotated[str, typer.Option(help="Of pipelines/node_pools.yaml, as JSON.")],
+    selector: Annotated[str, typer.Option(help="Labels of the nodes, as JSON.")],
+    tolerations: Annotated[str, typer.Option(help="Taints that are accepted, as JSON.")],
+    secret: Annotated[str, typer.Option(help="With the key of W&B.")],
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store."""
+    from neurofoundry.kubeflow import executor
+    from neurofoundry.kubeflow import trainjob as cluster
+    from neurofoundry.params import validate
+
+    load_params(params, None, stage="pretrain")
+    found = {
+        "pool": _json(pool),
+        "selector": _json(selector),
+        "tolerations": _json(tolerations),
+        "nodes": nodes,
+        "processes": processes,
+        "secret": secret,
+        "image": image,
+        "claim": claim,
+        "mount": mount,
+    }
+    machines = validate(found, cluster.Machines, origin="pretrain-on-nodes")
+    api = cluster.Api.of_this_pod()
+    job = cluster.train_job(
+        machines,
+        method=method,
+        params=params,
+        volumes=volumes,
+        run=os.environ.get("NEUROFOUNDRY_RUN", ""),
+        owner=cluster.owner_of_this_run(api),
+    )
+    cluster.train(api, job)
+    if executor_input:
+        executor.publish(executor_input)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: expected JSON ({error}).") from error

@@ -1,0 +1,145 @@
+"""Options that several commands share, and what they do with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.store import locate, locate_all
+
+if TYPE_CHECKING:
+    from neurofoundry.project import Params
+
+# Workers of a stage import the command line again: what is heavy is imported where it is used.
+
+app = typer.Typer(
+    help="From raw 3D brain MRI to a pretrained, fine-tuned and honestly evaluated model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+plan = typer.Typer(no_args_is_help=True, help="Say what a stage will cost on this machine.")
+app.add_typer(plan, name="plan")
+
+ParamsFile = Annotated[
+    str,
+    typer.Option(
+        "--params",
+        help="The parameters: a file, its text, or what `configure` gave for this stage.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter: pretrain.epochs=3"),
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder to write; it appears when whole.")]
+Data = Annotated[Path, typer.Option("--data", help="The raw data: BIDS, DICOM or a table.")]
+Cohort = Annotated[Path, typer.Option("--cohort", callback=locate, help="The output of ingest.")]
+Volumes = Annotated[
+    Path, typer.Option("--volumes", callback=locate, help="The output of preprocess.")
+]
+Encoder = Annotated[
+    list[Path],
+    typer.Option(
+        "--encoder",
+        callback=locate_all,
+        help="An output of pretrain, or a folder of them. Repeatable.",
+    ),
+]
+Models = Annotated[Path, typer.Option("--models", callback=locate, help="The output of finetune.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")]
+
+# What a step of an orchestrator needs beside (docs/kubeflow.md).
+CLUSTER = "On a cluster"
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        rich_help_panel=CLUSTER,
+        help="Keep the output here, beside those of other runs; --out becomes its manifest.",
+    ),
+]
+Copies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy",
+        metavar="FILE=PATH",
+        rich_help_panel=CLUSTER,
+        help="Copy a file of the finished output. Repeatable.",
+    ),
+]
+ExecutorInput = Annotated[
+    str, typer.Option("--executor-input", rich_help_panel=CLUSTER, help="Of Kubeflow Pipelines.")
+]
+ShardOf = Annotated[
+    str,
+    typer.Option(
+        "--shard",
+        metavar="NUMBER/OF",
+        rich_help_panel=CLUSTER,
+        help="Make one of several equal shards, such as 2/8.",
+    ),
+]
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reuse",
+        callback=locate_all,
+        rich_help_panel=CLUSTER,
+        help="Take from these outputs what they have made, such as shards. Repeatable.",
+    ),
+]
+
+
+def cores() -> int:
+    """Cores that this process may use; in a container often fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def load_params(params: str, overrides: Sequence[str] | None, *, stage: str = "") -> Params:
+    """The file ``params`` as a whole, or the document that `configure` made for ``stage``."""
+    from neurofoundry.params import load, load_text
+    from neurofoundry.project import Params, load_sections
+
+    if stage and params.startswith("{"):
+        return load_sections(stage, params, overrides or ())
+    if "\n" in params:
+        return load_text(params, Params, overrides or (), origin="--params")
+    return load(Path(params), Params, overrides or ())
+
+
+def read_by(values: Params, stage: str) -> dict[str, Any]:
+    """What ``stage`` reads of the parameters."""
+    from neurofoundry.project import SECTIONS
+
+    plain = values.model_dump(mode="json", by_alias=True)
+    return {name: plain[name] for name in SECTIONS[stage]}
+
+
+def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:
+    """The inputs of a stage that takes encoders."""
+    from neurofoundry.contracts.encoder import find_encoders
+
+    return {f"pretrain/{name}": folder for name, folder in find_encoders(folders).items()}
+
+
+def hand_over(folder: Path, copies: Sequence[str] | None, executor_input: str) -> None:
+    """Give an orchestrator what it asked for of a finished output."""
+    from neurofoundry.kubeflow import executor
+
+    for copy in copies or ():
+        name, _, target = copy.partition("=")
+        if not (folder / name).is_file() or not target:
+            raise UsageError(f"--copy {copy}: expected FILE=PATH; {folder} has no file '{name}'.")
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
+    if executor_input:
+        executor.publish(executor_input, **executor.describe(folder))

@@ -1,0 +1,339 @@
+"""One command a stage, `run` for all of them, and what they start from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neurofoundry.cli.options import (
+    Cohort,
+    Copies,
+    Data,
+    Encoder,
+    ExecutorInput,
+    Models,
+    Out,
+    Overrides,
+    ParamsFile,
+    Reuse,
+    ShardOf,
+    Store,
+    Volumes,
+    Workers,
+    app,
+    cores,
+    encoder_inputs,
+    hand_over,
+    load_params,
+    plan,
+    read_by,
+)
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.store import locate_all
+
+
+@app.command()
+def ingest(
+    data: Data,
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Look at every file of the raw data and make the table of usable scans and their splits."""
+    from neurofoundry.ingest import run
+    from neurofoundry.runtime import stage
+
+    values = load_params(params, overrides, stage="ingest")
+    folder = stage.run(
+        "ingest",
+        lambda work: run.ingest(
+            work, data=data, params=values.ingest, tasks=values.tasks, seed=values.seed
+        ),
+        to=stage.Destination(out, store),
+        params=read_by(values, "ingest"),
+        inputs={},
+        track=values.tracking,
+    )
+    hand_over(folder, copies, executor_input)
+
+
+@app.command()
+def preprocess(
+    data: Data,
+    cohort: Cohort,
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    shard: ShardOf = "1/1",
+    reuse: Reuse = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Mask the brain, register it to MNI152, normalize it, and check the result."""
+    from neurofoundry.preprocess import run, template
+    from neurofoundry.preprocess.verdict import decisions
+    from neurofoundry.runtime import stage
+
+    values = load_params(params, overrides, stage="preprocess")
+    folder = stage.run(
+        "preprocess",
+        lambda work: run.preprocess(
+            work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
+        ),
+        to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
+        params=read_by(values, "preprocess")
+        | decisions(values.preprocess, data)
+        | template.fingerprint(template.find(values.preprocess, data)),
+        inputs={"ingest": cohort},
+        track=values.tracking,
+        part=stage.Shard.parse(shard),
+        reuse=reuse or (),
+    )
+    hand_over(folder, copies, executor_input)
+
+
+@plan.command("preprocess")
+def plan_preprocess(
+    data: Data,
+    cohort: Cohort,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    scans: Annotated[int, typer.Option(min=1, help="How many to try.")] = 5,
+) -> None:
+    """Preprocess a few scans, and say what hours and disk all of them will take."""
+    from neurofoundry.preprocess import plan
+
+    values = load_params(params, overrides, stage="preprocess")
+    found = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
+    print(found.describe(workers or cores()))
+
+
+@app.command()
+def pretrain(
+    volumes: Volumes,
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option(min=0, help="That train together; 0: one a GPU of this machine.")
+    ] = 0,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Train an encoder on unlabelled volumes."""
+    from neurofoundry.pretrain import ranks, run
+    from neurofoundry.runtime import stage
+
+    values = load_params(params, overrides, stage="pretrain")
+    ranks.spread(processes)
+    folder = stage.run(
+        "pretrain",
+        lambda work: run.pretrain(
+            work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
+        ),
+        to=stage.Destination(out, store),
+        params={
+            "pretrain": values.pretrain.read_by(method),
+            "seed": values.seed,
+            "method": method,
+        },
+        inputs={"preprocess": volumes},
+        track=values.tracking,
+        leads=ranks.leads(),
+    )
+    if ranks.leads():
+        hand_over(folder, copies, executor_input)
+
+
+@plan.command("pretrain")
+def plan_pretrain(
+    scans: Annotated[int, typer.Option("--scans", min=1, help="Of the cohort.")],
+    method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")] = "",
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+) -> None:
+    """Measure a few steps here; print hours, memory and the largest batch for so many scans."""
+    from neurofoundry.pretrain.plan import describe_cost
+
+    values = load_params(params, overrides)
+    methods = values.pretrain.methods
+    if method and method not in methods:
+        raise UsageError(f"--method {method}: not one of pretrain.methods ({', '.join(methods)}).")
+    for name in [method] if method else methods:
+        print(describe_cost(name, values.pretrain, values.preprocess.grid, scans=scans))
+
+
+@app.command()
+def finetune(
+    volumes: Volumes,
+    encoder: Encoder,
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    shard: ShardOf = "1/1",
+    reuse: Reuse = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Fine-tune and probe on the declared tasks, from every declared initialization."""
+    from neurofoundry.finetune import run
+    from neurofoundry.runtime import stage
+
+    values = load_params(params, overrides, stage="finetune")
+    folder = stage.run(
+        "finetune",
+        lambda work: run.finetune(
+            work,
+            volumes=volumes,
+            encoder=encoder,
+            params=values.finetune,
+            tasks=values.tasks,
+            seed=values.seed,
+        ),
+        to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
+        params=read_by(values, "finetune"),
+        inputs={"preprocess": volumes, **encoder_inputs(encoder)},
+        track=values.tracking,
+        part=stage.Shard.parse(shard),
+        reuse=reuse or (),
+    )
+    hand_over(folder, copies, executor_input)
+
+
+@app.command()
+def evaluate(
+    cohort: Cohort,
+    volumes: Volumes,
+    encoder: Encoder,
+    models: Models,
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    store: Store = None,
+    copies: Copies = None,
+    executor_input: ExecutorInput = "",
+) -> None:
+    """Measure the models in and out of distribution, with intervals, and write the report."""
+    from neurofoundry.evaluate import run
+    from neurofoundry.runtime import stage
+
+    values = load_params(params, overrides, stage="evaluate")
+    folder = stage.run(
+        "evaluate",
+        lambda work: run.evaluate(
+            work,
+            cohort=cohort,
+            volumes=volumes,
+            encoder=encoder,
+            models=models,
+            params=values.evaluate,
+            tasks=values.tasks,
+            seed=values.seed,
+        ),
+        to=stage.Destination(out, store),
+        params=read_by(values, "evaluate"),
+        inputs={
+            "ingest": cohort,
+            "preprocess": volumes,
+            **encoder_inputs(encoder),
+            "finetune": models,
+        },
+        track=values.tracking,
+    )
+    hand_over(folder, copies, executor_input)
+
+
+@app.command(name="run")
+def run_all(
+    data: Data,
+    out: Out,
+    params: ParamsFile = "params.yaml",
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """All five stages, one after another, into one folder. Run again: only what changed runs."""
+    cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
+    models, evaluation = out / "models", out / "evaluation"
+    ingest(data, cohort, params, overrides)
+    preprocess(data, cohort, volumes, params, overrides, workers)
+    for method in load_params(params, overrides).pretrain.methods:
+        pretrain(volumes, method, encoder / method, params, overrides, processes=1)
+    finetune(volumes, [encoder], models, params, overrides)
+    evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
+    print(f"\nReport: {evaluation / 'report.html'}")
+
+
+@app.command()
+def phantom(
+    out: Out,
+    subjects: Annotated[int, typer.Option(help="Over all four sites.")] = 100,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxel size in mm; by default each site has its own.")
+    ] = None,
+    two_sessions: Annotated[
+        float, typer.Option(help="Share of subjects scanned again 1 to 3 years later.")
+    ] = 0.05,
+    travelling: Annotated[
+        float, typer.Option(help="Share of subjects scanned again at another familiar site.")
+    ] = 0.3,
+    ad_effect: Annotated[float, typer.Option(help="Strength of Alzheimer's-like atrophy.")] = 1.0,
+    stroke_ml: Annotated[float, typer.Option(help="Median volume of a stroke, ml.")] = 20.0,
+    lesion_load: Annotated[float, typer.Option(help="Amount of white matter lesions.")] = 1.0,
+    workers: Workers = 0,
+) -> None:
+    """Generate the sample cohort: synthetic T1-weighted heads with known labels, as BIDS."""
+    # numpy's functions for AVX-512 differ from all others in the last bit, and data.dvc is for all.
+    os.environ["NPY_DISABLE_CPU_FEATURES"] = "X86_V4 AVX512_ICL AVX512_SPR"
+    from neurofoundry.params import validate
+    from neurofoundry.phantom.dataset import generate
+    from neurofoundry.phantom.params import PhantomParams
+
+    values = {
+        "subjects": subjects,
+        "seed": seed,
+        "spacing_mm": spacing,
+        "two_session_fraction": two_sessions,
+        "travelling_fraction": travelling,
+        "ad_effect": ad_effect,
+        "stroke_ml": stroke_ml,
+        "lesion_load": lesion_load,
+    }
+    generate(validate(values, PhantomParams, origin="phantom"), out, workers or cores())
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            callback=locate_all,
+            help="Outputs of evaluate; the others are compared with the first.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder to write tables and a page into, as a whole."),
+    ] = None,
+) -> None:
+    """Evaluations of the same scans side by side: what differs, with paired intervals."""
+    from rich.console import Console
+
+    from neurofoundry.evaluate import compare
+
+    found = compare.compare(evaluations)
+    compare.show(found, Console())
+    if out:
+        compare.write(found, out)

@@ -1,0 +1,135 @@
+"""Weights in and out, and what they say of raw scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neurofoundry.cli.options import (
+    Out,
+    Overrides,
+    Workers,
+    app,
+    cores,
+    load_params,
+)
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.store import locate
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],
+    name: Annotated[str, typer.Option("--as", help="What finetune.initializations call it.")],
+    out: Out,
+    kind: Annotated[
+        str, typer.Option(help="3d-neuro-simclr, medicalnet, monai or neurofoundry; else guessed.")
+    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, where they do not say.")] = "",
+    spacing: Annotated[
+        float | None, typer.Option(help="mm of the grid to bind weights to that have none.")
+    ] = None,
+    stem_stride: Annotated[
+        int | None, typer.Option(help="Of the first convolution, for kind monai; else 1.")
+    ] = None,
+) -> None:
+    """Make an encoder of a published checkpoint: strictly, and without running what is in it."""
+    from neurofoundry.params import validate
+    from neurofoundry.runtime import stage
+    from neurofoundry.weights.params import ImportParams
+    from neurofoundry.weights.published import import_checkpoint
+
+    given: dict[str, Any] = {"name": name, "kind": kind or None, "licence": licence}
+    given |= {"spacing": spacing, "stem_stride": stem_stride}
+    params = validate(given, ImportParams, origin="import")
+    stage.run(
+        "import",
+        lambda work: import_checkpoint(work, checkpoint=checkpoint, params=params),
+        to=stage.Destination(out),
+        params={"import": params},
+        inputs={},
+    )
+
+
+@app.command()
+def export(
+    encoder: Annotated[
+        Path, typer.Argument(callback=locate, help="An output of pretrain or import.")
+    ],
+    out: Out,
+    authors: Annotated[str, typer.Option(help="As the model card names them.")] = "Not named",
+) -> None:
+    """Write an encoder for the Hugging Face hub, for MONAI and for other installations."""
+    from neurofoundry.runtime import stage
+    from neurofoundry.weights import bundle
+
+    stage.run(
+        "export",
+        lambda work: bundle.export(work, encoder=encoder, authors=authors),
+        to=stage.Destination(out),
+        params={"authors": authors},
+        inputs={"pretrain": encoder},
+    )
+
+
+Scans = Annotated[
+    list[Path],
+    typer.Argument(help="BIDS, DICOM, NIfTI files or folders of them, or outputs of preprocess."),
+]
+Template = Annotated[
+    Path | None,
+    typer.Option(help="The folder of the template, for weights whose volumes had another."),
+]
+Table = Annotated[Path, typer.Option("--out", help="The table to write, .tsv or .parquet.")]
+
+
+@app.command()
+def embed(
+    scans: Scans,
+    weights: Annotated[
+        Path, typer.Option(callback=locate, help="The folder of an encoder, or of an exported one.")
+    ],
+    out: Table,
+    params: Annotated[
+        str, typer.Option(help="Whose 'preprocess' makes volumes; for weights that do not say.")
+    ] = "",
+    overrides: Overrides = None,
+    template: Template = None,
+    workers: Workers = 0,
+) -> None:
+    """Features of raw scans: one row a scan, with the reason where there are none."""
+    from neurofoundry.inference.embeddings import embed
+
+    if overrides and not params:
+        raise UsageError("--set: there are no --params that it could override.")
+    values = load_params(params, overrides).preprocess if params else None
+    embed(
+        scans,
+        weights=weights,
+        out=out,
+        workers=workers or cores(),
+        params=values,
+        template=template,
+    )
+
+
+@app.command()
+def predict(
+    scans: Scans,
+    model: Annotated[
+        Path,
+        typer.Option(
+            callback=locate,
+            help="A model: models/TASK/INIT/FRACTION/SEED, or an output of promote.",
+        ),
+    ],
+    out: Table,
+    template: Template = None,
+    workers: Workers = 0,
+) -> None:
+    """What a model says of raw scans, with its uncertainty and a flag for unfamiliar ones."""
+    from neurofoundry.inference.predictions import predict
+
+    predict(scans, model=model, out=out, workers=workers or cores(), template=template)

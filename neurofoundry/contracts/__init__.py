@@ -1,0 +1,1 @@
+"""The files between stages: schemas, readers and writers. Stages meet only here."""

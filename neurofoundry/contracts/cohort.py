@@ -1,0 +1,53 @@
+"""cohort/: the table of usable scans, and of the files that were not used.
+
+A **person** is who was scanned; a **subject** is a label within a dataset. Everything that must
+not leak (splits, intervals, pretraining overlap) goes by person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandera.pandas as pa
+
+SPLITS = ("pretrain", "train", "val", "test", "ood")
+
+SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
+
+SCANS = pa.DataFrameSchema(
+    {
+        "scan_id": pa.Column(str, pa.Check.str_matches(r"^[A-Za-z0-9_-]+$"), unique=True),
+        "dataset": pa.Column(str),
+        "subject": pa.Column(str),
+        "session": pa.Column(str),
+        "person": pa.Column(str),
+        "source": pa.Column(str, pa.Check.isin(["bids", "dicom", "table"])),
+        "path": pa.Column(str),
+        "sha256": pa.Column(str, SHA256),
+        "split": pa.Column(str, pa.Check.isin(SPLITS)),
+        "age": pa.Column(float, pa.Check.in_range(0, 120), nullable=True),
+        "sex": pa.Column(str, pa.Check.isin(["F", "M"]), nullable=True),
+        "site": pa.Column(str),
+        "scanner": pa.Column(str, nullable=True),
+        "field_strength": pa.Column(float, pa.Check.gt(0), nullable=True),
+    },
+    coerce=True,
+    strict=False,  # the label columns that params.yaml declares follow
+)
+"""cohort/scans.tsv: one row a usable T1w scan. ``age`` in years, ``field_strength`` in tesla.
+``path`` is relative to the data root, or to the cohort folder where ``source`` is dicom."""
+
+EXCLUDED = pa.DataFrameSchema(
+    {"dataset": pa.Column(str), "path": pa.Column(str), "reason": pa.Column(str)}, coerce=True
+)
+"""cohort/excluded.tsv: every file that was not used."""
+
+
+def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path) -> Path:
+    """Where the image of a row of scans.tsv lies."""
+    return (cohort if scan["source"] == "dicom" else data) / scan["path"]
+
+
+HELD_OUT = ("val", "test", "ood")
+"""The splits that models predict. val has served to choose: only test and ood are evidence."""

@@ -1,0 +1,213 @@
+"""The adaptation plan: what a user of an encoder's weights must know, without loading them."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandera.pandas as pa
+from pydantic import Field, ValidationError, field_validator
+
+from neurofoundry.contracts.cohort import SHA256
+from neurofoundry.contracts.tables import read_table
+from neurofoundry.contracts.volumes import Grid, read_grid, read_normalization
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.params import Section
+
+
+class EncoderParams(Section):
+    """A 3D ResNet of MONAI; the defaults are the network of the published 3D-Neuro-SimCLR."""
+
+    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the first convolution (7³); a max-pool of stride 2 follows. 2 needs an eighth of
+    the memory and an eighth of the time."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """Share of the published channels (64, 128, 256, 512): a multiple of 1/8."""
+    norm: Literal["batch", "group"] = "batch"
+    """Batch norm needs large batches; group norm (8 groups) does not look across a batch."""
+    shortcut: Literal["biased", "unbiased", "padded"] = "biased"
+    """How a block that changes channels or stride passes its input on: by a convolution of 1³ with
+    bias, or without, or by padding with channels of zeros (MedicalNet's ResNet-18)."""
+    dilated: bool = False
+    """The last two levels keep the resolution of the second, with convolutions dilated by 2 and 4,
+    as in MedicalNet."""
+
+    @field_validator("width")
+    @classmethod
+    def _whole_channels(cls, width: float) -> float:
+        if width * 8 != int(width * 8):
+            raise ValueError("must be a multiple of 0.125, such as 0.25, 0.5 or 1")
+        return width
+
+
+class Pretraining(Section):
+    """What the weights have seen."""
+
+    data_version: str
+    persons: int
+    scans: int
+    epochs: int
+    seed: int
+
+
+class Plan(Section):
+    """The adaptation plan: all that a user of the weights must know, written beside them."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    """What finetune.initializations call these weights."""
+    encoder: EncoderParams
+    features: int
+    grid: dict[str, Any]
+    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty: weights from
+    elsewhere that are bound to none."""
+    normalization: str = "zscore"
+    """What intensities meant in those volumes, as their grid.json says; the background is 0."""
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    """How a scan's volume is made and judged: ``preprocess`` of params.yaml without what compares
+    scans, and ``standard``, the landmarks of nyul. Empty where it is not known."""
+    method: Literal["simclr", "mae", "random", "supervised", "unknown"]
+    licence: str
+    """Of the weights: what the licences of the data allow."""
+    pretraining: Pretraining | None = None
+    origin: str = ""
+    """The checkpoint that weights from elsewhere were read from."""
+
+
+def check_volumes(plan: Plan, folder: Path) -> Grid:
+    """The grid of a volumes folder; UsageError unless the weights were trained on such volumes."""
+    grid = read_grid(folder)
+    check_grid(plan, grid)
+    check_normalization(plan, read_normalization(folder))
+    return grid
+
+
+def check_grid(plan: Plan, grid: Grid) -> None:
+    """Raise UsageError unless ``grid`` is the one the weights were trained on."""
+    volumes = grid.describe() if plan.grid else {}
+    differing = [
+        f"{key} {plan.grid.get(key)} (volumes: {value})"
+        for key, value in volumes.items()
+        # The slope is how volumes are stored; the network sees z-scores.
+        if key not in ("slope", "affine") and plan.grid.get(key) != value
+    ]
+    if differing:
+        raise UsageError(
+            f"The encoder was trained on volumes of another grid: {', '.join(differing)}. "
+            f"Set preprocess.grid.spacing to {plan.grid.get('spacing_mm')} and preprocess again, "
+            "or pretrain an encoder on these volumes."
+        )
+
+
+def check_normalization(plan: Plan, found: str) -> None:
+    """Raise UsageError unless intensities mean what they meant where the weights were trained."""
+    if plan.normalization == found:
+        return
+    kind, fitted, _ = plan.normalization.partition(" at ")
+    mend = f"Set preprocess.normalization to {kind} and preprocess again"
+    if fitted and found.startswith(kind):
+        mend = "Preprocess both cohorts in one run, which fits one scale"
+    raise UsageError(
+        f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
+        f"these are normalized by {found}. {mend}, or pretrain an encoder on these volumes."
+    )
+
+
+def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
+    """Encoders by the name in their plan.
+
+    Each of ``folders`` is one encoder, or holds one in each of its folders. Raises DataError.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        inner = [folder] if (folder / "plan.json").exists() else sorted(folder.glob("[!.]*/"))
+        holders = [each for each in inner if (each / "plan.json").exists()]
+        if not holders:
+            raise UsageError(
+                f"{folder}: no encoder (no plan.json here or in a folder of it). "
+                "Run `neurofoundry pretrain` first."
+            )
+        for holder in holders:
+            name = read_plan(holder).name
+            if name in found:
+                raise DataError(
+                    f"{holder}: there is another encoder of the name '{name}' ({found[name]}). "
+                    "Give only one of them."
+                )
+            found[name] = holder
+    return found
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan beside an encoder's weights. Raises DataError."""
+    path = folder / "plan.json"
+    try:
+        return Plan.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError, ValidationError) as error:
+        raise DataError(f"{path}: not an adaptation plan ({error}). Pretrain again.") from error
+
+
+SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
+"""subjects.tsv of an encoder: everyone it was pretrained on. Encoders from elsewhere may have none:
+then whom they have seen is unknown."""
+
+HASHED_SUBJECTS = pa.DataFrameSchema(
+    {"person_hash": pa.Column(str, SHA256), "salt": pa.Column(str)}, coerce=True
+)
+"""subjects.tsv of an encoder that was exported: `hash_person` of everyone."""
+
+IMAGES = pa.DataFrameSchema({"sha256": pa.Column(str, SHA256)}, coerce=True)
+"""images.tsv of an encoder: every image it was pretrained on. Encoders from elsewhere may have
+none: then leakage can only be seen by name."""
+
+
+@dataclass(frozen=True)
+class PretrainedOn:
+    """Whom and what an encoder has seen."""
+
+    persons: frozenset[str] | None = frozenset()
+    """Names, or hashes where there is a ``salt``; None where the encoder does not say."""
+    images: frozenset[str] | None = None
+    """SHA-256 of the image files; None where the encoder does not say."""
+    salt: str = ""
+
+    def among(self, persons: Iterable[str]) -> list[str]:
+        """Which of ``persons`` it is known to have seen."""
+        seen = self.persons or ()
+        named = {hash_person(each, self.salt) if self.salt else each: each for each in persons}
+        return sorted(person for name, person in named.items() if name in seen)
+
+
+def hash_person(person: str, salt: str) -> str:
+    """HMAC-SHA256 of a person's name, under a salt that is published with it.
+
+    Who holds the same names can see whether they are meant; who does not can only try names.
+    """
+    return hmac.new(salt.encode(), person.encode(), "sha256").hexdigest()
+
+
+def read_pretrained(encoder: Path) -> PretrainedOn:
+    """subjects.tsv and images.tsv of an encoder's folder, as far as it has them."""
+    path = encoder / "images.tsv"
+    images = frozenset(read_table(path, IMAGES)["sha256"]) if path.exists() else None
+    path = encoder / "subjects.tsv"
+    if not path.exists():
+        return PretrainedOn(None, images)
+    if "person_hash" in path.read_text().partition("\n")[0].split("\t"):
+        table = read_table(path, HASHED_SUBJECTS)
+        salts = set(table["salt"])
+        if len(salts) > 1:
+            raise DataError(f"{path}: {len(salts)} salts, expected one for all. Export it again.")
+        return PretrainedOn(frozenset(table["person_hash"]), images, next(iter(salts), ""))
+    return PretrainedOn(frozenset(read_table(path, SUBJECTS)["person"]), images)
+
+
+HISTORY = pa.DataFrameSchema(
+    {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
+)
+"""history.tsv of an encoder: one row an epoch."""

@@ -1,0 +1,56 @@
+"""The template, as it ships inside nilearn (ICBM 2009a nonlinear symmetric, 1 mm), and its planes.
+
+Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without skull.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from neurofoundry.contracts.volumes import BOX_MM
+from neurofoundry.errors import UsageError
+
+
+@cache
+def load(name: Literal["t1", "gm", "wm"]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """One of nilearn's maps scaled to 0..1, and its affine; not to be written to.
+
+    Raises UsageError.
+    """
+    # Importing nilearn itself would cost a second.
+    spec = importlib.util.find_spec("nilearn")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    try:
+        image: Any = nib.load(path)
+        values = np.asarray(image.dataobj, np.float32)
+    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise UsageError(
+            f"The template {path} cannot be read: {error}. It comes with nilearn: "
+            "pip install --force-reinstall nilearn."
+        ) from error
+    return values / np.float32(255), image.affine
+
+
+def plane(axis: int, position: float, pixel: float) -> NDArray[np.float64]:
+    """Points (rows, columns, 3) in mm across the standard box at ``position`` of ``axis``, every
+    ``pixel`` mm, rows from the top."""
+    across, up = (other for other in range(3) if other != axis)
+    columns, rows = (
+        np.arange(low + pixel / 2, high, pixel) for low, high in (BOX_MM[across], BOX_MM[up])
+    )
+    points = np.empty((len(rows), len(columns), 3))
+    points[..., axis] = position
+    points[..., across] = columns
+    points[..., up] = rows[::-1, None]
+    return points

@@ -1,0 +1,44 @@
+"""Contract tables: tab-separated, with a header, 'n/a' for what is missing; checked both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+
+from neurofoundry.errors import DataError
+
+
+def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
+    """Read a contract table, checked. 'n/a' is a missing value, as in BIDS."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+    if "usable" in table:
+        table["usable"] = table["usable"].map({"true": True, "false": False})
+    return _check(table, schema, path)
+
+
+def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | None = None) -> None:
+    """Write a tab-separated table, checked, as a whole or not at all."""
+    if schema is not None:
+        table = _check(table, schema, path)
+    for column in table.columns[[dtype.kind == "b" for dtype in table.dtypes]]:
+        table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
+    temporary = path.with_name(f".{path.name}.tmp")
+    table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+    temporary.replace(path)
+
+
+def _check(table: pd.DataFrame, schema: pa.DataFrameSchema, path: Path) -> pd.DataFrame:
+    try:
+        return schema.validate(table, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        first = error.failure_cases.iloc[0]
+        raise DataError(
+            f"{path}: {len(error.failure_cases)} values break the table's contract; the first: "
+            f"column '{first['column'] or first['failure_case']}', row {first['index']}, "
+            f"found {first['failure_case']!r}, expected {first['check']}."
+        ) from error

@@ -1,0 +1,1 @@
+"""What is measured of an evaluation: numbers and tables, no words."""

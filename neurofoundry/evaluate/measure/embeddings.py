@@ -1,0 +1,173 @@
+"""Whether what a frozen encoder says of two scans of a person is about the person."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist
+
+from neurofoundry.evaluate.inputs import Inputs
+from neurofoundry.evaluate.measure.robustness import first_two
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.stats import intervals, metrics
+from neurofoundry.stats.intervals import Estimate
+from neurofoundry.stats.metrics import Values
+
+EMBEDDINGS = [
+    "encoder",
+    "sites",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "chance",
+    "subjects",
+    "reason",
+]
+
+NAMES = ("icc_consistency", "identification", "distance_ratio")
+
+
+def measure(
+    features: Mapping[str, tuple[np.ndarray, Values]],
+    inputs: Inputs,
+    *,
+    params: EvaluateParams,
+    seed: int,
+) -> pd.DataFrame:
+    """EMBEDDINGS: a row an encoder, whether a person's first two scans in test and ood are from
+    one site or from two, and a metric.
+
+    ``icc_consistency`` is the median over features of their ICC(3,1); the two others rest on
+    Euclidean distances of standardized features, see ``identified`` and ``distance_ratio``.
+    Intervals come from resampling the persons who were scanned twice; those whom a scan could be
+    taken for stay as they are.
+    """
+    rows: list[dict[str, object]] = []
+    usable = inputs.scans["usable"] & inputs.scans["split"].isin(["test", "ood"])
+    for name, (scan_ids, values) in features.items():
+        scans = inputs.scans[usable & inputs.scans["scan_id"].isin(scan_ids)]
+        order = pd.Series(np.arange(len(scan_ids)), scan_ids).reindex(scans["scan_id"])
+        x = standardized(values[order.to_numpy(int)])
+        person = scans["person"].to_numpy()
+        site = (scans["dataset"] + "\0" + scans["site"]).to_numpy()
+        first, second = first_two(scans)
+        same = site[first] == site[second]
+        for sites, chosen in (("one", same), ("two", ~same)):
+            pairs = first[chosen], second[chosen]
+            for metric, (found, chance) in _estimates(x, person, *pairs, params, seed).items():
+                rows.append(
+                    {
+                        "encoder": name,
+                        "sites": sites,
+                        "metric": metric,
+                        "value": found.value,
+                        "low": found.low,
+                        "high": found.high,
+                        "chance": chance,
+                        "subjects": int(chosen.sum()),
+                        "reason": found.reason,
+                    }
+                )
+    numbers = dict.fromkeys(("value", "low", "high", "chance"), float)
+    return pd.DataFrame(rows, columns=EMBEDDINGS).astype(numbers)
+
+
+def standardized(values: Values) -> Values:
+    """Features (scans, features) of variance 1; those that never vary fall out."""
+    spread = values.std(axis=0)
+    varies = spread > 1e-9 * np.abs(values).max(axis=0, initial=0)
+    standardized: Values = (values[:, varies] - values[:, varies].mean(axis=0)) / spread[varies]
+    return standardized
+
+
+def _estimates(
+    x: Values,
+    person: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    params: EvaluateParams,
+    seed: int,
+) -> dict[str, tuple[Estimate, float | None]]:
+    """Each metric with what chance would give, where that is known."""
+    count = len(first)
+    reason = ""
+    if count < params.min_subjects:
+        reason = f"{count} subjects were scanned twice so, {params.min_subjects} are needed"
+    elif not x.shape[1]:
+        reason = "the features are the same for all scans"
+    if reason:
+        return dict.fromkeys(NAMES, (Estimate(None, None, None, reason), None))
+    right, chance = identified(x, person, first, second)
+    within, between = distances(x[first], x[second])
+    samples = intervals.resample(
+        lambda weights: np.stack(
+            [
+                median_icc(np.stack([x[first], x[second]], axis=1), weights),
+                weights @ right / weights.sum(axis=1),
+                distance_ratio(within, between, weights),
+            ]
+        ),
+        np.arange(count),
+        count=params.bootstraps,
+        seed=seed,
+        key="embeddings",
+    )
+    found = [intervals.estimate(s, name, [count]) for name, s in zip(NAMES, samples, strict=True)]
+    return dict(zip(NAMES, zip(found, (0.0, chance, 1.0), strict=True), strict=True))
+
+
+def median_icc(pairs: Values, weights: Values) -> Values:
+    """Median over features of ICC(3,1) of pairs (persons, 2, features): (resamples,)."""
+    with warnings.catch_warnings():
+        # A resample of one person many times has no variance between persons: it gives NaN.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        median: Values = np.nanmedian(metrics.icc(pairs, weights)[1], axis=-1)
+    return median
+
+
+def identified(
+    x: Values, person: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[Values, float]:
+    """Of each pair, the share of its scans (persons,) that lie nearer to the other scan of the
+    person than to any scan of anybody else; and the share that chance would give.
+
+    ``x`` are features (scans, features), ``person`` (scans,) whose they are, ``first`` and
+    ``second`` (persons,) the positions of the pairs. Further scans of a person do not take part;
+    ties are not hits. Chance is 1 / (1 + scans of others), averaged.
+    """
+    apart = np.linalg.norm(x[first] - x[second], axis=1)
+    hits = np.zeros(len(first))
+    chance = 0.0
+    for scans in (first, second):
+        others = person[scans][:, None] != person
+        nearest = np.where(others, cdist(x[scans], x), np.inf).min(axis=1)
+        hits += (apart < nearest) / 2
+        chance += float(np.mean(1 / (1 + others.sum(axis=1)))) / 2
+    return hits, chance
+
+
+def distances(first: Values, second: Values) -> tuple[Values, Values]:
+    """Distance between the two scans of each person (persons,), and mean distance between the
+    scans of two persons (persons, persons), 0 on the diagonal."""
+    within = np.linalg.norm(first - second, axis=1)
+    between = (
+        cdist(first, first) + cdist(second, second) + cdist(first, second) + cdist(second, first)
+    ) / 4
+    np.fill_diagonal(between, 0)
+    return within, between
+
+
+def distance_ratio(within: Values, between: Values, weights: Values) -> Values:
+    """Mean distance within persons over that between persons (resamples,); 0 is perfect.
+
+    A person drawn twice is not compared with himself.
+    """
+    total = weights.sum(axis=1)
+    pairs = total**2 - (weights**2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = ((weights @ between) * weights).sum(axis=1) / pairs
+        return (weights @ within / total) / apart

@@ -1,0 +1,390 @@
+"""What the numbers say, in words that a clinician reads once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from neurofoundry.evaluate.inputs import Evidence
+from neurofoundry.evaluate.measure.baselines import TITLES, names
+from neurofoundry.evaluate.measure.performance import Measured, on_validation
+from neurofoundry.stats.metrics import METRICS, PRIMARY
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What can be said about a task."""
+
+    verdict: Literal["better", "worse", "none", "nothing"]
+    """Of the candidate against the baseline; nothing: not estimable, or nothing to compare."""
+    sure: bool
+    """Whether better or worse still holds once the number of comparisons is allowed for."""
+    headline: str
+    sentences: tuple[str, ...]
+    candidate: tuple[str, str] | None
+    """The initialization that was compared with the baseline, and why it is this one."""
+
+
+def plain(name: str) -> str:
+    """A model's name in a sentence."""
+    return TITLES.get(name, name)
+
+
+def number(value: float | None, metric: str, *, signed: bool = False) -> str:
+    """0.81, or +0.03 for differences; errors in the unit of the label have three digits or so."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    text = f"{size:.2f}"
+    if metric in ("mae", "rmse") and (size >= 10 or size < 0.1):
+        text = f"{size:.0f}" if size >= 100 else f"{size:.1f}" if size >= 10 else f"{size:.2g}"
+    negative = value < 0 and float(text) != 0
+    return ("−" if negative else "+" if signed else "") + text
+
+
+def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
+    """0.66–0.93, or −0.06 to +0.12."""
+    if row["low"] is None:
+        return "no interval"
+    low, high = (number(row[end], metric, signed=signed) for end in ("low", "high"))
+    return f"{low} to {high}" if signed or row["low"] < 0 else f"{low}–{high}"
+
+
+def with_interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
+    """0.81 (0.66–0.93)"""
+    value = number(row["value"], metric, signed=signed)
+    return f"{value} ({interval(row, metric, signed=signed)})"
+
+
+def unit(evidence: Evidence) -> str:
+    """The unit of a regression's errors, where it is known."""
+    return " years" if evidence.task.column == "age" else ""
+
+
+def moves(evidence: Evidence) -> str:
+    """What the maps of a task share out, with its unit."""
+    if evidence.task.kind == "regression":
+        return f"{evidence.task.column},{unit(evidence) or ' in its unit'}"
+    return f"log odds of {evidence.task.classes[-1]}"
+
+
+def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
+    """Whether a model is shown to know more at familiar sites than the same answer for all."""
+    row = find(
+        measured.differences,
+        task=evidence.name,
+        init=init,
+        versus=names(evidence.task)[0],
+        fraction=evidence.fraction,
+        split="test",
+        metric=PRIMARY[evidence.task.kind],
+    )
+    return row is not None and row["verdict"] == "better"
+
+
+def find(table: pd.DataFrame, **where: object) -> Mapping[str, Any] | None:
+    """The one row of a table in which every column holds the given value."""
+    chosen = np.ones(len(table), bool)
+    for column, value in where.items():
+        chosen &= table[column].to_numpy() == value
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        return None
+    values = {str(column): table[column].to_numpy()[rows[0]] for column in table}
+    return {key: None if pd.isna(value) else value for key, value in values.items()}
+
+
+def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[str, str] | None:
+    """The initialization that the headline compares with the baseline, and why it is this one.
+
+    It is the best on validation; never the best on test, which would flatter it.
+    """
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
+    scores = {}
+    for model in evidence.models:
+        row = find(measured.measures, init=model.name, split="test", **where)
+        if not model.is_floor and model.name != baseline and row and row["value"] is not None:
+            scores[model.name] = on_validation(evidence, model)
+    if not scores:
+        return None
+    if any(math.isnan(score) for score in scores.values()):
+        return next(iter(scores)), "it is declared first, and validation cannot tell them apart"
+    best = max if METRICS[metric].higher_is_better else min
+    return best(scores, key=lambda name: scores[name]), "it did best in the validation subjects"
+
+
+def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusion:
+    """The best-supported statement about a task."""
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
+    base = find(measured.measures, init=baseline, split="test", **where)
+    chosen = candidate(evidence, measured, baseline)
+    name = chosen[0] if chosen else baseline
+    row = find(measured.measures, init=name, split="test", **where)
+    if row is None or row["value"] is None:
+        reason = str(row["reason"]) if row else "no model was made for it"
+        return Conclusion("nothing", False, "Not estimable", (_sentence(reason),), None)
+
+    title = "an AUC" if metric == "auc" else "a mean absolute error"
+    reached = f"In {row['subjects']} unseen subjects {name} reached {title} of "
+    reached += f"{number(row['value'], metric)}{unit(evidence)} ({interval(row, metric)})"
+    verdict: Literal["better", "worse", "none", "nothing"] = "nothing"
+    headline, sentences = f"{name}, with nothing to compare", [f"{reached}."]
+    versus = find(measured.differences, init=name, versus=baseline, split="test", **where)
+    sure = False
+    if versus is not None and base is not None and versus["verdict"] in ("better", "worse", "none"):
+        verdict = versus["verdict"]
+        sure = verdict != "none" and versus["p_holm"] < SIGNIFICANT
+        family = "split == 'test' and p_holm == p_holm and fraction == versus_fraction"
+        compared = len(measured.differences.query(family))
+        headline, because = _compared(name, baseline, versus, metric, compared)
+        sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
+    sentences.append(_against_floors(evidence, measured, name, where))
+    if chosen:
+        sentences.append(label_efficiency(evidence, measured, name, baseline))
+    sentences.append(_elsewhere(measured, name, baseline if chosen else None, where, metric))
+    return Conclusion(verdict, sure, headline, tuple(text for text in sentences if text), chosen)
+
+
+def _compared(
+    name: str, baseline: str, versus: Mapping[str, Any], metric: str, compared: int
+) -> tuple[str, str]:
+    difference = f"The difference, {with_interval(versus, metric, signed=True)},"
+    if versus["verdict"] == "none":
+        seen = number((versus["high"] - versus["low"]) / 2, metric)
+        return (
+            f"No difference shown between {name} and {baseline}",
+            f"{difference} could be chance; with this many subjects only differences of about "
+            f"{seen} or more can be shown.",
+        )
+    if versus["p_holm"] < SIGNIFICANT:
+        adjusted = f", adjusted for {compared} comparisons" if compared > 1 else ""
+        return (
+            f"{name} is {versus['verdict']} than {baseline}",
+            f"{difference} is unlikely to be chance ({p_value(versus['p_holm'])}{adjusted}).",
+        )
+    return (
+        f"{name} may be {versus['verdict']} than {baseline}",
+        f"{difference} would be unlikely to be chance if it stood alone, but it is one of "
+        f"{compared} comparisons (adjusted {p_value(versus['p_holm'])}).",
+    )
+
+
+def _against_floors(
+    evidence: Evidence, measured: Measured, name: str, where: Mapping[str, object]
+) -> str:
+    beaten: list[str] = []
+    unbeaten: list[str] = []
+    better: list[str] = []
+    for floor in _floors(evidence):
+        versus = find(measured.differences, init=name, versus=floor, split="test", **where)
+        value = find(measured.measures, init=floor, split="test", **{**where, "fraction": 1.0})
+        if versus is None or value is None or versus["verdict"] is None:
+            continue
+        text = f"{plain(floor)} ({number(value['value'], str(where['metric']))})"
+        {"better": beaten, "none": unbeaten, "worse": better}[versus["verdict"]].append(text)
+    parts = []
+    if beaten:
+        parts.append(f"It beats {_list(beaten, 'and')}")
+    if unbeaten:
+        subject = "but it" if beaten else "It"
+        parts.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
+    if better:
+        subject = "and" if unbeaten else "but it" if beaten else "It"
+        parts.append(f"{subject} may be worse than {_list(better, 'and')}")
+    return f"{', '.join(parts)}." if parts else ""
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """What an initialization reaches with a share of the labels, beside the baseline with all."""
+
+    fraction: float
+    value: Mapping[str, Any]
+    """Its row of MEASURES …"""
+    versus: Mapping[str, Any]
+    """… and of DIFFERENCES, with a verdict."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether better or worse still holds once the number of comparisons is allowed for."""
+        return bool(self.versus["p_holm"] < SIGNIFICANT)
+
+
+def with_fewer_labels(
+    evidence: Evidence, measured: Measured, name: str, baseline: str
+) -> list[Fewer]:
+    """At familiar sites, by rising share of the labels; what cannot be compared is left out."""
+    where = {"task": evidence.name, "split": "test", "metric": PRIMARY[evidence.task.kind]}
+    found = []
+    for fraction in sorted({m.fraction for m in evidence.models if m.name == name}):
+        value = find(measured.measures, init=name, fraction=fraction, **where)
+        versus = find(
+            measured.differences,
+            init=name,
+            versus=baseline,
+            fraction=fraction,
+            versus_fraction=evidence.fraction,
+            **where,
+        )
+        if fraction < evidence.fraction and value and versus and versus["verdict"]:
+            found.append(Fewer(fraction, value, versus))
+    return found
+
+
+def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
+    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+
+    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
+    possible. Empty where one fraction only was tried.
+    """
+    metric = PRIMARY[evidence.task.kind]
+    where = {"task": evidence.name, "split": "test", "metric": metric}
+    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    tried = with_fewer_labels(evidence, measured, name, baseline)
+    if not tried or base is None:
+        return ""
+    enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
+    if enough is None:
+        worse = [
+            f"{each.fraction:.0%}: {with_interval(each.versus, metric, signed=True)}"
+            for each in tried
+        ]
+        sure = "is" if all(each.sure for each in tried) else "may be"
+        return (
+            f"With fewer labels {name} {sure} worse than {baseline} with {_all(evidence)} "
+            f"(difference with {_list(worse, 'and')})."
+        )
+    reached = f"With {enough.fraction:.0%} of the labels {name} reaches "
+    reached += number(enough.value["value"], metric)
+    against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
+    found = with_interval(enough.versus, metric, signed=True)
+    if enough.versus["verdict"] == "better":
+        sure = "better" if enough.sure else "perhaps better"
+        return f"{reached}, {sure} than {against} (difference {found})."
+    return (
+        f"{reached}, {against}: it is not shown to be worse (difference {found}), but "
+        f"{_possible_loss(enough.versus, metric)}."
+    )
+
+
+def how_few_suffice(tried: Sequence[Fewer], metric: str) -> str:
+    """The same in a few words, for a table of every initialization."""
+    enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
+    if enough is None:
+        sure = "" if all(each.sure for each in tried) else "perhaps "
+        return f"{sure}worse with fewer labels"
+    share = f"{enough.fraction:.0%}"
+    if enough.versus["verdict"] == "better":
+        return f"{'' if enough.sure else 'perhaps '}better with {share}"
+    return f"with {share} not shown to be worse, but {_possible_loss(enough.versus, metric)}"
+
+
+def _possible_loss(versus: Mapping[str, Any], metric: str) -> str:
+    loss = versus["low"] if METRICS[metric].higher_is_better else versus["high"]
+    return f"a loss of up to {number(abs(loss), metric)} is possible"
+
+
+def _all(evidence: Evidence) -> str:
+    return "all of them" if evidence.fraction == 1 else f"{evidence.fraction:.0%}"
+
+
+def _elsewhere(
+    measured: Measured, name: str, baseline: str | None, where: Mapping[str, object], metric: str
+) -> str:
+    row = find(measured.measures, init=name, split="ood", **where)
+    if row is None:
+        return ""
+    if row["value"] is None:
+        return f"At new sites nothing can be measured: {row['reason']}."
+    text = f"In {row['subjects']} subjects of new sites it reached {with_interval(row, metric)}"
+    gap = find(measured.gaps, init=name, **where)
+    if gap is not None and gap["low"] is not None:
+        change = with_interval(gap, metric, signed=True)
+        worse = (gap["value"] < 0) == METRICS[metric].higher_is_better
+        if gap["low"] <= 0 <= gap["high"]:
+            text += f"; the change of {change} could be chance"
+        else:
+            text += f", which is {'worse' if worse else 'better'} than at familiar sites: {change}"
+    versus = find(measured.differences, init=name, versus=baseline, split="ood", **where)
+    if versus is None or versus["verdict"] is None:
+        return f"{text}."
+    against = (
+        f"(difference {number(versus['value'], metric, signed=True)}, "
+        f"{interval(versus, metric, signed=True)})"
+    )
+    if versus["verdict"] == "none":
+        return f"{text}. There it is not shown to differ from {baseline} {against}."
+    sure = "is" if versus["p_holm"] < SIGNIFICANT else "may be"
+    return f"{text}. There it {sure} {versus['verdict']} than {baseline} {against}."
+
+
+def note(
+    evidence: Evidence, measured: Measured, name: str, baseline: str, split: str = "test"
+) -> list[tuple[str, str]]:
+    """What a row of a table must say beside its numbers: (verdict, words)."""
+    where = {
+        "task": evidence.name,
+        "fraction": evidence.fraction,
+        "metric": PRIMARY[evidence.task.kind],
+        "split": split,
+    }
+    notes = []
+    versus = find(measured.differences, init=name, versus=baseline, **where)
+    if versus is not None and versus["verdict"] in ("better", "worse"):
+        sure = versus["p_holm"] < SIGNIFICANT
+        words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {baseline}"
+        notes.append((versus["verdict"], words))
+    verdicts: dict[str, list[str]] = {"worse": [], "none": []}
+    for floor in _floors(evidence):
+        versus = find(measured.differences, init=name, versus=floor, **where)
+        if versus is not None and versus["verdict"] in verdicts:
+            verdicts[versus["verdict"]].append(plain(floor))
+    if verdicts["worse"]:
+        notes.append(("worse", f"perhaps worse than {_list(verdicts['worse'], 'and')}"))
+    if verdicts["none"]:
+        notes.append(("doubt", f"not shown to beat {_list(verdicts['none'], 'or')}"))
+    return notes
+
+
+def floors_ahead(value: float, floors: Mapping[str, float | None], metric: str) -> str:
+    """Which floors do as well as a model, or better, among some people; empty where none does.
+
+    A remark on the numbers as they are: whether chance made the difference is not asked.
+    """
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    ahead = [
+        f"{plain(name)} ({number(floor, metric)})"
+        for name, floor in floors.items()
+        if floor is not None and sign * floor >= sign * value
+    ]
+    return f"no better than {_list(ahead, 'and')}" if ahead else ""
+
+
+def p_value(p: float) -> str:
+    """p = 0.03, or p < 0.001: smaller ones lean on a shape of the tails that nobody knows."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def _floors(evidence: Evidence) -> list[str]:
+    return [model.name for model in evidence.models if model.is_floor]
+
+
+def _list(parts: Sequence[str], joiner: str) -> str:
+    return (
+        f" {joiner} ".join(parts)
+        if len(parts) < 3
+        else f"{', '.join(parts[:-1])} {joiner} {parts[-1]}"
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,0 +1,1 @@
+"""Networks, and volumes as networks read them."""

@@ -1,0 +1,168 @@
+"""The parameters of random views: drawn here, applied in apply.py and cpu.py.
+
+A draw depends on (seed, epoch, scan, view) alone, so that any view can be drawn again, whatever
+batch or worker it was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.seeds import generator
+
+KNOTS = 9
+"""Points of the curve that changes the contrast."""
+
+LEAST_OF_PAPER = np.array([40 / 192, 40 / 192, 30 / 150])
+"""Smallest crop (x, y, z) of the published law, as shares of its box of 192 × 192 × 150 voxels."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Parameters of one view of each scan of a batch; every field is a tensor (batch, …)."""
+
+    affine: torch.Tensor
+    """(batch, 3, 4): from the view's to the volume's coordinates, x y z in -1…1 at the faces."""
+    gamma: torch.Tensor
+    """(batch,) exponent."""
+    negative: torch.Tensor
+    """(batch,) bool: gamma acts on the negative image."""
+    remap: torch.Tensor
+    """(batch, KNOTS): rising values from 0 to 1 of the curve of contrast, at equal distances."""
+    bias: torch.Tensor
+    """(batch, 3, 3, 3): cosine coefficients (z, y, x) of the logarithm of the bias field."""
+    blur: torch.Tensor
+    """(batch, 3): standard deviation in voxels along z, y, x."""
+    coarse: torch.Tensor
+    """(batch, 3): how many samples are left along z, y, x, int64."""
+    noise: torch.Tensor
+    """(batch,) standard deviation."""
+    noise_seed: torch.Tensor
+    """(batch,) int64."""
+
+    def each(self) -> Iterator[Draws]:
+        """Those of one scan after the other, without the batch's axis, as numbers of the CPU."""
+        columns = {f.name: getattr(self, f.name).cpu().unbind() for f in fields(self)}
+        for row in zip(*columns.values(), strict=True):
+            yield Draws(**dict(zip(columns, row, strict=True)))
+
+
+def draw(
+    params: AugmentParams,
+    *,
+    seed: int,
+    epoch: int,
+    scans: Sequence[str],
+    view: int,
+    shape: tuple[int, int, int],
+) -> Draws:
+    """Draw view number ``view`` of each scan; ``shape`` is (z, y, x).
+
+    The crop of a later view is drawn where it overlaps that of view 0 by ``min_overlap``.
+    """
+    draw_one = _draw_paper if params.preset == "paper" else _draw_robust
+    draws = [draw_one(params, (seed, epoch, scan), view, shape) for scan in scans]
+    return Draws(**{f.name: torch.stack([one[f.name] for one in draws]) for f in fields(Draws)})
+
+
+def _draw_robust(
+    params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
+) -> dict[str, torch.Tensor]:
+    random = generator(*sample, view)
+    first = _crop(params, generator(*sample, 0), near=None) if view else None
+    crop = _crop(params, random, near=first)
+    mirrored = random.random() < params.flip
+    angles = random.uniform(-params.rotation, params.rotation, 3)
+    slices = np.array(shape)
+    axis = random.integers(3)
+    slices[axis] = round(shape[axis] / random.uniform(1, params.coarse))
+    slopes = np.exp(params.remap * random.standard_normal(KNOTS - 1))
+    return {
+        "affine": _affine(crop, mirrored, angles, shape),
+        "gamma": torch.tensor(params.gamma ** random.uniform(-1, 1), dtype=torch.float32),
+        "negative": torch.tensor(random.random() < 0.5),
+        "remap": curve_of(slopes),
+        "bias": _bias(random.uniform(0, params.bias), random),
+        "blur": torch.tensor(random.uniform(0, params.blur, 3), dtype=torch.float32),
+        "coarse": torch.tensor(slices),
+        "noise": torch.tensor(random.uniform(0, params.noise), dtype=torch.float32),
+        "noise_seed": torch.tensor(random.integers(2**63)),
+    }
+
+
+def _draw_paper(
+    params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
+) -> dict[str, torch.Tensor]:
+    """The law of 3D-Neuro-SimCLR (arXiv 2509.10620): its views share nothing but by chance."""
+    random = generator(*sample, view)
+    edges = random.uniform(LEAST_OF_PAPER, 1)
+    crop = edges, edges / 2 + (1 - edges) * random.random(3)
+    mirrored = random.random() < 0.5
+    turned, axis = random.random() < 0.5, random.integers(3)
+    angles = np.where(np.arange(3) == axis, turned * random.uniform(-45, 45), 0)
+    gamma = random.uniform(0.5, 1.5) if random.random() < 0.8 else 1.0
+    return {
+        "affine": _affine(crop, mirrored, angles, shape),
+        "gamma": torch.tensor(gamma, dtype=torch.float32),
+        "negative": torch.tensor(False),
+        "remap": curve_of(np.ones(KNOTS - 1)),
+        "bias": torch.zeros(3, 3, 3),
+        "blur": torch.zeros(3),
+        "coarse": torch.tensor(shape),
+        "noise": torch.tensor(0.0),
+        "noise_seed": torch.tensor(random.integers(2**63)),
+    }
+
+
+Crop = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Edges and centre along (x, y, z), as shares of the box."""
+
+
+def _crop(params: AugmentParams, random: np.random.Generator, *, near: Crop | None) -> Crop:
+    scale = random.uniform(*params.crop)
+    edges = scale * params.stretch ** random.uniform(-0.5, 0.5, 3)
+    edges = np.clip(edges, *params.crop)
+    low, high = edges / 2, 1 - edges / 2
+    if near is not None:
+        other_edges, other_centre = near
+        smaller = np.minimum(edges, other_edges)
+        wanted = params.min_overlap * min(edges.prod(), other_edges.prod())
+        # The same share of the possible overlap along each axis; crops then lie this close.
+        reach = (edges + other_edges) / 2 - smaller * np.cbrt(wanted / smaller.prod())
+        low = np.maximum(low, other_centre - reach)
+        high = np.minimum(high, other_centre + reach)
+    return edges, low + (high - low) * random.random(3)
+
+
+def _affine(
+    crop: Crop, mirrored: bool, angles: NDArray[np.float64], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    edges, centre = crop
+    mirror = np.array([-1.0 if mirrored else 1.0, 1.0, 1.0])
+    # Rotation preserves lengths in voxels, not in shares of a box that is no cube.
+    extent = np.array(shape[::-1], float)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    linear = (rotation / extent[:, None]) @ np.diag(extent * edges * mirror)
+    affine = np.column_stack([linear, 2 * centre - 1])
+    return torch.tensor(affine, dtype=torch.float32)
+
+
+def curve_of(slopes: NDArray[np.float64]) -> torch.Tensor:
+    values = np.concatenate([[0], np.cumsum(slopes)])
+    return torch.tensor(values / values[-1], dtype=torch.float32)
+
+
+def _bias(strength: float, random: np.random.Generator) -> torch.Tensor:
+    coefficients = random.standard_normal((3, 3, 3))
+    coefficients[0, 0, 0] = 0  # a constant factor is undone by standardisation
+    # A cosine has a mean square of 1/2, the constant of 1.
+    power = np.array([1, 0.5, 0.5])
+    variance = np.einsum("ijk,i,j,k", coefficients**2, power, power, power)
+    return torch.tensor(strength / np.sqrt(variance) * coefficients, dtype=torch.float32)

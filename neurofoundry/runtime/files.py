@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, with the same suffix; then ``path`` holds the old content or
+    the new one, never a part."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, as a whole or not at all; NaN and infinity are refused (ValueError)."""
+    text = json.dumps(content, indent=2, default=to_plain, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """A second name for a file, in the place of whatever had it; a copy where the file system has
+    no hard links. Never half a file."""
+    target = Path(target)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def hash_json(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def to_plain(value: Any) -> Any:
+    """Models of pydantic and numbers of numpy as what JSON knows; for `json.dumps`."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

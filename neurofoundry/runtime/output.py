@@ -1,0 +1,100 @@
+"""The output folder of a stage: one writer at a time, and it appears whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.store import write_manifest
+
+
+class Output:
+    """A folder that a stage publishes under a key: what it is made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(f".{folder.name}.partial")
+        """Where work happens until it is published. It survives a kill."""
+        self._replaced = folder.with_name(f".{folder.name}.replaced")
+        """Where an old output waits while a new one takes its place."""
+
+    def is_made_of(self, key: str) -> bool:
+        """Whether the output, or one that is about to be put back, has this key."""
+        return key in (recorded_key(self.folder), recorded_key(self._replaced))
+
+    def current(self, key: str) -> bool:
+        """Whether the output is there and has this key, after a kill in `publish` too."""
+        if self._replaced.exists() and not self.folder.exists():
+            self._replaced.rename(self.folder)
+        return recorded_key(self.folder) == key
+
+    @contextmanager
+    def lock(self, key: str, *, keep: bool) -> Iterator[Path]:
+        """The partial folder, held by this process alone.
+
+        What an earlier run has left in it stays if it had the same key, or if ``keep``.
+        Raises UsageError when another process is writing.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        mine = self.partial / ".key"
+        left = mine.read_text() if mine.exists() else None
+        if not keep and key not in (left, recorded_key(self.partial)):
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(exist_ok=True)
+        descriptor = lock_folder(self.partial, self.folder)
+        try:
+            if recorded_key(self.partial) != key:
+                (self.partial / "stage.json").unlink(missing_ok=True)
+                mine.write_text(key)
+            yield self.partial
+        finally:
+            os.close(descriptor)
+
+    def publish(self, out: Path) -> None:
+        """Put the whole partial folder at ``out``, in the place of whatever was there."""
+        target = Output(out)
+        (self.partial / ".key").unlink(missing_ok=True)
+        shutil.rmtree(target._replaced, ignore_errors=True)
+        if out.exists():
+            out.rename(target._replaced)
+        self.partial.rename(out)
+        shutil.rmtree(target._replaced, ignore_errors=True)
+
+
+def hand_over(folder: Path, out: Path) -> Path:
+    """Leave a manifest at ``out`` when the output itself lies elsewhere, in a store."""
+    if folder != out:
+        record: Mapping[str, Any] = json.loads((folder / "stage.json").read_text())
+        write_manifest(out, folder, record)
+    return folder
+
+
+def recorded_key(folder: Path) -> str | None:
+    """The key in stage.json of an output; None where there is no output."""
+    try:
+        return str(json.loads((folder / "stage.json").read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def lock_folder(partial: Path, out: Path) -> int:
+    """Hold the partial folder; the lock ends with the process, however it ends."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            os.close(descriptor)
+            raise UsageError(
+                f"{out}: another process is writing this output. Wait for it, or end it first."
+            ) from None
+        # Some network file systems cannot lock a folder; there, nothing guards against two writers.
+    return descriptor

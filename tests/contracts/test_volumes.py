@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from neurofoundry.contracts.volumes import (
+    SLOPE,
+    Grid,
+    open_volume,
+    read_grid,
+    read_recipe,
+    write_volume,
+)
+from neurofoundry.errors import DataError
+from neurofoundry.nn.batches import read_batch
+
+GRID = Grid(spacing=6)
+
+
+def head(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    mask = np.zeros(GRID.shape, bool)
+    mask[8:24, 8:24, 6:20] = True
+    return generator.normal(size=GRID.shape), mask
+
+
+def test_the_grid_at_1_mm_is_the_published_one() -> None:
+    grid = Grid(spacing=1)
+    assert grid.shape == (192, 192, 150)
+    first, last = grid.affine @ [0, 0, 0, 1], grid.affine @ [191, 191, 149, 1]
+    assert first[:3].tolist() == [-95, -113, -68]
+    assert last[:3].tolist() == [96, 78, 81]
+
+
+@pytest.mark.parametrize("spacing", [1.5, 2, 3, 6])
+def test_every_spacing_fills_the_same_box(spacing: float) -> None:
+    grid = Grid(spacing=spacing)
+    first, last = (
+        grid.affine @ [*index, 1] for index in ([-0.5] * 3, [n - 0.5 for n in grid.shape])
+    )
+    corners = [first[:3], last[:3]]
+    assert np.allclose(corners, [[-95.5, -113.5, -68.5], [96.5, 78.5, 81.5]])
+
+
+@pytest.mark.parametrize("spacing", [0, -1, 4, 7.3, float("nan")])
+def test_a_spacing_that_does_not_divide_the_box_is_refused(spacing: float) -> None:
+    with pytest.raises(ValidationError, match="must divide"):
+        Grid(spacing=spacing)
+
+
+def test_a_volume_reads_back_as_written(tmp_path: Path) -> None:
+    zscores, mask = head()
+    zscores[10, 10, 10] = 0.0
+    path = tmp_path / "a.nii"
+    write_volume(path, zscores, mask, GRID)
+    stored = open_volume(path, GRID)
+    assert stored.shape == GRID.shape[::-1]
+    assert isinstance(stored, np.memmap)
+    volume = stored.transpose(2, 1, 0)
+    assert np.array_equal(volume != 0, mask)
+    assert np.abs(volume * SLOPE - zscores)[mask].max() <= SLOPE
+    # nibabel, as any viewer, sees the z-scores at their place in MNI space.
+    image = nib.load(path)
+    assert np.allclose(image.get_fdata(), volume * SLOPE)
+    assert np.allclose(image.affine, GRID.affine)
+    assert image.header["sform_code"] == image.header["qform_code"] == 4
+
+
+def test_extreme_values_are_clipped_not_wrapped(tmp_path: Path) -> None:
+    zscores, mask = head()
+    zscores[10, 10, 10], zscores[11, 11, 11] = 1e6, -1e6
+    write_volume(tmp_path / "a.nii", zscores, mask, GRID)
+    stored = open_volume(tmp_path / "a.nii", GRID)
+    assert (stored[10, 10, 10], stored[11, 11, 11]) == (32767, -32767)
+
+
+def test_a_batch_stacks_volumes(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        write_volume(tmp_path / f"{name}.nii", *head(seed), GRID)
+    batch = read_batch(tmp_path, ["b", "a"], GRID)
+    assert batch.shape == (2, 1, *GRID.shape[::-1])
+    assert np.array_equal(batch[1, 0].numpy(), open_volume(tmp_path / "a.nii", GRID))
+
+
+def test_a_volume_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    write_volume(path, *head(), GRID)
+    with pytest.raises(DataError, match=r"found shape \(32, 32, 25\).*expected \(64, 64, 50\)"):
+        open_volume(path, Grid(spacing=3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="cut short"):
+        open_volume(path, GRID)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_volume(path, GRID)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_volume(tmp_path / "none.nii", GRID)
+
+
+def test_a_folder_without_a_grid_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not the grid"):
+        read_grid(tmp_path)
+    (tmp_path / "grid.json").write_text("{}")
+    with pytest.raises(DataError, match="not the grid"):
+        read_grid(tmp_path)
+
+
+def test_the_recipe_is_how_one_volume_is_made_and_judged(tmp_path: Path) -> None:
+    recipe = {"registration": "rigid", "quality": {"template_correlation": {"min": 0.5}}}
+    hardware = {"device": "cuda", "batch": 8}
+    params = {**recipe, **hardware, "outliers": 6.0, "overrides": None, "template": "mine"}
+    made = {"grid": {}, "params": params, "template_sha256": "abc"}
+    (tmp_path / "grid.json").write_text(json.dumps(made))
+    assert read_recipe(tmp_path) == recipe | {"template_sha256": "abc"}
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": {}, "params": params}))
+    assert read_recipe(tmp_path) == recipe
+    (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))
+    assert read_recipe(tmp_path) == recipe | {"standard": [0.0, 1.0]}

@@ -1,0 +1,265 @@
+"""The numbers, against scikit-learn on the same predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from neurofoundry.evaluate import inputs
+from neurofoundry.evaluate.measure import baselines, performance
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.tasks.base import Task
+from tests.evaluate.conftest import TASKS, Folders, run, scans_table, write_inputs
+
+
+def read(out: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(out / "tables" / name, sep="\t", na_values=["n/a"], keep_default_na=False)
+
+
+def predictions(folders: Folders, task: str, init: str, split: str, seed: int = 0) -> pd.DataFrame:
+    table = pd.read_csv(folders.predictions(task, init, seed=seed), sep="\t")
+    return table[table["split"] == split]
+
+
+@pytest.mark.parametrize("split", ["val", "test", "ood"])
+def test_values_are_those_of_scikit_learn(usual, evaluated, split):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    for task, positive in (("alzheimers", "AD"), ("stroke", "yes"), ("sex", "M")):
+        table = predictions(usual, task, "simclr", split)
+        found = numbers[task]["simclr"]["1.0"][split]
+        area = sk.roc_auc_score(table["label"] == positive, table[f"p_{positive}"])
+        assert found["auc"]["value"] == pytest.approx(area)
+        assert found["subjects"] == table["person"].nunique()
+        assert found["scans"] == len(table)
+    table = predictions(usual, "age", "simclr", split)
+    found = numbers["age"]["simclr"]["1.0"][split]
+    assert found["r2"]["value"] == pytest.approx(sk.r2_score(table["label"], table["output"]))
+
+
+def test_every_number_lies_in_its_interval_or_says_why_there_is_none(evaluated):
+    table = read(evaluated.dir, "metrics.tsv")
+    measured = table["value"].notna() & table["low"].notna()
+    # What needs a threshold has no number on val, where the threshold is chosen.
+    assert measured[table["split"] != "val"].mean() > 0.8
+    between = table["low"] <= table["value"] + 1e-12
+    assert (between & (table["value"] <= table["high"] + 1e-12))[measured].mean() > 0.99
+    assert table["reason"][~measured].notna().all()
+
+
+def test_the_threshold_comes_from_validation_and_is_carried_over(usual, evaluated):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    runs = numbers["alzheimers"]["simclr-probe"]["1.0"]
+    assert runs["val"]["sensitivity"]["value"] is None
+    assert runs["val"]["sensitivity"]["reason"] == "the threshold was chosen on these scans"
+    val = predictions(usual, "alzheimers", "simclr-probe", "val")
+    for split in ("test", "ood"):
+        table = predictions(usual, "alzheimers", "simclr-probe", split)
+        # Any threshold with the best gain on val calls the same scans of val.
+        cuts, ill = np.linspace(0, 1, 2001)[:, None], (val["label"] == "AD").to_numpy()
+        called = val["p_AD"].to_numpy() >= cuts
+        gain = called[:, ill].mean(axis=1) - called[:, ~ill].mean(axis=1)
+        recall = (table[table["label"] == "AD"]["p_AD"].to_numpy() >= cuts).mean(axis=1)
+        allowed = set(recall[gain > gain.max() - 1e-9])
+        assert any(
+            runs[split]["sensitivity"]["value"] == pytest.approx(recall) for recall in allowed
+        )
+
+
+def test_seeds_are_averaged_and_their_spread_is_told_apart(tmp_path):
+    tasks = {"stroke": TASKS["stroke"]}
+    folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, seeds=(0, 1, 2))
+    run(folders, tmp_path / "out", tasks=tasks)
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    found = numbers["stroke"]["simclr"]["1.0"]["test"]["auc"]
+    areas = []
+    for seed in range(3):
+        table = predictions(folders, "stroke", "simclr", "test", seed)
+        areas.append(sk.roc_auc_score(table["label"] == "yes", table["p_yes"]))
+    assert found["value"] == pytest.approx(np.mean(areas))
+    assert found["seed_sd"] == pytest.approx(np.std(areas, ddof=1))
+    # An ensemble would be another number.
+    assert found["low"] < found["value"] < found["high"]
+    assert "seed_sd" not in numbers["stroke"]["floor-prevalence"]["1.0"]["test"]["auc"]
+
+
+def test_differences_are_those_of_the_values_and_paired(evaluated):
+    table, differences = read(evaluated.dir, "metrics.tsv"), read(evaluated.dir, "differences.tsv")
+    values = table.set_index(["task", "init", "split", "metric"])["value"]
+    rows = differences[differences["value"].notna()]
+    assert set(rows["split"]) == {"test", "ood"}
+    expected = {"scratch", *(floor for task in TASKS.values() for floor in baselines.names(task))}
+    assert set(rows["versus"]) == expected
+    for row in rows.to_dict("records"):
+        of = [
+            (row["task"], name, row["split"], row["metric"])
+            for name in (row["init"], row["versus"])
+        ]
+        assert row["value"] == pytest.approx(values[of[0]] - values[of[1]], abs=1e-7)
+    # Better means a smaller error and a larger AUC.
+    better = rows[rows["verdict"] == "better"]
+    assert (better[better["metric"] == "mae"]["high"] < 0).all()
+    assert (better[better["metric"] == "auc"]["low"] > 0).all()
+    assert {"mae", "auc"} <= set(better["metric"])
+
+
+def test_only_the_headline_comparisons_are_adjusted_for_their_number(evaluated):
+    rows = read(evaluated.dir, "differences.tsv")
+    adjusted = rows[rows["p_holm"].notna()]
+    assert set(adjusted["metric"]) == {"auc", "mae"}
+    assert set(adjusted["versus"]) == {"scratch"}
+    assert (adjusted.groupby("split").size() == 4 * 3).all()
+    assert (adjusted["p_holm"] >= adjusted["p"]).all()
+
+
+def test_fewer_labels_than_the_baseline_has_are_a_family_of_comparisons_of_their_own(tmp_path):
+    tasks = {name: TASKS[name] for name in ("sex", "age")}
+    skill = {"simclr": (1.0, 1.0), "scratch": (1.2, 1.2)}
+    shares = (0.1, 0.5, 1.0)
+    folders = write_inputs(
+        tmp_path / "in", scans_table(160), tasks=tasks, fractions=shares, skill=skill
+    )
+    run(folders, tmp_path / "out", tasks=tasks)
+    rows = read(tmp_path / "out", "differences.tsv").query("p_holm == p_holm")
+    assert (rows["versus_fraction"] == 1).all()
+    assert (rows["versus"] == "scratch").all()
+    fewer = rows["fraction"] < 1
+    # Both initializations at two shares, in two tasks; and simclr alone with all labels.
+    assert (rows[fewer].groupby("split").size() == 2 * 2 * 2).all()
+    assert (rows[~fewer].groupby("split").size() == 2).all()
+    for _, family in rows.groupby(["split", fewer]):
+        smallest = family["p"].idxmin()
+        assert family["p_holm"][smallest] == pytest.approx(
+            min(1, len(family) * family["p"][smallest])
+        )
+
+
+def test_the_change_out_of_distribution_has_an_interval(evaluated):
+    table, gaps = read(evaluated.dir, "metrics.tsv"), read(evaluated.dir, "gaps.tsv")
+    values = table.set_index(["task", "init", "split", "metric"])["value"]
+    row = gaps.query("task == 'age' and init == 'frozen-random' and metric == 'mae'").iloc[0]
+    inside, outside = (values["age", "frozen-random", split, "mae"] for split in ("test", "ood"))
+    assert row["value"] == pytest.approx(outside - inside)
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_the_same_answer_for_everybody_ranks_nobody(evaluated):
+    numbers = json.loads((evaluated.dir / "metrics.json").read_text())
+    floor = numbers["stroke"]["floor-prevalence"]["1.0"]["test"]
+    assert [floor["auc"][end] for end in ("value", "low", "high")] == [0.5, 0.5, 0.5]
+    assert floor["sensitivity"]["value"] is None
+    assert "no threshold" in floor["sensitivity"]["reason"]
+    assert numbers["age"]["floor-mean"]["1.0"]["test"]["correlation"]["value"] is None
+
+
+def test_too_few_subjects_of_a_class_give_a_reason_and_no_number(tmp_path):
+    scans = scans_table(160)
+    ill = scans[(scans["split"] == "test") & (scans["stroke"] == "yes")]["person"].unique()
+    scans.loc[scans["person"].isin(ill[4:]), "stroke"] = "no"
+    tasks = {"stroke": TASKS["stroke"]}
+    folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
+    run(folders, tmp_path / "out", tasks=tasks)
+    runs = json.loads((tmp_path / "out/metrics.json").read_text())["stroke"]["simclr"]["1.0"]
+    assert runs["test"]["auc"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "reason": "split 'test' has 4 subjects with stroke=yes, 5 are needed",
+    }
+    assert runs["ood"]["auc"]["value"] is not None
+    differences = read(tmp_path / "out", "differences.tsv")
+    assert differences[differences["split"] == "test"]["value"].isna().all()
+
+
+def ages(test: np.ndarray, ood: np.ndarray) -> inputs.Evidence:
+    """One scan a person, and a model that errs by years."""
+    truth = np.concatenate([test, ood]).astype(float)
+    table = pd.DataFrame(
+        {
+            "scan_id": [f"s{i:02d}" for i in range(len(truth))],
+            "person": [f"p{i:02d}" for i in range(len(truth))],
+            "split": ["test"] * len(test) + ["ood"] * len(ood),
+        }
+    )
+    outputs = truth + np.random.default_rng(0).normal(0, 3, len(truth))
+    model = inputs.Model("m", 1.0, (0,), outputs[None])
+    return inputs.Evidence("age", TASKS["age"], table, truth, (model,))
+
+
+def measured_in(evidence: inputs.Evidence, split: str) -> pd.DataFrame:
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    table = performance.measure([evidence], params=params, seed=0).measures
+    return table[table["split"] == split].set_index("metric")
+
+
+def test_two_subjects_of_new_sites_give_a_reason_and_leave_the_others_alone():
+    evidence = ages(np.arange(40, 70), np.array([50, 60]))
+    ood = measured_in(evidence, "ood")
+    assert ood["value"].isna().all()
+    assert set(ood["reason"]) == {"split 'ood' has 2 subjects, 5 are needed"}
+    assert measured_in(evidence, "test")["value"].notna().all()
+
+
+def test_subjects_of_one_age_have_errors_and_a_reason_why_nothing_is_explained():
+    found = measured_in(ages(np.full(12, 50), np.arange(40, 50)), "test")
+    assert found.loc["mae", "low"] < found.loc["mae", "value"] < found.loc["mae", "high"]
+    assert found.loc[["r2", "correlation"], "value"].isna().all()
+    assert found.loc["r2", "reason"] == "the labels are all the same"
+    assert found.loc["correlation", "reason"] == "the outputs (or the labels) are all the same"
+
+
+def test_a_perfect_model_is_not_certain(tmp_path):
+    tasks = {"sex": TASKS["sex"]}
+    skill = {"simclr": (60.0, 60.0), "scratch": (1.0, 1.0)}
+    folders = write_inputs(tmp_path / "in", scans_table(160), tasks=tasks, skill=skill)
+    run(folders, tmp_path / "out", tasks=tasks)
+    test = json.loads((tmp_path / "out/metrics.json").read_text())["sex"]["simclr"]["1.0"]["test"]
+    men = predictions(folders, "sex", "simclr", "test").query("label == 'M'")["person"].nunique()
+    assert test["sensitivity"]["value"] == 1
+    assert test["sensitivity"]["low"] == pytest.approx(0.025 ** (1 / men))
+    assert test["auc"]["low"] < 0.9
+
+
+def test_several_classes_are_measured_one_against_the_rest(tmp_path):
+    scans = scans_table(300)
+    scans["group"] = np.where(
+        scans["diagnosis"] == "AD", "AD", np.where(scans["stroke"] == "yes", "MCI", "CN")
+    )
+    tasks = {"group": Task(kind="classification", column="group", classes=("CN", "MCI", "AD"))}
+    folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
+    run(folders, tmp_path / "out", tasks=tasks)
+    table = predictions(folders, "group", "simclr", "test")
+    p = table[["p_CN", "p_MCI", "p_AD"]].to_numpy()
+    labels = table["label"].map({"CN": 0, "MCI": 1, "AD": 2}).to_numpy()
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["group"]["simclr"]["1.0"][
+        "test"
+    ]
+    expected = sk.roc_auc_score(labels, p, multi_class="ovr", average="macro")
+    assert found["auc"]["value"] == pytest.approx(expected)
+    assert "sensitivity" not in found
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Can a model tell group apart: CN, MCI, AD?" in page
+
+
+def test_a_comparison_of_equals_rarely_finds_a_difference(tmp_path):
+    """Two models of the same skill: the interval excludes zero in about one cohort of twenty."""
+    task, random = TASKS["sex"], np.random.default_rng(0)
+    wrong = 0
+    for number in range(60):
+        scans = task.select(scans_table(120, seed=number).query("split in ['val', 'test']"))
+        targets = task.targets(scans)
+        models = []
+        for name in ("simclr", "scratch"):
+            p = 1 / (1 + np.exp(-(targets - 0.5) - random.normal(0, 1, len(scans))))
+            models.append(inputs.Model(name, 1.0, (0,), np.stack([1 - p, p], axis=1)[None]))
+        # Everybody is tested: the splits play no part here.
+        evidence = inputs.Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
+        found = performance.measure(
+            [evidence], params=EvaluateParams(baseline="scratch", bootstraps=200), seed=number
+        ).differences
+        wrong += found.query("metric == 'auc'")["verdict"].iloc[0] != "none"
+    assert wrong <= 9

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.ingest import delimited
+from neurofoundry.ingest.scan import UnusableError
+
+CLEAN = "participant_id\tage\tcity\nsub-01\t34\tZürich\nsub-02\tn/a\tn/a\n"
+
+
+def read(folder: Path, content: bytes | str, name: str = "participants.tsv") -> delimited.Table:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return delimited.read(file, key="participant_id")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "note"),
+    [
+        (CLEAN, "participants.tsv", None),
+        ("\ufeff" + CLEAN, "participants.tsv", None),
+        (CLEAN.replace("\n", "\r\n"), "participants.tsv", None),
+        (CLEAN.replace("\n", "\r"), "participants.tsv", None),
+        (CLEAN.replace("\n", "\n\n"), "participants.tsv", None),
+        (CLEAN.replace("\t", " \t "), "participants.tsv", None),
+        (CLEAN.replace("Zürich", '"Zürich"'), "participants.tsv", None),
+        (CLEAN.replace("participant_id", "Participant_ID"), "participants.tsv", None),
+        (CLEAN.encode("utf-16"), "participants.tsv", "not UTF-8: read as UTF-16"),
+        (CLEAN.encode("latin-1"), "participants.tsv", "not UTF-8: read as Latin-1"),
+        (CLEAN.replace("\t", ","), "participants.csv", None),
+        (CLEAN.replace("\t", ","), "participants.tsv", "separated by commas, expected tabs"),
+        (CLEAN.replace("\t", ";"), "participants.tsv", "separated by semicolons, expected tabs"),
+        (CLEAN.replace("\t", "  "), "participants.tsv", "separated by spaces, expected tabs"),
+        (CLEAN.replace("\t", ";"), "participants.csv", "separated by semicolons, expected commas"),
+    ],
+)
+def test_a_table_is_understood_however_it_was_saved(
+    content: bytes | str, name: str, note: str | None, tmp_path: Path
+) -> None:
+    table = read(tmp_path, content, name)
+    assert [dict(row.cells) for row in table.rows] == [
+        {"participant_id": "sub-01", "age": "34", "city": "Zürich"},
+        {"participant_id": "sub-02", "age": "n/a", "city": "n/a"},
+    ]
+    if note is None:
+        assert not table.notes
+    else:
+        assert len(table.notes) == 1
+        assert note in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "unreadable table: it is empty"),
+        (" \n\n", "unreadable table: it is empty"),
+        ("id\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id', found 'id', 'age'"),
+        (b"PK\x03\x04\0\0\0\0", "unreadable table: not text (a spreadsheet?"),
+        (b"\xff\xfeabc", "unreadable table: damaged UTF-16"),
+        ("participant_id\tage\tage\nsub-01\t3\t4\n", "unreadable table: the column 'age' stands"),
+        ("participant_id\tage\nsub-01 3\nsub-02 4\n", "unreadable table: the header has 2 fields"),
+    ],
+)
+def test_a_table_nobody_can_understand_is_refused(
+    content: bytes | str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnusableError) as refused:
+        read(tmp_path, content)
+    assert str(refused.value).startswith(reason)
+
+
+def test_a_row_with_too_few_or_too_many_fields_carries_its_problem(tmp_path: Path) -> None:
+    rows = read(tmp_path, CLEAN + "sub-03\t50\nsub-04\t50\tBern\tx\nsub-05\t1\tBern\n").rows
+    assert rows[2].problem == "broken row: line 4 of participants.tsv has 2 fields, expected 3"
+    assert rows[3].problem == "broken row: line 5 of participants.tsv has 4 fields, expected 3"
+    assert rows[2].cells == rows[3].cells == {}
+    assert rows[4].cells["age"] == "1"
+
+
+def test_a_quotation_mark_in_a_tab_separated_table_swallows_nothing(tmp_path: Path) -> None:
+    rows = read(tmp_path, 'participant_id\tnote\nsub-01\t5" tube\nsub-02\tx\n').rows
+    assert [row.cells["note"] for row in rows] == ['5" tube', "x"]
+
+
+def test_quoted_fields_of_a_csv_may_hold_its_separator(tmp_path: Path) -> None:
+    rows = read(tmp_path, 'participant_id,note\nsub-01,"a, b"\n', "participants.csv").rows
+    assert rows[0].cells["note"] == "a, b"
+
+
+def test_rows_that_repeat_a_key_agree_or_lose_what_differs(tmp_path: Path) -> None:
+    table = read(
+        tmp_path,
+        "participant_id\tage\tsex\nsub-01\t3\tF\nsub-01\t3\tF\nsub-02\t3\tF\nsub-02\t4\tF\n",
+    )
+    rows, notes = table.by("participant_id")
+    assert rows["sub-01"].cells["age"] == "3"
+    assert dict(rows["sub-02"].cells) == {"participant_id": "sub-02", "age": "n/a", "sex": "F"}
+    assert notes == [
+        "lines 4 and 5 are about the same participant_id and disagree in age: set to n/a"
+    ]
+
+
+def test_a_table_with_only_a_key_needs_no_separator(tmp_path: Path) -> None:
+    assert [row.fields for row in read(tmp_path, "participant_id\nsub-01\n").rows] == [("sub-01",)]

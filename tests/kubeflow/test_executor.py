@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.kubeflow import executor
+
+
+def executor_input(folder: Path) -> str:
+    """As kfp writes it for a step with a model, metrics and a parameter."""
+    artifacts = {
+        name: {"artifacts": [{"name": f"{name}-1", "uri": f"s3://bucket/{name}", "metadata": {}}]}
+        for name in ("encoder", "metrics")
+    }
+    outputs = {
+        "artifacts": artifacts,
+        "parameters": {"folder": {"outputFile": str(folder / "parameters/folder")}},
+        "outputFile": str(folder / "deep/executor_output.json"),
+    }
+    return json.dumps({"inputs": {}, "outputs": outputs})
+
+
+def test_what_is_declared_is_told_and_the_uri_stays(tmp_path: Path) -> None:
+    executor.publish(
+        executor_input(tmp_path),
+        parameters={"folder": "/store/a", "other": 1},
+        metadata={"metrics": {"auc": 0.75}, "absent": {"x": 1}},
+    )
+    told = json.loads((tmp_path / "deep/executor_output.json").read_text())
+    assert told["parameterValues"] == {"folder": "/store/a"}
+    assert told["artifacts"] == {
+        "encoder": {
+            "artifacts": [{"name": "encoder-1", "uri": "s3://bucket/encoder", "metadata": {}}]
+        },
+        "metrics": {
+            "artifacts": [
+                {"name": "metrics-1", "uri": "s3://bucket/metrics", "metadata": {"auc": 0.75}}
+            ]
+        },
+    }
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    folder = tmp_path / "evaluation"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "tables").mkdir()
+    rule = {"task": "sex", "initialization": "simclr"}
+    record = {
+        "stage": "evaluate",
+        "key": "k",
+        "data_version": "v",
+        "git_commit": "c",
+        "params": {"evaluate": {"promotion": rule}},
+        "summary": {"sex/simclr/test/auc": 0.5, "promoted": False, "faults": {"a": 1}},
+    }
+    (folder / "stage.json").write_text(json.dumps(record))
+    points = [("sex", "scratch", "test", 1, 0, 0), ("sex", "simclr", "ood", 1, 0, 0)]
+    points += [("sex", "simclr", "test", t, f, h) for t, f, h in [(1, 0, 0), (0.5, 0.25, 0.75)]]
+    lines = ["task\tinit\tsplit\tthreshold\tfpr\ttpr", *("\t".join(map(str, p)) for p in points)]
+    (folder / "plots/roc.tsv").write_text("\n".join(lines) + "\n")
+    counts = [("F", "F", 5), ("F", "M", 1), ("M", "F", 2), ("M", "M", 7)]
+    lines = ["task\tinit\tsplit\ttrue\tpredicted\tscans"]
+    lines += [
+        f"sex\tsimclr\t{split}\t{t}\t{p}\t{n}" for split in ("test", "ood") for t, p, n in counts
+    ]
+    (folder / "tables/confusion.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_an_evaluation_is_described_as_kubeflow_draws_it(evaluation: Path) -> None:
+    told = executor.describe(evaluation)
+    assert told["parameters"]["promoted"] == "false"
+    assert told["parameters"]["folder"] == str(evaluation)
+    assert told["metadata"]["metrics"] == {"sex/simclr/test/auc": 0.5, "promoted": False}
+    assert told["metadata"]["evaluation"]["key"] == "k"
+    assert told["metadata"]["roc"] == {
+        "model": "sex/simclr",
+        "confidenceMetrics": [
+            {"confidenceThreshold": 1.0, "falsePositiveRate": 0.0, "recall": 0.0},
+            {"confidenceThreshold": 0.5, "falsePositiveRate": 0.25, "recall": 0.75},
+        ],
+        "confusionMatrix": {
+            "annotationSpecs": [{"displayName": "F"}, {"displayName": "M"}],
+            "rows": [{"row": [5, 1]}, {"row": [2, 7]}],
+        },
+    }
+
+
+def test_without_a_rule_the_first_curve_is_drawn(evaluation: Path) -> None:
+    record = json.loads((evaluation / "stage.json").read_text())
+    record["params"]["evaluate"]["promotion"] = None
+    (evaluation / "stage.json").write_text(json.dumps(record))
+    assert executor.describe(evaluation)["metadata"]["roc"]["model"] == "sex/scratch"

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.errors import DataError
+from neurofoundry.kubeflow import promote
+from neurofoundry.runtime import stage
+from neurofoundry.runtime.tracking import Tracker
+
+
+def promoted_from(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
+    models, evaluation = tmp_path / "models", tmp_path / "evaluation"
+    rows = ["task\tinit\tfraction\tseed\tstatus\treason"]
+    for fraction in ("0.2", "1.0"):
+        for seed in (3, 1):
+            folder = models / "sex/simclr" / fraction / str(seed)
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_text(f"{fraction} {seed}")
+            (folder / "plan.json").write_text("{}")
+            (folder / "reference.npz").touch()
+            rows.append(f"sex\tsimclr\t{fraction}\t{seed}\tdone\tn/a")
+    (models / "runs.tsv").write_text("\n".join(rows) + "\n")
+    evaluation.mkdir()
+    rule = {"task": "sex", "initialization": "simclr"}
+    decision = {"promoted": promoted, "reason": "not better by 0.01.", "rule": rule}
+    (evaluation / "promotion.json").write_text(json.dumps(decision))
+    (evaluation / "model_card.md").write_text("# Card\n")
+    work = stage.Workspace(tmp_path / "out", (), Tracker(None), "v")  # type: ignore[arg-type]
+    work.dir.mkdir()
+    promote.promote(work, models=models, evaluation=evaluation)
+    return work
+
+
+def test_the_model_of_all_labels_and_the_first_seed_is_handed_on(tmp_path: Path) -> None:
+    work = promoted_from(tmp_path, promoted=True)
+    assert (work.dir / "model.safetensors").read_text() == "1.0 3"
+    names = {path.name for path in work.dir.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "plan.json",
+        "reference.npz",
+        "model_card.md",
+        "promotion.json",
+    }
+
+
+def test_a_model_that_was_not_promoted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no model is promoted\. not better by 0\.01"):
+        promoted_from(tmp_path, promoted=False)

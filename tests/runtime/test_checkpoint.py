@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime import checkpoint
+
+
+def state(step: int) -> dict[str, object]:
+    return {"step": step, "weights": torch.full((1000,), float(step)), "history": [{"loss": 0.5}]}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    assert checkpoint.load(folder, made_of={}) is None
+    for step in (8, 9, 10):
+        checkpoint.save(folder, state(step), step=step, made_of={})
+    loaded = checkpoint.load(folder, made_of={})
+    assert loaded is not None
+    assert loaded["step"] == 10
+    assert loaded["history"] == [{"loss": 0.5}]
+    assert torch.equal(loaded["weights"], torch.full((1000,), 10.0))
+    assert [name[:14] for name in names(folder)] == ["step-000000009", "step-000000010"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped bit"])
+def test_a_torn_file_is_skipped_for_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path, state(1), step=1, made_of={})
+    checkpoint.save(tmp_path, state(2), step=2, made_of={})
+    newest = tmp_path / names(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept = {"cut": len(content) // 2, "empty": 0, "flipped bit": len(content)}[damage]
+    newest.write_bytes(content[:kept])
+    loaded = checkpoint.load(tmp_path, made_of={})
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert newest.name in capsys.readouterr().err
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1), step=1, made_of={})
+    (tmp_path / ".checkpoint.tmp").write_bytes(b"the start of step 2")
+    loaded = checkpoint.load(tmp_path, made_of={})
+    assert loaded is not None
+    assert loaded["step"] == 1
+    checkpoint.save(tmp_path, state(3), step=3, made_of={})
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_full_disk_is_said_as_such_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1), step=1, made_of={})
+    (tmp_path / ".checkpoint.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(tmp_path, state(2), step=2, made_of={})
+    loaded = checkpoint.load(tmp_path, made_of={})
+    assert loaded is not None
+    assert loaded["step"] == 1
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_the_difference_named(
+    tmp_path: Path,
+) -> None:
+    made_of = {"data": "ab12", "pretrain": {"batch_size": 8, "simclr": {"temperature": 0.2}}}
+    checkpoint.save(tmp_path, state(1), step=1, made_of=made_of)
+    assert checkpoint.load(tmp_path, made_of=made_of) is not None
+    other = {"data": "ab12", "pretrain": {"batch_size": 4, "simclr": {"temperature": 0.2}}}
+    with pytest.raises(UsageError) as caught:
+        checkpoint.load(tmp_path, made_of=other)
+    message = str(caught.value)
+    assert "pretrain.batch_size was 8, is 4." in message
+    assert "temperature" not in message
+    with pytest.raises(UsageError, match="data was ab12, is cd34"):
+        checkpoint.load(tmp_path, made_of={**made_of, "data": "cd34"})
+    with pytest.raises(UsageError, match="data was ab12, is not there"):
+        checkpoint.load(tmp_path, made_of={"pretrain": made_of["pretrain"]})
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+    checkpoint.save(tmp_path, {"step": Bomb()}, step=1, made_of={})
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        checkpoint.load(tmp_path, made_of={})
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_sigterm_sets_the_event_and_the_old_handler_returns() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpoint.termination() as asked:
+        assert not asked.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.wait(timeout=5)
+    assert signal.getsignal(signal.SIGTERM) is before
