@@ -11,10 +11,9 @@ import typer
 
 import neurofoundry
 from neurofoundry.cli import cluster, stages, weights  # noqa: F401  their commands join the app
-from neurofoundry.cli.options import (
-    app,
-)
+from neurofoundry.cli.options import app
 from neurofoundry.errors import NeurofoundryError, complain
+from neurofoundry.runtime import log
 
 
 def _version(show: bool) -> None:
@@ -37,6 +36,7 @@ def main() -> None:
     # A thread of torch that waits shall soon sleep. libgomp's own 300,000 looks for work keep a
     # core busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    log.configure()
     try:
         app()
     except NeurofoundryError as error:
