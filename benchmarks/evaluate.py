@@ -20,11 +20,11 @@ from scipy import special
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measure import calibration, curves, performance, subgroups
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Regression
 
 TASKS = {
-    "diagnosis": Task(kind="classification", column="diagnosis", classes=("CN", "AD")),
-    "age": Task(kind="regression", column="age"),
+    "diagnosis": Classification(column="diagnosis", classes=("CN", "AD")),
+    "age": Regression(column="age"),
 }
 
 

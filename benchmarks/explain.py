@@ -41,11 +41,11 @@ from neurofoundry.phantom.anatomy import Subject, closest_rigid, grow, paint, sa
 from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification
 
 TASKS = {
-    "stroke": Task(kind="classification", column="stroke", classes=("no", "yes")),
-    "alzheimers": Task(kind="classification", column="diagnosis", classes=("CN", "AD")),
+    "stroke": Classification(column="stroke", classes=("no", "yes")),
+    "alzheimers": Classification(column="diagnosis", classes=("CN", "AD")),
 }
 CHANGED = 0.2
 SEED = 11
@@ -119,7 +119,7 @@ def learn(
         advance=lambda: None,
     )
     test = rows[rows["split"] == "test"]
-    said = explain.answer(infer(network, test["scan_id"], read), task)
+    said = task.score(infer(network, test["scan_id"], read))
     return network, float(roc_auc_score(test["target"], said))
 
 
@@ -139,7 +139,7 @@ def measure(
     network.eval().requires_grad_(False)
 
     def score(volumes: torch.Tensor) -> torch.Tensor:
-        return explain.answer(network(volumes), TASKS[name])
+        return TASKS[name].score(network(volumes))
 
     rows: dict[str, list[list[float]]] = {"6 mm": [], "12 mm": []}
     for each in ill:

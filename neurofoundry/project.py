@@ -15,7 +15,7 @@ from neurofoundry.params import Name, Section, load_text
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.runtime.tracking import TrackingParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import AnyTask
 
 SECTIONS = {
     "ingest": ("ingest", "tasks", "seed"),
@@ -32,7 +32,7 @@ class Params(Section):
 
     seed: int = Field(ge=0)
     """Every random draw of every stage derives from it."""
-    tasks: dict[Name, Task]
+    tasks: dict[Name, AnyTask]
     """Name (of a folder and in every table) to what is predicted. A cohort may have none: then
     only pretraining is evaluated."""
     ingest: IngestParams

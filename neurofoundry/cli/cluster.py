@@ -44,7 +44,7 @@ def configure(
     from neurofoundry.project import SECTIONS
 
     values = load_params(params, overrides)
-    finetune_parts = finetune_parts or values.finetune.most_parts(len(values.tasks))
+    finetune_parts = finetune_parts or values.finetune.most_shards(len(values.tasks))
     tracking = {"tracking": values.tracking.model_dump(mode="json")}
     found: dict[str, Any] = {
         name: json.dumps(read_by(values, name) | tracking) for name in SECTIONS
@@ -169,6 +169,7 @@ def pretrain_on_nodes(
         method=method,
         params=params,
         volumes=volumes,
+        store=store,
         run=os.environ.get("NEUROFOUNDRY_RUN", ""),
         owner=cluster.owner_of_this_run(api),
     )

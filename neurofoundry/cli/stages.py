@@ -94,8 +94,6 @@ def preprocess(
         | template.fingerprint(template.find(values.preprocess, data)),
         inputs={"ingest": cohort},
         track=values.tracking,
-        part=stage.Shard.parse(shard),
-        reuse=reuse or (),
     )
     hand_over(folder, copies, executor_input)
 
@@ -206,8 +204,6 @@ def finetune(
         params=read_by(values, "finetune"),
         inputs={"preprocess": volumes, **encoder_inputs(encoder)},
         track=values.tracking,
-        part=stage.Shard.parse(shard),
-        reuse=reuse or (),
     )
     hand_over(folder, copies, executor_input)
 

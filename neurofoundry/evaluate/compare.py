@@ -34,8 +34,8 @@ from neurofoundry.params import validate
 from neurofoundry.runtime import stage, tracking
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
-from neurofoundry.stats.metrics import METRICS, PRIMARY
-from neurofoundry.tasks.base import Task
+from neurofoundry.stats.metrics import METRICS
+from neurofoundry.tasks import PRIMARY_METRICS, parse_task
 
 JUDGED = ("test", "ood")
 
@@ -135,7 +135,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
     record = stage.read_record("evaluate", folder)
     try:
         given = record["params"]
-        tasks = {name: Task.model_validate(task) for name, task in given["tasks"].items()}
+        tasks = {name: parse_task(task) for name, task in given["tasks"].items()}
         params = validate(given["evaluate"], EvaluateParams, origin=f"{title}/stage.json")
         stages = json.loads((folder / "provenance.json").read_text())
         own = {**record, "params": tracking.public(given)}
@@ -274,7 +274,7 @@ def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) 
         evidence = first.tasks[name].evidence
         headline |= (
             (differences["task"] == name)
-            & (differences["metric"] == PRIMARY[evidence.task.kind])
+            & (differences["metric"] == evidence.task.primary)
             & (differences["fraction"] == evidence.fraction)
         )
     headline &= ~differences["init"].str.startswith("floor-") & differences["p"].notna()
@@ -360,7 +360,7 @@ def parts(comparison: Comparison, *, every_metric: bool) -> list[Part]:
     for (task, split, metric), rows in comparison.values.groupby(
         ["task", "split", "metric"], sort=False
     ):
-        if not every_metric and metric not in PRIMARY.values():
+        if not every_metric and metric not in PRIMARY_METRICS:
             continue
         subjects = rows["subjects"].iloc[0]
         title = f"{task}, {split} ({subjects} persons): {METRICS[str(metric)].title}"

@@ -27,7 +27,7 @@ from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import tracking
 from neurofoundry.stats.metrics import Values
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Evidence:
     @property
     def labels(self) -> Any:
         """``targets`` as the metrics take them."""
-        return self.targets.astype(int) if self.task.kind == "classification" else self.targets
+        return self.task.typed(self.targets)
 
     @property
     def fraction(self) -> float:
@@ -176,7 +176,7 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
                 outputs=np.array(outputs),
                 reason="" if outputs else str(reasons.iloc[0] if len(reasons) else "no run done"),
                 fitted=tuple(_read_fitted(folder) for folder in made)
-                if task.kind == "regression"
+                if "train" in task.corrected_on
                 else (),
             )
         )
@@ -187,7 +187,7 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
     path = folder / "predictions.tsv"
     task, scans = evidence.task, evidence.scans
     table = read_table(path, PREDICTIONS)
-    columns = [f"p_{name}" for name in task.classes] or ["output"]
+    columns = list(task.output_columns)
     missing = [column for column in columns if column not in table]
     if missing:
         raise DataError(
@@ -213,11 +213,7 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
                 "volumes/scans.tsv. The models belong to another cohort: run finetune again."
             )
     labels = table["label"]
-    truth = (
-        pd.to_numeric(labels, errors="coerce")
-        if task.kind == "regression"
-        else labels.map({name: index for index, name in enumerate(task.classes)})
-    ).to_numpy(np.float64)
+    truth = task.numbers(labels).to_numpy(np.float64)
     differs = ~np.isclose(truth, evidence.targets, rtol=1e-6, atol=1e-6)
     if differs.any():
         first = table.index[differs][0]
@@ -233,15 +229,9 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
             f"{table.index[broken][0]}. Training has diverged: lower finetune.learning_rate, or "
             "leave this run out."
         )
-    if task.kind == "regression":
-        return outputs[:, 0]
-    wrong = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)
-    if wrong.any():
-        raise DataError(
-            f"{path}: the probabilities of {table.index[wrong][0]} are "
-            f"{outputs[wrong][0].tolist()}; expected numbers of 0 or more that sum to 1."
-        )
-    return outputs
+    if fault := task.fault(outputs, list(table.index)):
+        raise DataError(f"{path}: {fault}.")
+    return outputs[:, 0] if len(columns) == 1 else outputs
 
 
 def _read_fitted(folder: Path) -> tuple[Values, Values] | None:

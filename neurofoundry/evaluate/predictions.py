@@ -15,7 +15,7 @@ import pandas as pd
 
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Evidence, Model
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 def write(folder: Path, evidence: Evidence) -> None:

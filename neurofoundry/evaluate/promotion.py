@@ -10,11 +10,11 @@ import pandas as pd
 
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate.measure import baselines
-from neurofoundry.evaluate.measure.performance import Measured, metric_names
+from neurofoundry.evaluate.measure.performance import Measured
 from neurofoundry.evaluate.params import Promotion
 from neurofoundry.evaluate.report import narrative
 from neurofoundry.stats.metrics import METRICS
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[
             f"evaluate.promotion.task: '{rule.task}' is not one of the tasks ({', '.join(tasks)})."
         )
     task = tasks[rule.task]
-    if rule.metric not in metric_names(task):
+    if rule.metric not in task.metric_names:
         raise UsageError(
             f"evaluate.promotion.metric: {rule.task} is a {task.kind} and has "
-            f"{', '.join(metric_names(task))}, not '{rule.metric}'."
+            f"{', '.join(task.metric_names)}, not '{rule.metric}'."
         )
     if rule.initialization not in initializations:
         raise UsageError(
             f"evaluate.promotion.initialization: '{rule.initialization}' is not one of "
             f"finetune.initializations ({', '.join(initializations)})."
         )
-    if rule.max_calibration_error is not None and task.kind != "classification":
+    if rule.max_calibration_error is not None and "ece" not in task.metric_names:
         raise UsageError(
             f"evaluate.promotion.max_calibration_error: {rule.task} is a {task.kind} and states no "
             "probabilities. Leave it out."

@@ -29,8 +29,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import build, embedding_map, wandb
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.stats.metrics import PRIMARY
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 def evaluate(
@@ -194,7 +193,7 @@ def nested(table: pd.DataFrame) -> dict[str, Any]:
 def headlines(metrics: Mapping[str, Any], tasks: list[Evidence]) -> dict[str, float]:
     """The metric that each task is judged by, with its interval, by its path in metrics.json."""
     wanted = {
-        (evidence.name, str(evidence.fraction), split, PRIMARY[evidence.task.kind])
+        (evidence.name, str(evidence.fraction), split, evidence.task.primary)
         for evidence in tasks
         for split in ("test", "ood")
     }

@@ -23,21 +23,13 @@ from neurofoundry.finetune import subsets
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import ExplainParams
 from neurofoundry.nn import encoders
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 BLOCKS = Grid(spacing=6.0)
 """What maps are kept on: every standard grid divides it, and single voxels say little."""
 
 Score = Callable[[Tensor], Tensor]
 """From z-scores (batch, 1, z, y, x) to one number each."""
-
-
-def answer(outputs: Tensor, task: Task) -> Tensor:
-    """What is explained, (batch,): the log odds of the last class, which is the one of interest,
-    or the value of a regression."""
-    if task.kind == "regression":
-        return outputs[:, 0]
-    return outputs[:, -1] - outputs[:, :-1].logsumexp(dim=1)
 
 
 def flat(scan: Tensor) -> Tensor:
@@ -104,7 +96,7 @@ def write(
     device = next(network.parameters()).device
 
     def score(volumes: Tensor) -> Tensor:
-        return answer(network(volumes), task)
+        return task.score(network(volumes))
 
     maps, ends = [], []
     for scan_id in scan_ids:

@@ -17,14 +17,14 @@ from torch import Tensor
 from neurofoundry.contracts.encoder import Plan, check_volumes, read_plan
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.finetune import probe, reference, subsets
-from neurofoundry.finetune.network import Network, Reader, columns, infer
+from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.nn.seeds import generator
 from neurofoundry.runtime.files import hash_file
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 DESCRIBED = ["scan_id", "dataset", "person", "session", "split", "site", "label"]
 """Columns of predictions.tsv before those of the output."""
@@ -69,8 +69,7 @@ def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The scans of a task with their ``label`` and what stands for it, the number ``target``."""
     chosen = task.select(scans)
     target = task.targets(chosen)
-    label = target if task.kind == "regression" else chosen[task.column]
-    return chosen.assign(label=label, target=target)
+    return chosen.assign(label=target if task.numeric_label else chosen[task.column], target=target)
 
 
 def make(
@@ -125,7 +124,7 @@ def make(
             outputs = network.head(_features(start, held_out["scan_id"], read))
     else:
         outputs = infer(network, held_out["scan_id"], read)
-    predictions = held_out[DESCRIBED].assign(**columns(outputs, task))
+    predictions = held_out[DESCRIBED].assign(**task.columns(outputs))
     write_table(predictions, folder / "predictions.tsv")
 
 
@@ -155,7 +154,7 @@ def _write_what_it_knows(
         seen.numpy(), unseen.numpy(), outputs.numpy(), val["target"].to_numpy(np.float64), task
     )
     reference.write(folder / "reference.npz", found)
-    table = learn[["scan_id", "person", "label"]].assign(**columns(fitted, task))
+    table = learn[["scan_id", "person", "label"]].assign(**task.columns(fitted))
     write_table(table, folder / "fitted.tsv")
 
 

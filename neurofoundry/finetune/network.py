@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.nn.encoders import Encoder
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 BATCH = 8
 """Scans in a forward pass without gradients."""
@@ -27,7 +25,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = encoder
         device = next(encoder.parameters()).device
-        self.head = nn.Linear(encoder.features, len(task.classes) or 1, device=device)
+        self.head = nn.Linear(encoder.features, len(task.output_columns), device=device)
         # From zero, all models of a task start with the same predictions, whatever their encoder.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -54,11 +52,3 @@ def infer(module: nn.Module, scan_ids: Iterable[str], read: Reader, *, size: int
         volumes = read(batch + batch[-1:] * (size - len(batch))).to(device).float() * SLOPE
         outputs.append(module(volumes)[: len(batch)].cpu())
     return torch.cat(outputs)
-
-
-def columns(outputs: Tensor, task: Task) -> dict[str, NDArray[np.float64]]:
-    """Outputs of a network as columns of predictions.tsv."""
-    if task.kind == "regression":
-        return {"output": outputs[:, 0].double().numpy()}
-    probabilities = outputs.double().softmax(1).numpy()
-    return {f"p_{name}": probabilities[:, index] for index, name in enumerate(task.classes)}

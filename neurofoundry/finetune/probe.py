@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 PENALTIES = np.logspace(-1, 5, 13)
 """Of the squared weights of standardized features: to choose from."""
@@ -33,23 +30,13 @@ def fit(
     ``folds``: the cross-entropy, or the squared error in the label's unit. Standardization is
     folded into the weights: the model takes the features as the encoder gives them.
     """
-    if task.kind == "classification":
-        model: Any = LogisticRegression(class_weight="balanced", max_iter=2000)
-        choices = {"logisticregression__C": 1 / PENALTIES}
-        scoring = "neg_log_loss"
-    else:
-        model = Ridge()
-        choices = {"ridge__alpha": PENALTIES}
-        scoring = "neg_mean_squared_error"
-    pipeline = make_pipeline(StandardScaler(), model)
-    search = GridSearchCV(pipeline, choices, scoring=scoring, cv=PredefinedSplit(folds))
+    pipeline = make_pipeline(StandardScaler(), task.linear_model(balanced=True))
+    choices, cv = task.penalties(PENALTIES), PredefinedSplit(folds)
+    search = GridSearchCV(pipeline, choices, scoring=task.scoring, cv=cv)
     search.fit(features.astype(np.float64), targets)
 
     scaler, model = search.best_estimator_
-    weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
-    if len(task.classes) == 2:
-        # One logit, of the second class, is two logits of which the first is zero.
-        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight, bias = task.coefficients(model)
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
     head = nn.Linear(weight.shape[1], weight.shape[0])

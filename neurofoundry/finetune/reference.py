@@ -6,17 +6,15 @@ As val was used to choose an epoch or a penalty, what is fitted on it is slightl
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 from sklearn.covariance import LedoitWolf
 
 from neurofoundry.errors import DataError
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 COVERAGE = 0.9
 """Of the interval of a regression."""
@@ -60,37 +58,17 @@ def fit(
 
     - Familiarity: Mahalanobis distance under the covariance of Ledoit and Wolf (2004), which can
       be inverted for fewer scans than features (Lee et al. 2018 detect foreign inputs by it).
-    - Classification: the temperature of Guo et al. (2017), which minimizes the cross-entropy.
-    - Regression: split conformal prediction (Lei et al. 2018): the ⌈(n + 1) · ``COVERAGE``⌉-th
-      smallest absolute residual.
+    - Uncertainty: a temperature or the half-width of an interval, as the task states it.
     """
     covariance = LedoitWolf().fit(learn.astype(np.float64))
     reference = Reference(
         mean=covariance.location_,
         precision=covariance.precision_,
         distance_limit=np.inf,
-        temperature=np.nan,
-        half_width=np.nan,
+        **task.uncertainty(outputs.astype(np.float64), targets, COVERAGE),
     )
-    found = asdict(reference)
-    found["distance_limit"] = float(np.quantile(reference.distance(val), FAMILIAR, method="higher"))
-    if task.kind == "classification":
-        found["temperature"] = _temperature(outputs.astype(np.float64), targets.astype(int))
-    else:
-        residuals = np.sort(np.abs(outputs[:, 0].astype(np.float64) - targets))
-        rank = int(np.ceil((len(residuals) + 1) * COVERAGE))
-        found["half_width"] = float(residuals[rank - 1]) if rank <= len(residuals) else np.inf
-    return Reference(**found)
-
-
-def _temperature(logits: Values, targets: NDArray[np.int64]) -> float:
-    def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return float(-scaled[np.arange(len(targets)), targets].mean())
-
-    # A val that is told apart without error would like it 0, and one without sense infinite.
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    limit = float(np.quantile(reference.distance(val), FAMILIAR, method="higher"))
+    return replace(reference, distance_limit=limit)
 
 
 def write(path: Path, reference: Reference) -> None:

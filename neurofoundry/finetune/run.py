@@ -44,7 +44,7 @@ from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import link, write_json
 from neurofoundry.runtime.stage import Shard, Workspace
 from neurofoundry.runtime.tracking import ENCODER
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 POLICY = {"min_subjects", "required"}
 """What a task demands of a cohort, and no model depends on."""

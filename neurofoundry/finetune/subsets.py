@@ -1,7 +1,7 @@
 """Which labelled persons a model learns from: nested fractions and cross-validation folds.
 
 Rows are the scans of a task in split 'train', with their ``target``: the index of the class, or
-the value. A person with scans of several classes counts for the last of them, the one of interest.
+the value.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.tasks.base import Task
-
-QUANTILES = 4
-"""Strata of a regression."""
+from neurofoundry.tasks import Task
 
 FOLDS = 5
 """Of a probe's cross-validation; fewer where a class has fewer persons."""
@@ -48,18 +45,7 @@ def in_turn(rows: pd.DataFrame, task: Task, count: int, *, key: str) -> pd.DataF
 
 def shortage(rows: pd.DataFrame, task: Task) -> str | None:
     """What these scans have too little of to be learned from; None when it is enough."""
-    persons = _strata(rows, task, key="")
-    if task.kind == "classification":
-        for index, name in enumerate(task.classes):
-            found = int((persons["stratum"] == index).sum())
-            if found < 2:
-                return f"{found} subjects with {task.column}={name}, 2 are needed"
-    elif len(persons) < 2:
-        return f"{len(persons)} subjects, 2 are needed"
-    elif rows["target"].nunique() < 2:
-        value = rows["target"].iloc[0]
-        return f"one value of {task.column}, {value:g}, in all {len(rows)} scans"
-    return None
+    return task.shortage(_strata(rows, task, key="")["stratum"], rows["target"])
 
 
 def folds(rows: pd.DataFrame, task: Task) -> NDArray[np.int64]:
@@ -68,18 +54,13 @@ def folds(rows: pd.DataFrame, task: Task) -> NDArray[np.int64]:
     Without a `shortage`, every fold holds every class.
     """
     persons = _strata(rows, task, key="folds").sort_values(["stratum", "digest"])
-    fewest = len(persons) if task.kind == "regression" else persons["stratum"].value_counts().min()
-    fold = pd.Series(np.arange(len(persons)) % min(FOLDS, fewest), index=persons.index)
+    count = min(FOLDS, task.most_folds(persons["stratum"]))
+    fold = pd.Series(np.arange(len(persons)) % count, index=persons.index)
     return rows["person"].map(fold).to_numpy(np.int64)
 
 
 def _strata(rows: pd.DataFrame, task: Task, key: str) -> pd.DataFrame:
     """Persons by their digest, with their stratum: the class, or the quarter of the values."""
-    targets = rows.groupby("person")["target"]
-    if task.kind == "classification":
-        stratum = targets.max()
-    else:
-        means = targets.mean()
-        stratum = (means.rank(method="first", pct=True) * QUANTILES).apply(np.ceil)
+    stratum = task.strata(rows.set_index("person")["target"])
     digest = [hashlib.sha256(f"{key}\0{person}".encode()).hexdigest() for person in stratum.index]
     return pd.DataFrame({"stratum": stratum, "digest": digest}).sort_values("digest")

@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.errors import UsageError
@@ -20,7 +18,7 @@ from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.nn import augment, seeds
 from neurofoundry.nn.augment.params import AugmentParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 LIGHT = AugmentParams(
     crop=(0.9, 1.0),
@@ -63,10 +61,8 @@ def train(
     loss is not a finite number.
     """
     device = next(network.parameters()).device
-    centre, scale = 0.0, 1.0
-    if task.kind == "regression":
-        centre, scale = learn["target"].mean(), learn["target"].std(ddof=0)
-    objective = _objective(task, learn["target"].to_numpy(), device)
+    centre, scale = task.standardization(learn["target"])
+    objective = task.loss(learn["target"].to_numpy(), device)
     targets = _standardized(learn, centre, scale, device)
     val_targets = _standardized(val, centre, scale, device)
     scan_ids = learn["scan_id"].to_numpy()
@@ -111,17 +107,6 @@ def train(
         network.head.weight.mul_(scale)
         network.head.bias.mul_(scale).add_(centre)
     return pd.DataFrame(history)
-
-
-def _objective(
-    task: Task, targets: NDArray[np.float64], device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of outputs (batch, …) and standardized targets (batch,)."""
-    if task.kind == "regression":
-        return lambda outputs, target: F.mse_loss(outputs[:, 0], target)
-    weights = compute_class_weight("balanced", classes=np.arange(len(task.classes)), y=targets)
-    weight = torch.tensor(weights, dtype=torch.float32, device=device)
-    return lambda outputs, target: F.cross_entropy(outputs, target.long(), weight)
 
 
 def _standardized(scans: pd.DataFrame, centre: float, scale: float, device: torch.device) -> Tensor:

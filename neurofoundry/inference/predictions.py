@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from neurofoundry.contracts.encoder import Plan
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import reference
-from neurofoundry.finetune.network import Network, columns
+from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
 from neurofoundry.inference.embeddings import Weights, describe, features_of, table
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task, parse_task
 
 
 def predict(
@@ -64,23 +64,9 @@ def judge(
     """
     with torch.no_grad():
         outputs = network.head(torch.from_numpy(features))
-    if task.kind == "classification":
-        calibrated = columns(outputs / known.temperature, task)
-        shares = np.stack(list(calibrated.values()), axis=1)
-        entropy = -(shares * np.log(np.clip(shares, 1e-300, 1))).sum(axis=1)
-        said: dict[str, Any] = {
-            "prediction": [task.classes[index] for index in shares.argmax(axis=1)],
-            **columns(outputs, task),
-            **{f"calibrated_{name}": values for name, values in calibrated.items()},
-            "entropy": entropy / np.log(len(task.classes)),
-        }
-    else:
-        value = columns(outputs, task)["output"]
-        # Too few scans of val to say: no interval rather than an infinite one.
-        half = known.half_width if np.isfinite(known.half_width) else np.nan
-        said = {"prediction": value, "low": value - half, "high": value + half}
     distance = known.distance(features)
-    said |= {
+    said = {
+        **task.state(outputs, temperature=known.temperature, half_width=known.half_width),
         "distance": distance,
         "distance_limit": known.distance_limit,
         "out_of_distribution": pd.array(distance > known.distance_limit, dtype="boolean"),
@@ -96,7 +82,7 @@ def _read_plan(model: Path) -> tuple[Plan, Task, Mapping[str, Any]]:
         task.pop("name")
         volumes = content["volumes"]
         plan = Plan.model_validate(content["encoder"] | {"grid": volumes["grid"]})
-        return plan, Task.model_validate(task), volumes["preprocess"]
+        return plan, parse_task(task), volumes["preprocess"]
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError(
             f"{path}: not the plan of a model ({error}). Give a folder "

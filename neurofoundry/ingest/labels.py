@@ -23,7 +23,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.ingest.delimited import is_missing
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 _TOLERANCE_YEARS = 0.1
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
@@ -53,7 +53,7 @@ def table(
     A declared label column that no dataset has is left out.
     """
     numbers = {"age", "field_strength"} | {
-        task.column for task in tasks.values() if task.kind == "regression"
+        task.column for task in tasks.values() if task.numeric_label
     }
     heads = {name.casefold() for scan in scans for row in scan.cells for name in row}
     unknown: Counter[tuple[str, str, str]] = Counter()

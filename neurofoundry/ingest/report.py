@@ -14,7 +14,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, console
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 NOTES = ["dataset", "path", "note"]
 

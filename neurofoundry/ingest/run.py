@@ -22,7 +22,7 @@ from neurofoundry.ingest.image import look
 from neurofoundry.ingest.params import Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, each
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 def ingest(

@@ -16,7 +16,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.ingest import labels
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 
 def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list[Scan]:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Output:
 def hand_over(folder: Path, out: Path) -> Path:
     """Leave a manifest at ``out`` when the output itself lies elsewhere, in a store."""
     if folder != out:
-        record: Mapping[str, Any] = json.loads((folder / "stage.json").read_text())
+        record: dict[str, Any] = json.loads((folder / "stage.json").read_text())
         write_manifest(out, folder, record)
     return folder
 

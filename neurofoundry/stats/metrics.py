@@ -7,9 +7,7 @@ All resamples are computed at once, and models that share the weights can be com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,12 +50,6 @@ METRICS = {
     "distance_ratio": Metric("Distance within over between persons", False, LOG),
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
-
-PRIMARY: Mapping[Literal["classification", "regression"], str] = {
-    "classification": "auc",
-    "regression": "mae",
-}
-"""The metric that a task is judged by."""
 
 
 def classification(

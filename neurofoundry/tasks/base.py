@@ -1,15 +1,32 @@
-"""What every kind of task shares: which scans take part, and whether a cohort can serve it."""
+"""What every kind of task shares: which scans take part, and what a kind has to define.
+
+A kind is one class in a file of its own. It says how labels become numbers, how a network learns
+and states them, and how it is judged. Nothing else in the package asks of which kind a task is.
+What is heavy (torch, scikit-learn, the statistics) is imported where it is used, as parameters are
+checked before any of it is loaded.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from neurofoundry.params import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Values = NDArray[np.float64]
+
+Correction = Callable[[Values], Values]
+"""From the outputs of a model to better calibrated ones."""
 
 
 class Condition(Section):
@@ -27,6 +44,7 @@ class Condition(Section):
         return self
 
     def holds(self, values: pd.Series) -> pd.Series:
+        """For each value whether it meets the condition."""
         if self.one_of is not None:
             return values.astype("string").isin(self.one_of)
         numbers = pd.to_numeric(values, errors="coerce")
@@ -34,10 +52,10 @@ class Condition(Section):
         return numbers.between(low, np.inf if self.max is None else self.max)
 
 
-class Task(Section):
+class Task(Section, ABC):
     """Something to predict from a scan: declared in params.yaml, never in code."""
 
-    kind: Literal["classification", "regression"]
+    kind: str
     column: str
     """The column of scans.tsv that holds the label."""
     classes: tuple[str, ...] = ()
@@ -50,40 +68,31 @@ class Task(Section):
     required: bool = True
     """Refuse a cohort that cannot serve the task (exit 3), or report it as not estimable."""
 
-    @field_validator("classes")
-    @classmethod
-    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError("a class stands twice")
-        return classes
+    primary: ClassVar[str]
+    """The metric that models are judged by."""
+    curves: ClassVar[frozenset[str]]
+    """What is drawn of predictions: of roc, confusion, reliability and predicted_vs_true."""
+    corrected_on: ClassVar[tuple[str, ...]]
+    """The splits that a correction of calibration can be learned from."""
+    constant_baseline: ClassVar[str]
+    """The name of the baseline that says the same of everybody."""
+    numeric_label: ClassVar[bool]
+    """Whether the column of the label holds numbers."""
 
-    @model_validator(mode="after")
-    def _kind_and_classes_agree(self) -> Task:
-        if self.kind == "classification" and len(self.classes) < 2:
-            raise ValueError("a classification needs at least two classes")
-        if self.kind == "regression" and self.classes:
-            raise ValueError("a regression has no classes")
-        return self
+    # Which scans
 
     def select(self, scans: pd.DataFrame) -> pd.DataFrame:
         """The scans that take part: eligible and labelled."""
-        missing = sorted({self.column, *self.eligible} - set(scans.columns))
-        if missing:
+        if not {self.column, *self.eligible} <= set(scans.columns):
             return scans.iloc[:0]
-        chosen = self._labels(scans).notna()
+        chosen = self.numbers(scans[self.column]).notna()
         for column, condition in self.eligible.items():
             chosen &= condition.holds(scans[column])
         return scans[chosen]
 
-    def targets(self, scans: pd.DataFrame) -> NDArray[np.float64]:
-        """Labels of selected scans: the index of the class, or the value."""
-        return self._labels(scans).to_numpy(np.float64)
-
-    def _labels(self, scans: pd.DataFrame) -> pd.Series:
-        values = scans[self.column]
-        if self.kind == "regression":
-            return pd.to_numeric(values, errors="coerce")
-        return values.map({name: index for index, name in enumerate(self.classes)})
+    def targets(self, scans: pd.DataFrame) -> Values:
+        """What stands for the labels of selected scans: the index of the class, or the value."""
+        return self.numbers(scans[self.column]).to_numpy(np.float64)
 
     def gap(self, scans: pd.DataFrame) -> str | None:
         """Why these scans cannot serve the task, in words; None when they can."""
@@ -93,15 +102,186 @@ class Task(Section):
         chosen = self.select(scans)
         needed = ["train", "val", "test"] + (["ood"] if (scans["split"] == "ood").any() else [])
         for split in needed:
-            part = chosen[chosen["split"] == split]
+            inside = chosen[chosen["split"] == split]
             groups = {
-                f"{self.column}={name}": part[part[self.column] == name] for name in self.classes
+                f"{self.column}={name}": inside[inside[self.column] == name]
+                for name in self.classes
             }
-            for group, rows in (groups or {"a label": part}).items():
-                found = rows["person"].nunique()
-                if found < self.min_subjects:
+            for group, rows in (groups or {"a label": inside}).items():
+                subjects = rows["person"].nunique()
+                if subjects < self.min_subjects:
                     return (
-                        f"split '{split}' has {found} subjects with {group}, "
+                        f"split '{split}' has {subjects} subjects with {group}, "
                         f"{self.min_subjects} are needed"
                     )
         return None
+
+    def persons_per_class(
+        self, persons: NDArray[Any], targets: Values, inside: NDArray[np.bool_]
+    ) -> list[int]:
+        """How many persons each class has among the scans ``inside``; without classes, how many
+        there are."""
+        if not self.classes:
+            return [len(set(persons[inside]))]
+        return [
+            len(set(persons[inside & (targets == index)])) for index in range(len(self.classes))
+        ]
+
+    # Labels
+
+    @abstractmethod
+    def numbers(self, labels: pd.Series) -> pd.Series:
+        """Labels as numbers, NaN where there is none: the index of the class, or the value."""
+
+    @abstractmethod
+    def typed(self, targets: Values) -> NDArray[Any]:
+        """``targets`` as the metrics take them."""
+
+    # Learning
+
+    @property
+    @abstractmethod
+    def output_columns(self) -> tuple[str, ...]:
+        """Columns of predictions.tsv that hold what a model says."""
+
+    @abstractmethod
+    def columns(self, outputs: Tensor) -> dict[str, Values]:
+        """Outputs of a network (scans, outputs) as ``output_columns``."""
+
+    @abstractmethod
+    def strata(self, persons: pd.Series[Any]) -> pd.Series:
+        """The stratum of each person, from targets that are indexed by person."""
+
+    @abstractmethod
+    def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
+        """What training scans have too little of, in words; None when there is enough."""
+
+    @abstractmethod
+    def most_folds(self, strata: pd.Series) -> int:
+        """Into how many folds persons can be dealt so that each holds every class."""
+
+    @abstractmethod
+    def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
+        """Centre and scale of the targets while a network learns."""
+
+    @abstractmethod
+    def loss(self, targets: Values, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of outputs (batch, outputs) and standardized targets (batch,), for a training
+        set of these ``targets``."""
+
+    @abstractmethod
+    def linear_model(self, *, balanced: bool = False, iterations: int = 2000) -> Any:
+        """A penalized linear model of scikit-learn, for standardized features."""
+
+    @abstractmethod
+    def penalties(self, values: Values) -> dict[str, Values]:
+        """The parameter of ``linear_model`` in a pipeline that penalizes the squared weights, and
+        its values for these penalties."""
+
+    scoring: ClassVar[str]
+    """How scikit-learn scores ``linear_model`` in cross-validation."""
+
+    @abstractmethod
+    def coefficients(self, model: Any) -> tuple[Values, Values]:
+        """Weights (outputs, features) and biases (outputs,) of a fitted ``linear_model``."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor) -> Tensor:
+        """What is explained of outputs, (batch,)."""
+
+    @abstractmethod
+    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
+        """What `predict` needs to state how sure a model is, fitted on outputs (scans, outputs) of
+        the network and targets of val: ``temperature`` or ``half_width``."""
+
+    @abstractmethod
+    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
+        """Outputs of a network as columns of a table for people: ``prediction``, and how sure it
+        is."""
+
+    # Judging
+
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics of the task, by their names in stats.metrics."""
+
+    @abstractmethod
+    def measure(
+        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+    ) -> dict[str, Values]:
+        """All metrics in every resample (stats.metrics), of typed labels and outputs of scans."""
+
+    @abstractmethod
+    def threshold(self, targets: Values, outputs: Values) -> float | None:
+        """The threshold that outputs on val suggest; None where there is none."""
+
+    @abstractmethod
+    def primary_covariance(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> Values | None:
+        """Covariance (models, models) of the primary metric of models, by a formula; None where
+        only resampling tells. ``outputs`` are (models, scans, …)."""
+
+    @abstractmethod
+    def primary_with_error(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> tuple[float, float]:
+        """The primary metric and its standard error by a formula, as a mean over seeds;
+        ``outputs`` are (seeds, scans, …)."""
+
+    @abstractmethod
+    def persons_to_count(self, targets: pd.Series[Any]) -> list[int]:
+        """Persons of every class, from targets indexed by person; who has scans of several counts
+        for none, being no whole pair."""
+
+    @abstractmethod
+    def on_one_scale(self, outputs: Values) -> Values:
+        """Outputs (seeds, scans, …) as one number a scan, on which scans of a person can agree."""
+
+    @property
+    @abstractmethod
+    def calibration_names(self) -> tuple[str, ...]:
+        """The metrics of calibration."""
+
+    @abstractmethod
+    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
+        """``calibration_names`` in every resample, (metrics, resamples); a further row is the
+        calibration error by chance, where there is one."""
+
+    @abstractmethod
+    def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
+        """A function of outputs that is learned from these, or the reason why there is none;
+        ``where`` names the scans."""
+
+    @abstractmethod
+    def constant(self, targets: Values, count: int) -> Values | str:
+        """The same prediction for ``count`` scans, from the targets of training; or why there is
+        none."""
+
+    @abstractmethod
+    def predict(self, model: Any, features: Values) -> Values:
+        """What a fitted ``linear_model`` says of features (scans, features)."""
+
+    @abstractmethod
+    def splitter(self, folds: int) -> Any:
+        """Folds of scikit-learn that keep persons together."""
+
+    @abstractmethod
+    def fault(self, outputs: Values, scan_ids: Sequence[str]) -> str | None:
+        """Why these columns of predictions.tsv cannot be outputs; None when they can."""
+
+    # Words
+
+    @property
+    @abstractmethod
+    def question(self) -> str:
+        """What the task asks, in a sentence."""
+
+    @abstractmethod
+    def describe_labels(self, scans: pd.DataFrame) -> str:
+        """The labels of selected scans, in a cell of a table."""
+
+    @abstractmethod
+    def explained_unit(self, unit: str) -> str:
+        """In what ``score`` is measured, where the label has this ``unit``."""

@@ -14,7 +14,7 @@ from neurofoundry.contracts.splits import Splits, find_leaks, guard_leaks
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError
-from neurofoundry.tasks.base import Condition, Task
+from neurofoundry.tasks import Classification, Condition, Regression, parse_task
 
 SHARES = {"pretrain": 0.3, "train": 0.35, "val": 0.12, "test": 0.23}
 
@@ -168,13 +168,12 @@ class TestLeaks:
 
 
 class TestTask:
-    alzheimers = Task(
-        kind="classification",
+    alzheimers = Classification(
         column="diagnosis",
         classes=("CN", "AD"),
         eligible={"age": Condition(min=55)},
     )
-    age = Task(kind="regression", column="age", min_subjects=1)
+    age = Regression(column="age", min_subjects=1)
 
     def cohort(self) -> pd.DataFrame:
         labels = ["CN", "AD", "CN", "AD"] * 3
@@ -221,11 +220,11 @@ class TestTask:
         ("values", "words"),
         [
             ({"kind": "classification", "column": "sex"}, "at least two classes"),
-            ({"kind": "classification", "column": "sex", "classes": ["F", "F"]}, "twice"),
+            ({"kind": "classification", "column": "sex", "classes": ["F", "F"]}, "duplicate"),
             ({"kind": "regression", "column": "age", "classes": ["F", "M"]}, "no classes"),
             ({"kind": "survival", "column": "age"}, "classification"),
         ],
     )
     def test_a_declaration_that_makes_no_sense_is_refused(self, values: dict, words: str) -> None:
         with pytest.raises(ValidationError, match=words):
-            Task(**values)
+            parse_task(values)

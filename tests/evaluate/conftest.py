@@ -22,20 +22,19 @@ from neurofoundry.runtime import tracking
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import TrackingParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Regression, Task
 
 GRID = Grid(spacing=6.0)
 
 TASKS = {
-    "alzheimers": Task(
-        kind="classification",
+    "alzheimers": Classification(
         column="diagnosis",
         classes=("CN", "AD"),
         eligible={"age": {"min": 55}},
     ),
-    "stroke": Task(kind="classification", column="stroke", classes=("no", "yes")),
-    "sex": Task(kind="classification", column="sex", classes=("F", "M")),
-    "age": Task(kind="regression", column="age"),
+    "stroke": Classification(column="stroke", classes=("no", "yes")),
+    "sex": Classification(column="sex", classes=("F", "M")),
+    "age": Regression(column="age"),
 }
 
 # How well a model knows the answer: signal over noise, familiar and new sites.

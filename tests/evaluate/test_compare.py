@@ -20,7 +20,7 @@ from neurofoundry.evaluate import compare, inputs, predictions
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.runtime import stage
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 from tests.evaluate.conftest import TASKS, Folders, scans_table, write_inputs, write_record
 
 TWO = {name: TASKS[name] for name in ("alzheimers", "age")}

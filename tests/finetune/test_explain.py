@@ -16,11 +16,11 @@ from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification
 from tests.support import tiny
 from tests.support.tiny import AGE, DIAGNOSIS
 
-THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
+THREE = Classification(column="diagnosis", classes=("CN", "MCI", "AD"))
 NAMES = {"initializations": {"scratch": {"encoder": "random", "mode": "finetune"}}}
 
 
@@ -56,7 +56,7 @@ class TestIntegratedGradients:
         base = explain.flat(volume)
 
         def score(volumes: Tensor) -> Tensor:
-            return explain.answer(network(volumes), AGE)
+            return AGE.score(network(volumes))
 
         with torch.no_grad():
             difference = (score(volume) - score(base)).item()
@@ -75,11 +75,9 @@ class TestIntegratedGradients:
 def test_the_answer_of_classes_is_the_log_odds_of_the_last() -> None:
     outputs = torch.tensor([[2.0, -1.0, 0.5], [0.3, 0.1, 4.0]])
     p = outputs.softmax(1)[:, 2]
-    torch.testing.assert_close(explain.answer(outputs, THREE), torch.log(p / (1 - p)))
-    torch.testing.assert_close(
-        explain.answer(outputs[:, :2], DIAGNOSIS), outputs[:, 1] - outputs[:, 0]
-    )
-    assert explain.answer(outputs[:, :1], AGE).tolist() == pytest.approx([2.0, 0.3])
+    torch.testing.assert_close(THREE.score(outputs), torch.log(p / (1 - p)))
+    torch.testing.assert_close(DIAGNOSIS.score(outputs[:, :2]), outputs[:, 1] - outputs[:, 0])
+    assert AGE.score(outputs[:, :1]).tolist() == pytest.approx([2.0, 0.3])
 
 
 @pytest.mark.parametrize("spacing", [1.5, 2.0, 3.0, 6.0])
@@ -117,7 +115,7 @@ def test_persons_come_from_the_classes_in_turn_and_with_one_scan_each() -> None:
 class TestLesions:
     """Spheres put anywhere in one half of the heads: the maps must find them."""
 
-    TASK = Task(kind="classification", column="lesion", classes=("no", "yes"))
+    TASK = Classification(column="lesion", classes=("no", "yes"))
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -177,7 +175,7 @@ class TestLesions:
             for volume, lesion in zip(*(each[59::2] for each in heads), strict=True):
                 z = torch.from_numpy(volume)[None, None].float() * SLOPE
                 found = explain.integrated_gradients(
-                    lambda v, n=network: explain.answer(n(v), cls.TASK), z, explain.flat(z), 16
+                    lambda v, n=network: cls.TASK.score(n(v)), z, explain.flat(z), 16
                 )[0, 0].numpy()
                 part = found.clip(0)
                 peak = lesion.flat[found.argmax()]

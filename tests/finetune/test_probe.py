@@ -12,15 +12,15 @@ from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from neurofoundry.finetune import probe
-from neurofoundry.finetune.network import columns, infer
+from neurofoundry.finetune.network import infer
 from neurofoundry.finetune.subsets import folds
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Task
 from tests.support import tiny
 from tests.support.tiny import AGE, DIAGNOSIS
 
-THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
+THREE = Classification(column="diagnosis", classes=("CN", "MCI", "AD"))
 
 
 def by_hand(
@@ -65,7 +65,7 @@ def test_a_probe_equals_a_pipeline_by_hand(task: Task) -> None:
 
     head, history = probe.fit(features.astype(np.float32), targets, fold, task)
     with torch.no_grad():
-        said = columns(head(torch.tensor(features, dtype=torch.float32)), task)
+        said = task.columns(head(torch.tensor(features, dtype=torch.float32)))
     penalty, expected = by_hand(features.astype(np.float32).astype(float), targets, fold, task)
 
     assert history["penalty"][history["chosen"]].item() == penalty
@@ -87,9 +87,8 @@ def test_the_saved_network_reproduces_the_predictions(
     folder = probed / task.column / "probe/1.0/0"
     network = tiny.read_model(folder, encoder, task)
     written = tiny.predictions(folder)
-    said = columns(
-        infer(network, written["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID)), task
-    )
+    outputs = infer(network, written["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID))
+    said = task.columns(outputs)
     for name, values in said.items():
         np.testing.assert_allclose(values, written[name], rtol=1e-4, atol=1e-4)
 

@@ -30,7 +30,7 @@ from neurofoundry.finetune.run import Run, share
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.runtime.stage import Shard
-from neurofoundry.tasks.base import Condition, Task
+from neurofoundry.tasks import Classification, Condition, Regression, Task
 from tests.support import tiny
 from tests.support.tiny import AGE, DIAGNOSIS
 
@@ -244,7 +244,7 @@ class TestResume:
     ) -> None:
         out = tmp_path / "models"
         code = (
-            "import sys; from pathlib import Path; from tests.finetune import test_stage, tiny;"
+            "import sys; from pathlib import Path; from tests.finetune import test_stage; from tests.support import tiny;"
             "out, volumes, encoder = map(Path, sys.argv[1:]);"
             "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS)"
         )
@@ -405,8 +405,8 @@ class TestRefusals:
         optional = {"required": False}
         tasks = {
             "diagnosis": DIAGNOSIS.model_copy(update=optional),
-            "flat": Task(kind="regression", column="flat", required=False),
-            "gone": Task(kind="regression", column="gone", required=False),
+            "flat": Regression(column="flat", required=False),
+            "gone": Regression(column="gone", required=False),
         }
         params = {**tiny.PROBED, "fractions": [0.02, 1.0]}
         out = tiny.run(tmp_path / "models", own_volumes, encoder, params, tasks)
@@ -424,8 +424,8 @@ class TestRefusals:
         self, tmp_path: Path, volumes: Path, encoder: Path
     ) -> None:
         tasks = {
-            "ill": Task(kind="classification", column="diagnosis", classes=("CN", "FTD")),
-            "gone": Task(kind="regression", column="gone"),
+            "ill": Classification(column="diagnosis", classes=("CN", "FTD")),
+            "gone": Regression(column="gone"),
             "small": DIAGNOSIS,
         }
         params = {**BOTH, "fractions": [0.1]}

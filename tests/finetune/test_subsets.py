@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurofoundry.finetune.subsets import folds, fraction_of, shortage
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Task
 from tests.support.tiny import AGE
 
-THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
+THREE = Classification(column="diagnosis", classes=("CN", "MCI", "AD"))
 
 
 def rows_of(counts: tuple[int, ...], *, scans: int = 2) -> pd.DataFrame:

@@ -16,12 +16,12 @@ from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.seeds import generator
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Task
 from tests.support import tiny
 from tests.support.tiny import AGE, DIAGNOSIS
 
 CPU = torch.device("cpu")
-THREE = Task(kind="classification", column="diagnosis", classes=("CN", "MCI", "AD"))
+THREE = Classification(column="diagnosis", classes=("CN", "MCI", "AD"))
 
 
 def fit(
@@ -55,7 +55,7 @@ def test_the_loss_of_classes_is_their_weighted_cross_entropy() -> None:
     for row, target in zip(outputs.tolist(), [0, 2, 1], strict=True):
         total -= weights[target] * (row[target] - np.log(np.exp(row).sum()))
         weight += weights[target]
-    loss = module._objective(THREE, learned, CPU)(outputs, targets)
+    loss = THREE.loss(learned, CPU)(outputs, targets)
     assert loss.item() == pytest.approx(total / weight, rel=1e-5)
 
 

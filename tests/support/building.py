@@ -22,7 +22,7 @@ from neurofoundry.ingest.run import ingest
 from neurofoundry.runtime import tracking
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import TrackingParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import parse_task
 
 AFFINE = np.diag([4.5, 4.5, 4.5, 1.0])
 ALL_PRETRAIN = {"pretrain": 1, "train": 0, "val": 0, "test": 0}
@@ -111,7 +111,7 @@ def run(
 ) -> Outcome:
     """Run ingest; everybody goes to pretrain unless told otherwise."""
     values = IngestParams.model_validate({"splits": ALL_PRETRAIN, **params})
-    parsed = {name: Task.model_validate(task) for name, task in (tasks or {}).items()}
+    parsed = {name: parse_task(task) for name, task in (tasks or {}).items()}
     out.mkdir(parents=True, exist_ok=True)
     quiet = TrackingParams(mode="disabled")
     with tracking.run(quiet, stage="ingest", key="0" * 16, config={}) as tracker:

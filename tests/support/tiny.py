@@ -21,13 +21,13 @@ from neurofoundry.nn import encoders
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification, Regression, Task
 
 GRID = Grid(spacing=6.0)
 SPLITS = np.array(["train", "train", "train", "val", "test", "test", "ood"])
 
-DIAGNOSIS = Task(kind="classification", column="diagnosis", classes=("CN", "AD"))
-AGE = Task(kind="regression", column="age")
+DIAGNOSIS = Classification(column="diagnosis", classes=("CN", "AD"))
+AGE = Regression(column="age")
 
 FINETUNED: dict[str, Any] = {
     "initializations": {"scratch": {"encoder": "random", "mode": "finetune"}},

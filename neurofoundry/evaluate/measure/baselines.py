@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neurofoundry.evaluate.inputs import Model
 from neurofoundry.stats.metrics import Values
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 MORPHOMETRY = "floor-morphometry"
 
@@ -35,8 +34,7 @@ PENALTIES = np.logspace(-1, 3, 5)
 def names(task: Task) -> tuple[str, ...]:
     """The floors of a task: the same answer for everybody, age, sex and site alone (but for what
     the task is to predict), and simple morphometry."""
-    constant = "floor-prevalence" if task.kind == "classification" else "floor-mean"
-    return constant, f"floor-{'-'.join(_covariates(task))}", MORPHOMETRY
+    return task.constant_baseline, f"floor-{'-'.join(_covariates(task))}", MORPHOMETRY
 
 
 def _covariates(task: Task) -> list[str]:
@@ -55,21 +53,11 @@ def fit(
     train = task.select(train)
     constant, covariates, _ = names(task)
     targets = task.targets(train)
-    if task.kind == "classification":
-        counts = np.bincount(targets.astype(int), minlength=len(task.classes))
-        gap = "" if counts.all() else "no training scan of some class"
-    else:
-        gap = "" if len(train) >= 2 else "fewer than two training scans"
-    if gap:
-        return tuple(Model(name, 1.0, (), np.empty(0), gap) for name in names(task))
-    if task.kind == "classification":
-        same = np.tile(counts / counts.sum(), (len(scans), 1))
-        known = LogisticRegression(max_iter=1000).fit(_known(task, train, train), targets)
-        told = known.predict_proba(_known(task, scans, train))
-    else:
-        same = np.full(len(scans), targets.mean())
-        known = Ridge().fit(_known(task, train, train), targets)
-        told = known.predict(_known(task, scans, train))
+    same = task.constant(targets, len(scans))
+    if isinstance(same, str):
+        return tuple(Model(name, 1.0, (), np.empty(0), same) for name in names(task))
+    model = task.linear_model(iterations=1000).fit(_known(task, train, train), targets)
+    told = task.predict(model, _known(task, scans, train))
     return (
         Model(constant, 1.0, (0,), same[None]),
         Model(covariates, 1.0, (0,), told[None]),
@@ -105,20 +93,11 @@ def _morphometry(
     groups = train["person"].to_numpy()
     people = [len(set(groups[targets == index])) for index in range(len(task.classes))]
     folds = min(5, len(set(groups)), *people)
-    splitter: Any
-    if task.kind == "classification":
-        model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        choices = {"logisticregression__C": 1 / PENALTIES}
-        scoring, splitter = "neg_log_loss", StratifiedGroupKFold
-    else:
-        model = make_pipeline(StandardScaler(), Ridge())
-        choices = {"ridge__alpha": PENALTIES}
-        scoring, splitter = "neg_mean_squared_error", GroupKFold
+    model: Any = make_pipeline(StandardScaler(), task.linear_model())
     if folds >= 2:
-        dealt = splitter(folds, shuffle=True, random_state=0).split(targets, targets, groups)
-        model = GridSearchCV(model, choices, scoring=scoring, cv=list(dealt))
+        dealt = list(task.splitter(folds).split(targets, targets, groups))
+        choices = task.penalties(PENALTIES)
+        model = GridSearchCV(model, choices, scoring=task.scoring, cv=dealt)
     model.fit(sizes.loc[train["scan_id"]].to_numpy(), targets)
-    features = sizes.loc[scans["scan_id"]].to_numpy()
-    if task.kind == "classification":
-        return Model(MORPHOMETRY, 1.0, (0,), model.predict_proba(features)[None])
-    return Model(MORPHOMETRY, 1.0, (0,), model.predict(features)[None])
+    said = task.predict(model, sizes.loc[scans["scan_id"]].to_numpy())
+    return Model(MORPHOMETRY, 1.0, (0,), said[None])

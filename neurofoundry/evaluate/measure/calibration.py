@@ -3,42 +3,32 @@ and after a correction that is learned from the validation subjects, or from tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special
 
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measure.performance import gap, persons_to_count
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.stats import intervals, metrics
+from neurofoundry.stats import intervals
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
+from neurofoundry.tasks import Task
+from neurofoundry.tasks.base import Correction
 
 CALIBRATION = [
     *("task", "init", "split", "corrected", "metric", "value", "low", "high"),
     *("subjects", "reason"),
 ]
 
-Correction = Callable[[Values], Values]
-
 AS_IT_IS = "no"
 """Of the column ``corrected``: the model as it is."""
 
 
-def names(evidence: Evidence) -> list[str]:
-    """The metrics of calibration that a task has."""
-    if evidence.task.kind == "regression":
-        return ["mae", "bias_slope"]
-    if len(evidence.task.classes) == 2:
-        return ["brier", "ece", "calibration_slope", "calibration_intercept"]
-    return ["brier", "ece"]
-
-
 def corrections(evidence: Evidence) -> tuple[str, ...]:
     """The splits that a correction is learned from, and before them ``AS_IT_IS``."""
-    return (AS_IT_IS, "val", "train") if evidence.task.kind == "regression" else (AS_IT_IS, "val")
+    return (AS_IT_IS, *evidence.task.corrected_on)
 
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> pd.DataFrame:
@@ -60,7 +50,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                 head: dict[str, object] = {"task": evidence.name, "init": model.name}
                 head |= {"split": split, "corrected": corrected, "subjects": subjects}
                 reason = outputs if isinstance(outputs, str) else missing
-                for name in names(evidence):
+                for name in evidence.task.calibration_names:
                     if reason is None:
                         found = _estimate(evidence, samples[model, corrected], name, split)
                     else:
@@ -83,7 +73,7 @@ def _said(evidence: Evidence, model: Model, corrected: str) -> list[Values] | st
         if corrected == "val":
             fitted = correction(evidence, each)
         else:
-            fitted = correction_on_train(model, number)
+            fitted = correction_on_train(evidence.task, model, number)
         if isinstance(fitted, str):
             return fitted
         found.append(fitted(each))
@@ -116,7 +106,7 @@ def _resample(
 
 
 def _estimate(evidence: Evidence, samples: Values, name: str, split: str) -> Estimate:
-    by_name = dict(zip([*names(evidence), "ece_by_chance"], samples, strict=False))
+    by_name = dict(zip([*evidence.task.calibration_names, "ece_by_chance"], samples, strict=False))
     return intervals.estimate(
         by_name[name],
         name,
@@ -133,84 +123,19 @@ def _why_missing(name: str) -> str:
 
 
 def _values(evidence: Evidence, outputs: Values, inside: np.ndarray, weights: Values) -> Values:
-    labels, said = evidence.labels[inside], outputs[inside]
-    if evidence.task.kind == "regression":
-        mae = (weights @ np.abs(said - labels)) / weights.sum(axis=1)
-        return np.stack([mae, metrics.bias_slope(labels, said, weights)])
-    brier = metrics.brier(labels, said, weights)
-    if said.shape[1] == 2:
-        intercept, slope = metrics.calibration_line(labels == 1, said[:, 1], weights)
-        error = metrics.calibration_error(labels == 1, said[:, 1], weights)
-        return np.stack([brier, error[0], slope, intercept, error[1]])
-    called = said.argmax(axis=1)
-    return np.stack(
-        [brier, *metrics.calibration_error(labels == called, said.max(axis=1), weights)]
-    )
+    return evidence.task.calibration(evidence.labels[inside], outputs[inside], weights)
 
 
 def correction(evidence: Evidence, outputs: Values) -> Correction | str:
-    """A function of outputs learned from split 'val' alone, or the reason why there is none.
-
-    Two classes: p → σ(a + b·logit p), with Platt's smoothed targets (Platt 1999), which keep a
-    and b finite. More: a temperature (Guo et al. 2017). Regression: with output = a + b·label by
-    least squares, output → (output − a)/b, which does not use the label of whom it corrects
-    (Smith et al., NeuroImage 200, 2019).
-    """
+    """A function of outputs learned from split 'val' alone, or the reason why there is none."""
     val = (evidence.scans["split"] == "val").to_numpy()
-    labels, said = evidence.labels[val], outputs[val]
-    if evidence.task.kind == "regression":
-        return _line(labels, said, "validation")
-    if len(np.unique(labels)) < len(evidence.task.classes):
-        return "validation lacks a class to learn a correction from"
-    logits = _logits(said)
-    if said.shape[1] > 2:
-        log_temperature = optimize.minimize_scalar(
-            lambda t: float(np.sum(_losses(logits / np.exp(t), labels))),
-            bounds=(-3, 3),
-            method="bounded",
-        ).x
-        scale = float(np.exp(log_temperature))
-        return lambda values: special.softmax(_logits(values) / scale, axis=1)
-    if np.ptp(logits[:, 1] - logits[:, 0]) == 0:
-        return "the same output for everybody"
-    positives, negatives = (labels == 1).sum(), (labels == 0).sum()
-    targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    x = logits[:, 1] - logits[:, 0]
-    fitted = metrics.logistic_line(x, targets)
+    return evidence.task.correction(evidence.labels[val], outputs[val], "validation")
+
+
+def correction_on_train(task: Task, model: Model, number: int) -> Correction | str:
+    """As `correction`, learned from the scans that a seed has learned from: the usual way for brain
+    age. It does too little where a model fits these better than others."""
+    fitted = model.fitted[number] if model.fitted else None
     if fitted is None:
-        return "no line fits the validation subjects"
-    a, b = fitted
-
-    def platt(values: Values) -> Values:
-        both = _logits(values)
-        p = special.expit(a + b * (both[:, 1] - both[:, 0]))
-        return np.stack([1 - p, p], axis=1)
-
-    return platt
-
-
-def correction_on_train(model: Model, number: int) -> Correction | str:
-    """As `correction` of a regression, learned from the scans that a seed has learned from: the
-    usual way for brain age. It does too little where a model fits these better than others."""
-    found = model.fitted[number] if model.fitted else None
-    if found is None:
         return "finetune has kept no outputs of the training subjects (fitted.tsv)"
-    return _line(*found, "training")
-
-
-def _line(labels: Values, said: Values, where: str) -> Correction | str:
-    if len(labels) < 5 or np.ptp(labels) == 0:
-        return f"{where} has too few labels to learn a correction from"
-    slope, intercept = np.polyfit(labels, said, 1)
-    if slope < 0.05:
-        return f"on {where} the outputs do not follow the label: nothing to correct by"
-    return lambda values: (values - intercept) / slope
-
-
-def _logits(probabilities: Values) -> Values:
-    return np.log(np.clip(probabilities, 1e-9, 1))
-
-
-def _losses(logits: Values, labels: np.ndarray) -> Values:
-    rows = np.arange(len(labels))
-    return special.logsumexp(logits, axis=1) - logits[rows, labels]
+    return task.correction(*fitted, "training")

@@ -28,7 +28,7 @@ RESAMPLES = 500
 def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
     """ROC curves with all labels; with several classes, of each against the rest."""
     parts = []
-    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+    for evidence, model, split, rows in _judged(tasks, "roc", min_subjects):
         classes = evidence.task.classes
         for seed, outputs in zip(model.seeds, model.outputs, strict=True):
             for index in [1] if len(classes) == 2 else range(len(classes)):
@@ -45,7 +45,7 @@ def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
 def roc_bands(tasks: Sequence[Evidence], *, min_subjects: int, seed: int) -> pd.DataFrame:
     """Mean ROC curves over seeds and classes, with the middle 95 % of resamples of the persons."""
     parts = []
-    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+    for evidence, model, split, rows in _judged(tasks, "roc", min_subjects):
         targets, outputs = evidence.targets[rows], model.outputs[:, rows]
         classes = len(evidence.task.classes)
         drawn = [
@@ -74,7 +74,7 @@ def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
     most probable class.
     """
     parts = []
-    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+    for evidence, model, split, rows in _judged(tasks, "confusion", min_subjects):
         classes = evidence.task.classes
         truth = np.tile(evidence.targets[rows].astype(int), len(model.seeds))
         called = np.concatenate(
@@ -97,7 +97,7 @@ def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
 def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
     """Stated probability (of the call, with several classes) and observed share; seeds pooled."""
     parts = []
-    for evidence, model, split, rows in _judged(tasks, "classification", min_subjects):
+    for evidence, model, split, rows in _judged(tasks, "reliability", min_subjects):
         targets = np.tile(evidence.targets[rows], len(model.seeds))
         outputs = np.concatenate(model.outputs[:, rows])
         if len(evidence.task.classes) == 2:
@@ -114,7 +114,7 @@ def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame
 def predicted_against_true(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
     """Outputs of regressions with all labels, mean over seeds, by the truth."""
     parts = []
-    for evidence, model, split, rows in _judged(tasks, "regression", min_subjects):
+    for evidence, model, split, rows in _judged(tasks, "predicted_vs_true", min_subjects):
         outputs = model.outputs[:, rows].mean(axis=0)
         part = pd.DataFrame({"true": evidence.targets[rows], "predicted": outputs})
         part = part.sort_values(["true", "predicted"])
@@ -123,11 +123,11 @@ def predicted_against_true(tasks: Sequence[Evidence], *, min_subjects: int) -> p
 
 
 def _judged(
-    tasks: Sequence[Evidence], kind: str, min_subjects: int
+    tasks: Sequence[Evidence], curve: str, min_subjects: int
 ) -> Iterator[tuple[Evidence, Model, str, np.ndarray]]:
     for evidence in tasks:
         for model in evidence.models:
-            if evidence.task.kind != kind or model.is_floor or not model.seeds:
+            if curve not in evidence.task.curves or model.is_floor or not model.seeds:
                 continue
             if model.fraction != evidence.fraction:
                 continue

@@ -14,10 +14,9 @@ from rich.progress import track
 
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.stats import comparisons, intervals, metrics
+from neurofoundry.stats import comparisons, intervals
 from neurofoundry.stats.intervals import Estimate
-from neurofoundry.stats.metrics import METRICS, PRIMARY, Values
-from neurofoundry.tasks.base import Task
+from neurofoundry.stats.metrics import METRICS, Values
 
 MEASURES = [
     *("task", "init", "fraction", "split", "metric", "value", "low", "high"),
@@ -52,16 +51,6 @@ class Measured:
     """GAPS: ood − test of the same model."""
 
 
-def metric_names(task: Task) -> list[str]:
-    """The metrics of a task."""
-    if task.kind == "regression":
-        return ["mae", "rmse", "r2", "correlation"]
-    names = ["auc", *THRESHOLDED, "average_precision", "brier", "ece"]
-    if len(task.classes) > 2:
-        names = [name for name in names if name not in ("sensitivity", "specificity")]
-    return names
-
-
 def gap(evidence: Evidence, split: str, *, min_subjects: int) -> str | None:
     """Why nothing can be measured in a split, in words; None when something can."""
     counts = persons_per_class(evidence, split)
@@ -76,12 +65,7 @@ def persons_per_class(evidence: Evidence, split: str) -> list[int]:
     """Persons of every class (of a regression: all of them) in a split."""
     inside = (evidence.scans["split"] == split).to_numpy()
     persons = evidence.scans["person"].to_numpy()
-    if not evidence.task.classes:
-        return [len(set(persons[inside]))]
-    return [
-        len(set(persons[inside & (evidence.targets == index)]))
-        for index in range(len(evidence.task.classes))
-    ]
+    return evidence.task.persons_per_class(persons, evidence.targets, inside)
 
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
@@ -127,12 +111,11 @@ def on_validation(evidence: Evidence, model: Model) -> float:
     however few the subjects. NaN where val lacks a class."""
     rows = (evidence.scans["split"] == "val").to_numpy()
     once = np.ones((1, int(rows.sum())))
-    name = PRIMARY[evidence.task.kind]
-    of_kind = metrics.regression if evidence.task.kind == "regression" else metrics.classification
+    task, labels = evidence.task, evidence.labels[rows]
     if not rows.any():
         return float("nan")
     return float(
-        np.mean([of_kind(evidence.labels[rows], p[rows], once)[name][0] for p in model.outputs])
+        np.mean([task.measure(labels, p[rows], once)[task.primary][0] for p in model.outputs])
     )
 
 
@@ -145,12 +128,10 @@ def _splits(evidence: Evidence) -> list[str]:
 def thresholds_of(evidence: Evidence) -> Thresholds:
     """For each model and seed of a two-class task the threshold that val suggests."""
     val = (evidence.scans["split"] == "val").to_numpy()
-    binary = len(evidence.task.classes) == 2 and val.any()
+    targets = evidence.targets[val]
     return {
         model: tuple(
-            metrics.youden_threshold(evidence.targets[val] == 1, outputs[val, 1])
-            if binary
-            else None
+            evidence.task.threshold(targets, outputs[val]) if val.any() else None
             for outputs in model.outputs
         )
         for model in evidence.models
@@ -178,12 +159,9 @@ def resample(
     runs = [(model, index) for model in models for index in range(len(model.seeds))]
 
     def measured(model: Model, index: int, weights: Values) -> dict[str, Values]:
-        outputs = model.outputs[index][rows]
-        if evidence.task.kind == "regression":
-            return metrics.regression(labels, outputs, weights)
         # A threshold measured on the scans that it was chosen on would flatter.
         threshold = None if split == "val" else thresholds[model][index]
-        return metrics.classification(labels, outputs, weights, threshold=threshold)
+        return evidence.task.measure(labels, model.outputs[index][rows], weights, threshold)
 
     def statistic(weights: Values) -> Values:
         return np.array([list(measured(*run, weights).values()) for run in runs])
@@ -215,7 +193,7 @@ def values(
     rows: list[dict[str, object]] = []
     for model in evidence.models:
         found = samples.get(model)
-        for name in metric_names(evidence.task):
+        for name in evidence.task.metric_names:
             reason = f"no model was made: {model.reason}" if model.reason else missing
             spread = None
             if found and not reason:
@@ -244,11 +222,8 @@ def values(
 def persons_to_count(evidence: Evidence, split: str) -> list[int]:
     """Persons of every class; who has scans of several counts for none, being no whole pair."""
     inside = (evidence.scans["split"] == split).to_numpy()
-    people = pd.Series(evidence.targets, evidence.scans["person"])[inside].groupby(level=0)
-    if evidence.task.kind == "regression":
-        return [max(1, people.ngroups)]
-    only = people.min()[people.min() == people.max()]
-    return [max(1, int((only == index).sum())) for index in range(len(evidence.task.classes))]
+    targets = pd.Series(evidence.targets, evidence.scans["person"])
+    return evidence.task.persons_to_count(targets[inside])
 
 
 def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
@@ -286,13 +261,13 @@ def compare(
     evidence: Evidence, split: str, samples: Samples, pairs: Sequence[tuple[Model, Model]]
 ) -> list[dict[str, object]]:
     """Rows of DIFFERENCES, first − second, for pairs of models of ``evidence`` in a split."""
-    of_classes = persons_to_count(evidence, split)
-    errors = _delong(evidence, split, samples)
+    of_classes, primary = persons_to_count(evidence, split), evidence.task.primary
+    errors = _errors_by_formula(evidence, split, samples)
     inside = (evidence.scans["split"] == split).to_numpy()
     rows: list[dict[str, object]] = []
     for model, other in pairs:
         first, second = samples.get(model), samples.get(other)
-        for name in metric_names(evidence.task):
+        for name in evidence.task.metric_names:
             if first and second and _alike(model, other, first[name], second[name], inside):
                 estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
             elif first and second:
@@ -301,7 +276,7 @@ def compare(
                     second[name].mean(axis=0),
                     name,
                     of_classes,
-                    standard_error=errors[model, other] if name == "auc" else None,
+                    standard_error=errors.get((model, other)) if name == primary else None,
                     reason="one of the two cannot be measured",
                 )
             else:
@@ -341,17 +316,22 @@ def _alike(
     )
 
 
-def _delong(evidence: Evidence, split: str, samples: Samples) -> dict[tuple[Model, Model], float]:
-    """Standard error of the difference of two models' AUCs, each a mean over seeds."""
+def _errors_by_formula(
+    evidence: Evidence, split: str, samples: Samples
+) -> dict[tuple[Model, Model], float]:
+    """Standard error of the difference of two models in the primary metric, each a mean over seeds;
+    DeLong's for AUC. Nothing where only resampling tells."""
     models = [model for model in evidence.models if model in samples]
-    if evidence.task.kind == "regression" or not models:
+    if not models:
         return {}
     rows = (evidence.scans["split"] == split).to_numpy()
-    _, covariance = comparisons.auc_covariance(
+    covariance = evidence.task.primary_covariance(
         evidence.labels[rows],
         np.concatenate([model.outputs[:, rows] for model in models]),
         evidence.scans["person"].to_numpy()[rows],
     )
+    if covariance is None:
+        return {}
     counts = [len(model.seeds) for model in models]
     mean = np.repeat(np.eye(len(models)) / counts, counts, axis=1)
     covariance = mean @ covariance @ mean.T
@@ -370,7 +350,7 @@ def _gaps(evidence: Evidence, samples: Mapping[str, Samples]) -> list[dict[str, 
     for model in evidence.models:
         inside, outside = (samples.get(split, {}).get(model) for split in ("test", "ood"))
         if inside and outside:
-            for name in metric_names(evidence.task):
+            for name in evidence.task.metric_names:
                 # Different persons: the resamples of the two are independent.
                 estimate = comparisons.difference(
                     outside[name].mean(axis=0),
@@ -409,7 +389,7 @@ def _judge(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) 
     """
     of_task = {evidence.name: evidence for evidence in tasks}
     all_labels = differences["task"].map({name: e.fraction for name, e in of_task.items()})
-    judged = differences["task"].map({name: PRIMARY[e.task.kind] for name, e in of_task.items()})
+    judged = differences["task"].map({name: e.task.primary for name, e in of_task.items()})
     headline = (
         (differences["metric"] == judged)
         & (differences["versus"] == baseline)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import special
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -23,7 +22,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats import intervals, metrics
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 REPEATS = ["task", "init", "sites", "metric", "value", "low", "high", "subjects", "reason"]
 SITES = [
@@ -54,7 +53,7 @@ def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
         for model in evidence.models:
             if model.fraction != evidence.fraction or model.is_floor or not model.seeds:
                 continue
-            outputs = _outputs(evidence, model.outputs)
+            outputs = evidence.task.on_one_scale(model.outputs)
             for sites, chosen in (("one", same), ("two", ~same)):
                 pairs = np.stack([outputs[first[chosen]], outputs[second[chosen]]], axis=1)
                 for name, found in _agreement(pairs, params.min_subjects).items():
@@ -79,13 +78,6 @@ def first_two(scans: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     first = scans[several & (turn == 0)].set_index("person")["position"].sort_index()
     second = scans[turn == 1].set_index("person")["position"].sort_index()
     return first.to_numpy(int), second.to_numpy(int)
-
-
-def _outputs(evidence: Evidence, outputs: Values) -> Values:
-    if evidence.task.kind == "regression":
-        return outputs.mean(axis=0)
-    odds: Values = special.logit(np.clip(outputs[:, :, 1], 1e-6, 1 - 1e-6)).mean(axis=0)
-    return odds
 
 
 def _agreement(pairs: Values, fewest: int) -> dict[str, Estimate]:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.stats import comparisons, intervals
+from neurofoundry.stats import intervals
 from neurofoundry.stats.intervals import Estimate
-from neurofoundry.stats.metrics import PRIMARY, Values
+from neurofoundry.stats.metrics import Values
 
 SUBGROUPS = [
     *("task", "init", "split", "variable", "group", "metric", "value", "low", "high"),
@@ -41,7 +41,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
             whole = (evidence.scans["split"] == split).to_numpy()
             for variable, group, inside in _groups(evidence, whole):
                 head = {"task": evidence.name, "split": split, "variable": variable}
-                head |= {"group": group, "metric": PRIMARY[evidence.task.kind]}
+                head |= {"group": group, "metric": evidence.task.primary}
                 persons = evidence.scans["person"][inside].nunique()
                 reason = _suppressed(evidence, inside, params)
                 few = persons < params.min_subgroup
@@ -87,20 +87,12 @@ def _suppressed(evidence: Evidence, inside: np.ndarray, params: EvaluateParams) 
 
 def _persons(evidence: Evidence, inside: np.ndarray) -> list[int]:
     persons = evidence.scans["person"].to_numpy()
-    if not evidence.task.classes:
-        return [len(set(persons[inside]))]
-    classes = range(len(evidence.task.classes))
-    return [len(set(persons[inside & (evidence.targets == index)])) for index in classes]
+    return evidence.task.persons_per_class(persons, evidence.targets, inside)
 
 
 def _estimate(evidence: Evidence, outputs: Values, inside: np.ndarray) -> Estimate:
     """The metric of the group, mean over seeds. Its error comes from a formula: resampling every
     group would take longer than all the rest."""
-    labels, metric = evidence.labels[inside], PRIMARY[evidence.task.kind]
-    persons = evidence.scans["person"].to_numpy()[inside]
-    if evidence.task.kind == "regression":
-        value, error = intervals.mean_with_error(np.abs(outputs - labels).mean(axis=0), persons)
-    else:
-        areas, covariance = comparisons.auc_covariance(labels, outputs, persons)
-        value, error = float(areas.mean()), float(np.sqrt(max(0, covariance.mean())))
-    return intervals.with_error(value, error, metric, _persons(evidence, inside))
+    task, persons = evidence.task, evidence.scans["person"].to_numpy()[inside]
+    value, error = task.primary_with_error(evidence.labels[inside], outputs, persons)
+    return intervals.with_error(value, error, task.primary, _persons(evidence, inside))

@@ -21,13 +21,13 @@ from neurofoundry.contracts.cohort import SPLITS
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measure import baselines, calibration, embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM, Explanation
-from neurofoundry.evaluate.measure.performance import Measured, metric_names, persons_per_class
+from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.promotion import Decision
 from neurofoundry.evaluate.report import figures, narrative
 from neurofoundry.runtime.code import git_commit
-from neurofoundry.stats.metrics import METRICS, PRIMARY
-from neurofoundry.tasks.base import Condition
+from neurofoundry.stats.metrics import METRICS
+from neurofoundry.tasks import Condition
 
 PICTURES = 6
 """Scans shown, of which at most two that failed quality control."""
@@ -116,7 +116,7 @@ def write(
         "initializations": _initializations(inputs),
         "lacking": _lacking(inputs.scans[inputs.scans["usable"]]),
         "new_sites": bool((inputs.scans["split"] == "ood").any()),
-        "kinds": {evidence.task.kind for evidence in tasks},
+        "metrics": {name for evidence in tasks for name in evidence.task.metric_names},
         "colours": {"familiar": figures.FAMILIAR, "new": figures.NEW},
     }
     for name in ("report.html", "model_card.md", "checklist.md"):
@@ -167,7 +167,7 @@ def _task(
     params: EvaluateParams,
 ) -> dict[str, Any]:
     """What the page shows of one task."""
-    task, metric = evidence.task, PRIMARY[evidence.task.kind]
+    task, metric = evidence.task, evidence.task.primary
     splits = [split for split in ("test", "ood") if (evidence.scans["split"] == split).any()]
     models = [m for m in evidence.models if m.is_floor or m.fraction == evidence.fraction]
     told = _initializations(inputs)
@@ -177,7 +177,7 @@ def _task(
         values = {
             split: {
                 name: narrative.find(measured.measures, metric=name, split=split, **where)
-                for name in metric_names(task)
+                for name in task.metric_names
             }
             for split in splits
         }
@@ -207,14 +207,14 @@ def _task(
         "question": _question(evidence),
         "conclusion": conclusion,
         "metric": metric,
-        "regression": task.kind == "regression",
+        "regression": task.numeric_label,
         "column": task.column,
         "binary": len(task.classes) == 2,
         "seeds": max((row["seeds"] for row in rows), default=0),
         "title": METRICS[metric].title
         + (f",{narrative.unit(evidence)}" if narrative.unit(evidence) else ""),
         "better": "to the right" if METRICS[metric].higher_is_better else "to the left",
-        "columns": [(name, METRICS[name]) for name in metric_names(task)],
+        "columns": [(name, METRICS[name]) for name in task.metric_names],
         "reasons": _reasons(
             (row["name"], value)
             for row in rows
@@ -245,7 +245,7 @@ def _groups(
 ) -> dict[str, Any]:
     """The forest plot of subgroups, of the model that the headline is about, with the floors."""
     name = conclusion.candidate[0] if conclusion.candidate else params.baseline
-    metric = PRIMARY[evidence.task.kind]
+    metric = evidence.task.primary
     below = baselines.names(evidence.task)
     where = {"task": evidence.name, "metric": metric}
     whole = {name: evidence.fraction} | dict.fromkeys(below, 1.0)
@@ -300,7 +300,7 @@ def _labels(
     evidence: Evidence, measured: Measured, conclusion: narrative.Conclusion, baseline: str
 ) -> dict[str, Any]:
     """What fewer labels suffice for, of every initialization, that of the headline first."""
-    metric = PRIMARY[evidence.task.kind]
+    metric = evidence.task.primary
     names = list(dict.fromkeys(m.name for m in evidence.models if not m.is_floor))
     if conclusion.candidate:
         names = list(dict.fromkeys([conclusion.candidate[0], *names]))
@@ -362,7 +362,7 @@ def _confusion(
 def _calibration(evidence: Evidence, calibrated: pd.DataFrame) -> dict[str, Any]:
     """Calibration of each initialization at familiar sites, as it is and corrected."""
     part = calibrated[(calibrated["task"] == evidence.name) & (calibrated["split"] == "test")]
-    names, corrections = calibration.names(evidence), calibration.corrections(evidence)
+    names, corrections = evidence.task.calibration_names, calibration.corrections(evidence)
     rows = [
         {
             "name": init,
@@ -394,12 +394,7 @@ def _reasons(cells: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[str]
 
 def _question(evidence: Evidence) -> str:
     task = evidence.task
-    if task.kind == "regression":
-        asked = f"How close to the true {task.column} does a model come from the scan alone?"
-    elif len(task.classes) == 2:
-        asked = f"Can a model tell {task.column} {task.classes[1]} from {task.classes[0]}?"
-    else:
-        asked = f"Can a model tell {task.column} apart: {', '.join(task.classes)}?"
+    asked = task.question
     if task.eligible:
         rules = [f"{column} {_condition(rule)}" for column, rule in task.eligible.items()]
         asked += f" Who takes part: {', '.join(rules)}."
@@ -499,7 +494,7 @@ def panels_of(
     models = [model.name for model in evidence.models if not model.is_floor]
     palette = figures.colours(list(dict.fromkeys(models)), baseline)
     unit = f",{narrative.unit(evidence)}" if narrative.unit(evidence) else ""
-    metric = METRICS[PRIMARY[evidence.task.kind]].title
+    metric = METRICS[evidence.task.primary].title
     found: dict[str, list[dict[str, str]]] = {}
 
     def add(kind: str, rows: pd.DataFrame, what: str, draw: Callable[..., str]) -> None:
@@ -567,7 +562,7 @@ def _primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
     table = measured.measures
     return table[
         (table["task"] == evidence.name)
-        & (table["metric"] == PRIMARY[evidence.task.kind])
+        & (table["metric"] == evidence.task.primary)
         & (table["split"] == "test")
         & ~table["init"].str.startswith("floor-")
     ]
@@ -642,15 +637,8 @@ def _splits(inputs: Inputs, tasks: Sequence[Evidence]) -> dict[str, Any]:
             column = evidence.task.column
             if column in ("age", "sex"):
                 labels.append("")
-            elif evidence.task.kind == "regression":
-                values = evidence.task.targets(chosen)
-                labels.append(f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–")
             else:
-                counts = [
-                    f"{chosen[chosen[column] == name]['person'].nunique()} {name}"
-                    for name in evidence.task.classes
-                ]
-                labels.append(", ".join(counts))
+                labels.append(evidence.task.describe_labels(chosen))
         rows.append(
             {
                 "title": SPLIT_TITLES.get(split, "All"),
@@ -795,7 +783,7 @@ def _limits(
     small: list[str] = []
     choosing: list[str] = []
     for evidence in tasks:
-        metric = PRIMARY[evidence.task.kind]
+        metric = evidence.task.primary
         rows = _primary(evidence, measured).dropna(subset="low")
         rows = rows[rows["fraction"] == evidence.fraction]
         if rows.empty:

@@ -27,7 +27,7 @@ from neurofoundry.evaluate.measure.embeddings import standardized
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import build
 from neurofoundry.stats.metrics import Values
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Task
 
 PAGE = "embeddings.html"
 

@@ -13,7 +13,7 @@ import pandas as pd
 from neurofoundry.evaluate.inputs import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
-from neurofoundry.stats.metrics import METRICS, PRIMARY
+from neurofoundry.stats.metrics import METRICS
 
 SIGNIFICANT = 0.05
 
@@ -70,9 +70,7 @@ def unit(evidence: Evidence) -> str:
 
 def moves(evidence: Evidence) -> str:
     """What the maps of a task share out, with its unit."""
-    if evidence.task.kind == "regression":
-        return f"{evidence.task.column},{unit(evidence) or ' in its unit'}"
-    return f"log odds of {evidence.task.classes[-1]}"
+    return evidence.task.explained_unit(unit(evidence))
 
 
 def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
@@ -84,7 +82,7 @@ def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
         versus=names(evidence.task)[0],
         fraction=evidence.fraction,
         split="test",
-        metric=PRIMARY[evidence.task.kind],
+        metric=evidence.task.primary,
     )
     return row is not None and row["verdict"] == "better"
 
@@ -106,7 +104,7 @@ def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[st
 
     It is the best on validation; never the best on test, which would flatter it.
     """
-    metric = PRIMARY[evidence.task.kind]
+    metric = evidence.task.primary
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
     scores = {}
     for model in evidence.models:
@@ -123,7 +121,7 @@ def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[st
 
 def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusion:
     """The best-supported statement about a task."""
-    metric = PRIMARY[evidence.task.kind]
+    metric = evidence.task.primary
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
     base = find(measured.measures, init=baseline, split="test", **where)
     chosen = candidate(evidence, measured, baseline)
@@ -223,7 +221,7 @@ def with_fewer_labels(
     evidence: Evidence, measured: Measured, name: str, baseline: str
 ) -> list[Fewer]:
     """At familiar sites, by rising share of the labels; what cannot be compared is left out."""
-    where = {"task": evidence.name, "split": "test", "metric": PRIMARY[evidence.task.kind]}
+    where = {"task": evidence.name, "split": "test", "metric": evidence.task.primary}
     found = []
     for fraction in sorted({m.fraction for m in evidence.models if m.name == name}):
         value = find(measured.measures, init=name, fraction=fraction, **where)
@@ -246,7 +244,7 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
     Not being shown to be worse is no proof of being as good: the sentence says what loss is still
     possible. Empty where one fraction only was tried.
     """
-    metric = PRIMARY[evidence.task.kind]
+    metric = evidence.task.primary
     where = {"task": evidence.name, "split": "test", "metric": metric}
     base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
     tried = with_fewer_labels(evidence, measured, name, baseline)
@@ -334,7 +332,7 @@ def note(
     where = {
         "task": evidence.name,
         "fraction": evidence.fraction,
-        "metric": PRIMARY[evidence.task.kind],
+        "metric": evidence.task.primary,
         "split": split,
     }
     notes = []

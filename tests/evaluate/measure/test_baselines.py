@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.inputs import Model
 from neurofoundry.evaluate.measure import baselines, morphometry
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Regression, Task
 from tests.evaluate.conftest import GRID, TASKS, head, scans_table
 
 SIZES = pd.DataFrame(
@@ -56,7 +56,7 @@ class TestAgeSexSite:
         scans = scans_table(300)
         scans = scans.assign(bmi=20 + 0.1 * scans["age"] + random.normal(0, 0.5, len(scans)))
         train, test = (scans[scans["split"] == split] for split in ("train", "test"))
-        mean, known, _ = fit(Task(kind="regression", column="bmi"), train, test)
+        mean, known, _ = fit(Regression(column="bmi"), train, test)
         errors = [np.abs(f.outputs[0] - test["bmi"]).mean() for f in (mean, known)]
         assert errors[1] < 0.5 * errors[0]
 
@@ -66,7 +66,7 @@ class TestAgeSexSite:
         train = scans[scans["split"] == "train"]
         seen, unseen = (scans[scans["split"] == split] for split in ("test", "ood"))
         for part in (seen, unseen):
-            mean, known, _ = fit(Task(kind="regression", column="bmi"), train, part)
+            mean, known, _ = fit(Regression(column="bmi"), train, part)
             if part is seen:
                 assert np.abs(known.outputs[0] - part["bmi"]).mean() < 0.5
             else:
@@ -177,7 +177,7 @@ class TestMorphometry:
 
     def test_sizes_that_say_something_are_used_and_the_penalty_is_chosen(self):
         random = np.random.default_rng(0)
-        scans, task = scans_table(300), Task(kind="regression", column="score")
+        scans, task = scans_table(300), Regression(column="score")
         sizes = pd.DataFrame(random.normal(size=(len(scans), 5)), index=scans["scan_id"])
         score = 3 * sizes[0].to_numpy() + random.normal(0, 0.5, len(scans))
         scans = scans.assign(score=score)

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from neurofoundry.evaluate import inputs
 from neurofoundry.evaluate.measure import baselines, performance
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification
 from tests.evaluate.conftest import TASKS, Folders, run, scans_table, write_inputs
 
 
@@ -229,7 +229,7 @@ def test_several_classes_are_measured_one_against_the_rest(tmp_path):
     scans["group"] = np.where(
         scans["diagnosis"] == "AD", "AD", np.where(scans["stroke"] == "yes", "MCI", "CN")
     )
-    tasks = {"group": Task(kind="classification", column="group", classes=("CN", "MCI", "AD"))}
+    tasks = {"group": Classification(column="group", classes=("CN", "MCI", "AD"))}
     folders = write_inputs(tmp_path / "in", scans, tasks=tasks)
     run(folders, tmp_path / "out", tasks=tasks)
     table = predictions(folders, "group", "simclr", "test")

@@ -7,9 +7,9 @@ import pytest
 from neurofoundry.evaluate.inputs import Evidence, Model
 from neurofoundry.evaluate.measure.performance import DIFFERENCES, GAPS, MEASURES, Measured, table
 from neurofoundry.evaluate.report import narrative
-from neurofoundry.tasks.base import Task
+from neurofoundry.tasks import Classification
 
-TASK = Task(kind="classification", column="stroke", classes=("no", "yes"))
+TASK = Classification(column="stroke", classes=("no", "yes"))
 
 
 def evidence() -> Evidence:

@@ -1,0 +1,247 @@
+"""Which class a scan belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import model_validator
+
+from neurofoundry.tasks.base import Correction, Task, Values
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Classification(Task):
+    """Two classes or more; with two, the second is the one of interest."""
+
+    kind: Literal["classification"] = "classification"
+
+    primary: ClassVar[str] = "auc"
+    curves: ClassVar[frozenset[str]] = frozenset({"roc", "confusion", "reliability"})
+    corrected_on: ClassVar[tuple[str, ...]] = ("val",)
+    constant_baseline: ClassVar[str] = "floor-prevalence"
+    numeric_label: ClassVar[bool] = False
+    scoring: ClassVar[str] = "neg_log_loss"
+
+    @model_validator(mode="after")
+    def _two_classes_or_more(self) -> Self:
+        if len(self.classes) < 2:
+            raise ValueError("a classification needs at least two classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes: duplicate among {', '.join(self.classes)}")
+        return self
+
+    @property
+    def binary(self) -> bool:
+        """Whether there are two classes."""
+        return len(self.classes) == 2
+
+    def numbers(self, labels: pd.Series) -> pd.Series:
+        return labels.map({name: index for index, name in enumerate(self.classes)})
+
+    def typed(self, targets: Values) -> NDArray[Any]:
+        return targets.astype(int)
+
+    @property
+    def output_columns(self) -> tuple[str, ...]:
+        return tuple(f"p_{name}" for name in self.classes)
+
+    def columns(self, outputs: Tensor) -> dict[str, Values]:
+        probabilities = outputs.double().softmax(1).numpy()
+        return {name: probabilities[:, index] for index, name in enumerate(self.output_columns)}
+
+    def strata(self, persons: pd.Series[Any]) -> pd.Series:
+        """A person with scans of several classes counts for the last of them, the one of
+        interest."""
+        return persons.groupby(level=0).max()
+
+    def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
+        for index, name in enumerate(self.classes):
+            subjects = int((strata == index).sum())
+            if subjects < 2:
+                return f"{subjects} subjects with {self.column}={name}, 2 are needed"
+        return None
+
+    def most_folds(self, strata: pd.Series) -> int:
+        return int(strata.value_counts().min())
+
+    def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def loss(self, targets: Values, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        """Cross-entropy, weighted so that classes are balanced."""
+        import torch
+        from sklearn.utils.class_weight import compute_class_weight
+        from torch.nn import functional as F
+
+        weights = compute_class_weight("balanced", classes=np.arange(len(self.classes)), y=targets)
+        weight = torch.tensor(weights, dtype=torch.float32, device=device)
+        return lambda outputs, target: F.cross_entropy(outputs, target.long(), weight)
+
+    def linear_model(self, *, balanced: bool = False, iterations: int = 2000) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(
+            class_weight="balanced" if balanced else None, max_iter=iterations
+        )
+
+    def penalties(self, values: Values) -> dict[str, Values]:
+        return {"logisticregression__C": 1 / values}
+
+    def coefficients(self, model: Any) -> tuple[Values, Values]:
+        weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+        if self.binary:
+            # One logit, of the second class, is two logits of which the first is zero.
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        return weight, bias
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The log odds of the last class, which is the one of interest."""
+        return outputs[:, -1] - outputs[:, :-1].logsumexp(dim=1)
+
+    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
+        """The temperature that logits are divided by, of least cross-entropy (Guo et al. 2017)."""
+        from scipy.optimize import minimize_scalar
+        from scipy.special import log_softmax
+
+        rows, classes = np.arange(len(targets)), targets.astype(int)
+
+        def loss(log_temperature: float) -> float:
+            scaled = log_softmax(outputs / np.exp(log_temperature), axis=1)
+            return float(-scaled[rows, classes].mean())
+
+        # A val that is told apart without error would like it 0, and one without sense infinite.
+        best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+        return {"temperature": float(np.exp(best.x)), "half_width": np.nan}
+
+    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
+        """``prediction``, ``p_CLASS``, ``calibrated_p_CLASS``, and ``entropy`` of the latter
+        (0 certain, 1 undecided)."""
+        calibrated = self.columns(outputs / temperature)
+        shares = np.stack(list(calibrated.values()), axis=1)
+        entropy = -(shares * np.log(np.clip(shares, 1e-300, 1))).sum(axis=1)
+        return {
+            "prediction": [self.classes[index] for index in shares.argmax(axis=1)],
+            **self.columns(outputs),
+            **{f"calibrated_{name}": values for name, values in calibrated.items()},
+            "entropy": entropy / np.log(len(self.classes)),
+        }
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        of_two = ("sensitivity", "specificity") if self.binary else ()
+        return ("auc", "balanced_accuracy", *of_two, "f1", "average_precision", "brier", "ece")
+
+    def measure(
+        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+    ) -> dict[str, Values]:
+        from neurofoundry.stats import metrics
+
+        return metrics.classification(labels, outputs, weights, threshold=threshold)
+
+    def threshold(self, targets: Values, outputs: Values) -> float | None:
+        """The threshold of the largest sensitivity + specificity, of two classes."""
+        from neurofoundry.stats import metrics
+
+        return metrics.youden_threshold(targets == 1, outputs[:, 1]) if self.binary else None
+
+    def primary_covariance(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> Values | None:
+        from neurofoundry.stats.comparisons import auc_covariance
+
+        return auc_covariance(labels, outputs, persons)[1]
+
+    def primary_with_error(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> tuple[float, float]:
+        from neurofoundry.stats.comparisons import auc_covariance
+
+        areas, covariance = auc_covariance(labels, outputs, persons)
+        return float(areas.mean()), float(np.sqrt(max(0, covariance.mean())))
+
+    def persons_to_count(self, targets: pd.Series[Any]) -> list[int]:
+        people = targets.groupby(level=0)
+        only = people.min()[people.min() == people.max()]
+        return [max(1, int((only == index).sum())) for index in range(len(self.classes))]
+
+    def on_one_scale(self, outputs: Values) -> Values:
+        """Mean log odds of the second class."""
+        from scipy import special
+
+        odds: Values = special.logit(np.clip(outputs[:, :, 1], 1e-6, 1 - 1e-6)).mean(axis=0)
+        return odds
+
+    @property
+    def calibration_names(self) -> tuple[str, ...]:
+        of_two = ("calibration_slope", "calibration_intercept") if self.binary else ()
+        return ("brier", "ece", *of_two)
+
+    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
+        from neurofoundry.stats import metrics
+
+        brier = metrics.brier(labels, outputs, weights)
+        if self.binary:
+            intercept, slope = metrics.calibration_line(labels == 1, outputs[:, 1], weights)
+            error, by_chance = metrics.calibration_error(labels == 1, outputs[:, 1], weights)
+            return np.stack([brier, error, slope, intercept, by_chance])
+        right = labels == outputs.argmax(axis=1)
+        return np.stack([brier, *metrics.calibration_error(right, outputs.max(axis=1), weights)])
+
+    def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
+        """Platt's line for two classes, a temperature for more."""
+        from neurofoundry.stats import corrections
+
+        if len(np.unique(labels)) < len(self.classes):
+            return f"{where} lacks a class to learn a correction from"
+        if self.binary:
+            return corrections.platt(labels, outputs, where)
+        return corrections.temperature(labels, outputs)
+
+    def constant(self, targets: Values, count: int) -> Values | str:
+        counts = np.bincount(targets.astype(int), minlength=len(self.classes))
+        if not counts.all():
+            return "no training scan of some class"
+        return np.tile(counts / counts.sum(), (count, 1))
+
+    def predict(self, model: Any, features: Values) -> Values:
+        probabilities: Values = model.predict_proba(features)
+        return probabilities
+
+    def splitter(self, folds: int) -> Any:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        return StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+
+    def fault(self, outputs: Values, scan_ids: Sequence[str]) -> str | None:
+        wrong = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)
+        if not wrong.any():
+            return None
+        first = int(wrong.argmax())
+        return (
+            f"the probabilities of {scan_ids[first]} are {outputs[first].tolist()}; expected "
+            "numbers of 0 or more that sum to 1"
+        )
+
+    @property
+    def question(self) -> str:
+        if self.binary:
+            return f"Can a model tell {self.column} {self.classes[1]} from {self.classes[0]}?"
+        return f"Can a model tell {self.column} apart: {', '.join(self.classes)}?"
+
+    def describe_labels(self, scans: pd.DataFrame) -> str:
+        """Persons of every class."""
+        counts = (
+            f"{scans[scans[self.column] == name]['person'].nunique()} {name}"
+            for name in self.classes
+        )
+        return ", ".join(counts)
+
+    def explained_unit(self, unit: str) -> str:
+        return f"log odds of {self.classes[-1]}"

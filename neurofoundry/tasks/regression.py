@@ -1,0 +1,187 @@
+"""Which value a scan has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import field_validator
+
+from neurofoundry.tasks.base import Correction, Task, Values
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+QUANTILES = 4
+"""Strata of the values."""
+
+
+class Regression(Task):
+    """A number, in the unit of its column."""
+
+    kind: Literal["regression"] = "regression"
+
+    primary: ClassVar[str] = "mae"
+    curves: ClassVar[frozenset[str]] = frozenset({"predicted_vs_true"})
+    corrected_on: ClassVar[tuple[str, ...]] = ("val", "train")
+    constant_baseline: ClassVar[str] = "floor-mean"
+    numeric_label: ClassVar[bool] = True
+    scoring: ClassVar[str] = "neg_mean_squared_error"
+
+    @field_validator("classes")
+    @classmethod
+    def _none(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if classes:
+            raise ValueError("a regression has no classes")
+        return classes
+
+    def numbers(self, labels: pd.Series) -> pd.Series:
+        return pd.to_numeric(labels, errors="coerce")
+
+    def typed(self, targets: Values) -> NDArray[Any]:
+        return targets
+
+    @property
+    def output_columns(self) -> tuple[str, ...]:
+        return ("output",)
+
+    def columns(self, outputs: Tensor) -> dict[str, Values]:
+        return {"output": outputs[:, 0].double().numpy()}
+
+    def strata(self, persons: pd.Series[Any]) -> pd.Series:
+        """Quarters of the mean values of persons."""
+        means = persons.groupby(level=0).mean()
+        return (means.rank(method="first", pct=True) * QUANTILES).apply(np.ceil)
+
+    def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
+        if len(strata) < 2:
+            return f"{len(strata)} subjects, 2 are needed"
+        if targets.nunique() < 2:
+            value = targets.iloc[0]
+            return f"one value of {self.column}, {value:g}, in all {len(targets)} scans"
+        return None
+
+    def most_folds(self, strata: pd.Series) -> int:
+        return len(strata)
+
+    def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
+        return float(targets.mean()), float(targets.std(ddof=0))
+
+    def loss(self, targets: Values, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        """Squared error."""
+        from torch.nn import functional as F
+
+        return lambda outputs, target: F.mse_loss(outputs[:, 0], target)
+
+    def linear_model(self, *, balanced: bool = False, iterations: int = 2000) -> Any:
+        from sklearn.linear_model import Ridge
+
+        return Ridge()
+
+    def penalties(self, values: Values) -> dict[str, Values]:
+        return {"ridge__alpha": values}
+
+    def coefficients(self, model: Any) -> tuple[Values, Values]:
+        return np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The value."""
+        return outputs[:, 0]
+
+    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
+        """The half-width of the interval of split conformal prediction (Lei et al. 2018): the
+        ⌈(n + 1) · ``coverage``⌉-th smallest absolute residual; infinite if there are too few."""
+        residuals = np.sort(np.abs(outputs[:, 0] - targets))
+        rank = int(np.ceil((len(residuals) + 1) * coverage))
+        half = float(residuals[rank - 1]) if rank <= len(residuals) else np.inf
+        return {"temperature": np.nan, "half_width": half}
+
+    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
+        """``prediction`` with the ends of its interval, ``low`` and ``high``."""
+        value = self.columns(outputs)["output"]
+        # Too few scans of val to say: no interval rather than an infinite one.
+        half = half_width if np.isfinite(half_width) else np.nan
+        return {"prediction": value, "low": value - half, "high": value + half}
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("mae", "rmse", "r2", "correlation")
+
+    def measure(
+        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+    ) -> dict[str, Values]:
+        from neurofoundry.stats import metrics
+
+        return metrics.regression(labels, outputs, weights)
+
+    def threshold(self, targets: Values, outputs: Values) -> float | None:
+        return None
+
+    def primary_covariance(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> Values | None:
+        return None
+
+    def primary_with_error(
+        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    ) -> tuple[float, float]:
+        from neurofoundry.stats.intervals import mean_with_error
+
+        return mean_with_error(np.abs(outputs - labels).mean(axis=0), persons)
+
+    def persons_to_count(self, targets: pd.Series[Any]) -> list[int]:
+        return [max(1, targets.index.nunique())]
+
+    def on_one_scale(self, outputs: Values) -> Values:
+        """Mean over seeds."""
+        mean: Values = outputs.mean(axis=0)
+        return mean
+
+    @property
+    def calibration_names(self) -> tuple[str, ...]:
+        return ("mae", "bias_slope")
+
+    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
+        from neurofoundry.stats import metrics
+
+        mae = (weights @ np.abs(outputs - labels)) / weights.sum(axis=1)
+        return np.stack([mae, metrics.bias_slope(labels, outputs, weights)])
+
+    def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
+        """The line by which outputs follow the label, undone."""
+        from neurofoundry.stats import corrections
+
+        return corrections.line(labels, outputs, where)
+
+    def constant(self, targets: Values, count: int) -> Values | str:
+        if len(targets) < 2:
+            return "fewer than two training scans"
+        return np.full(count, targets.mean())
+
+    def predict(self, model: Any, features: Values) -> Values:
+        predicted: Values = model.predict(features)
+        return predicted
+
+    def splitter(self, folds: int) -> Any:
+        from sklearn.model_selection import GroupKFold
+
+        return GroupKFold(folds, shuffle=True, random_state=0)
+
+    def fault(self, outputs: Values, scan_ids: Sequence[str]) -> str | None:
+        return None
+
+    @property
+    def question(self) -> str:
+        return f"How close to the true {self.column} does a model come from the scan alone?"
+
+    def describe_labels(self, scans: pd.DataFrame) -> str:
+        """Mean and standard deviation."""
+        values = self.targets(scans)
+        return f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–"
+
+    def explained_unit(self, unit: str) -> str:
+        return f"{self.column},{unit or ' in its unit'}"
