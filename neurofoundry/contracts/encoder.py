@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandera.pandas as pa
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from neurofoundry.contracts.cohort import SHA256
+from neurofoundry.contracts.documents import read_document
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid, read_grid, read_normalization
+from neurofoundry.contracts.volumes import Grid, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Section
 
@@ -79,12 +79,10 @@ class Plan(Section):
     """The checkpoint that weights from elsewhere were read from."""
 
 
-def check_volumes(plan: Plan, folder: Path) -> Grid:
-    """The grid of a volumes folder; UsageError unless the weights were trained on such volumes."""
-    grid = read_grid(folder)
-    check_grid(plan, grid)
-    check_normalization(plan, read_normalization(folder))
-    return grid
+def check_volumes(plan: Plan, volumes: Volumes) -> None:
+    """Raise UsageError unless the weights were trained on volumes like these."""
+    check_grid(plan, volumes.grid)
+    check_normalization(plan, volumes.normalization)
 
 
 def check_grid(plan: Plan, grid: Grid) -> None:
@@ -145,11 +143,9 @@ def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
 
 def read_plan(folder: Path) -> Plan:
     """The plan beside an encoder's weights. Raises DataError."""
-    path = folder / "plan.json"
-    try:
-        return Plan.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError, ValidationError) as error:
-        raise DataError(f"{path}: not an adaptation plan ({error}). Pretrain again.") from error
+    return read_document(
+        folder / "plan.json", Plan, what="an adaptation plan", remedy="Pretrain again"
+    )
 
 
 SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)

@@ -1,10 +1,20 @@
-"""models/: the runs of fine-tuning and what each model predicts."""
+"""models/: the runs of fine-tuning, what each model is, and what it predicts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Literal
+
 import pandera.pandas as pa
+from pydantic import field_validator
 
 from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.contracts.documents import read_document, write_document
+from neurofoundry.contracts.encoder import Plan
+from neurofoundry.params import Section
+from neurofoundry.tasks import Task, parse_task
+
+DONE, NOT_ESTIMABLE = "done", "not estimable"
 
 RUNS = pa.DataFrameSchema(
     {
@@ -12,13 +22,16 @@ RUNS = pa.DataFrameSchema(
         "init": pa.Column(str),
         "fraction": pa.Column(float, [pa.Check.gt(0), pa.Check.le(1)]),
         "seed": pa.Column(int),
-        "status": pa.Column(str, pa.Check.isin(["done", "not estimable"])),
+        "status": pa.Column(str, pa.Check.isin([DONE, NOT_ESTIMABLE])),
         "reason": pa.Column(str, nullable=True),
     },
     coerce=True,
     unique=["task", "init", "fraction", "seed"],
 )
-"""models/runs.tsv: one row a declared run."""
+"""models/runs.tsv: one row a declared run; ``reason`` in words where it is not estimable."""
+
+DESCRIBED = ("scan_id", "dataset", "person", "session", "split", "site", "label")
+"""Columns of predictions.tsv before those of the output."""
 
 PREDICTIONS = pa.DataFrameSchema(
     {
@@ -28,7 +41,7 @@ PREDICTIONS = pa.DataFrameSchema(
         "label": pa.Column(str),
     },
     coerce=True,
-    strict=False,  # the outputs follow
+    strict=False,  # further columns describe the scan, and the outputs follow
 )
 """predictions.tsv: one row a scan of val, test and ood."""
 
@@ -36,3 +49,79 @@ FITTED = pa.DataFrameSchema(
     {"label": pa.Column(float), "output": pa.Column(float)}, coerce=True, strict=False
 )
 """fitted.tsv of a regression: one row a scan that it has learned from."""
+
+
+class Start(Section):
+    """Where a model starts from, and how much of it learns."""
+
+    name: str
+    """What finetune.initializations call it."""
+    encoder: str
+    mode: Literal["finetune", "probe"]
+
+
+class LearnedFrom(Section):
+    """The labelled scans that a model has learned from."""
+
+    persons: int
+    scans: int
+    scan_ids_sha256: str
+
+
+class MadeLike(Section):
+    """What the volumes of a model are like, so that new scans can be made so."""
+
+    grid: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+class ModelPlan(Section):
+    """plan.json of a model: all that a user of the weights must know, written beside them."""
+
+    schema_version: Literal[1] = 1
+    task: dict[str, Any]
+    """The task as it was declared, with its ``name``."""
+    initialization: Start
+    fraction: float
+    seed: int
+    learned_from: LearnedFrom
+    encoder: Plan
+    volumes: MadeLike
+
+    @field_validator("task")
+    @classmethod
+    def _a_named_task(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("name"):
+            raise ValueError("the task has no name")
+        _task(values)
+        return values
+
+    @property
+    def predicts(self) -> Task:
+        """The task."""
+        return _task(self.task)
+
+    @property
+    def weights(self) -> Plan:
+        """The plan of the encoder, with the grid of the volumes that the model was trained on."""
+        return self.encoder.model_copy(update={"grid": self.volumes.grid})
+
+
+def _task(values: dict[str, Any]) -> Task:
+    return parse_task({name: value for name, value in values.items() if name != "name"})
+
+
+def read_model_plan(folder: Path) -> ModelPlan:
+    """plan.json in the folder of a model. Raises DataError."""
+    return read_document(
+        folder / "plan.json",
+        ModelPlan,
+        what="the plan of a model",
+        remedy="Give a folder models/TASK/INIT/FRACTION/SEED or an output of promote; if it is "
+        "older, run finetune again",
+    )
+
+
+def write_model_plan(folder: Path, plan: ModelPlan) -> None:
+    """Write plan.json into the folder of a model."""
+    write_document(folder / "plan.json", plan, ModelPlan)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
 from neurofoundry.errors import DataError
+from neurofoundry.runtime.files import atomic
 
 
 def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
@@ -27,9 +29,13 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
         table = _check(table, schema, path)
     for column in table.columns[[dtype.kind == "b" for dtype in table.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
-    temporary = path.with_name(f".{path.name}.tmp")
-    table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+
+
+def hash_table(table: pd.DataFrame) -> str:
+    """SHA-256 of the values of a table, in their order."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def _check(table: pd.DataFrame, schema: pa.DataFrameSchema, path: Path) -> pd.DataFrame:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pandera.pandas as pa
 from numpy.typing import NDArray
-from pydantic import field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from neurofoundry.contracts.cohort import SCANS, SHA256
+from neurofoundry.contracts.documents import read_document, write_document
+from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.params import Section
+from neurofoundry.runtime.files import atomic
 
 SLOPE = 0.001
 """z-score units of one step; int16 then spans ±32.7 standard deviations."""
@@ -85,9 +90,8 @@ def write_volume(
     image.set_sform(grid.affine, code="mni")
     image.set_qform(grid.affine, code="mni")
     image.header.set_slope_inter(SLOPE, 0)
-    temporary = path.with_name(f".{path.name}.tmp.nii")
-    nib.save(image, temporary)
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
 
 
 def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
@@ -123,41 +127,6 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
     return np.memmap(path, np.int16, "r", offset=offset, shape=grid.shape[::-1])
 
 
-def read_grid(folder: Path) -> Grid:
-    """The grid of a volumes folder."""
-    path = folder / "grid.json"
-    try:
-        return Grid(spacing=json.loads(path.read_text())["grid"]["spacing_mm"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """How the volumes of a folder are made, and judged one by one: ``preprocess`` of params.yaml
-    without what compares them, names files or hardware, and ``template_sha256``, of a template
-    that is not nilearn's, and ``standard``, the landmarks of nyul."""
-    made = json.loads((folder / "grid.json").read_text())
-    left_out = ("outliers", "overrides", "device", "batch", "template")
-    recipe = {name: value for name, value in made["params"].items() if name not in left_out}
-    if "template_sha256" in made:
-        recipe["template_sha256"] = made["template_sha256"]
-    if (folder / "landmarks.json").exists():
-        recipe["standard"] = json.loads((folder / "landmarks.json").read_text())["standard"]
-    return recipe
-
-
-def read_normalization(folder: Path) -> str:
-    """What intensities mean in a volumes folder: zscore, whitestripe, or nyul and its scale.
-
-    Volumes that do not say are z-scores.
-    """
-    path = folder / "grid.json"
-    try:
-        return str(json.loads(path.read_text()).get("normalization", "zscore"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not the grid of a volumes folder ({error!r}).") from error
-
-
 VOLUMES = SCANS.add_columns(
     {
         "usable": pa.Column(bool),
@@ -167,3 +136,87 @@ VOLUMES = SCANS.add_columns(
 )
 """volumes/scans.tsv: the cohort and, for every scan, whether its volume can be used and why not.
 Measures of quality follow as further columns."""
+
+
+class VolumesRecord(BaseModel):
+    """grid.json: what a reader of a volumes folder must know of all its volumes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grid: dict[str, Any]
+    """`Grid.describe`."""
+    normalization: str = "zscore"
+    """What intensities mean: zscore, whitestripe, or nyul and its scale."""
+    template_sha256: str | None = None
+    """Of a template that is not nilearn's."""
+    params: dict[str, Any]
+    """``preprocess`` of params.yaml."""
+
+    @field_validator("grid")
+    @classmethod
+    def _a_grid(cls, described: dict[str, Any]) -> dict[str, Any]:
+        if "spacing_mm" not in described:
+            raise ValueError("spacing_mm is missing")
+        Grid(spacing=described["spacing_mm"])
+        return described
+
+
+COMPARES_OR_NAMES = ("outliers", "overrides", "device", "batch", "template")
+"""Parameters of preprocess that compare volumes, or name files or hardware: no single volume is
+made by them."""
+
+
+class VolumeFolder:
+    """Volumes SCAN_ID.nii of one grid in a folder."""
+
+    def __init__(self, folder: Path, grid: Grid) -> None:
+        self.folder, self.grid = folder, grid
+
+    def open(self, scan_id: str) -> NDArray[np.int16]:
+        """Memory-map a volume, as `open_volume`. Raises DataError."""
+        return open_volume(self.folder / f"{scan_id}.nii", self.grid)
+
+
+class Volumes(VolumeFolder):
+    """The output of preprocess."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read grid.json. Raises DataError."""
+        self._record = read_document(
+            folder / "grid.json",
+            VolumesRecord,
+            what="the grid of a volumes folder",
+            remedy="Give the folder that `neurofoundry preprocess` wrote, or run it again",
+        )
+        super().__init__(folder, Grid(spacing=self._record.grid["spacing_mm"]))
+        self.normalization = self._record.normalization
+
+    @cached_property
+    def scans(self) -> pd.DataFrame:
+        """scans.tsv (``VOLUMES``): the whole cohort. Raises DataError."""
+        return read_table(self.folder / "scans.tsv", VOLUMES)
+
+    @property
+    def usable(self) -> pd.DataFrame:
+        """The rows of ``scans`` whose volumes can be used."""
+        return self.scans[self.scans["usable"]]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """How each of the volumes is made and judged: ``preprocess`` of params.yaml without
+        ``COMPARES_OR_NAMES``, with ``template_sha256``, of a template that is not nilearn's, and
+        ``standard``, the landmarks of nyul."""
+        made = self._record.params.items()
+        recipe = {name: value for name, value in made if name not in COMPARES_OR_NAMES}
+        if self._record.template_sha256 is not None:
+            recipe["template_sha256"] = self._record.template_sha256
+        landmarks = self.folder / "landmarks.json"
+        if landmarks.exists():
+            recipe["standard"] = json.loads(landmarks.read_text())["standard"]
+        return recipe
+
+
+def write_record(folder: Path, record: VolumesRecord) -> None:
+    """Write grid.json."""
+    content = record.model_dump(mode="json", exclude_none=True)
+    write_document(folder / "grid.json", content, VolumesRecord)

@@ -23,7 +23,7 @@ from neurofoundry.contracts.encoder import (
 from neurofoundry.contracts.models import FITTED, PREDICTIONS, RUNS
 from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import VOLUMES
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import tracking
 from neurofoundry.stats.metrics import Values
@@ -120,19 +120,19 @@ class Inputs:
         }
 
 
-def read(*, cohort_dir: Path, volumes: Path, encoder: Sequence[Path], models: Path) -> Inputs:
+def read(*, cohort_dir: Path, volumes: Volumes, encoder: Sequence[Path], models: Path) -> Inputs:
     """Read the tables. Raises DataError on a broken contract, and on leakage."""
-    scans = read_table(volumes / "scans.tsv", VOLUMES)
+    scans = volumes.scans
     listed = read_table(cohort_dir / "scans.tsv", SCANS)
     if set(listed["scan_id"]) != set(scans["scan_id"]):
         raise DataError(
-            f"{volumes / 'scans.tsv'}: {len(scans)} scans, but the cohort "
+            f"{volumes.folder / 'scans.tsv'}: {len(scans)} scans, but the cohort "
             f"({cohort_dir / 'scans.tsv'}) has {len(listed)} or others. Run preprocess again."
         )
     found = tuple(_read_encoder(folder) for folder in find_encoders(encoder).values())
     for each in found:
         guard_leaks(scans, pretrained=each.seen)
-    folders = {"ingest": cohort_dir, "preprocess": volumes}
+    folders = {"ingest": cohort_dir, "preprocess": volumes.folder}
     folders |= {f"pretrain/{each.name}": each.folder for each in found} | {"finetune": models}
     return Inputs(
         scans=scans,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from neurofoundry.contracts.evaluation import Decision, Requirement
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate.measure import baselines
 from neurofoundry.evaluate.measure.performance import Measured
@@ -15,28 +15,6 @@ from neurofoundry.evaluate.params import Promotion
 from neurofoundry.evaluate.report import narrative
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks import Task
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One demand of the rule: whether it is met, and why."""
-
-    name: str
-    met: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The decision and its reasons in words."""
-
-    promoted: bool
-    reason: str
-    rule: Promotion | None
-    difference: Mapping[str, float | None] | None
-    """value, low, high of initialization − over."""
-    conditions: tuple[Condition, ...] = ()
-    """All of them must be met."""
 
 
 def check(rule: Promotion, tasks: Mapping[str, Task], initializations: Sequence[str]) -> None:
@@ -81,7 +59,7 @@ def decide(
     ``sites`` is the table of robustness.sites, ``encoder`` what the model starts from.
     """
     if rule is None:
-        return Decision(False, "params.yaml declares no rule (evaluate.promotion).", None, None)
+        return _decision(False, "params.yaml declares no rule (evaluate.promotion).", None)
     row = narrative.find(
         measured.differences,
         task=rule.task,
@@ -93,22 +71,39 @@ def decide(
     )
     if row is None or row["low"] is None:
         reason = row["reason"] if row else f"no model '{rule.initialization}' was made for it"
-        return Decision(False, f"The rule cannot be decided: {reason}.", rule, None)
-    conditions = [_better(rule, row)]
+        return _decision(False, f"The rule cannot be decided: {reason}.", rule)
+    requirements = [_better(rule, row)]
     if rule.max_calibration_error is not None:
-        conditions.append(_calibrated(rule, rule.max_calibration_error, measured, fraction))
+        requirements.append(_calibrated(rule, rule.max_calibration_error, measured, fraction))
     if rule.max_site_accuracy is not None:
-        conditions.append(_site_blind(rule.max_site_accuracy, sites, encoder))
-    return Decision(
-        all(condition.met for condition in conditions),
-        " ".join(condition.reason for condition in conditions),
+        requirements.append(_site_blind(rule.max_site_accuracy, sites, encoder))
+    return _decision(
+        all(each.met for each in requirements),
+        " ".join(each.reason for each in requirements),
         rule,
-        {key: row[key] for key in ("value", "low", "high")},
-        tuple(conditions),
+        difference={key: row[key] for key in ("value", "low", "high")},
+        conditions=tuple(requirements),
     )
 
 
-def _better(rule: Promotion, row: Mapping[str, Any]) -> Condition:
+def _decision(
+    promoted: bool,
+    reason: str,
+    rule: Promotion | None,
+    *,
+    difference: dict[str, float | None] | None = None,
+    conditions: tuple[Requirement, ...] = (),
+) -> Decision:
+    return Decision(
+        promoted=promoted,
+        reason=reason,
+        rule=rule.model_dump(mode="json") if rule else None,
+        difference=difference,
+        conditions=conditions,
+    )
+
+
+def _better(rule: Promotion, row: Mapping[str, Any]) -> Requirement:
     """The whole interval of the paired difference is better than the margin."""
     met = (
         row["low"] > rule.margin
@@ -122,10 +117,10 @@ def _better(rule: Promotion, row: Mapping[str, Any]) -> Condition:
         f"{narrative.plain(rule.over)} is {found} on {rule.split}; the whole interval is "
         f"{'' if met else 'not '}better{margin}."
     )
-    return Condition("better", met, reason)
+    return Requirement(name="better", met=met, reason=reason)
 
 
-def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: float) -> Condition:
+def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: float) -> Requirement:
     row = narrative.find(
         measured.measures,
         task=rule.task,
@@ -138,7 +133,7 @@ def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: flo
     return _bounded("calibrated", bound, row, "ece", what=what, absent=absent)
 
 
-def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condition:
+def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Requirement:
     row = narrative.find(sites, encoder=encoder)
     what = f"The balanced accuracy with which the site is read from the features of {encoder}"
     absent = "there are no features of its encoder"
@@ -147,13 +142,13 @@ def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Condi
 
 def _bounded(
     name: str, bound: float, row: Mapping[str, Any] | None, metric: str, *, what: str, absent: str
-) -> Condition:
+) -> Requirement:
     """A measure is known, and not above its bound."""
     if row is None or row["value"] is None:
         why = row["reason"] if row else absent
-        return Condition(name, False, f"{what} is not known: {why}.")
+        return Requirement(name=name, met=False, reason=f"{what} is not known: {why}.")
     met = row["value"] <= bound
     chance = f" (chance {row['chance']:.2f})" if "chance" in row else ""
     found = f"{narrative.with_interval(row, metric)}{chance}"
     reason = f"{what} is {found}, {'within' if met else 'above'} the bound of {bound:g}."
-    return Condition(name, met, reason)
+    return Requirement(name=name, met=met, reason=reason)

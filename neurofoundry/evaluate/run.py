@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from neurofoundry.contracts.evaluation import write_decision, write_metrics
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.contracts.volumes import read_grid
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, predictions, promotion
 from neurofoundry.evaluate.inputs import Evidence, Inputs
@@ -44,11 +45,12 @@ def evaluate(
     seed: int,
 ) -> None:
     """Write metrics.json, tables, plots, promotion.json, and report, model card and checklist."""
-    found = inputs.read(cohort_dir=cohort, volumes=volumes, encoder=encoder, models=models)
+    opened = Volumes(volumes)
+    found = inputs.read(cohort_dir=cohort, volumes=opened, encoder=encoder, models=models)
     _check(params, tasks, found, models)
     evidence = [inputs.read_evidence(name, tasks[name], found, models) for name in tasks]
     explained = explanations.read(evidence, models)
-    sizes = morphometry_of(evidence, found, volumes)
+    sizes = morphometry_of(evidence, found, opened)
     evidence = [with_floors(each, found, sizes) for each in evidence]
     measured = performance.measure(evidence, params=params, seed=seed)
     calibrated = calibration.measure(evidence, params=params, seed=seed)
@@ -96,9 +98,9 @@ def evaluate(
         predictions.write(work.dir / "predictions", each)
     explanations.write(work.dir / "explanations", explained)
     write_json(work.dir / "provenance.json", found.provenance())
-    write_json(work.dir / "promotion.json", asdict(decision))
+    write_decision(work.dir, decision)
     mapped = embedding_map.write(
-        work.dir, features, inputs=found, tasks=tasks, volumes=volumes, params=params
+        work.dir, features, inputs=found, tasks=tasks, volumes=opened, params=params
     )
     build.write(
         work.dir,
@@ -120,7 +122,7 @@ def evaluate(
         volumes=volumes,
     )
     content = nested(measured.measures)
-    write_json(work.dir / "metrics.json", content)
+    write_metrics(work.dir, content)
     wandb.record(
         work.tracker,
         work.dir,
@@ -158,12 +160,12 @@ def histories(found: Inputs) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def morphometry_of(tasks: Sequence[Evidence], found: Inputs, volumes: Path) -> pd.DataFrame:
+def morphometry_of(tasks: Sequence[Evidence], found: Inputs, volumes: Volumes) -> pd.DataFrame:
     """Morphometry by scan_id, of all scans that a floor is learned from or judged on."""
     train = _train(found)
     wanted = [table["scan_id"] for each in tasks for table in (each.task.select(train), each.scans)]
     scan_ids = sorted(set(pd.concat(wanted))) if wanted else []
-    sizes = morphometry.measure(volumes, scan_ids, read_grid(volumes)) if scan_ids else None
+    sizes = morphometry.measure(volumes, scan_ids) if scan_ids else None
     return pd.DataFrame(sizes, index=scan_ids, columns=list(morphometry.FEATURES))
 
 

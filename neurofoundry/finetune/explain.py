@@ -23,6 +23,7 @@ from neurofoundry.finetune import subsets
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import ExplainParams
 from neurofoundry.nn import encoders
+from neurofoundry.runtime.arrays import key_of_arrays, write_arrays
 from neurofoundry.tasks import Task
 
 BLOCKS = Grid(spacing=6.0)
@@ -87,10 +88,8 @@ def write(
     scan_ids = list(subsets.in_turn(test, task, params.scans, key="explain")["scan_id"])
     content = json.dumps([(folder / "run.json").read_text(), params.steps, scan_ids])
     made_of = hashlib.sha256(content.encode()).hexdigest()
-    if path.exists():
-        with np.load(path, allow_pickle=False) as found:
-            if str(found["made_of"]) == made_of:
-                return
+    if key_of_arrays(path) == made_of:
+        return
     encoders.read_weights(folder / "model.safetensors", network)
     network.eval().requires_grad_(False)
     device = next(network.parameters()).device
@@ -106,14 +105,13 @@ def write(
         maps.append(block_sums(voxels[0, 0].cpu().numpy(), grid))
         with torch.no_grad():
             ends.append([score(scan).item(), score(base).item()])
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(
-        temporary,
+    write_arrays(
+        path,
+        key=made_of,
+        compress=True,
         scan_id=np.array(scan_ids, str),
         maps=np.stack(maps),
         spacing=np.array(BLOCKS.spacing),
         answer=np.array([scan for scan, _ in ends]),
         flat=np.array([base for _, base in ends]),
-        made_of=np.array(made_of),
     )
-    temporary.replace(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import Plan, check_volumes, read_plan
+from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
 from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.finetune import probe, reference, subsets
 from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams, Initialization
@@ -23,15 +25,14 @@ from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.nn.seeds import generator
+from neurofoundry.runtime import cache
+from neurofoundry.runtime.arrays import key_of_arrays, write_arrays
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.tasks import Task
 
-DESCRIBED = ["scan_id", "dataset", "person", "session", "split", "site", "label"]
-"""Columns of predictions.tsv before those of the output."""
-
 
 @dataclass(frozen=True)
-class Start:
+class Origin:
     """An encoder that models start from; they leave it as it is."""
 
     encoder: Encoder
@@ -42,41 +43,34 @@ class Start:
     """By scan: those that probes have asked for so far."""
 
 
-def find_starts(
-    folders: Mapping[str, Path], run_seeds: Sequence[int], volumes: Path, *, seed: int
-) -> dict[tuple[str, int], Start]:
+def find_origins(
+    folders: Mapping[str, Path], run_seeds: Sequence[int], volumes: Volumes, *, seed: int
+) -> dict[tuple[str, int], Origin]:
     """Every encoder by name, and an untrained one, for each seed of a run.
 
     The untrained network, "random", is that of the first encoder. Raises UsageError when an
     encoder has not been trained on volumes like those of the folder ``volumes``.
     """
-    starts: dict[tuple[str, int], Start] = {}
+    origins: dict[tuple[str, int], Origin] = {}
     for name, folder in folders.items():
         encoder, plan = encoders.load(folder)
         check_volumes(plan, volumes)
-        start = Start(encoders.place(encoder), plan, hash_file(folder / "encoder.safetensors"))
-        starts |= {(name, run_seed): start for run_seed in run_seeds}
+        origin = Origin(encoders.place(encoder), plan, hash_file(folder / "encoder.safetensors"))
+        origins |= {(name, run_seed): origin for run_seed in run_seeds}
     plan = read_plan(next(iter(folders.values())))
     untrained = plan.model_copy(update={"name": "random", "method": "random", "pretraining": None})
     for run_seed in run_seeds:
         drawn = int(generator(seed, run_seed, "encoder").integers(2**63))
         random = encoders.place(encoders.build(plan.encoder, seed=drawn))
-        starts["random", run_seed] = Start(random, untrained, f"seed {drawn}")
-    return starts
-
-
-def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The scans of a task with their ``label`` and what stands for it, the number ``target``."""
-    chosen = task.select(scans)
-    target = task.targets(chosen)
-    return chosen.assign(label=target if task.numeric_label else chosen[task.column], target=target)
+        origins["random", run_seed] = Origin(random, untrained, f"seed {drawn}")
+    return origins
 
 
 def make(
     folder: Path,
     *,
     name: str,
-    start: Start,
+    origin: Origin,
     init: Initialization,
     task: Task,
     rows: pd.DataFrame,
@@ -93,15 +87,15 @@ def make(
     weights are on disk.
     """
     if init.mode == "probe":
-        network = Network(start.encoder, task)
+        network = Network(origin.encoder, task)
         network.head, history = probe.fit(
-            _features(start, learn["scan_id"], read).numpy(),
+            _features(origin, learn["scan_id"], read).numpy(),
             learn["target"].to_numpy(),
             subsets.folds(learn, task),
             task,
         )
     else:
-        network = Network(copy.deepcopy(start.encoder), task)
+        network = Network(copy.deepcopy(origin.encoder), task)
         history = train(
             network,
             task,
@@ -116,22 +110,22 @@ def make(
         )
     encoders.write_weights(folder / "model.safetensors", network)
     write_table(history, folder / "history.tsv")
-    _write_what_it_knows(folder, network, start, init, task, rows=rows, learn=learn, read=read)
+    _write_what_it_knows(folder, network, origin, init, task, rows=rows, learn=learn, read=read)
 
-    held_out = rows[rows["split"].isin(["val", "test", "ood"])]
+    held_out = rows[rows["split"].isin(HELD_OUT)]
     if init.mode == "probe":
         with torch.no_grad():
-            outputs = network.head(_features(start, held_out["scan_id"], read))
+            outputs = network.head(_features(origin, held_out["scan_id"], read))
     else:
         outputs = infer(network, held_out["scan_id"], read)
-    predictions = held_out[DESCRIBED].assign(**task.columns(outputs))
-    write_table(predictions, folder / "predictions.tsv")
+    predictions = held_out[[*DESCRIBED]].assign(**task.columns(outputs))
+    write_table(predictions, folder / "predictions.tsv", PREDICTIONS)
 
 
 def _write_what_it_knows(
     folder: Path,
     network: Network,
-    start: Start,
+    origin: Origin,
     init: Initialization,
     task: Task,
     *,
@@ -142,7 +136,7 @@ def _write_what_it_knows(
     """reference.npz, and fitted.tsv: what the model says of the scans that it has learned from."""
     val = rows[rows["split"] == "val"]
     seen, unseen = (
-        _features(start, scans["scan_id"], read)
+        _features(origin, scans["scan_id"], read)
         if init.mode == "probe"
         else infer(network.encoder, scans["scan_id"], read)
         for scans in (learn, val)
@@ -159,30 +153,22 @@ def _write_what_it_knows(
 
 
 def write_features(
-    path: Path, start: Start, scans: pd.DataFrame, read: Reader, earlier: Sequence[Path]
+    path: Path, origin: Origin, scans: pd.DataFrame, read: Reader, earlier: Sequence[Path]
 ) -> None:
     """Write what the frozen encoder says of ``scans``: arrays scan_id and features (scans,
     features), and made_of, by which an earlier file is known to be the same."""
     content = scans[["scan_id", "volume_sha256"]].to_csv(index=False)
-    made_of = hashlib.sha256(f"{start.weights}\n{content}".encode()).hexdigest()
-    for each in (path, *earlier):
-        if each.exists():
-            with np.load(each, allow_pickle=False) as found:
-                if str(found["made_of"]) == made_of:
-                    if each != path:
-                        shutil.copy2(each, path)
-                    return
-    features = _features(start, scans["scan_id"], read).numpy()
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    names = scans["scan_id"].to_numpy(str)
-    np.savez(temporary, scan_id=names, features=features, made_of=np.array(made_of))
-    temporary.replace(path)
+    key = hashlib.sha256(f"{origin.weights}\n{content}".encode()).hexdigest()
+    if not cache.take(path, key, earlier=earlier, key_of=key_of_arrays):
+        features = _features(origin, scans["scan_id"], read).numpy()
+        names = scans["scan_id"].to_numpy(str)
+        write_arrays(path, key=key, scan_id=names, features=features)
 
 
-def _features(start: Start, scan_ids: Iterable[str], read: Reader) -> Tensor:
+def _features(origin: Origin, scan_ids: Iterable[str], read: Reader) -> Tensor:
     """Features (scans, features) of the frozen encoder; each scan is seen once."""
     scan_ids = list(scan_ids)
-    new = [scan_id for scan_id in scan_ids if scan_id not in start.features]
+    new = [scan_id for scan_id in scan_ids if scan_id not in origin.features]
     if new:
-        start.features.update(zip(new, infer(start.encoder, new, read), strict=True))
-    return torch.stack([start.features[scan_id] for scan_id in scan_ids])
+        origin.features.update(zip(new, infer(origin.encoder, new, read), strict=True))
+    return torch.stack([origin.features[scan_id] for scan_id in scan_ids])

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
-from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import VOLUMES, Grid
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import VolumeFolder, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
 from neurofoundry.inference.scans import Found, find
@@ -195,8 +195,9 @@ def _check_template(weights: Weights, template: Path | None) -> None:
 
 def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded]:
     """Of an output of preprocess."""
-    grid = check_volumes(weights.plan, folder)
-    scans = read_table(folder / "scans.tsv", VOLUMES)
+    volumes = Volumes(folder)
+    check_volumes(weights.plan, volumes)
+    scans = volumes.scans
     rows = scans.astype(object).where(scans.notna(), "").to_dict("records")
     keys = {
         row["scan_id"]: _hash(weights.sha256, row["volume_sha256"])
@@ -205,7 +206,7 @@ def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded
     }
     waiting = [scan_id for scan_id, key in keys.items() if _kept(work, key) is None]
     for batch in _batches(waiting):
-        features = _forward(weights.encoder, folder, batch, grid)
+        features = _forward(weights.encoder, volumes, batch)
         for scan_id, values in zip(batch, features, strict=True):
             _keep(work, keys[scan_id], values)
     for row in rows:
@@ -235,7 +236,7 @@ def _of_scans(
     def forward() -> None:
         if not ready:
             return
-        features = _forward(weights.encoder, work, ready, grid)
+        features = _forward(weights.encoder, VolumeFolder(work, grid), ready)
         for key, values in zip(ready, features, strict=True):
             _keep(work, key, values, results[key])
             for name in outputs(params.registration):
@@ -287,11 +288,9 @@ def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
         yield items[start : start + size]
 
 
-def _forward(
-    encoder: Encoder, folder: Path, names: Sequence[str], grid: Grid
-) -> NDArray[np.float32]:
+def _forward(encoder: Encoder, volumes: VolumeFolder, names: Sequence[str]) -> NDArray[np.float32]:
     """Features (scans, features)."""
-    read = partial(read_batch, folder, grid=grid)
+    read = partial(read_batch, volumes)
     features: NDArray[np.float32] = infer(encoder, names, read, size=_batch_size()).numpy()
     if not np.isfinite(features).all():
         raise DataError("The encoder gives features that are not numbers. Its weights are damaged.")

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
-from neurofoundry.contracts.encoder import Plan
-from neurofoundry.errors import DataError
+from neurofoundry.contracts.models import read_model_plan
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
 from neurofoundry.inference.embeddings import Weights, describe, features_of, table
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
-from neurofoundry.tasks import Task, parse_task
+from neurofoundry.tasks import Task
 
 
 def predict(
@@ -32,11 +29,13 @@ def predict(
     ``places`` are raw scans, or outputs of preprocess; ``template`` is the folder of a template
     that is not nilearn's. Raises DataError and UsageError.
     """
-    plan, task, recipe = _read_plan(model)
+    declared = read_model_plan(model)
+    plan, task = declared.weights, declared.predicts
     network = Network(encoders.build(plan.encoder, seed=0), task)
     encoders.read_weights(model / "model.safetensors", network)
     known = reference.read(model / "reference.npz")
-    weights = Weights(network.encoder, plan, hash_file(model / "model.safetensors"), recipe)
+    sha256 = hash_file(model / "model.safetensors")
+    weights = Weights(network.encoder, plan, sha256, declared.volumes.preprocess)
     with table(out) as (work, write):
         rows = list(features_of(places, weights, work=work, workers=workers, template=template))
         found = [n for n, row in enumerate(rows) if row.features is not None]
@@ -72,20 +71,3 @@ def judge(
         "out_of_distribution": pd.array(distance > known.distance_limit, dtype="boolean"),
     }
     return pd.DataFrame(said)
-
-
-def _read_plan(model: Path) -> tuple[Plan, Task, Mapping[str, Any]]:
-    path = model / "plan.json"
-    try:
-        content = json.loads(path.read_text())
-        task = dict(content["task"])
-        task.pop("name")
-        volumes = content["volumes"]
-        plan = Plan.model_validate(content["encoder"] | {"grid": volumes["grid"]})
-        return plan, parse_task(task), volumes["preprocess"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise DataError(
-            f"{path}: not the plan of a model ({error}). Give a folder "
-            "models/TASK/INIT/FRACTION/SEED or an output of promote; if it is older, run finetune "
-            "again."
-        ) from error

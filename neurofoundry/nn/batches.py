@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from neurofoundry.contracts.volumes import Grid, open_volume
+from neurofoundry.contracts.volumes import VolumeFolder
 
 
 def read_batch(
-    folder: Path,
+    volumes: VolumeFolder,
     scan_ids: Sequence[str],
-    grid: Grid,
     *,
     readers: Executor | None = None,
     pinned: bool = False,
 ) -> torch.Tensor:
-    """Volumes as int16 steps of ``SLOPE``, shape (batch, 1, z, y, x). Raises DataError.
+    """Read volumes as int16 steps of ``SLOPE``, shape (batch, 1, z, y, x). Raises DataError.
 
     ``readers`` read several at once, as a network file system asks for. A GPU fetches from
     ``pinned`` memory beside what it computes.
     """
-    shape = (len(scan_ids), 1, *grid.shape[::-1])
+    shape = (len(scan_ids), 1, *volumes.grid.shape[::-1])
     batch = torch.empty(shape, dtype=torch.int16, pin_memory=pinned)
 
     def read(volume: torch.Tensor, scan_id: str) -> None:
-        np.copyto(volume[0].numpy(), open_volume(folder / f"{scan_id}.nii", grid))
+        np.copyto(volume[0].numpy(), volumes.open(scan_id))
 
     deque((readers.map if readers else map)(read, batch, scan_ids), maxlen=0)
     return batch

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from neurofoundry.contracts.cohort import SCANS, scan_path
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import VOLUMES
+from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, write_record
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import extractor, intensity, report, template
 from neurofoundry.preprocess.params import PreprocessParams
@@ -106,15 +106,13 @@ def preprocess(
     table = decide(_table(scans, results), params, overrides, whole=work.shard.whole)
     write_table(table, work.dir / "scans.tsv", VOLUMES)
     fitted = f" at {' '.join(f'{value:g}' for value in standard)}" if standard else ""
-    write_json(
-        work.dir / "grid.json",
-        {
-            "grid": params.grid.describe(),
-            "normalization": params.normalization + fitted,
-            **used,
-            "params": params,
-        },
+    record = VolumesRecord(
+        grid=params.grid.describe(),
+        normalization=params.normalization + fitted,
+        params=params.model_dump(mode="json"),
+        **used,
     )
+    write_record(work.dir, record)
     page = report.render(table, work.dir, params, overrides)
     (work.dir / "qc.html").write_text(page, encoding="utf-8")
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)

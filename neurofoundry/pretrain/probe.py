@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from neurofoundry.contracts.volumes import SLOPE, Grid
+from neurofoundry.contracts.volumes import SLOPE, Grid, VolumeFolder
 from neurofoundry.errors import UsageError
 from neurofoundry.nn import seeds
 from neurofoundry.nn.augment.params import AugmentParams
@@ -110,7 +110,7 @@ class Probe:
         parts = []
         for start in range(0, len(names), self.batch_size):
             some = names[start : start + self.batch_size]
-            zscores = read_batch(self.volumes, some, self.grid).to(device) * SLOPE
+            zscores = read_batch(VolumeFolder(self.volumes, self.grid), some).to(device) * SLOPE
             shown = [zscores]
             if views:  # the same every time: only the encoder changes from look to look
                 shown += draw_views(zscores, some, self.views, self.seed, 0, views=views)

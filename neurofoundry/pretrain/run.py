@@ -12,9 +12,12 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from neurofoundry.contracts.encoder import IMAGES, Plan, Pretraining
-from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import VOLUMES, Grid, read_grid, read_normalization, read_recipe
+from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import (
+    Grid,
+    Volumes,
+)
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders, seeds
 from neurofoundry.nn.selfcheck import check_compiler, check_convolutions
@@ -43,8 +46,9 @@ def pretrain(
         raise UsageError(
             f"--method {method}: not one of pretrain.methods ({', '.join(params.methods)})."
         )
-    grid = read_grid(volumes)
-    table = read_table(volumes / "scans.tsv", VOLUMES)
+    opened = Volumes(volumes)
+    grid = opened.grid
+    table = opened.scans
     scans = select_scans(table, params)
     persons = sorted(scans["person"].unique())
     probe = None
@@ -102,14 +106,14 @@ def pretrain(
         encoder=params.encoder,
         features=encoder.features,
         grid=grid.describe(),
-        preprocess=read_recipe(volumes),
-        normalization=read_normalization(volumes),
+        preprocess=opened.recipe,
+        normalization=opened.normalization,
         method=method,
         licence=params.licence,
         pretraining=pretraining,
     )
     encoders.save(work.dir, encoder, plan)
-    write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv")
+    write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv", SUBJECTS)
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
     write_table(images, work.dir / "images.tsv", IMAGES)
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.contracts.volumes import SLOPE, Grid
+from neurofoundry.contracts.volumes import SLOPE, Grid, VolumeFolder
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import seeds
 from neurofoundry.nn.batches import read_batch
@@ -241,7 +241,7 @@ def read_batches(
         batch = scans.iloc[order[position * params.batch_size :][: params.batch_size]]
         own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
         gpu = ranks.device.type == "cuda"
-        stored = read_batch(volumes, own, grid, readers=readers, pinned=gpu)
+        stored = read_batch(VolumeFolder(volumes, grid), own, readers=readers, pinned=gpu)
         for scan_id, volume in zip(own, stored, strict=True):
             if not volume.any():
                 raise DataError(

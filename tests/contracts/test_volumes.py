@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from neurofoundry.contracts.volumes import (
     SLOPE,
     Grid,
+    Volumes,
     open_volume,
-    read_grid,
-    read_recipe,
     write_volume,
 )
 from neurofoundry.errors import DataError
@@ -105,20 +104,21 @@ def test_a_volume_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not the grid"):
-        read_grid(tmp_path)
+        Volumes(tmp_path)
     (tmp_path / "grid.json").write_text("{}")
     with pytest.raises(DataError, match="not the grid"):
-        read_grid(tmp_path)
+        Volumes(tmp_path)
 
 
 def test_the_recipe_is_how_one_volume_is_made_and_judged(tmp_path: Path) -> None:
     recipe = {"registration": "rigid", "quality": {"template_correlation": {"min": 0.5}}}
     hardware = {"device": "cuda", "batch": 8}
     params = {**recipe, **hardware, "outliers": 6.0, "overrides": None, "template": "mine"}
-    made = {"grid": {}, "params": params, "template_sha256": "abc"}
+    grid = GRID.describe()
+    made = {"grid": grid, "params": params, "template_sha256": "abc"}
     (tmp_path / "grid.json").write_text(json.dumps(made))
-    assert read_recipe(tmp_path) == recipe | {"template_sha256": "abc"}
-    (tmp_path / "grid.json").write_text(json.dumps({"grid": {}, "params": params}))
-    assert read_recipe(tmp_path) == recipe
+    assert Volumes(tmp_path).recipe == recipe | {"template_sha256": "abc"}
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": grid, "params": params}))
+    assert Volumes(tmp_path).recipe == recipe
     (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))
-    assert read_recipe(tmp_path) == recipe | {"standard": [0.0, 1.0]}
+    assert Volumes(tmp_path).recipe == recipe | {"standard": [0.0, 1.0]}

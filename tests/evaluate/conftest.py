@@ -1,4 +1,5 @@
 from __future__ import annotations
+from neurofoundry.runtime.stage import SCHEMA_VERSION
 
 import hashlib
 import json
@@ -291,7 +292,7 @@ def write_record(folder: Path, name: str, **params: Any) -> None:
     """stage.json, as far as people read it."""
     record = {
         "stage": name,
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "package_version": "0.1.0",
         "git_commit": "0123456789abcdef",
         "image": "",

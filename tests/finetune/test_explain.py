@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.finetune import explain, subsets
-from neurofoundry.finetune.model import labelled
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.runs import labelled
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
 from neurofoundry.tasks import Classification

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.finetune import probe
 from neurofoundry.finetune.network import infer
 from neurofoundry.finetune.subsets import folds
@@ -87,7 +88,7 @@ def test_the_saved_network_reproduces_the_predictions(
     folder = probed / task.column / "probe/1.0/0"
     network = tiny.read_model(folder, encoder, task)
     written = tiny.predictions(folder)
-    outputs = infer(network, written["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID))
+    outputs = infer(network, written["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
     said = task.columns(outputs)
     for name, values in said.items():
         np.testing.assert_allclose(values, written[name], rtol=1e-4, atol=1e-4)
@@ -115,7 +116,7 @@ def test_a_scan_is_seen_alike_whatever_scans_are_beside_it(volumes: Path, encode
     scan_ids = list(tiny.scans_table()["scan_id"][:11])
 
     def see(ids: list[str]) -> torch.Tensor:
-        return infer(network, ids, lambda batch: read_batch(volumes, batch, tiny.GRID))
+        return infer(network, ids, lambda batch: read_batch(Volumes(volumes), batch))
 
     together = see(scan_ids)
     assert torch.equal(see(scan_ids[::-1]), together.flip(0))

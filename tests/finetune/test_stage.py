@@ -21,12 +21,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurofoundry.contracts.volumes import Grid
+from neurofoundry.contracts.volumes import Grid, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import infer
 from neurofoundry.finetune.params import FinetuneParams
-from neurofoundry.finetune.run import Run, share
+from neurofoundry.finetune.runs import Run, share
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.runtime.stage import Shard
@@ -121,7 +121,7 @@ class TestOutputs:
         scans = tiny.scans_table().set_index("scan_id")
         assert sorted(table.index) == sorted(scans.index[scans["split"] == "train"])
         assert (table["label"] == scans.loc[table.index, task.column]).all()
-        read = partial(read_batch, volumes, grid=tiny.GRID)
+        read = partial(read_batch, Volumes(volumes))
         said = infer(tiny.read_model(folder, encoder, task), table.index, read)
         expected = said[:, 0] if task is AGE else said.softmax(1)[:, 1]
         found = table["output" if task is AGE else "p_AD"]
@@ -144,7 +144,7 @@ class TestOutputs:
         scans = pd.read_csv(volumes / "scans.tsv", sep="\t").set_index("scan_id")
         assert set(scans.loc[scan_ids, "split"]) == {"val", "test", "ood"}
         network = encoders.load(encoder)[0]
-        read = partial(read_batch, volumes, grid=tiny.GRID)
+        read = partial(read_batch, Volumes(volumes))
         assert np.allclose(features, infer(network, scan_ids, read).numpy(), atol=1e-4)
 
     def test_labels_of_no_meaning_teach_nothing(
@@ -244,7 +244,8 @@ class TestResume:
     ) -> None:
         out = tmp_path / "models"
         code = (
-            "import sys; from pathlib import Path; from tests.finetune import test_stage; from tests.support import tiny;"
+            "import sys; from pathlib import Path;"
+            "from tests.finetune import test_stage; from tests.support import tiny;"
             "out, volumes, encoder = map(Path, sys.argv[1:]);"
             "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS)"
         )
@@ -527,7 +528,7 @@ class TestExplanations:
         np.testing.assert_allclose(answers, odds, rtol=1e-3, atol=1e-3)
         assert maps.shape == (4, *Grid(spacing=float(spacing)).shape)
         network = tiny.read_model(folder, encoder, DIAGNOSIS)
-        scan = read_batch(volumes, [rows.index[1]], tiny.GRID).float() * 0.001
+        scan = read_batch(Volumes(volumes), [rows.index[1]]).float() * 0.001
         voxels = explain.integrated_gradients(
             lambda v: network(v)[:, 1] - network(v)[:, 0], scan, explain.flat(scan), 4
         )

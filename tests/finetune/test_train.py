@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune import train as module
-from neurofoundry.finetune.model import labelled
 from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.runs import labelled
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.seeds import generator
@@ -38,7 +39,7 @@ def fit(
         learn=rows[rows["split"] == "train"],
         val=val,
         scans_per_epoch=30,
-        read=lambda ids: read_batch(volumes, ids, tiny.GRID),
+        read=lambda ids: read_batch(Volumes(volumes), ids),
         params=FinetuneParams.model_validate({**tiny.FINETUNED, **change}),
         seed=1,
         advance=lambda: None,
@@ -65,7 +66,7 @@ def test_before_it_has_learned_a_regression_says_the_mean_of_what_it_learned_fro
     network, history, val = fit(volumes, encoder, AGE, epochs=1, learning_rate=1e-9)
     scans = tiny.scans_table()
     ages = scans["age"][scans["split"] == "train"]
-    said = infer(network, val["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID))
+    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
     np.testing.assert_allclose(said.numpy(), ages.mean(), rtol=1e-5)
     naive = ((val["age"] - ages.mean()) ** 2).mean() / ages.var(ddof=0)
     assert history["val_loss"].item() == pytest.approx(naive, rel=1e-4)
@@ -77,7 +78,7 @@ def test_the_weights_are_those_of_the_best_epoch(volumes: Path, encoder: Path) -
     scans.loc[scans["split"] == "val", "age"] = 140 - scans["age"]
     network, history, val = fit(volumes, encoder, AGE, scans=scans)
     variance = scans["age"][scans["split"] == "train"].var(ddof=0)
-    said = infer(network, val["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID))[:, 0]
+    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))[:, 0]
     loss = ((said.numpy() - val["age"]) ** 2).mean() / variance
     assert history["val_loss"].idxmin() < len(history) - 1
     assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
@@ -93,7 +94,7 @@ def test_norm_statistics_are_the_mean_over_the_batches_of_the_epoch(
     batches = module._batches(len(scan_ids), 8, generator(1, "order"))
     means, variances = [], []
     for _ in range(4):  # 30 scans in batches of 8
-        inputs = read_batch(volumes, list(scan_ids[next(batches)]), tiny.GRID) * 0.001
+        inputs = read_batch(Volumes(volumes), list(scan_ids[next(batches)])) * 0.001
         with torch.no_grad():
             stem = encoders.load(encoder)[0].conv1(inputs)
         means.append(stem.mean((0, 2, 3, 4)))
@@ -107,7 +108,7 @@ def test_three_classes_are_told_apart(volumes: Path, encoder: Path) -> None:
     scans = tiny.scans_table()
     scans.loc[(scans["diagnosis"] == "CN") & (scans["age"] > 68), "diagnosis"] = "MCI"
     network, history, val = fit(volumes, encoder, THREE, scans=scans, epochs=8)
-    said = infer(network, val["scan_id"], lambda ids: read_batch(volumes, ids, tiny.GRID))
+    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
     assert said.shape == (len(val), 3)
     assert history["val_loss"].min() < 0.6 * np.log(3)
 

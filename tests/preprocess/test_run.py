@@ -17,7 +17,7 @@ import pytest
 
 from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import VOLUMES, read_grid, read_normalization
+from neurofoundry.contracts.volumes import VOLUMES, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess.intensity import standard_scale
@@ -100,8 +100,8 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
         ["head0", "head1"], [name for name in MEASURES if name not in BY_SYN]
     ].astype(float)
     assert np.isfinite(measured.to_numpy()).all()
-    assert read_grid(work.dir) == PARAMS.grid
-    assert read_normalization(work.dir) == "zscore"
+    assert Volumes(work.dir).grid == PARAMS.grid
+    assert Volumes(work.dir).normalization == "zscore"
     for name in ("head0", "head1"):
         for ending in (".nii", "_to-mni.txt", ".png", ".json"):
             assert (work.dir / f"{name}{ending}").stat().st_size > 0
@@ -218,7 +218,7 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
     assert landmarks["standard"] == standard_scale([brain for brain in brains if brain])
     assert landmarks["scans"] == 2
     # What an encoder must know of its volumes.
-    assert read_normalization(first.dir).startswith(f"nyul at {landmarks['standard'][0]:g} ")
+    assert Volumes(first.dir).normalization.startswith(f"nyul at {landmarks['standard'][0]:g} ")
     # Without the scans that are tested, all else is the same, byte for byte.
     fewer = fit(splits, 2, "fewer")
     for file in ("landmarks.json", "head0.nii", "head1.nii", "head1.json"):

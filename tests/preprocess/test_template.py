@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 
-from neurofoundry.contracts.volumes import read_recipe
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import run
 from neurofoundry.preprocess import template as templates
@@ -118,14 +118,14 @@ def test_the_content_of_the_files_is_part_of_the_key_and_their_place_is_not(
     assert first.summary["reused"] == 0
     grid = json.loads((first.dir / "grid.json").read_text())
     assert {"template_sha256": grid["template_sha256"]} == fingerprint(folder)
-    recipe = read_recipe(first.dir)
+    recipe = Volumes(first.dir).recipe
     assert recipe["template_sha256"] == grid["template_sha256"]
     assert "template" not in recipe
     moved = tmp_path / "elsewhere"
     shutil.move(folder, moved)
     assert preprocess(moved).summary["reused"] == 2
     assert preprocess(None).summary["reused"] == 0
-    assert "template_sha256" not in read_recipe(first.dir)
+    assert "template_sha256" not in Volumes(first.dir).recipe
     with pytest.raises(UsageError, match=r"t1\.nii\.gz cannot be read.*Expected a folder with t1"):
         preprocess(folder)
 

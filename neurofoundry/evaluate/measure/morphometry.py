@@ -7,12 +7,11 @@ tissues are told apart by brightness, and places by their coordinates in MNI spa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurofoundry.contracts.volumes import Grid, open_volume
+from neurofoundry.contracts.volumes import Grid, Volumes
 from neurofoundry.stats.metrics import Values
 
 FEATURES = (
@@ -32,11 +31,9 @@ TEMPORAL = ((15, 42), (-42, 2), (-32, 0))
 """Boxes in mm of MNI space, (x, y, z); the temporal one is of the right side."""
 
 
-def measure(folder: Path, scan_ids: Sequence[str], grid: Grid) -> Values:
-    """FEATURES of scans, (scans, features), from the volumes in ``folder``."""
-    return np.array(
-        [features(open_volume(folder / f"{name}.nii", grid), grid) for name in scan_ids]
-    )
+def measure(volumes: Volumes, scan_ids: Sequence[str]) -> Values:
+    """FEATURES of scans, (scans, features)."""
+    return np.array([features(volumes.open(name), volumes.grid) for name in scan_ids])
 
 
 def features(volume: NDArray[np.int16], grid: Grid) -> Values:

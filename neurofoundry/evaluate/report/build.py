@@ -18,12 +18,12 @@ import pandas as pd
 from PIL import Image
 
 from neurofoundry.contracts.cohort import SPLITS
+from neurofoundry.contracts.evaluation import Decision
 from neurofoundry.evaluate.inputs import Evidence, Inputs, Pretrained
 from neurofoundry.evaluate.measure import baselines, calibration, embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM, Explanation
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.promotion import Decision
 from neurofoundry.evaluate.report import figures, narrative
 from neurofoundry.runtime.code import git_commit
 from neurofoundry.stats.metrics import METRICS

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from neurofoundry.contracts.volumes import SLOPE, Grid, open_volume, read_grid
+from neurofoundry.contracts.volumes import SLOPE, Grid, Volumes
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.measure.embeddings import standardized
 from neurofoundry.evaluate.params import EvaluateParams
@@ -60,7 +60,7 @@ def write(
     *,
     inputs: Inputs,
     tasks: Mapping[str, Task],
-    volumes: Path,
+    volumes: Volumes,
     params: EvaluateParams,
 ) -> bool:
     """Write PAGE, the same bytes for the same inputs; False where there is too little to show."""
@@ -68,7 +68,6 @@ def write(
     if scans["person"].nunique() <= max(NEAREST, params.min_subjects):
         return False
     variables = _variables(scans, tasks, params.min_subjects)
-    grid = read_grid(volumes)
     data = {
         "variables": [
             {"name": name, "ordered": ordered, "values": names}
@@ -79,7 +78,7 @@ def write(
                 "person": int(person),
                 "new": bool(split == "ood"),
                 "groups": [int(codes[row]) for _, codes, _ in variables.values()],
-                "slice": _slice(open_volume(volumes / f"{scan_id}.nii", grid), grid),
+                "slice": _slice(volumes.open(scan_id), volumes.grid),
             }
             for row, (person, split, scan_id) in enumerate(
                 zip(pd.factorize(scans["person"])[0], scans["split"], scans["scan_id"], strict=True)
