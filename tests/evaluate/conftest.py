@@ -1,5 +1,4 @@
 from __future__ import annotations
-from neurofoundry.runtime.stage import SCHEMA_VERSION
 
 import hashlib
 import json
@@ -21,7 +20,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.runtime import tracking
 from neurofoundry.runtime.files import write_json
-from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
 from neurofoundry.runtime.tracking import TrackingParams
 from neurofoundry.tasks import Classification, Regression, Task
 

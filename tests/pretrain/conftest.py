@@ -1,5 +1,4 @@
 from __future__ import annotations
-from neurofoundry.runtime.stage import SCHEMA_VERSION
 
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
+from neurofoundry.runtime.stage import SCHEMA_VERSION
 
 GRID = Grid(spacing=6.0)
 
@@ -65,6 +65,11 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / f"{rows[0]['scan_id']}.nii").unlink()
     write_table(pd.DataFrame(rows), folder / "scans.tsv", VOLUMES)
     (folder / "grid.json").write_text(json.dumps({"grid": GRID.describe(), "params": {}}))
-    record = {"stage": "preprocess", "schema_version": SCHEMA_VERSION, "contents": {}, "data_version": "v1"}
+    record = {
+        "stage": "preprocess",
+        "schema_version": SCHEMA_VERSION,
+        "contents": {},
+        "data_version": "v1",
+    }
     (folder / "stage.json").write_text(json.dumps(record))
     return folder
