@@ -11,7 +11,7 @@ import ast
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +32,12 @@ are read (their values are part of every key), where outputs lie, tracking, logg
 TEMPLATES = (".html", ".md")
 """Files beside a module that decide what it writes where it names them; they count as text."""
 
+JUDGES = "neurofoundry.stats"
+"""Tasks name the metrics that they are judged by, so that whatever knows tasks imports how these are
+computed. It decides what a stage writes only where `ASKS_JUDGES`."""
+
+ASKS_JUDGES = ("neurofoundry.evaluate", "neurofoundry.stats")
+
 ROOT = Path(neurofoundry.__file__).parent
 
 
@@ -44,10 +50,11 @@ def deciding_code(entry: str) -> Mapping[str, str]:
     """
     found: dict[str, str] = {}
     waiting = [entry]
+    services = SERVICES if _within(entry, ASKS_JUDGES) else (*SERVICES, JUDGES)
     while waiting:
         module = waiting.pop()
         path = _file_of(module)
-        if module in found or path is None or (module != entry and _is_service(module)):
+        if module in found or path is None or (module != entry and _within(module, services)):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found[module] = _hash(_meaning(tree))
@@ -85,8 +92,8 @@ def git_commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _is_service(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in SERVICES)
+def _within(module: str, packages: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def _file_of(module: str) -> Path | None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from neurofoundry.contracts.volumes import (
     SLOPE,
     Grid,
+    VolumeFolder,
     Volumes,
     open_volume,
     write_volume,
@@ -81,7 +82,7 @@ def test_extreme_values_are_clipped_not_wrapped(tmp_path: Path) -> None:
 def test_a_batch_stacks_volumes(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         write_volume(tmp_path / f"{name}.nii", *head(seed), GRID)
-    batch = read_batch(tmp_path, ["b", "a"], GRID)
+    batch = read_batch(VolumeFolder(tmp_path, GRID), ["b", "a"])
     assert batch.shape == (2, 1, *GRID.shape[::-1])
     assert np.array_equal(batch[1, 0].numpy(), open_volume(tmp_path / "a.nii", GRID))
 

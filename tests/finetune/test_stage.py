@@ -238,6 +238,25 @@ class TestWhatIsLearnedFrom:
         assert persons == [12, 19]
 
 
+def test_no_model_depends_on_how_it_is_judged(tmp_path: Path, volumes: Path, encoder: Path) -> None:
+    """So a change of the statistics makes no model anew (runtime/code.py)."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from tests.finetune import test_stage; from tests.support import tiny;"
+        "out, volumes, encoder = map(Path, sys.argv[1:]);"
+        "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS);"
+        "print([name for name in sys.modules if name.startswith('neurofoundry.stats')])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, *map(str, (tmp_path / "models", volumes, encoder))],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip().splitlines()[-1] == "[]"
+
+
 class TestResume:
     def test_killed_and_run_again_it_writes_the_same_bytes(
         self, tmp_path: Path, models: Path, volumes: Path, encoder: Path

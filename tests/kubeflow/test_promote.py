@@ -8,7 +8,7 @@ import pytest
 from neurofoundry.errors import DataError
 from neurofoundry.kubeflow import promote
 from neurofoundry.runtime import stage
-from neurofoundry.runtime.tracking import Tracker
+from tests.support.plans import model_plan
 
 
 def promoted_from(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
@@ -19,16 +19,17 @@ def promoted_from(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
             folder = models / "sex/simclr" / fraction / str(seed)
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_text(f"{fraction} {seed}")
-            (folder / "plan.json").write_text("{}")
+            (folder / "plan.json").write_text(json.dumps(model_plan()))
             (folder / "reference.npz").touch()
             rows.append(f"sex\tsimclr\t{fraction}\t{seed}\tdone\tn/a")
     (models / "runs.tsv").write_text("\n".join(rows) + "\n")
     evaluation.mkdir()
     rule = {"task": "sex", "initialization": "simclr"}
     decision = {"promoted": promoted, "reason": "not better by 0.01.", "rule": rule}
+    decision["difference"] = None
     (evaluation / "promotion.json").write_text(json.dumps(decision))
     (evaluation / "model_card.md").write_text("# Card\n")
-    work = stage.Workspace(tmp_path / "out", (), Tracker(None), "v")  # type: ignore[arg-type]
+    work = stage.Workspace(tmp_path / "out")
     work.dir.mkdir()
     promote.promote(work, models=models, evaluation=evaluation)
     return work
@@ -50,3 +51,26 @@ def test_the_model_of_all_labels_and_the_first_seed_is_handed_on(tmp_path: Path)
 def test_a_model_that_was_not_promoted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no model is promoted\. not better by 0\.01"):
         promoted_from(tmp_path, promoted=False)
+
+
+def test_an_evaluation_of_other_models_is_refused(tmp_path: Path) -> None:
+    work = promoted_from(tmp_path, promoted=True)
+    runs = tmp_path / "models/runs.tsv"
+    runs.write_text(runs.read_text().replace("simclr", "scratch"))
+    with pytest.raises(DataError, match=r"no finished run of sex from simclr.*promotes"):
+        promote.promote(work, models=tmp_path / "models", evaluation=tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "reference.npz"])
+def test_a_model_that_lacks_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    work = promoted_from(tmp_path, promoted=True)
+    (tmp_path / "models/sex/simclr/1.0/3" / name).unlink()
+    with pytest.raises(DataError, match=name):
+        promote.promote(work, models=tmp_path / "models", evaluation=tmp_path / "evaluation")
+
+
+def test_a_torn_decision_is_named(tmp_path: Path) -> None:
+    work = promoted_from(tmp_path, promoted=True)
+    (tmp_path / "evaluation/promotion.json").write_text('{"promoted": true}')
+    with pytest.raises(DataError, match="not a decision on promotion"):
+        promote.promote(work, models=tmp_path / "models", evaluation=tmp_path / "evaluation")

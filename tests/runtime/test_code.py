@@ -78,6 +78,14 @@ def test_services_decide_nothing(copy: Copy, service: str) -> None:
         assert changed(copy, STAGES[name].entry, before[name]) == [], name
 
 
+def test_a_metric_decides_what_evaluate_writes_and_no_model(copy: Copy) -> None:
+    before = {name: deciding_code(STAGES[name].entry) for name in ("finetune", "evaluate")}
+    path = copy.root / "stats/metrics.py"
+    path.write_text(path.read_text() + "\nONE_MORE = 1\n")
+    assert changed(copy, STAGES["finetune"].entry, before["finetune"]) == []
+    assert changed(copy, STAGES["evaluate"].entry, before["evaluate"]) == ["stats.metrics"]
+
+
 def test_a_template_decides_what_the_module_that_names_it_writes(copy: Copy) -> None:
     evaluate, scan = STAGES["evaluate"].entry, "neurofoundry.preprocess.scan"
     before = {entry: deciding_code(entry) for entry in (evaluate, scan)}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from neurofoundry.contracts.encoder import PretrainedOn, read_pretrained
+from neurofoundry.contracts.splits import Splits, find_leaks, guard_leaks
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.errors import DataError
+from tests.support.scans import scans
+
+SHARES = {"pretrain": 0.3, "train": 0.35, "val": 0.12, "test": 0.23}
+
+
+def test_shares_are_met() -> None:
+    splits = Splits(**SHARES)
+    found = pd.Series([splits.assign(f"a/{i}", seed=3) for i in range(20_000)])
+    for name, share in SHARES.items():
+        # five standard deviations of a binomial share
+        assert abs((found == name).mean() - share) < 5 * np.sqrt(share * (1 - share) / 20_000)
+
+
+def test_a_person_stays_whoever_else_is_there_and_moves_with_the_seed() -> None:
+    splits = Splits(**SHARES)
+    first = {person: splits.assign(person, seed=3) for person in ("a/1", "a/2", "b/1")}
+    assert first == {person: splits.assign(person, seed=3) for person in reversed(first)}
+    assert any(
+        splits.assign(f"a/{i}", seed=3) != splits.assign(f"a/{i}", seed=4) for i in range(20)
+    )
+
+
+def test_shares_must_sum_to_one() -> None:
+    with pytest.raises(ValidationError, match=r"is 1\.1, expected 1"):
+        Splits(pretrain=0.4, train=0.35, val=0.12, test=0.23)
+
+
+class TestLeaks:
+    def test_a_clean_cohort_passes(self) -> None:
+        guard_leaks(
+            scans(split=["train", "test"]), pretrained=PretrainedOn(frozenset({"a/sub-00"}))
+        )
+
+    def test_a_person_in_two_splits_is_found(self) -> None:
+        table = scans(split=["train", "test"], person=["a/x", "a/x"])
+        assert [leak.splits for leak in find_leaks(table)] == [("test", "train")]
+        with pytest.raises(DataError, match="the subject a/x is in test and train"):
+            guard_leaks(table)
+
+    def test_the_same_image_under_two_names_is_found(self) -> None:
+        with pytest.raises(DataError, match="the image 000000000000 is in"):
+            guard_leaks(scans(split=["train", "test"], sha256=["0" * 64] * 2))
+
+    @pytest.mark.parametrize("split", ["val", "test", "ood"])
+    def test_a_held_out_person_must_not_have_been_pretrained_on(self, split: str) -> None:
+        with pytest.raises(DataError, match="a/sub-01 was pretrained on"):
+            guard_leaks(
+                scans(split=["train", split]), pretrained=PretrainedOn(frozenset({"a/sub-01"}))
+            )
+
+    def test_a_held_out_image_must_not_have_been_pretrained_on_under_another_name(
+        self, tmp_path: Path
+    ) -> None:
+        table = scans(split=["train", "ood"])
+        write_table(pd.DataFrame({"person": ["elsewhere/x"]}), tmp_path / "subjects.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        assert read_pretrained(tmp_path).images is None
+        write_table(pd.DataFrame({"sha256": table["sha256"][1:]}), tmp_path / "images.tsv")
+        with pytest.raises(DataError, match=r"the image of \S+ was pretrained on.* is in ood"):
+            guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        write_table(pd.DataFrame({"sha256": table["sha256"][:1]}), tmp_path / "images.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
+
+    def test_a_held_out_person_is_found_behind_salted_hashes(self, tmp_path: Path) -> None:
+        table = scans(split=["train", "val"])
+        seen = [
+            hmac.digest(b"grain", person.encode(), "sha256").hex() for person in table["person"]
+        ]
+        hashed = pd.DataFrame({"person_hash": seen, "salt": "grain"})
+        write_table(hashed[:1], tmp_path / "subjects.tsv")
+        guard_leaks(table, pretrained=read_pretrained(tmp_path))
+        write_table(hashed, tmp_path / "subjects.tsv")
+        with pytest.raises(DataError, match="a/sub-01 was pretrained on"):
+            guard_leaks(table, pretrained=read_pretrained(tmp_path))
+
+    def test_an_encoder_without_a_list_says_nothing_of_anybody(self, tmp_path: Path) -> None:
+        seen = read_pretrained(tmp_path)
+        assert seen.persons is None
+        guard_leaks(scans(split=["train", "val"]), pretrained=seen)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.tables import hash_table, read_table, write_table
+from neurofoundry.contracts.volumes import VOLUMES
+from neurofoundry.errors import DataError
+from tests.support.scans import scans
+
+
+def test_a_table_reads_back_as_written(tmp_path: Path) -> None:
+    table = scans(age=[60.5, np.nan], usable=[True, False], reason=[None, "no brain"])
+    table["volume_sha256"] = ["0" * 64, None]
+    write_table(table, tmp_path / "scans.tsv", VOLUMES)
+    assert "n/a" in (tmp_path / "scans.tsv").read_text()
+    assert "\ttrue\t" in (tmp_path / "scans.tsv").read_text()
+    found = read_table(tmp_path / "scans.tsv", VOLUMES)
+    assert found["usable"].tolist() == [True, False]
+    assert found["age"].isna().tolist() == [False, True]
+    assert found["reason"].isna().tolist() == [True, False]
+    assert found["scanner"].isna().all()
+    pd.testing.assert_frame_equal(
+        found[["scan_id", "person", "sha256", "split"]],
+        table[["scan_id", "person", "sha256", "split"]],
+        check_dtype=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("split", ["train", "holdout"]),
+        ("scan_id", ["same", "same"]),
+        ("scan_id", ["a b", "c"]),
+        ("age", [60.0, 200.0]),
+        ("sex", ["F", "female"]),
+        ("sha256", ["0" * 64, "abc"]),
+        ("site", ["a", None]),
+    ],
+)
+def test_a_value_that_breaks_the_contract_is_named(
+    tmp_path: Path, column: str, values: list
+) -> None:
+    with pytest.raises(DataError, match=f"column '{column}'"):
+        write_table(scans(**{column: values}), tmp_path / "scans.tsv", SCANS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_column_or_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'site'"):
+        write_table(scans().drop(columns="site"), tmp_path / "scans.tsv", SCANS)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(tmp_path / "scans.tsv", SCANS)
+
+
+def test_a_hash_is_of_the_values_in_their_order() -> None:
+    table = scans(age=[60.5, 61.0])
+    assert hash_table(table) == hash_table(table.copy())
+    assert hash_table(table) != hash_table(table[::-1])
+    assert hash_table(table) != hash_table(table.assign(age=[60.5, 61.5]))
