@@ -7,7 +7,7 @@ models of two classes whose true AUC is 0.90 unless told. Of each cohort the int
 evaluation, with 200 resamples of persons, are compared with the truth, which is what the same
 metrics say of 200,000 persons. Then two models that are equally good on the same persons are
 compared, by DeLong's test clustered by person (AUC) and by paired resampling. The standard error of
-a share of 0.95 among 1,000 is 0.007. docs/evaluation.md has what it found.
+a share of 0.95 among 1,000 is 0.007. docs/measurements.md has what it found.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 One two-class task and one regression, 2,000 resamples of persons with one to three scans each:
 all metrics of every model, their differences and gaps, calibration, subgroups and bands of curves.
-docs/evaluation.md has what it found.
+docs/measurements.md has what it found.
 """
 
 from __future__ import annotations

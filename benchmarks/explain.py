@@ -14,7 +14,7 @@ ill head, in blocks of 6 and 12 mm:
 
 of the trained network and of the same with random weights (of several seeds). Scans are laid on
 the standard grid by their true pose, so that registration plays no part. About three minutes of CPU
-time at 6 mm. docs/evaluation.md has what it found.
+time at 6 mm. docs/measurements.md has what it found.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 FILES T1w of EDGE³ voxels, one a subject, one in fifty cut short. The loop reads every voxel and
 the SHA-256 of every file, on one core, and checks nothing; ingest as a user runs it has all cores.
-docs/data.md has what it found.
+docs/measurements.md has what it found.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ RIM_MM, DEEP_MM = 2.0, 10.0
 """How far inside the template's edge the dark rim may reach, and from where on all is brain."""
 DARK = 0.4
 """Fluid, bone and air, as a share of the deep brain's brightness. Chosen on a real head with a mask
-that was edited by hand, see docs/preprocessing.md."""
+that was edited by hand, see docs/measurements.md."""
 SPIKE_MM = 2.0
 """Half the width of what sticks out of the brain into the skull base."""
 

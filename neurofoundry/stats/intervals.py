@@ -121,7 +121,7 @@ def estimate(
     The interval is value ± t · SE on the metric's own scale: SE is the spread of the resamples,
     and t has the quantile of a t distribution whose degrees of freedom are those of a sample with
     every class as small as the smallest. ``persons`` are those of every class (of a regression:
-    all). docs/evaluation.md has the coverage in simulated cohorts: where percentiles of the
+    all). docs/measurements.md has the coverage in simulated cohorts: where percentiles of the
     resamples hold the truth in 83 to 91 %, at 10 to 14 persons a class, this does in 93 to 98 %.
 
     Where everybody was judged rightly (or wrongly), all resamples agree and say nothing of the
