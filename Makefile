@@ -7,7 +7,7 @@ DATA ?=
 OUT ?= runs/$(notdir $(abspath $(DATA)))
 PARAMS ?= params/first-look.yaml
 
-.PHONY: run test lint lock image wheels
+.PHONY: run test lint docs lock image wheels
 
 ifeq ($(DATA),)
 run: .venv/ready | data
@@ -26,6 +26,10 @@ lint: .venv/ready
 	ruff format --check .
 	mypy
 	lint-imports
+
+# The pages that follow from the code: parameters and command line.
+docs: .venv/ready
+	$(BIN)/python -m docs.reference
 
 data:
 	neurofoundry phantom --out data
