@@ -241,7 +241,7 @@ def test_the_workspace_of_the_docs_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb_workspaces", reason="the docs say how to get it")
-    docs = Path(__file__).resolve().parents[1] / "docs/experiments.md"
+    docs = Path(__file__).resolve().parents[2] / "docs/experiments.md"
     (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(), re.DOTALL)
     (tmp_path / "workspace.py").write_text(code)
     (tmp_path / "evaluation").mkdir()
