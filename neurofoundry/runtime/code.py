@@ -33,7 +33,7 @@ TEMPLATES = (".html", ".md")
 """Files beside a module that decide what it writes where it names them; they count as text."""
 
 JUDGES = "neurofoundry.stats"
-"""Tasks name the metrics that they are judged by, so that whatever knows tasks imports how these are
+"""Tasks name the metrics that they are judged by, so that who knows tasks imports how these are
 computed. It decides what a stage writes only where `ASKS_JUDGES`."""
 
 ASKS_JUDGES = ("neurofoundry.evaluate", "neurofoundry.stats")
