@@ -61,7 +61,8 @@ def block_sums(values: NDArray[np.floating], grid: Grid) -> NDArray[np.float32]:
     edge = round(BLOCKS.spacing / grid.spacing)
     x, y, z = BLOCKS.shape
     parts = values.astype(np.float64).reshape(z, edge, y, edge, x, edge)
-    return parts.sum(axis=(1, 3, 5)).T.astype(np.float32)
+    sums: NDArray[np.float32] = parts.sum(axis=(1, 3, 5)).T.astype(np.float32)
+    return sums
 
 
 def write(

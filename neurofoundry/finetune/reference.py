@@ -44,7 +44,8 @@ class Reference:
         """Mahalanobis distance of scans (scans, features) to the training scans."""
         away = features.astype(np.float64) - self.mean
         squares = np.einsum("si,ij,sj->s", away, self.precision, away)
-        return np.sqrt(np.maximum(squares, 0))
+        distance: Values = np.sqrt(np.maximum(squares, 0))
+        return distance
 
 
 def fit(
