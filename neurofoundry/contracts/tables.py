@@ -24,9 +24,9 @@ def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | None = None) -> None:
-    """Write a tab-separated table, checked, as a whole or not at all."""
+    """Write a tab-separated table, checked but as it was given, as a whole or not at all."""
     if schema is not None:
-        table = _check(table, schema, path)
+        _check(table, schema, path)
     for column in table.columns[[dtype.kind == "b" for dtype in table.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
     with atomic(path) as temporary:

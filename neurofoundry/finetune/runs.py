@@ -97,7 +97,7 @@ def find_gaps(
 def table(runs: Sequence[Run], gaps: Mapping[Run, str]) -> pd.DataFrame:
     """The rows of runs.tsv."""
     rows = [
-        (run.task, run.init, run.fraction, run.seed)
+        (run.task, run.init, str(run.fraction), run.seed)
         + ((NOT_ESTIMABLE, gaps[run]) if run in gaps else (DONE, None))
         for run in runs
     ]
