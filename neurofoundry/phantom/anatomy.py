@@ -1,7 +1,7 @@
 """One person's head: labels and latent traits, a smooth deformation of the atlas, tissue by tissue.
 
-Coordinates are millimetres in the person's own head, turned and centred as MNI space is but with
-the person's own size. `locate` maps them to the atlas; `paint` says what lies there.
+Coordinates are millimetres in the person's own head: the axes and the origin of MNI space, but the
+person's own size. `locate` maps them to the atlas; `paint` tells what lies there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.phantom.atlas import Atlas
-from neurofoundry.phantom.grid import Array, Grid, Triple, lattice_points, lattice_shape
+from neurofoundry.phantom.lattice import Array, LatticeMap, Triple, lattice_points, lattice_shape
 from neurofoundry.phantom.outside import HEAD_HIGH, HEAD_LOW, SHELL_CHANNELS
 from neurofoundry.phantom.params import PhantomParams
 
@@ -116,11 +116,11 @@ class Anatomy:
     subject: Subject
     age: float
     atlas: Atlas
-    coarse: Grid
+    coarse: LatticeMap
     """Displacement of the whole head (mm), then 2 channels of wide unit noise."""
-    fine: Grid
+    fine: LatticeMap
     """Displacement of gyri, ventricles and hippocampi, mm."""
-    texture: Grid
+    texture: LatticeMap
     """Four channels of fine unit noise."""
     widening: float
     """By how much sulci open, in CSF probability."""
@@ -129,9 +129,9 @@ class Anatomy:
     lesion_threshold: float
 
 
-def generator(seed: int, *parts: object) -> np.random.Generator:
-    """Random numbers that depend on `seed` and the names in `parts` alone."""
-    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+def generator(seed: int, *names: object) -> np.random.Generator:
+    """Return random numbers that depend on ``seed`` and ``names`` alone."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
@@ -149,45 +149,30 @@ _SITE_STARTS = np.array(
 
 
 def sample_subject(params: PhantomParams, index: int) -> Subject:
-    """Subject `index` (from 0) of a cohort; the same person whatever the number of subjects.
-
-    Labels follow an additive low-discrepancy sequence at each site (Roberts' generalized golden
-    ratio), so that every site, and every first n subjects of it, hold them in like shares.
-    """
-    number, which = divmod(index, len(SITE_NAMES))
-    start = generator(params.seed, "labels").random(5) + _SITE_STARTS[which]
-    golden = 1.1347241384015194  # the root of x^6 = x + 1, for five dimensions
-    step = golden ** -np.arange(1.0, 6.0)
-    u_sex, u_age, u_diagnosis, u_stroke, u_sessions = (start + number * step) % 1
+    """Draw subject ``index`` (from 0) of a cohort; the same person whatever the cohort's size."""
+    u_sex, u_age, u_diagnosis, u_stroke, u_sessions = _label_positions(params.seed, index)
     rng = generator(params.seed, "traits", index)
     sex: Literal["F", "M"] = "F" if u_sex < 0.5 else "M"
     age = round(float(np.interp(u_age, (0, 0.22, 0.65, 1), (20, 55, 72, 90))), 1)
     ill = age > 55 and u_diagnosis < 0.45
-    size = (0.925 if sex == "M" else 0.888) + 0.021 * _clipped(rng)
-    scale = tuple(size * (1 + 0.018 * _clipped(rng)) for _ in range(3))
-    interval: float | None = round(float(rng.uniform(1, 3)), 1)
+    # The order of the draws is part of the person: traits that go unused are drawn all the same.
+    scale = _sample_scale(rng, sex)
+    years_later = round(float(rng.uniform(1, 3)), 1)
     severity = params.ad_effect * max(0.2, 1 + 0.45 * _clipped(rng))
     infarct = _sample_stroke(rng, params.stroke_ml)
-    travels_to, familiar = None, SITE_NAMES[:-1]
-    u_travels = u_sessions - params.two_session_fraction
-    if 0 <= u_travels < params.travelling_fraction and which < len(familiar):
-        journey = generator(params.seed, "travel", index)
-        travels_to = familiar[(which + journey.integers(1, len(familiar))) % len(familiar)]
-        interval = round(float(journey.uniform(0, 60 / 365)), 1)
-    elif u_travels >= 0:
-        interval = None
+    interval, travels_to = _second_session(params, index, u_sessions, years_later)
     return Subject(
         seed=params.seed,
         index=index,
         participant=f"sub-{index + 1:04d}",
-        site=SITE_NAMES[which],
+        site=SITE_NAMES[index % len(SITE_NAMES)],
         sex=sex,
         age=age,
         diagnosis="AD" if ill else "CN",
         infarct=infarct if u_stroke < 0.35 else None,
         interval=interval,
         travels_to=travels_to,
-        scale=scale,  # type: ignore[arg-type]
+        scale=scale,
         severity=severity if ill else 0.0,
         ventricle_trait=_clipped(rng),
         hippocampus_trait=_clipped(rng),
@@ -200,8 +185,41 @@ def sample_subject(params: PhantomParams, index: int) -> Subject:
     )
 
 
+def _label_positions(seed: int, index: int) -> NDArray[np.float64]:
+    """Five numbers from 0 to 1 that decide the labels of subject ``index``.
+
+    They follow an additive low-discrepancy sequence at each site (Roberts' generalized golden
+    ratio), so that every site, and its first n subjects for any n, has labels in like shares.
+    """
+    number, site = divmod(index, len(SITE_NAMES))
+    start = generator(seed, "labels").random(5) + _SITE_STARTS[site]
+    golden = 1.1347241384015194  # the root of x^6 = x + 1, for five dimensions
+    step = golden ** -np.arange(1.0, 6.0)
+    positions: NDArray[np.float64] = (start + number * step) % 1
+    return positions
+
+
+def _second_session(
+    params: PhantomParams, index: int, position: float, years_later: float
+) -> tuple[float | None, str | None]:
+    """Years to the second session and the site travelled to, each None where there is none."""
+    site, familiar = index % len(SITE_NAMES), SITE_NAMES[:-1]
+    position -= params.two_session_fraction
+    if 0 <= position < params.travelling_fraction and site < len(familiar):
+        journey = generator(params.seed, "travel", index)
+        travels_to = familiar[(site + journey.integers(1, len(familiar))) % len(familiar)]
+        return round(float(journey.uniform(0, 60 / 365)), 1), travels_to
+    return (None, None) if position >= 0 else (years_later, None)
+
+
+def _sample_scale(rng: np.random.Generator, sex: Literal["F", "M"]) -> Triple:
+    size = (0.925 if sex == "M" else 0.888) + 0.021 * _clipped(rng)
+    x, y, z = (size * (1 + 0.018 * _clipped(rng)) for _ in range(3))
+    return x, y, z
+
+
 def _clipped(rng: np.random.Generator) -> float:
-    """A standard normal number without rare extremes, which would only break the anatomy."""
+    """A standard normal number without rare extremes, which would break the anatomy."""
     return float(np.clip(rng.standard_normal(), -2.3, 2.3))
 
 
@@ -222,67 +240,74 @@ def _sample_stroke(rng: np.random.Generator, median_ml: float) -> Stroke:
 
 
 def grow(subject: Subject, age: float, atlas: Atlas) -> Anatomy:
-    """Build the deformation of `subject` at `age` (years). The same person keeps their folds."""
+    """Build the deformation of ``subject`` at ``age`` (years); a person keeps their folds."""
     rng = generator(subject.seed, "shape", subject.index)
     shape = lattice_shape(HEAD_LOW, HEAD_HIGH, _COARSE_SPACING)
-    velocity = 2.1 * _noise(rng, (*shape, 3), 3.0) + 0.9 * _noise(rng, (*shape, 3), 1.5)
-    coarse = _exponential(Grid(velocity, HEAD_LOW, _COARSE_SPACING)).values
-    coarse = np.concatenate([coarse, _noise(rng, (*shape, 2), 2.5)], axis=-1)
-
-    shape = lattice_shape(_FINE_LOW, _FINE_HIGH, _FINE_SPACING)
-    folds = 1.1 * _noise(rng, (*shape, 3), 1.25)
-    texture = _noise(rng, (*lattice_shape(HEAD_LOW, HEAD_HIGH, _TEXTURE_SPACING), 4), 0.7)
-    passed = np.clip((age - 20) / 70, 0, 1.1)
-    ill = subject.severity * (1 + 0.12 * (age - subject.age))
-    # Amplitudes (mm) beyond these would fold the tissue between ventricles and cortex.
-    ventricles = min(12.0, -0.9 + 8.0 * passed**1.7 + 1.0 * subject.ventricle_trait + 2.2 * ill)
-    hippocampi = min(5.0, -0.2 + 0.9 * passed**2 + 0.5 * subject.hippocampus_trait + 0.8 * ill)
-    push = atlas.push.sample(lattice_points(_FINE_LOW, shape, _FINE_SPACING))
-    push = push.reshape(*shape, 7)
-    folds *= push[..., 6:]
-    folds += np.float32(ventricles) * push[..., :3] + np.float32(hippocampi) * push[..., 3:6]
-    fine = _exponential(Grid(folds, _FINE_LOW, _FINE_SPACING)).values
-    load = subject.lesion_load * np.exp(0.55 * subject.lesion_trait) * (0.25 + 1.4 * passed**2)
+    velocity = 2.1 * smooth_noise(rng, (*shape, 3), 3.0) + 0.9 * smooth_noise(rng, (*shape, 3), 1.5)
+    coarse = exponential(LatticeMap(velocity, HEAD_LOW, _COARSE_SPACING)).values
+    coarse = np.concatenate([coarse, smooth_noise(rng, (*shape, 2), 2.5)], axis=-1)
+    folds = 1.1 * smooth_noise(rng, (*lattice_shape(_FINE_LOW, _FINE_HIGH, _FINE_SPACING), 3), 1.25)
+    texture = smooth_noise(rng, (*lattice_shape(HEAD_LOW, HEAD_HIGH, _TEXTURE_SPACING), 4), 0.7)
+    aging = np.clip((age - 20) / 70, 0, 1.1)
+    severity = subject.severity * (1 + 0.12 * (age - subject.age))
+    load = subject.lesion_load * np.exp(0.55 * subject.lesion_trait) * (0.25 + 1.4 * aging**2)
     return Anatomy(
         subject=subject,
         age=age,
         atlas=atlas,
-        coarse=Grid(coarse, HEAD_LOW, _COARSE_SPACING),
-        fine=Grid(fine, _FINE_LOW, _FINE_SPACING),
-        texture=Grid(texture, HEAD_LOW, _TEXTURE_SPACING),
-        widening=float(0.26 * passed + 0.03 * subject.cortex_trait + 0.02 * ill),
-        medial_widening=float(0.24 * ill),
+        coarse=LatticeMap(coarse, HEAD_LOW, _COARSE_SPACING),
+        fine=_fine_displacement(subject, aging, severity, folds, atlas),
+        texture=LatticeMap(texture, HEAD_LOW, _TEXTURE_SPACING),
+        widening=float(0.26 * aging + 0.03 * subject.cortex_trait + 0.02 * severity),
+        medial_widening=float(0.24 * severity),
         lesion_threshold=float(3.65 - 1.15 * np.log2(1 + load)) if subject.lesion_load else 99.0,
     )
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> Array:
-    """Gaussian random fields of unit variance (the last axis counts fields), `width` in cells."""
+def _fine_displacement(
+    subject: Subject, aging: float, severity: float, folds: Array, atlas: Atlas
+) -> LatticeMap:
+    """Displacement (mm) that widens ventricles, shrinks hippocampi and moves gyri by ``folds``."""
+    # Amplitudes (mm) beyond these would fold the tissue between ventricles and cortex.
+    ventricles = min(12.0, -0.9 + 8.0 * aging**1.7 + 1.0 * subject.ventricle_trait + 2.2 * severity)
+    hippocampi = min(5.0, -0.2 + 0.9 * aging**2 + 0.5 * subject.hippocampus_trait + 0.8 * severity)
+    push = atlas.push.sample(lattice_points(_FINE_LOW, folds.shape[:3], _FINE_SPACING))
+    push = push.reshape(*folds.shape[:3], 7)
+    velocity = folds * push[..., 6:]
+    velocity += np.float32(ventricles) * push[..., :3] + np.float32(hippocampi) * push[..., 3:6]
+    return exponential(LatticeMap(velocity, _FINE_LOW, _FINE_SPACING))
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> Array:
+    """Draw Gaussian random fields of unit variance, smooth over ``width`` cells.
+
+    ``shape`` is (nx, ny, nz, fields); the fields are periodic.
+    """
     white = rng.standard_normal(shape, np.float32)
     smooth = ndimage.gaussian_filter(white, (width, width, width, 0), mode="wrap", truncate=3)
     # The variance of smoothed white noise is known; dividing by the sample's would tie its voxels.
     return np.asarray(smooth * np.float32((2 * np.sqrt(np.pi) * width) ** 1.5), np.float32)
 
 
-def _exponential(velocity: Grid, squarings: int = 4) -> Grid:
-    """Displacement of the flow of a stationary velocity (mm): scaling and squaring.
+def exponential(velocity: LatticeMap, squarings: int = 4) -> LatticeMap:
+    """Return the displacement (mm) of the flow of a stationary velocity, by scaling and squaring.
 
     Arsigny et al., MICCAI 2006.
     """
     shape = velocity.values.shape[:3]
     points = lattice_points(velocity.origin, shape, velocity.spacing)
-    step = Grid(velocity.values / np.float32(2**squarings), velocity.origin, velocity.spacing)
+    step = LatticeMap(velocity.values / np.float32(2**squarings), velocity.origin, velocity.spacing)
     for _ in range(squarings):
         flat = step.values.reshape(-1, 3)
         moved = flat + step.sample(points + flat)
-        step = Grid(moved.reshape(*shape, 3), velocity.origin, velocity.spacing)
+        step = LatticeMap(moved.reshape(*shape, 3), velocity.origin, velocity.spacing)
     return step
 
 
 def locate(anatomy: Anatomy, points: Array) -> tuple[Array, Array]:
     """Map points (n, 3) of the person's head, mm, to the atlas.
 
-    Returns the atlas points (n, 3), mm, and the person's 2 wide noise fields (n, 2).
+    Return the atlas points (n, 3), mm, and the person's two wide noise fields (n, 2).
     """
     centre = np.asarray(anatomy.atlas.centre, np.float32)
     moved = (points - centre) / np.asarray(anatomy.subject.scale, np.float32) + centre
@@ -294,7 +319,7 @@ def locate(anatomy: Anatomy, points: Array) -> tuple[Array, Array]:
 
 
 def closest_rigid(anatomy: Anatomy) -> NDArray[np.float64]:
-    """Rigid 4x4 (mm) that best lays the person's brain on the atlas.
+    """Return the rigid 4x4 matrix (mm) that best aligns the person's brain with the atlas.
 
     It is the rotation nearest to the least-squares affine of the deformation (polar
     decomposition), about the centre of the brain.
@@ -325,86 +350,89 @@ class Painting:
     white_lesion: Array
 
 
-def paint(anatomy: Anatomy, points: Array, edge: float) -> Painting:
-    """What lies at `points` (n, 3), mm, seen with voxels of `edge` mm.
+class _Canvas:
+    """Shares of materials at points, laid from the inside out.
 
-    Layers are laid from the inside out: each takes its share of what inner layers left.
+    Each layer takes its share of what the layers inside it have left.
     """
-    subject, atlas = anatomy.subject, anatomy.atlas
-    size = np.float32(np.mean(subject.scale))
+
+    def __init__(self, points: int) -> None:
+        self.fractions = np.zeros((len(MATERIALS), points), np.float32)
+        self.left = np.ones(points, np.float32)
+
+    def lay(
+        self, material: int, share: Array, where: NDArray[np.intp] | slice = slice(None)
+    ) -> None:
+        """Give ``material`` its share of what is left at the points ``where``."""
+        taken = self.left[where] * share
+        self.fractions[material, where] += taken
+        self.left[where] -= taken
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Points of a head, where they lie in the atlas, and the person's noise there."""
+
+    place: Array
+    """(n, 3) in the atlas, mm."""
+    wide: Array
+    """(n, 2), smooth over centimetres."""
+    noise: Array
+    """(n, 4), of the texture."""
+    edge: float
+    """Of the voxels they are seen with, mm."""
+
+    def __getitem__(self, chosen: NDArray[np.intp]) -> _Points:
+        return _Points(self.place[chosen], self.wide[chosen], self.noise[chosen], self.edge)
+
+
+def paint(anatomy: Anatomy, points: Array, edge: float) -> Painting:
+    """Tell what lies at ``points`` (n, 3), mm, seen with voxels of ``edge`` mm."""
     place, wide = locate(anatomy, points)
-    noise = anatomy.texture.sample(place)
+    head = _Points(place, wide, anatomy.texture.sample(place), edge)
+    shell = np.ascontiguousarray(anatomy.atlas.shell.sample(place).T)
+    hull, vault, lower, skull_weight, temporal = shell
     # Distances in the atlas are those in the head, but for its size.
-    hull, vault, lower, skull_weight, temporal = np.ascontiguousarray(atlas.shell.sample(place).T)
+    size = np.float32(np.mean(anatomy.subject.scale))
     hull, bone_distance, lower = hull * size, np.minimum(hull, vault) * size, lower * size
-    fractions = np.zeros((len(MATERIALS), len(points)), np.float32)
-    left = np.ones(len(points), np.float32)
+    canvas = _Canvas(len(points))
 
     inside = np.flatnonzero(hull < edge)
-    tissue, parts = _paint_brain(anatomy, place[inside], noise[inside], edge)
+    tissue, structures = _paint_brain(anatomy, head[inside])
     within = _ramp(-hull[inside], edge)
     for material, share in tissue.items():
-        fractions[material, inside] = share * within
-    left[inside] -= within
+        canvas.fractions[material, inside] = share * within
+    canvas.left[inside] -= within
 
-    gap = np.float32(1.5 + 9 * anatomy.widening) + np.float32(0.3) * wide[:, 0]
-    skull = np.float32(subject.skull_mm) * skull_weight * (1 + np.float32(0.15) * wide[:, 0])
-    scalp = np.float32(subject.scalp_mm) * (1 + np.float32(0.15) * wide[:, 1])
-    outer_table = gap + skull
+    outer_table = _lay_skull(canvas, anatomy, head, bone_distance, skull_weight)
     x, y, z = place.T
-    sinus = np.maximum(np.abs(x) - 5 + np.abs(bone_distance - gap + 1), -10 - z)
-    _lay(fractions, left, MUSCLE, _ramp(-sinus, edge) * np.clip((20 - y) / 40, 0, 1))
-    _lay(fractions, left, CSF, _ramp(gap - bone_distance, edge))
-    marrow = _ramp(bone_distance - gap - 1.3, edge) * _ramp(outer_table - 1.4 - bone_distance, edge)
-    fat_share = np.clip(np.float32(subject.marrow) + np.float32(0.35) * noise[:, 2], 0, 1)
-    _lay(fractions, left, MARROW, marrow * fat_share)
-    _lay(fractions, left, BONE, _ramp(outer_table - bone_distance, edge))
-
     ahead = np.flatnonzero((z < -8) & (hull > 2) & (np.abs(x) < 82) & (y > -73) & (y < 118))
-    _paint_face(anatomy, place[ahead], noise[ahead], edge, fractions, left, ahead)
-
+    _lay_face(canvas, anatomy, head[ahead], ahead)
+    scalp = np.float32(anatomy.subject.scalp_mm) * (1 + np.float32(0.15) * wide[:, 1])
     depth = -np.minimum(bone_distance - (outer_table + 8 * temporal + scalp), lower)
-    bundles = np.clip(3 * np.abs(noise[:, 3]) + 0.3 - 0.3 * wide[:, 0], 0, 1)
-    _lay(fractions, left, MUSCLE, _ramp(depth - scalp, edge) * bundles)
-    _lay(fractions, left, FAT, _ramp(depth - 1.6, edge))
-    _lay(fractions, left, SKIN, _ramp(depth, edge))
-    fractions[AIR] += left
+    _lay_scalp(canvas, head, depth, scalp)
+    canvas.fractions[AIR] += canvas.left
 
-    whole = {name: np.zeros(len(points), np.float32) for name in parts}
-    for name, share in parts.items():
-        whole[name][inside] = share * within
-    return Painting(fractions=fractions, **whole)
+    shares = {name: np.zeros(len(points), np.float32) for name in structures}
+    for name, share in structures.items():
+        shares[name][inside] = share * within
+    return Painting(fractions=canvas.fractions, **shares)
 
 
 def _ramp(distance: Array, edge: float) -> Array:
-    """Share of a voxel, `edge` mm wide, on the positive side of a boundary `distance` mm away."""
-    return np.clip(distance * np.float32(1 / edge) + np.float32(0.5), 0, 1)
+    """Share of a voxel, ``edge`` mm wide, that is inside; ``distance`` (mm) is positive inside."""
+    share: Array = np.clip(distance * np.float32(1 / edge) + np.float32(0.5), 0, 1)
+    return share
 
 
-def _lay(
-    fractions: Array,
-    left: Array,
-    material: int,
-    share: Array,
-    where: NDArray[np.intp] | slice = slice(None),
-) -> None:
-    """Give `material` its share of what is left at the points `where`."""
-    taken = left[where] * share
-    fractions[material, where] += taken
-    left[where] -= taken
-
-
-def _paint_brain(
-    anatomy: Anatomy, place: Array, noise: Array, edge: float
-) -> tuple[dict[int, Array], dict[str, Array]]:
-    """Shares of materials, and of parts by name, at atlas points inside the hull of the brain."""
-    subject = anatomy.subject
-    maps = np.ascontiguousarray(anatomy.atlas.brain.sample(place).T)
+def _paint_brain(anatomy: Anatomy, points: _Points) -> tuple[dict[int, Array], dict[str, Array]]:
+    """Shares of materials, and of structures by name, at points inside the brain's hull."""
+    maps = np.ascontiguousarray(anatomy.atlas.brain.sample(points.place).T)
     csf, white, sulcus, ventricle, hippocampus, medial, near_ventricle, deep = maps
-    folds, blades, spots, border = np.ascontiguousarray(noise.T)
+    folds, blades, spots, _ = np.ascontiguousarray(points.noise.T)
     # Probabilities of the average brain become the boundaries of one brain: the coarser the voxel,
     # the softer.
-    softness = 0.36 + 0.12 * (edge - 1)
+    softness = 0.36 + 0.12 * (points.edge - 1)
     opening = (
         csf
         + 0.4 * np.maximum(sulcus, 0)
@@ -419,14 +447,7 @@ def _paint_brain(
 
     score = 1.1 * spots + 2.4 * near_ventricle - anatomy.lesion_threshold
     white_lesion = np.clip(0.5 + 2 * score, 0, 1) * white_share
-    infarct = core = np.zeros_like(csf)
-    if subject.infarct:
-        radii = np.asarray(subject.infarct.radii, np.float32)
-        offset = (place - np.asarray(subject.infarct.centre, np.float32)) / radii
-        radius = np.sqrt((offset**2).sum(axis=1)) + 0.16 * border + 0.1 * folds
-        width = edge / min(subject.infarct.radii)
-        infarct = _ramp(1.15 - radius, width) * (1 - ventricle)
-        core = 0.85 * _ramp(1 - radius, width) * (1 - ventricle)
+    infarct, core = _infarct(anatomy.subject.infarct, points, ventricle)
     spared = 1 - infarct
     tissue = {
         CSF: csf_share * spared + core,
@@ -434,28 +455,60 @@ def _paint_brain(
         WHITE: (white_share - white_lesion) * spared,
         GLIOSIS: white_lesion * spared + infarct - core,
     }
-    parts = {
+    structures = {
         "brain": np.ones_like(csf),
         "ventricle": ventricle,
         "hippocampus": hippocampus * (1 - csf_share) * spared,
         "infarct": infarct,
         "white_lesion": white_lesion * spared,
     }
-    return tissue, parts
+    return tissue, structures
 
 
-def _paint_face(
-    anatomy: Anatomy,
-    place: Array,
-    noise: Array,
-    edge: float,
-    fractions: Array,
-    left: Array,
-    where: NDArray[np.intp],
-) -> None:
-    """Lay spinal canal, airways, eyes and bones at atlas points below and before the brain."""
-    size = np.float32(np.mean(anatomy.subject.scale))
-    air, bone, eye, orbit, canal = np.ascontiguousarray(anatomy.atlas.face.sample(place).T) * size
+def _infarct(stroke: Stroke | None, points: _Points, ventricle: Array) -> tuple[Array, Array]:
+    """Shares of the infarct and of its liquid core, outside the ventricles."""
+    if stroke is None:
+        return np.zeros_like(ventricle), np.zeros_like(ventricle)
+    folds, border = np.ascontiguousarray(points.noise[:, [0, 3]].T)
+    radii = np.asarray(stroke.radii, np.float32)
+    offset = (points.place - np.asarray(stroke.centre, np.float32)) / radii
+    radius = np.sqrt((offset**2).sum(axis=1)) + 0.16 * border + 0.1 * folds
+    width = points.edge / min(stroke.radii)
+    infarct = _ramp(1.15 - radius, width) * (1 - ventricle)
+    core = 0.85 * _ramp(1 - radius, width) * (1 - ventricle)
+    return infarct, core
+
+
+def _lay_skull(
+    canvas: _Canvas, anatomy: Anatomy, points: _Points, bone_distance: Array, skull_weight: Array
+) -> Array:
+    """Lay what lies between brain and scalp; return the distance (mm) of the skull's outer table.
+
+    From the inside: venous sinuses, as bright as muscle, CSF, and bone with marrow in it.
+    """
+    subject, edge = anatomy.subject, points.edge
+    gap = np.float32(1.5 + 9 * anatomy.widening) + np.float32(0.3) * points.wide[:, 0]
+    skull = np.float32(subject.skull_mm) * skull_weight * (1 + np.float32(0.15) * points.wide[:, 0])
+    outer_table = gap + skull
+    x, y, z = points.place.T
+    sinus = np.maximum(np.abs(x) - 5 + np.abs(bone_distance - gap + 1), -10 - z)
+    canvas.lay(MUSCLE, _ramp(-sinus, edge) * np.clip((20 - y) / 40, 0, 1))
+    canvas.lay(CSF, _ramp(gap - bone_distance, edge))
+    marrow = _ramp(bone_distance - gap - 1.3, edge) * _ramp(outer_table - 1.4 - bone_distance, edge)
+    fat_share = np.clip(np.float32(subject.marrow) + np.float32(0.35) * points.noise[:, 2], 0, 1)
+    canvas.lay(MARROW, marrow * fat_share)
+    canvas.lay(BONE, _ramp(outer_table - bone_distance, edge))
+    return outer_table
+
+
+def _lay_face(canvas: _Canvas, anatomy: Anatomy, points: _Points, where: NDArray[np.intp]) -> None:
+    """Lay spinal canal, airways, eyes and bones at points below and in front of the brain.
+
+    ``where`` is their place on the canvas.
+    """
+    noise, edge = points.noise, points.edge
+    distances = np.ascontiguousarray(anatomy.atlas.face.sample(points.place).T)
+    air, bone, eye, orbit, canal = distances * np.float32(np.mean(anatomy.subject.scale))
     bone = bone + np.float32(0.6) * noise[:, 0]
     air = air + np.float32(0.8) * noise[:, 2]
     fat_share = np.clip(0.6 + 0.4 * noise[:, 1], 0, 1)
@@ -468,4 +521,12 @@ def _paint_face(
         (BONE, _ramp(-bone, edge)),
         (FAT, _ramp(-orbit, edge)),
     ):
-        _lay(fractions, left, material, share, where)
+        canvas.lay(material, share, where)
+
+
+def _lay_scalp(canvas: _Canvas, points: _Points, depth: Array, scalp: Array) -> None:
+    """Lay muscle, fat and skin at points ``depth`` mm below the surface of the head."""
+    bundles = np.clip(3 * np.abs(points.noise[:, 3]) + 0.3 - 0.3 * points.wide[:, 0], 0, 1)
+    canvas.lay(MUSCLE, _ramp(depth - scalp, points.edge) * bundles)
+    canvas.lay(FAT, _ramp(depth - 1.6, points.edge))
+    canvas.lay(SKIN, _ramp(depth, points.edge))

@@ -5,7 +5,7 @@ grey and white matter probabilities, 1 mm). That template is skull-stripped: eve
 brain is modelled here with signed distances in millimetres, negative inside.
 
 Coordinates are MNI millimetres (x right, y anterior, z superior). Maps are float32 arrays of shape
-(nx, ny, nz, channels), so that one lookup reads all channels of a voxel.
+(nx, ny, nz, channels), so that one access reads all channels of a voxel.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from neurofoundry.phantom.grid import Array, Grid, Triple, lattice_axes
-from neurofoundry.phantom.outside import bump, capsule, ellipsoid, face_grid, shell_grid
+from neurofoundry.phantom.lattice import Array, LatticeMap, Triple, lattice_axes
+from neurofoundry.phantom.outside import bump, capsule, ellipsoid, face_map, shell_map
+from neurofoundry.runtime.files import atomic, write_json
 
 BRAIN_CHANNELS = (
     "csf",
@@ -44,53 +45,90 @@ _HIPPOCAMPUS = (
     (19.0, -39.0, 0.0, 4.0),
 )
 _PUSH_MARGIN = 16
+_MAPS = ("brain", "shell", "face", "push")
 
 
 @dataclass(frozen=True)
 class Atlas:
     """Everything about the average head: brain maps, shell and face distances, push fields.
 
-    `push` holds two displacement directions (ventricle x, y, z, then hippocampus x, y, z): moving
-    the lookup point along them enlarges the ventricles or shrinks the hippocampi. Its last channel
+    ``push`` holds two displacement directions (ventricle x, y, z, then hippocampus x, y, z): moving
+    the sampled point along them enlarges the ventricles or shrinks the hippocampi. Its last channel
     is 1 in the brain and fades to 0 over 8 mm outside.
     """
 
-    brain: Grid
-    shell: Grid
-    face: Grid
-    push: Grid
+    brain: LatticeMap
+    shell: LatticeMap
+    face: LatticeMap
+    push: LatticeMap
     centre: Triple
 
     def save(self, folder: Path) -> None:
         """Write the maps as .npy files, which worker processes then share as memory maps."""
         folder.mkdir(parents=True, exist_ok=True)
         meta: dict[str, object] = {"centre": self.centre}
-        for name in ("brain", "shell", "face", "push"):
-            grid: Grid = getattr(self, name)
-            np.save(folder / f"{name}.npy", grid.values)
-            meta[name] = {"origin": grid.origin, "spacing": grid.spacing}
-        (folder / "atlas.json").write_text(json.dumps(meta))
+        for name in _MAPS:
+            lattice: LatticeMap = getattr(self, name)
+            with atomic(folder / f"{name}.npy") as temporary:
+                np.save(temporary, lattice.values)
+            meta[name] = {"origin": lattice.origin, "spacing": lattice.spacing}
+        write_json(folder / "atlas.json", meta)
 
     @staticmethod
     def load(folder: Path) -> Atlas:
         """Read what `save` wrote; arrays are memory-mapped."""
         meta = json.loads((folder / "atlas.json").read_text())
-        grids = {
-            name: Grid(
+        maps = {
+            name: LatticeMap(
                 values=np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")),
                 origin=tuple(meta[name]["origin"]),
                 spacing=meta[name]["spacing"],
             )
-            for name in ("brain", "shell", "face", "push")
+            for name in _MAPS
         }
-        return Atlas(centre=tuple(meta["centre"]), **grids)
+        return Atlas(centre=tuple(meta["centre"]), **maps)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The ICBM 2009a template at 1 mm, cropped to the brain: arrays of one shape."""
+
+    t1: Array
+    grey: Array
+    white: Array
+    inside: NDArray[np.bool_]
+    low: Triple
+    """Where the first voxel lies, mm."""
 
 
 def build_atlas(detail_mm: Literal[1, 2]) -> Atlas:
-    """Derive the maps from nilearn's template; brain maps have a spacing of `detail_mm`.
+    """Derive the maps from nilearn's template; brain maps have a spacing of ``detail_mm``.
 
     Takes some seconds. Template: Fonov et al., NeuroImage 54 (2011) 313-327.
     """
+    template = _load_template()
+    inside, low = template.inside, template.low
+    axes = lattice_axes(low, inside.shape, 1.0)
+    channels = _brain_channels(template, *axes)
+    brain = np.stack([channels[name] for name in BRAIN_CHANNELS], axis=-1)
+    brain_low = low
+    if detail_mm == 2:
+        blocks = (size for n in inside.shape for size in (n // 2, 2))
+        brain = brain.reshape(*blocks, len(channels)).mean(axis=(1, 3, 5))
+        brain_low = (low[0] + 0.5, low[1] + 0.5, low[2] + 0.5)
+    centre_x, centre_y, centre_z = (
+        round(float((axis * inside).sum() / inside.sum()), 1) for axis in axes
+    )
+    return Atlas(
+        brain=LatticeMap(np.ascontiguousarray(brain, np.float32), brain_low, float(detail_mm)),
+        shell=shell_map(inside, low),
+        face=face_map(),
+        push=_push(channels["ventricle"], channels["hippocampus"], inside, low),
+        centre=(centre_x, centre_y, centre_z),
+    )
+
+
+def _load_template() -> _Template:
     # nilearn takes seconds to import, and workers read the maps from disk.
     from nilearn import datasets
 
@@ -106,61 +144,49 @@ def build_atlas(detail_mm: Literal[1, 2]) -> Atlas:
         slice(max(0, side.start - 4) & ~1, (side.stop + 5) & ~1)
         for side in ndimage.find_objects((mask > 0).astype(np.int8))[0]
     )
-    t1, grey, white, inside = t1[box], grey[box], white[box], mask[box] > 0
-    low: Triple = tuple(
+    x, y, z = (
         float(offset) + side.start
         for offset, side in zip(images[0].affine[:3, 3], box, strict=True)
     )
-    x, y, z = lattice_axes(low, t1.shape, 1.0)
+    return _Template(t1[box], grey[box], white[box], mask[box] > 0, (x, y, z))
 
+
+def _brain_channels(template: _Template, x: Array, y: Array, z: Array) -> dict[str, Array]:
+    """``BRAIN_CHANNELS`` by name, at 1 mm."""
+    grey, white, inside = template.grey, template.white, template.inside
     csf = np.where(inside, np.clip(1 - grey - white, 0, 1), np.float32(1))
     ventricle = _ventricles(csf, x, y, z)
-    hippocampus = _hippocampus(x, y, z) * np.clip(2 * grey, 0, 1)
     soft_ventricle = ndimage.gaussian_filter(ventricle, 3.0, truncate=3.0)
     deep = _deep(x, y, z)
-    maps = {
+    return {
         "csf": csf,
-        "white": _whiteness(t1, white, deep),
-        "sulcus": _sulci(t1, inside) + _folia(x, y, z),
+        "white": _whiteness(template.t1, white, deep),
+        "sulcus": _sulci(template.t1, inside) + _folia(x, y, z),
         "ventricle": ventricle,
-        "hippocampus": hippocampus,
+        "hippocampus": _hippocampus(x, y, z) * np.clip(2 * grey, 0, 1),
         "medial_temporal": _medial_temporal(x, y, z),
         "periventricular": np.clip(3 * soft_ventricle, 0, 1) * white,
         "deep": deep,
     }
-    brain = np.stack([maps[name] for name in BRAIN_CHANNELS], axis=-1)
-    brain_low = low
-    if detail_mm == 2:
-        blocks = (size for n in t1.shape for size in (n // 2, 2))
-        brain = brain.reshape(*blocks, len(maps)).mean(axis=(1, 3, 5))
-        brain_low = (low[0] + 0.5, low[1] + 0.5, low[2] + 0.5)
-    centre_x, centre_y, centre_z = (
-        round(float((axis * inside).sum() / inside.sum()), 1) for axis in (x, y, z)
-    )
-    return Atlas(
-        brain=Grid(np.ascontiguousarray(brain, np.float32), brain_low, float(detail_mm)),
-        shell=shell_grid(inside, low),
-        face=face_grid(),
-        push=_push(ventricle, hippocampus, inside, low),
-        centre=(centre_x, centre_y, centre_z),
-    )
 
 
 def _sulci(t1: Array, inside: Array) -> Array:
     """Valleys of T1 intensity (-1..1): sulci that averaging many brains has filled in."""
     filled = np.where(inside, t1, np.float32(0.28))
     around = ndimage.gaussian_filter(filled, 2.5, truncate=2.5)
-    return np.clip((around - filled) / np.float32(0.12), -1, 1)
+    depth: Array = np.clip((around - filled) / np.float32(0.12), -1, 1)
+    return depth
 
 
 def _whiteness(t1: Array, white: Array, deep: Array) -> Array:
     """White matter probability, sharpened; in deep structures the template's own shade."""
-    blurred = ndimage.gaussian_filter(white, 2.0, truncate=2.5)
+    blurred: Array = ndimage.gaussian_filter(white, 2.0, truncate=2.5)
     sharp = white + np.float32(0.7) * (white - blurred)
     # Deep grey matter and brainstem mix grey and white, and T1 says how much. The factor undoes the
     # contrast that painting adds at the cortex.
     mixture = np.clip((t1 - np.float32(0.66)) / np.float32(0.21), 0, 1)
-    return sharp + deep * (np.float32(0.5) + np.float32(0.46) * (mixture - 0.5) - sharp)
+    shade: Array = np.float32(0.5) + np.float32(0.46) * (mixture - 0.5)
+    return sharp + deep * (shade - sharp)
 
 
 def _ventricles(csf: Array, x: Array, y: Array, z: Array) -> Array:
@@ -179,21 +205,23 @@ def _ventricles(csf: Array, x: Array, y: Array, z: Array) -> Array:
 
 def _hippocampus(x: Array, y: Array, z: Array) -> Array:
     """Soft indicator (0..1, 1 mm edge) of a chain of spheres joined by cones, on both sides."""
-    parts = [capsule(np.abs(x), y, z, a, b) for a, b in pairwise(_HIPPOCAMPUS)]
-    return np.clip(0.5 - np.minimum.reduce(parts), 0, 1)
+    cones = [capsule(np.abs(x), y, z, a, b) for a, b in pairwise(_HIPPOCAMPUS)]
+    indicator: Array = np.clip(0.5 - np.minimum.reduce(cones), 0, 1)
+    return indicator
 
 
 def _medial_temporal(x: Array, y: Array, z: Array) -> Array:
     """Where Alzheimer's atrophy widens sulci: medial temporal, temporoparietal, precuneus."""
-    left = np.abs(x)
-    return np.maximum.reduce(
+    side = np.abs(x)
+    weight: Array = np.maximum.reduce(
         [
-            bump(left, y, z, (24, -14, -24), 16),
-            0.7 * bump(left, y, z, (54, -20, -18), 18),
-            0.7 * bump(left, y, z, (48, -58, 30), 18),
-            0.6 * bump(left, y, z, (6, -58, 38), 16),
+            bump(side, y, z, (24, -14, -24), 16),
+            0.7 * bump(side, y, z, (54, -20, -18), 18),
+            0.7 * bump(side, y, z, (48, -58, 30), 18),
+            0.6 * bump(side, y, z, (6, -58, 38), 16),
         ]
     )
+    return weight
 
 
 def _deep(x: Array, y: Array, z: Array) -> Array:
@@ -211,8 +239,11 @@ def _folia(x: Array, y: Array, z: Array) -> Array:
     return np.asarray(cerebellum * 0.9 * np.clip(2.5 * ridge - 1.5, 0, 1), np.float32)
 
 
-def _push(ventricle: Array, hippocampus: Array, inside: NDArray[np.bool_], low: Triple) -> Grid:
-    """Directions, largest length 1, towards ventricle centres and away from the hippocampi."""
+def _push(
+    ventricle: Array, hippocampus: Array, inside: NDArray[np.bool_], low: Triple
+) -> LatticeMap:
+    """Displacement directions, of length 1 at most: towards the middle of the ventricles, away from
+    the hippocampi."""
     # Fields must have died away at the lattice's border, which is repeated beyond.
     ventricle, hippocampus = (np.pad(a, _PUSH_MARGIN) for a in (ventricle, hippocampus))
     fields = []
@@ -225,4 +256,4 @@ def _push(ventricle: Array, hippocampus: Array, inside: NDArray[np.bool_], low: 
     fields.append(np.clip(near, 0, 1)[..., None])
     values = np.concatenate(fields, axis=-1)
     start = (low[0] - _PUSH_MARGIN, low[1] - _PUSH_MARGIN, low[2] - _PUSH_MARGIN)
-    return Grid(np.ascontiguousarray(values, np.float32), start, 4.0)
+    return LatticeMap(np.ascontiguousarray(values, np.float32), start, 4.0)

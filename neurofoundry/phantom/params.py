@@ -1,4 +1,4 @@
-"""What a synthetic cohort can be asked for."""
+"""The parameters of a synthetic cohort."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from neurofoundry.params import Section
 
 
 class PhantomParams(Section):
-    """A cohort of synthetic heads: how many, how fine, and how strong the effects are."""
+    """A cohort of synthetic heads: how many, at what resolution, with how strong effects."""
 
     subjects: int = Field(default=100, ge=4, le=9999)
     """Subjects over all four sites; every fourth one belongs to the external site."""
     seed: int = Field(default=0, ge=0)
-    """Everything random follows from it."""
+    """Determines everything random."""
     spacing_mm: float | None = Field(default=None, ge=0.7, le=5)
     """Isotropic voxel size of all scans, mm; by default each site has its own (2.2 to 3.6 mm)."""
     two_session_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -23,7 +23,7 @@ class PhantomParams(Section):
     another of the three, and not also years later. Nobody travels to or from the external site:
     its subjects stay apart."""
     ad_effect: float = Field(default=1.0, ge=0, le=3)
-    """Strength of Alzheimer's-like atrophy; 0 makes diagnosis unlearnable."""
+    """Strength of Alzheimer's-like atrophy; 0 leaves nothing to learn about the diagnosis."""
     stroke_ml: float = Field(default=20.0, gt=0, le=150)
     """Median volume of a stroke lesion, ml."""
     lesion_load: float = Field(default=1.0, ge=0, le=3)

@@ -1,4 +1,4 @@
-"""Four imagined scanners: pose, grid, contrast, shading, blur and noise."""
+"""Four imaginary scanners: pose, voxels, contrast, shading, blur and noise."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from neurofoundry.phantom.anatomy import (
     GREY,
     MATERIALS,
     WHITE,
+    Anatomy,
+    Painting,
     Subject,
     closest_rigid,
     generator,
@@ -20,15 +22,16 @@ from neurofoundry.phantom.anatomy import (
     paint,
 )
 from neurofoundry.phantom.atlas import Atlas
-from neurofoundry.phantom.grid import Array, Triple
+from neurofoundry.phantom.lattice import Array, Triple
 from neurofoundry.phantom.outside import SHELL_CHANNELS
 
 _SLAB = 100_000
+"""Voxels that are painted at once."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A scanner and how people are placed in it."""
+    """A scanner and how people are positioned in it."""
 
     name: str
     external: bool
@@ -195,7 +198,7 @@ class Head:
     """A scan and the truth about it. Arrays have the scan's shape and axes."""
 
     image: Array
-    """Magnitude signal before rounding; white matter near the site's `white_level`."""
+    """Magnitude signal before rounding; white matter near the site's ``white_level``."""
     affine: NDArray[np.float64]
     """Voxel indices to scanner millimetres (RAS+)."""
     pose: NDArray[np.float64]
@@ -210,7 +213,7 @@ class Head:
     bias: Array
     """Multiplicative shading."""
     volumes_ml: dict[str, float]
-    """Volumes of VOLUMES within the field of view, partial voxels counted in part."""
+    """``VOLUMES`` within the field of view; a voxel counts by its share."""
 
 
 VOLUMES = (
@@ -228,72 +231,101 @@ VOLUMES = (
 def head(
     subject: Subject, session: str, site: Site, atlas: Atlas, spacing_mm: float | None = None
 ) -> Head:
-    """Scan one session of `subject` at `site`, isotropically at `spacing_mm` if that is given.
+    """Scan one session of ``subject`` at ``site``; ``spacing_mm`` asks for isotropic voxels.
 
     Pose, shading and noise belong to the session; the anatomy to the subject and the age.
     """
     rng = generator(subject.seed, "scan", subject.index, session)
     anatomy = grow(subject, dict(subject.sessions)[session], atlas)
     spacing = site.spacing if spacing_mm is None else (spacing_mm,) * 3
-    affine, shape = _grid(site, spacing)
+    affine, shape = _voxels(site, spacing)
     affine[:3, 3] += rng.uniform(-4, 4, 3)
     to_head = _placement(rng, site, atlas)
-    voxel_to_head = to_head @ affine
+    truth = _Truth(shape, voxel_mm3=float(np.prod(spacing)))
+    _paint_all(truth, anatomy, site, to_head @ affine)
+    bias = _shading(rng, shape, site.shading)
+    return Head(
+        image=_measured(rng, truth.signal * bias, site),
+        affine=affine,
+        pose=closest_rigid(anatomy) @ to_head,
+        labels=truth.labels,
+        brain=truth.brain,
+        ventricle=truth.ventricle,
+        lesion=truth.lesion,
+        bias=bias,
+        volumes_ml=truth.volumes_ml,
+    )
 
-    voxel_mm3 = float(np.prod(spacing))
-    edge = voxel_mm3 ** (1 / 3)
-    signal = np.zeros(shape, np.float32)
-    labels = np.zeros(shape, np.uint8)
-    brain, ventricle, lesion = (np.zeros(shape, np.bool_) for _ in range(3))
-    volumes = dict.fromkeys(VOLUMES, 0.0)
-    # Slabs bound the memory that a fine grid needs.
+
+class _Truth:
+    """What fills the voxels of a scan, before shading, blur and noise."""
+
+    def __init__(self, shape: tuple[int, ...], voxel_mm3: float) -> None:
+        self.signal = np.zeros(shape, np.float32)
+        self.labels = np.zeros(shape, np.uint8)
+        self.brain = np.zeros(shape, np.bool_)
+        self.ventricle = np.zeros(shape, np.bool_)
+        self.lesion = np.zeros(shape, np.bool_)
+        self.volumes_ml = dict.fromkeys(VOLUMES, 0.0)
+        self.voxel_mm3 = voxel_mm3
+
+    def add(
+        self, slab: slice, where: NDArray[np.intp], painting: Painting, contrast: dict[str, float]
+    ) -> None:
+        """Take what was painted at the voxels ``where`` of a slab."""
+        signal = np.zeros(len(where), np.float32)
+        for material, share in zip(MATERIALS, painting.fractions, strict=True):
+            signal += share * np.float32(contrast[material])
+        self.signal[slab].reshape(-1)[where] = signal
+        self.labels[slab].reshape(-1)[where] = painting.fractions.argmax(axis=0)
+        self.brain[slab].reshape(-1)[where] = painting.brain > 0.5
+        self.ventricle[slab].reshape(-1)[where] = painting.ventricle > 0.5
+        lesion = np.maximum(painting.infarct, painting.white_lesion)
+        self.lesion[slab].reshape(-1)[where] = lesion > 0.5
+        for name, share in _shares(painting).items():
+            self.volumes_ml[name] += float(share.sum(dtype=np.float64)) * self.voxel_mm3 / 1000
+
+
+def _shares(painting: Painting) -> dict[str, Array]:
+    """``VOLUMES`` by name: shares (n,) of each point."""
+    return {
+        "brain": painting.brain,
+        "ventricle": painting.ventricle,
+        "hippocampus": painting.hippocampus,
+        "grey": painting.fractions[GREY],
+        # The spinal cord is white matter too, but no part of the brain.
+        "white": painting.fractions[WHITE] * painting.brain,
+        "csf": painting.fractions[CSF] * painting.brain,
+        "infarct": painting.infarct,
+        "white_lesion": painting.white_lesion,
+    }
+
+
+def _paint_all(
+    truth: _Truth, anatomy: Anatomy, site: Site, voxel_to_head: NDArray[np.float64]
+) -> None:
+    """Paint every voxel, in slabs: they bound the memory that small voxels need."""
+    shape, edge = truth.signal.shape, truth.voxel_mm3 ** (1 / 3)
     thickness = max(1, _SLAB // (shape[1] * shape[2]))
     for first in range(0, shape[0], thickness):
         slab = slice(first, min(first + thickness, shape[0]))
         points = _points(voxel_to_head, shape, slab)
-        near = np.flatnonzero(_near_head(points, atlas))
-        painting = paint(anatomy, points[near], edge)
-        value = np.zeros(len(near), np.float32)
-        for material, share in zip(MATERIALS, painting.fractions, strict=True):
-            value += share * np.float32(site.contrast[material])
-        signal[slab].reshape(-1)[near] = value
-        labels[slab].reshape(-1)[near] = painting.fractions.argmax(axis=0)
-        brain[slab].reshape(-1)[near] = painting.brain > 0.5
-        ventricle[slab].reshape(-1)[near] = painting.ventricle > 0.5
-        lesion[slab].reshape(-1)[near] = np.maximum(painting.infarct, painting.white_lesion) > 0.5
-        for name, share in (
-            ("brain", painting.brain),
-            ("ventricle", painting.ventricle),
-            ("hippocampus", painting.hippocampus),
-            ("grey", painting.fractions[GREY]),
-            # The spinal cord is white matter too, but no part of the brain.
-            ("white", painting.fractions[WHITE] * painting.brain),
-            ("csf", painting.fractions[CSF] * painting.brain),
-            ("infarct", painting.infarct),
-            ("white_lesion", painting.white_lesion),
-        ):
-            volumes[name] += float(share.sum(dtype=np.float64)) * voxel_mm3 / 1000
+        near = np.flatnonzero(_near_head(points, anatomy.atlas))
+        truth.add(slab, near, paint(anatomy, points[near], edge), site.contrast)
 
-    bias = _shading(rng, shape, site.shading)
+
+def _measured(rng: np.random.Generator, signal: Array, site: Site) -> Array:
+    """The magnitude image of a signal: blurred, with Rician noise and the session's gain."""
     gain = np.float32(site.white_level * rng.uniform(0.85, 1.15))
-    signal = ndimage.gaussian_filter(signal * bias, site.blur, truncate=3)
+    signal = ndimage.gaussian_filter(signal, site.blur, truncate=3)
     real, imaginary = (
-        np.float32(site.noise) * rng.standard_normal(shape, np.float32) for _ in "ri"
+        np.float32(site.noise) * rng.standard_normal(signal.shape, np.float32) for _ in "ri"
     )
-    return Head(
-        image=gain * np.sqrt((signal + real) ** 2 + imaginary**2),
-        affine=affine,
-        pose=closest_rigid(anatomy) @ to_head,
-        labels=labels,
-        brain=brain,
-        ventricle=ventricle,
-        lesion=lesion,
-        bias=bias,
-        volumes_ml=volumes,
-    )
+    image: Array = gain * np.sqrt((signal + real) ** 2 + imaginary**2)
+    return image
 
 
-def _grid(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+def _voxels(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int, ...]]:
     """Affine centred on scanner 0, and array shape, for the site's axes."""
     affine = np.eye(4)
     shape = []
@@ -339,7 +371,7 @@ def _points(voxel_to_head: NDArray[np.float64], shape: tuple[int, ...], slab: sl
 
 
 def _near_head(points: Array, atlas: Atlas) -> NDArray[np.bool_]:
-    """Leaves out the air that surely holds nothing."""
+    """Which points may lie in the head; the others are air for certain."""
     # Heads are smaller than the atlas, and no deformation moves them by 12 mm.
     vault = atlas.shell.nearest(points, SHELL_CHANNELS.index("hull")) < 34
     lower = atlas.shell.nearest(points, SHELL_CHANNELS.index("lower")) < 12
@@ -347,7 +379,7 @@ def _near_head(points: Array, atlas: Atlas) -> NDArray[np.bool_]:
 
 
 def _shading(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:
-    """Smooth multiplicative field around 1 with standard deviation `strength`: cosine modes."""
+    """Smooth multiplicative field around 1 with standard deviation ``strength``: cosine modes."""
     waves = [
         [np.cos(np.pi * order * (np.arange(n) + 0.5) / n).astype(np.float32) for order in range(3)]
         for n in shape
@@ -360,4 +392,5 @@ def _shading(rng: np.random.Generator, shape: tuple[int, ...], strength: float) 
         amplitude = np.float32(weight * np.clip(rng.standard_normal(), -2, 2))
         variance += weight**2 * 0.5 ** ((a > 0) + (b > 0) + (c > 0))
         field += amplitude * (waves[0][a][:, None, None] * waves[1][b][:, None] * waves[2][c])
-    return np.maximum(1 + np.float32(strength / np.sqrt(variance)) * field, np.float32(0.3))
+    shading: Array = 1 + np.float32(strength / np.sqrt(variance)) * field
+    return np.asarray(np.maximum(shading, np.float32(0.3)))
