@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +17,7 @@ import neurofoundry
 from neurofoundry.phantom.anatomy import Subject
 from neurofoundry.phantom.atlas import Atlas
 from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, Site, head
+from neurofoundry.runtime.files import atomic, write_json
 
 _GENERATED_BY = [{"Name": "neurofoundry phantom", "Version": neurofoundry.__version__}]
 _README = """\
@@ -54,7 +54,7 @@ _TRUTH = {
 
 
 def dataset_name(site: Site) -> str:
-    """Folder of the dataset a site belongs to."""
+    """Return the folder of the dataset that a site belongs to."""
     return "phantom-external" if site.external else "phantom"
 
 
@@ -71,7 +71,7 @@ def write_scan(
     folder.mkdir(parents=True, exist_ok=True)
     stored = np.clip(np.rint(scan.image), 0, np.iinfo(np.int16).max).astype(np.int16)
     _write_nifti(folder / f"{name}_T1w.nii.gz", stored, scan.affine)
-    _write_json(folder / f"{name}_T1w.json", _sidecar(site))
+    write_json(folder / f"{name}_T1w.json", _sidecar(site))
     if scan.lesion.any():
         folder = dataset / "derivatives" / "truth" / place
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,63 +81,69 @@ def write_scan(
 
 
 def write_tables(tree: Path, subjects: Sequence[Subject], truth: Sequence[dict[str, Any]]) -> None:
-    """Write descriptions and tables of both datasets; `truth` holds the rows of `write_scan`."""
+    """Write descriptions and tables of both datasets; ``truth`` holds the rows of `write_scan`."""
     for dataset in sorted({dataset_name(site) for site in SITES.values()}):
-        folder = tree / dataset
-        derivative = folder / "derivatives" / "truth"
-        derivative.mkdir(parents=True, exist_ok=True)
         members = [s for s in subjects if dataset_name(SITES[s.site]) == dataset]
         names = {subject.participant for subject in members}
-        _write_json(
-            folder / "dataset_description.json",
-            {
-                "Name": "Synthetic heads" + (", external site" if "external" in dataset else ""),
-                "BIDSVersion": "1.9.0",
-                "DatasetType": "raw",
-                "GeneratedBy": _GENERATED_BY,
-            },
+        _write_dataset(tree / dataset, members)
+        _write_truth(
+            tree / dataset / "derivatives" / "truth",
+            [row for row in truth if row["participant_id"] in names],
         )
-        _write_json(
-            derivative / "dataset_description.json",
+
+
+def _write_dataset(folder: Path, members: Sequence[Subject]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "Synthetic heads" + (", external site" if "external" in folder.name else "")
+    _write_description(folder, name, "raw")
+    with atomic(folder / "README") as temporary:
+        temporary.write_text(_README)
+    write_json(folder / "participants.json", _PARTICIPANTS)
+    _write_table(
+        folder / "participants.tsv",
+        [
             {
-                "Name": "What the simulation knows",
-                "BIDSVersion": "1.9.0",
-                "DatasetType": "derivative",
-                "GeneratedBy": _GENERATED_BY,
-            },
-        )
-        (folder / "README").write_text(_README)
-        _write_json(folder / "participants.json", _PARTICIPANTS)
+                "participant_id": subject.participant,
+                "age": f"{subject.age:.1f}",
+                "sex": subject.sex,
+                "site": subject.site,
+                "diagnosis": subject.diagnosis,
+                "stroke": subject.stroke,
+            }
+            for subject in members
+        ],
+    )
+    for subject in members:
         _write_table(
-            folder / "participants.tsv",
+            folder / subject.participant / f"{subject.participant}_sessions.tsv",
             [
                 {
-                    "participant_id": subject.participant,
-                    "age": f"{subject.age:.1f}",
-                    "sex": subject.sex,
-                    "site": subject.site,
-                    "diagnosis": subject.diagnosis,
-                    "stroke": subject.stroke,
+                    "session_id": f"ses-{session}",
+                    "age": f"{age:.1f}",
+                    "site": subject.site_of(session),
                 }
-                for subject in members
+                for session, age in subject.sessions
             ],
         )
-        for subject in members:
-            _write_table(
-                folder / subject.participant / f"{subject.participant}_sessions.tsv",
-                [
-                    {
-                        "session_id": f"ses-{session}",
-                        "age": f"{age:.1f}",
-                        "site": subject.site_of(session),
-                    }
-                    for session, age in subject.sessions
-                ],
-            )
-        _write_json(derivative / "truth.json", _TRUTH)
-        _write_table(
-            derivative / "truth.tsv", [row for row in truth if row["participant_id"] in names]
-        )
+
+
+def _write_truth(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_description(folder, "What the simulation knows", "derivative")
+    write_json(folder / "truth.json", _TRUTH)
+    _write_table(folder / "truth.tsv", rows)
+
+
+def _write_description(folder: Path, name: str, kind: str) -> None:
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": name,
+            "BIDSVersion": "1.9.0",
+            "DatasetType": kind,
+            "GeneratedBy": _GENERATED_BY,
+        },
+    )
 
 
 @cache
@@ -181,16 +187,13 @@ def _write_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) 
     image.header.set_xyzt_units("mm")
     # Without name and time in the header, equal scans are equal files. The header that Python's
     # gzip writes depends on its version.
-    path.write_bytes(zlib.compress(image.to_bytes(), level=1, wbits=zlib.MAX_WBITS | 16))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    with atomic(path) as temporary:
+        temporary.write_bytes(zlib.compress(image.to_bytes(), level=1, wbits=zlib.MAX_WBITS | 16))
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0], delimiter="\t", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

@@ -7,33 +7,96 @@ import multiprocessing
 import os
 import shutil
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from neurofoundry.errors import UsageError
-from neurofoundry.phantom.anatomy import sample_subject
+from neurofoundry.phantom.anatomy import Subject, sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.bids import write_scan, write_tables
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.progress import Progress
 
-# Finer scans than this are drawn from the 1 mm maps of the brain.
 _FINE_MM = 1.8
+"""Scans with smaller voxels than this are drawn from the 1 mm maps of the brain."""
 
 
 def generate(params: PhantomParams, out: Path, workers: int) -> None:
-    """Write the datasets `phantom` and `phantom-external` into the folder `out`.
+    """Write the datasets `phantom` and `phantom-external` into the folder ``out``.
 
-    Work happens in `.NAME.partial` beside `out`: a killed run with the same parameters goes on
-    from there, and one rename publishes. The bytes do not depend on `workers`.
-    Raises UsageError if `out` holds anything already.
+    The work happens in `.NAME.partial` beside ``out``: a run that was killed resumes there when
+    its parameters are the same, and one rename publishes. The bytes do not depend on ``workers``.
+    Raises UsageError if ``out`` already holds anything.
     """
+    _check(out, workers)
+    subjects = [sample_subject(params, index) for index in range(params.subjects)]
+    sessions = [
+        _Session(subject, session) for subject in subjects for session, _ in subject.sessions
+    ]
+    partial = _Partial(out.absolute().with_name(f".{out.absolute().name}.partial"))
+    partial.open(params)
+    waiting = [session for session in sessions if not partial.record(session).exists()]
+    with Progress(
+        "generating heads", len(sessions), unit="heads", done=len(sessions) - len(waiting)
+    ) as progress:
+        try:
+            _scan(waiting, partial, params.spacing_mm, workers, progress)
+        except BrokenProcessPool as error:
+            raise UsageError(
+                f"{out}: a worker process was killed, as happens when memory runs out. Run the "
+                "same command with fewer --workers; finished heads are kept."
+            ) from error
+    truth = [_read(partial.record(session)) for session in sessions]
+    write_tables(partial.tree, subjects, truth)
+    partial.tree.replace(out.absolute())
+    shutil.rmtree(partial.folder)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One session of one subject: one scan."""
+
+    subject: Subject
+    name: str
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The folder in which a cohort comes into being."""
+
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        """What will be published."""
+        return self.folder / "tree"
+
+    @property
+    def atlas(self) -> Path:
+        return self.folder / "atlas"
+
+    def record(self, session: _Session) -> Path:
+        """The row of truth.tsv, written last: only scans that have one are whole."""
+        name = f"{session.subject.participant}_ses-{session.name}"
+        return self.folder / "records" / f"{name}.json"
+
+    def open(self, params: PhantomParams) -> None:
+        """Make the folder; what other code or other parameters left in it is removed."""
+        key = {"code": code_hash("neurofoundry.phantom.dataset"), "params": params.model_dump()}
+        if _read(self.folder / "key.json") != key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.tree, self.folder / "records"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "key.json", key)
+
+
+def _check(out: Path, workers: int) -> None:
     if workers < 1:
         raise UsageError(f"--workers: found {workers}, expected 1 or more.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -41,56 +104,38 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
             f"{out}: expected a new or empty folder, found something in it. "
             "Give another folder, or remove this one first."
         )
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    tree, records, atlas = partial / "tree", partial / "records", partial / "atlas"
-    key = {"code": code_hash("neurofoundry.phantom.dataset"), "params": params.model_dump()}
-    if _read(partial / "key.json") != key:
-        shutil.rmtree(partial, ignore_errors=True)
-    for folder in (tree, records):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(partial / "key.json", key)
 
-    subjects = [sample_subject(params, index) for index in range(params.subjects)]
-    scans = [(subject, session) for subject in subjects for session, _ in subject.sessions]
-    names = [f"{subject.participant}_ses-{session}" for subject, session in scans]
-    waiting = [
-        (record, scan)
-        for name, scan in zip(names, scans, strict=True)
-        if not (record := records / f"{name}.json").exists()
-    ]
-    if waiting:
-        fine = params.spacing_mm is not None and params.spacing_mm < _FINE_MM
-        build_atlas(1 if fine else 2).save(atlas)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(
-            min(workers, max(1, len(waiting))),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_end_with_parent,
-        ) as pool,
-    ):
-        bar = progress.add_task("heads", total=len(scans), completed=len(scans) - len(waiting))
-        futures: dict[Future[dict[str, Any]], Path] = {
-            pool.submit(write_scan, tree, subject, session, atlas, params.spacing_mm): record
-            for record, (subject, session) in waiting
+
+def _scan(
+    sessions: Sequence[_Session],
+    partial: _Partial,
+    spacing_mm: float | None,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Write the scans of ``sessions`` and their records."""
+    if not sessions:
+        return
+    fine = spacing_mm is not None and spacing_mm < _FINE_MM
+    build_atlas(1 if fine else 2).save(partial.atlas)
+    with ProcessPoolExecutor(
+        min(workers, len(sessions)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+    ) as pool:
+        records: Mapping[Future[dict[str, Any]], Path] = {
+            pool.submit(
+                write_scan, partial.tree, session.subject, session.name, partial.atlas, spacing_mm
+            ): partial.record(session)
+            for session in sessions
         }
         try:
-            for future in as_completed(futures):
-                # The record is written last: only scans that have one are whole.
-                write_json(futures[future], future.result())
-                progress.advance(bar)
-        except BrokenProcessPool as error:
-            raise UsageError(
-                f"{out}: a worker process was ended from outside, as happens when memory runs "
-                "out. Run the same command with fewer --workers; finished heads are kept."
-            ) from error
+            for future in as_completed(records):
+                write_json(records[future], future.result())
+                progress.advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    write_tables(tree, subjects, [_read(records / f"{name}.json") for name in names])
-    tree.replace(out.absolute())
-    shutil.rmtree(partial)
 
 
 def _read(path: Path) -> Any:

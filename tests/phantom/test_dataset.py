@@ -86,9 +86,9 @@ class TestTree:
                     "derivatives/truth/truth.tsv",
                 )
             }
-        found = set(hashes(data))
-        masks = {name for name in found if name.endswith("_mask.nii.gz")}
-        assert found - masks == expected
+        written = set(hashes(data))
+        masks = {name for name in written if name.endswith("_mask.nii.gz")}
+        assert written - masks == expected
         pattern = (
             r"phantom(-external)?/derivatives/truth/(sub-\d{4})/(ses-\d)/anat/"
             r"\2_\3_label-lesion_mask\.nii\.gz"
