@@ -23,11 +23,12 @@ LINE_EVERY_S = 60.0
 class Progress:
     """How far some work is: items done of a total, their rate, the time left, and failures.
 
-    Used as a context manager. ``done`` items were finished before, by an earlier run.
+    Used as a context manager. ``done`` items were finished before, by an earlier run. ``total`` is
+    None where nobody can know it before the end.
     """
 
     def __init__(
-        self, what: str, total: int, *, unit: str, done: int = 0, shown: bool = True
+        self, what: str, total: int | None, *, unit: str, done: int = 0, shown: bool = True
     ) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.failures, self.note = done, 0, ""
@@ -80,11 +81,12 @@ class Progress:
         """Done, total, rate, time left and failures, in one line."""
         seconds = time.monotonic() - self._began
         made = self.done - self._before
-        parts = [f"{self.what}: {self.done}/{self.total} {self.unit}"]
+        count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
+        parts = [f"{self.what}: {count} {self.unit}"]
         if made:
             rate = made / seconds
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
-            if self.done < self.total:
+            if self.total is not None and self.done < self.total:
                 parts.append(f"{_duration((self.total - self.done) / rate)} left")
         return ", ".join([*parts, *filter(None, [self._remarks()])])
 

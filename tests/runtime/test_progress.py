@@ -45,6 +45,13 @@ def test_the_end_is_told_and_nothing_by_who_is_not_shown(lines: io.StringIO) -> 
     assert re.search(r"INFO pretrain: 2/2 steps, [\d.]+/s, loss 3\.1$", line)
 
 
+def test_without_a_total_neither_it_nor_the_time_left_is_told(lines: io.StringIO) -> None:
+    with Progress("listing", None, unit="files") as bar:
+        bar.advance(3)
+    (line,) = lines.getvalue().splitlines()
+    assert re.search(r"INFO listing: 3 files, [\d.]+/s$", line)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1:01 min"), (3660, "1:01 h")]
 )
