@@ -99,19 +99,19 @@ class Subject:
 
     @property
     def sessions(self) -> tuple[tuple[str, float], ...]:
-        """Session names with the age in years at each."""
+        """The names of the sessions, with the age in years at each."""
         if self.interval is None:
             return (("1", self.age),)
         return (("1", self.age), ("2", round(self.age + self.interval, 1)))
 
     def site_of(self, session: str) -> str:
-        """Where a session takes place."""
+        """Return the site at which a session takes place."""
         return self.travels_to if session == "2" and self.travels_to else self.site
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A subject at an age, ready to be painted."""
+    """The anatomy of a subject at an age, ready to be painted."""
 
     subject: Subject
     age: float
@@ -123,9 +123,9 @@ class Anatomy:
     texture: LatticeMap
     """Four channels of fine unit noise."""
     widening: float
-    """By how much sulci open, in CSF probability."""
+    """By how much sulci widen, in CSF probability."""
     medial_widening: float
-    """How much more they open in the temporal lobes and the precuneus."""
+    """By how much more they widen in the temporal lobes and the precuneus."""
     lesion_threshold: float
 
 
@@ -186,7 +186,7 @@ def sample_subject(params: PhantomParams, index: int) -> Subject:
 
 
 def _label_positions(seed: int, index: int) -> NDArray[np.float64]:
-    """Five numbers from 0 to 1 that decide the labels of subject ``index``.
+    """Return five numbers from 0 to 1 that decide the labels of subject ``index``.
 
     They follow an additive low-discrepancy sequence at each site (Roberts' generalized golden
     ratio), so that every site, and its first n subjects for any n, has labels in like shares.
@@ -202,7 +202,7 @@ def _label_positions(seed: int, index: int) -> NDArray[np.float64]:
 def _second_session(
     params: PhantomParams, index: int, position: float, years_later: float
 ) -> tuple[float | None, str | None]:
-    """Years to the second session and the site travelled to, each None where there is none."""
+    """Return the years to the second session and the site travelled to, None if there is none."""
     site, familiar = index % len(SITE_NAMES), SITE_NAMES[:-1]
     position -= params.two_session_fraction
     if 0 <= position < params.travelling_fraction and site < len(familiar):
@@ -219,7 +219,7 @@ def _sample_scale(rng: np.random.Generator, sex: Literal["F", "M"]) -> Triple:
 
 
 def _clipped(rng: np.random.Generator) -> float:
-    """A standard normal number without rare extremes, which would break the anatomy."""
+    """Draw a standard normal number, without the rare extremes that would break the anatomy."""
     return float(np.clip(rng.standard_normal(), -2.3, 2.3))
 
 
@@ -267,7 +267,7 @@ def grow(subject: Subject, age: float, atlas: Atlas) -> Anatomy:
 def _fine_displacement(
     subject: Subject, aging: float, severity: float, folds: Array, atlas: Atlas
 ) -> LatticeMap:
-    """Displacement (mm) that widens ventricles, shrinks hippocampi and moves gyri by ``folds``."""
+    """Return the displacement (mm) of ventricles, hippocampi, and, by ``folds``, of gyri."""
     # Amplitudes (mm) beyond these would fold the tissue between ventricles and cortex.
     ventricles = min(12.0, -0.9 + 8.0 * aging**1.7 + 1.0 * subject.ventricle_trait + 2.2 * severity)
     hippocampi = min(5.0, -0.2 + 0.9 * aging**2 + 0.5 * subject.hippocampus_trait + 0.8 * severity)
@@ -420,13 +420,13 @@ def paint(anatomy: Anatomy, points: Array, edge: float) -> Painting:
 
 
 def _ramp(distance: Array, edge: float) -> Array:
-    """Share of a voxel, ``edge`` mm wide, that is inside; ``distance`` (mm) is positive inside."""
+    """Return the share of a voxel, ``edge`` mm wide, inside a boundary; ``distance`` > 0 inside."""
     share: Array = np.clip(distance * np.float32(1 / edge) + np.float32(0.5), 0, 1)
     return share
 
 
 def _paint_brain(anatomy: Anatomy, points: _Points) -> tuple[dict[int, Array], dict[str, Array]]:
-    """Shares of materials, and of structures by name, at points inside the brain's hull."""
+    """Return shares of materials, and of structures by name, inside the brain's hull."""
     maps = np.ascontiguousarray(anatomy.atlas.brain.sample(points.place).T)
     csf, white, sulcus, ventricle, hippocampus, medial, near_ventricle, deep = maps
     folds, blades, spots, _ = np.ascontiguousarray(points.noise.T)
@@ -466,7 +466,7 @@ def _paint_brain(anatomy: Anatomy, points: _Points) -> tuple[dict[int, Array], d
 
 
 def _infarct(stroke: Stroke | None, points: _Points, ventricle: Array) -> tuple[Array, Array]:
-    """Shares of the infarct and of its liquid core, outside the ventricles."""
+    """Return the shares of the infarct and of its liquid core, outside the ventricles."""
     if stroke is None:
         return np.zeros_like(ventricle), np.zeros_like(ventricle)
     folds, border = np.ascontiguousarray(points.noise[:, [0, 3]].T)

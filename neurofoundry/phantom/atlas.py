@@ -152,7 +152,7 @@ def _load_template() -> _Template:
 
 
 def _brain_channels(template: _Template, x: Array, y: Array, z: Array) -> dict[str, Array]:
-    """``BRAIN_CHANNELS`` by name, at 1 mm."""
+    """Return ``BRAIN_CHANNELS`` by name, at 1 mm."""
     grey, white, inside = template.grey, template.white, template.inside
     csf = np.where(inside, np.clip(1 - grey - white, 0, 1), np.float32(1))
     ventricle = _ventricles(csf, x, y, z)
@@ -171,7 +171,7 @@ def _brain_channels(template: _Template, x: Array, y: Array, z: Array) -> dict[s
 
 
 def _sulci(t1: Array, inside: Array) -> Array:
-    """Valleys of T1 intensity (-1..1): sulci that averaging many brains has filled in."""
+    """Return valleys of T1 intensity (-1..1): sulci that averaging many brains has filled in."""
     filled = np.where(inside, t1, np.float32(0.28))
     around = ndimage.gaussian_filter(filled, 2.5, truncate=2.5)
     depth: Array = np.clip((around - filled) / np.float32(0.12), -1, 1)
@@ -179,7 +179,7 @@ def _sulci(t1: Array, inside: Array) -> Array:
 
 
 def _whiteness(t1: Array, white: Array, deep: Array) -> Array:
-    """White matter probability, sharpened; in deep structures the template's own shade."""
+    """Sharpen the white matter probability; in deep structures use the template's own shade."""
     blurred: Array = ndimage.gaussian_filter(white, 2.0, truncate=2.5)
     sharp = white + np.float32(0.7) * (white - blurred)
     # Deep grey matter and brainstem mix grey and white, and T1 says how much. The factor undoes the
@@ -190,7 +190,7 @@ def _whiteness(t1: Array, white: Array, deep: Array) -> Array:
 
 
 def _ventricles(csf: Array, x: Array, y: Array, z: Array) -> Array:
-    """Probability (0..1) of lying in the lateral, third or fourth ventricle."""
+    """Return the probability (0..1) of lying in the lateral, third or fourth ventricle."""
     lateral = (np.abs(x) < 37) & (y > -60) & (y < 33) & (z > -6) & (z < 31)
     labels, _ = ndimage.label((csf > 0.5) & lateral)
     sizes = np.bincount(labels.ravel())
@@ -204,14 +204,14 @@ def _ventricles(csf: Array, x: Array, y: Array, z: Array) -> Array:
 
 
 def _hippocampus(x: Array, y: Array, z: Array) -> Array:
-    """Soft indicator (0..1, 1 mm edge) of a chain of spheres joined by cones, on both sides."""
+    """Return a soft indicator (0..1, 1 mm edge) of spheres joined by cones, on both sides."""
     cones = [capsule(np.abs(x), y, z, a, b) for a, b in pairwise(_HIPPOCAMPUS)]
     indicator: Array = np.clip(0.5 - np.minimum.reduce(cones), 0, 1)
     return indicator
 
 
 def _medial_temporal(x: Array, y: Array, z: Array) -> Array:
-    """Where Alzheimer's atrophy widens sulci: medial temporal, temporoparietal, precuneus."""
+    """Weigh where Alzheimer's atrophy widens sulci: medial temporal, temporoparietal, precuneus."""
     side = np.abs(x)
     weight: Array = np.maximum.reduce(
         [
@@ -225,14 +225,14 @@ def _medial_temporal(x: Array, y: Array, z: Array) -> Array:
 
 
 def _deep(x: Array, y: Array, z: Array) -> Array:
-    """Soft indicator (0..1) of basal ganglia, thalamus and brainstem."""
+    """Return a soft indicator (0..1) of basal ganglia, thalamus and brainstem."""
     nuclei = ellipsoid(np.abs(x), y, z, (14, -8, 4), (21, 32, 15))
     stem = capsule(x, y, z, (0, -20, -6, 15), (0, -44, -68, 13))
     return np.clip(0.5 - np.minimum(nuclei, stem) / 5, 0, 1).astype(np.float32)
 
 
 def _folia(x: Array, y: Array, z: Array) -> Array:
-    """Fissures of the cerebellum (0..1), which the average brain has lost: a fan of leaves."""
+    """Return fissures of the cerebellum (0..1), lost in the average brain: a fan of leaves."""
     cerebellum = np.clip(-ellipsoid(np.abs(x), y, z, (18, -62, -42), (34, 32, 23)) / 4, 0, 1)
     turns = np.arctan2(z + 32, y + 42) / (2 * np.pi) * 52 + 0.06 * np.abs(x)
     ridge = np.abs(2 * (turns % 1) - 1)
@@ -242,8 +242,10 @@ def _folia(x: Array, y: Array, z: Array) -> Array:
 def _push(
     ventricle: Array, hippocampus: Array, inside: NDArray[np.bool_], low: Triple
 ) -> LatticeMap:
-    """Displacement directions, of length 1 at most: towards the middle of the ventricles, away from
-    the hippocampi."""
+    """Return displacement directions, of length 1 at most.
+
+    They point to the middle of the ventricles, and away from the hippocampi.
+    """
     # Fields must have died away at the lattice's border, which is repeated beyond.
     ventricle, hippocampus = (np.pad(a, _PUSH_MARGIN) for a in (ventricle, hippocampus))
     fields = []

@@ -82,12 +82,12 @@ class _Partial:
         return self.folder / "atlas"
 
     def record(self, session: _Session) -> Path:
-        """The row of truth.tsv, written last: only scans that have one are whole."""
+        """Return the file of a row of truth.tsv, written last: a scan that has one is whole."""
         name = f"{session.subject.participant}_ses-{session.name}"
         return self.folder / "records" / f"{name}.json"
 
     def open(self, params: PhantomParams) -> None:
-        """Make the folder; what other code or other parameters left in it is removed."""
+        """Make the folder, without what other code or other parameters have left in it."""
         key = {"code": code_hash("neurofoundry.phantom.dataset"), "params": params.model_dump()}
         if _read(self.folder / "key.json") != key:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -143,7 +143,7 @@ def _read(path: Path) -> Any:
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when its parent was killed; it would wait for work forever."""
+    """End this worker when its parent is killed; it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -48,7 +48,7 @@ class LatticeMap:
         return np.asarray(self.values.reshape(-1, self.values.shape[3])[node, channel])
 
     def _interpolation(self, points: Array) -> sparse.csr_array:
-        """Weights of all nodes at each point: a matrix (n, nodes) with eight entries a row."""
+        """Return the weights of all nodes at each point: (n, nodes), with eight entries per row."""
         shape = self.values.shape[:3]
         strides = np.array([shape[1] * shape[2], shape[2], 1], np.int32)
         offsets = (_CORNERS * strides).sum(axis=1, dtype=np.int32)
@@ -71,7 +71,7 @@ class LatticeMap:
 
 
 def _corner_weights(x: Array, y: Array, z: Array) -> Array:
-    """Trilinear weights (8, n) of a cell's corners, in the order of ``_CORNERS``.
+    """Return trilinear weights (8, n) of a cell's corners, in the order of ``_CORNERS``.
 
     ``x``, ``y`` and ``z`` (n,) are positions within the cell, 0 to 1.
     """

@@ -49,7 +49,7 @@ def shell_map(inside: NDArray[np.bool_], low: Triple) -> LatticeMap:
 
 
 def _hull_distance(inside: NDArray[np.bool_], coordinates: list[Array]) -> Array:
-    """Signed distance to the hull of the brain, mm, at ``coordinates`` in voxels of its mask."""
+    """Return the signed distance (mm) to the brain's hull at ``coordinates``, in voxels."""
     soft = ndimage.gaussian_filter(inside.astype(np.float32), 1.5, truncate=2)
     brain = ndimage.map_coordinates(soft, coordinates, order=1) > 0.5
     # Closing bridges fissures, so that bone does not follow them.
@@ -61,7 +61,7 @@ def _hull_distance(inside: NDArray[np.bool_], coordinates: list[Array]) -> Array
 
 
 def _lower_head(x: Array, y: Array, z: Array) -> Array:
-    """Distance to neck, face, jaw, nose and ears, smoothly joined."""
+    """Return the distance to neck, face, jaw, nose and ears, smoothly joined."""
     neck = np.sqrt((x / 1.05) ** 2 + (y + 38) ** 2) - 60
     neck = np.maximum(neck, z + 30)
     face = ellipsoid(x, y, z, (0, 28, -62), (66, 66, 66))
@@ -97,7 +97,7 @@ def face_map() -> LatticeMap:
 
 
 def _airways(x: Array, y: Array, z: Array) -> tuple[Array, ...]:
-    """Distances to the air outside the sinuses."""
+    """Return the distances to the air outside the sinuses."""
     side = np.abs(x)
     nasal = np.maximum(ellipsoid(x, y, z, (0, 62, -58), (13, 32, 20)), 1.2 - side)
     ethmoid = np.maximum(ellipsoid(x, y, z, (0, 46, -40), (12, 22, 9)), 1.0 - side)
@@ -109,7 +109,7 @@ def _airways(x: Array, y: Array, z: Array) -> tuple[Array, ...]:
 
 
 def _bones(x: Array, y: Array, z: Array) -> tuple[Array, ...]:
-    """Distances to the bones of skull base, face and neck."""
+    """Return the distances to the bones of skull base, face and neck."""
     side = np.abs(x)
     petrous = capsule(side, y, z, (16, -14, -44, 8), (58, -34, -46, 11))
     clivus = capsule(x, y, z, (0, -4, -44, 7), (0, -24, -74, 6))

@@ -287,7 +287,7 @@ class _Truth:
 
 
 def _shares(painting: Painting) -> dict[str, Array]:
-    """``VOLUMES`` by name: shares (n,) of each point."""
+    """Return ``VOLUMES`` by name, as shares (n,) of each point."""
     return {
         "brain": painting.brain,
         "ventricle": painting.ventricle,
@@ -315,7 +315,7 @@ def _paint_all(
 
 
 def _measured(rng: np.random.Generator, signal: Array, site: Site) -> Array:
-    """The magnitude image of a signal: blurred, with Rician noise and the session's gain."""
+    """Return the magnitude image of a signal, with blur, Rician noise and the session's gain."""
     gain = np.float32(site.white_level * rng.uniform(0.85, 1.15))
     signal = ndimage.gaussian_filter(signal, site.blur, truncate=3)
     real, imaginary = (
@@ -326,7 +326,7 @@ def _measured(rng: np.random.Generator, signal: Array, site: Site) -> Array:
 
 
 def _voxels(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-    """Affine centred on scanner 0, and array shape, for the site's axes."""
+    """Return the affine, centred on scanner 0, and the array shape for the site's axes."""
     affine = np.eye(4)
     shape = []
     for column, letter in enumerate(site.axes):
@@ -341,7 +341,7 @@ def _voxels(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int
 
 
 def _placement(rng: np.random.Generator, site: Site, atlas: Atlas) -> NDArray[np.float64]:
-    """Rigid 4x4 from the scanner to the person's head, mm."""
+    """Return the rigid 4x4 matrix from the scanner to the person's head, mm."""
     angles = np.deg2rad(site.tilt_deg * np.clip(rng.standard_normal(3), -2, 2))
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -356,7 +356,7 @@ def _placement(rng: np.random.Generator, site: Site, atlas: Atlas) -> NDArray[np
 
 
 def _points(voxel_to_head: NDArray[np.float64], shape: tuple[int, ...], slab: slice) -> Array:
-    """Head coordinates (n, 3), mm, of the voxels of a slab."""
+    """Return head coordinates (n, 3), mm, of the voxels of a slab."""
     i = np.arange(slab.start, slab.stop, dtype=np.float64)[:, None, None]
     j = np.arange(shape[1], dtype=np.float64)[None, :, None]
     k = np.arange(shape[2], dtype=np.float64)[None, None, :]
@@ -371,7 +371,7 @@ def _points(voxel_to_head: NDArray[np.float64], shape: tuple[int, ...], slab: sl
 
 
 def _near_head(points: Array, atlas: Atlas) -> NDArray[np.bool_]:
-    """Which points may lie in the head; the others are air for certain."""
+    """Return which points may lie in the head; the others are air for certain."""
     # Heads are smaller than the atlas, and no deformation moves them by 12 mm.
     vault = atlas.shell.nearest(points, SHELL_CHANNELS.index("hull")) < 34
     lower = atlas.shell.nearest(points, SHELL_CHANNELS.index("lower")) < 12
@@ -379,7 +379,7 @@ def _near_head(points: Array, atlas: Atlas) -> NDArray[np.bool_]:
 
 
 def _shading(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:
-    """Smooth multiplicative field around 1 with standard deviation ``strength``: cosine modes."""
+    """Draw a smooth field around 1 with standard deviation ``strength``, from cosine modes."""
     waves = [
         [np.cos(np.pi * order * (np.arange(n) + 0.5) / n).astype(np.float32) for order in range(3)]
         for n in shape
