@@ -1,10 +1,10 @@
-"""How fast ingest looks at many files, beside a loop over nibabel that only opens and hashes them.
+"""How fast ingest inspects many files, compared with a loop over nibabel that checks nothing.
 
     python benchmarks/ingest.py [FILES] [EDGE]
 
-FILES T1w of EDGE³ voxels, one a subject, one in fifty cut short. The loop reads every voxel and
-the SHA-256 of every file, on one core, and checks nothing; ingest as a user runs it has all cores.
-docs/measurements.md has what it found.
+FILES T1w of EDGE³ voxels, one per subject, one in fifty cut short. The loop reads every voxel and
+hashes every file, on one core; ingest as a user runs it has all cores. The results are in
+docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import yaml
 
 EXTENT_MM = 180.0
 BROKEN = 50
-"""One file in so many is cut short."""
+"""One file in this many is cut short."""
 
 
 def write_dataset(root: Path, files: int, edge: int) -> None:
-    """A BIDS dataset of noisy balls; compressed as scanners' converters do."""
+    """Write a BIDS dataset of noisy balls, compressed as converters of scans do."""
     axes = np.mgrid[-1 : 1 : edge * 1j, -1 : 1 : edge * 1j, -1 : 1 : edge * 1j]
     ball = np.linalg.norm(axes, axis=0) < 0.8
     spacing = EXTENT_MM / edge
@@ -50,7 +50,7 @@ def write_dataset(root: Path, files: int, edge: int) -> None:
 
 
 def loop(root: Path) -> None:
-    """What a script would do at the least."""
+    """Do the least that a script would do."""
     for path in sorted(root.rglob("*.nii.gz")):
         hashlib.sha256(path.read_bytes()).hexdigest()
         try:
@@ -61,28 +61,28 @@ def loop(root: Path) -> None:
 
 
 def run_ingest(folder: Path) -> tuple[float, float, float]:
-    """Wall and CPU seconds, and peak memory in GiB, of the command; its tables must be right."""
+    """Return wall and CPU seconds, and peak memory in GiB, of the command."""
     params = folder / "params.yaml"
     sections = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
     splits = {"pretrain": 1, "train": 0, "val": 0, "test": 0}
     sections |= {"tasks": {}, "ingest": {"splits": splits}, "tracking": {"mode": "disabled"}}
     sections["evaluate"].pop("promotion")
     params.write_text(yaml.safe_dump(sections))
-    words = [sys.executable, "-m", "neurofoundry", "ingest", "--params", params]
-    words += ["--data", folder / "data", "--out", folder / "cohort"]
+    command = [sys.executable, "-m", "neurofoundry", "ingest", "--params", params]
+    command += ["--data", folder / "data", "--out", folder / "cohort"]
     start = time.monotonic()
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit("ingest failed; run it by hand to see why: " + " ".join(map(str, words)))
+        sys.exit("ingest failed; to see why, run: " + " ".join(map(str, command)))
     wall = time.monotonic() - start
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def main() -> None:
     files, edge = (int(value) for value in (*sys.argv[1:], *("2000", "40")[len(sys.argv) - 1 :]))
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         write_dataset(folder / "data", files, edge)
         size = sum(path.stat().st_size for path in folder.rglob("*.nii.gz")) / 2**20
         start, cpu = time.monotonic(), time.process_time()

@@ -10,7 +10,7 @@ from pathlib import Path
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import sources
 from neurofoundry.ingest.bids import IMAGE
-from neurofoundry.ingest.run import look_at, read_dataset
+from neurofoundry.ingest.run import inspect_images, read_dataset
 from neurofoundry.ingest.scan import Findings, Scan, slug
 
 
@@ -39,7 +39,7 @@ def find(places: Sequence[Path], *, nifti: Path, workers: int) -> list[Found]:
     names: Counter[str] = Counter()
     for number, place in enumerate(places):
         found = _look_below(place, nifti / str(number), workers)
-        for scan in look_at(found.scans, found, workers):
+        for scan in inspect_images(found.scans, found, workers):
             names[scan.scan_id] += 1
             count = names[scan.scan_id]
             unique = scan.scan_id if count == 1 else f"{scan.scan_id}_{count}"
@@ -85,7 +85,7 @@ def _single(file: Path, root: Path) -> Scan:
         file=file,
         origin=path,
         rank=(),
-        cells=(),
+        rows=(),
     )
 
 

@@ -1,14 +1,14 @@
 """Reads a BIDS dataset: which T1w images it offers, and what its tables say about them.
 
 - **Images**: ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``. Other images in an ``anat`` folder are listed
-  as not T1w; derivatives/, sourcedata/, code/ and hidden files are not looked at.
+  as not T1w; derivatives/, sourcedata/, code/ and hidden files are ignored.
 - **Several T1w in a session**: the one with the fewest entities besides sub, ses and run (so
   without ``acq`` or ``rec`` when there is one), then the lowest run, then the first by name. When
   it proves unusable, the next.
 - **Tables**: ``participants.tsv``, ``sub-*_sessions.tsv`` and ``*_scans.tsv``. A value in a more
   specific table wins over one in a more general table; n/a never does. A table or a row that is
-  there but cannot be understood excludes what it speaks about: a scan must not lose its site or
-  label, and so change its split, without anybody noticing.
+  there but cannot be understood excludes what it is about: a scan must not lose its site or label,
+  and so change its split, without anybody noticing.
 - **Sidecars**, inherited as in BIDS, give the scanner and the field strength, nothing else.
 - A subject without session folders has one session, ``ses-1``.
 """
@@ -18,159 +18,260 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neurofoundry.ingest import delimited
 from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_place, natural
+from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location, natural_key
+from neurofoundry.runtime.progress import Progress
 
 IMAGE = (".nii", ".nii.gz")
 _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
-_AGE_UNITS = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
-"""How many make a year."""
+_UNITS_PER_YEAR = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
 
 Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
+"""Entities and content of T1w sidecars, the more specific ones later."""
+
+
+def read(dataset: Dataset, findings: Findings, *, age_columns: Iterable[str]) -> None:
+    """Add the scans of ``dataset`` to ``findings``. Ages in tables become years."""
+    _Reader(dataset, findings, {column.casefold() for column in age_columns}).read()
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Session:
     """A folder that holds ``anat``, and what the tables and sidecars above it say."""
 
     folder: Path
     subject: str
-    session: str
+    label: str
+    """'ses-LABEL'."""
     prefix: str
-    """What the names of its images begin with."""
+    """How the names of its images begin."""
     rows: tuple[delimited.Row, ...]
+    """The most specific first."""
     sidecars: Sidecars
     problem: str | None = None
+    """Why its scans cannot be used."""
 
-
-def read(dataset: Dataset, found: Findings, *, age_columns: Iterable[str]) -> None:
-    """Add the scans of ``dataset`` to ``found``. Ages in tables become years."""
-    root = found.data / dataset.path
-    table = root / "participants.tsv"
-    ages = {column.casefold() for column in age_columns}
-    try:
-        participants = _read_table(table, "participant_id", dataset, found)
-    except UnusableError as broken:
-        found.exclude(dataset.name, table, f"{broken}. The whole dataset is left out")
-        return
-    participants = _in_years(participants, root / "participants.json", ages, dataset, found)
-    sidecars = _sidecars(root, dataset, found)
-    unlisted = []
-    for folder in _folders(root, "sub-"):
-        subject = unicodedata.normalize("NFC", folder.name)
-        row = participants.pop(subject, None)
+    def with_row(self, row: delimited.Row | None) -> _Session:
+        """Return the session with the row of a more specific table, if there is one."""
         if row is None:
-            unlisted.append(subject)
+            return self
+        return replace(self, rows=(row, *self.rows), problem=self.problem or row.problem)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one dataset."""
+
+    dataset: Dataset
+    findings: Findings
+    ages: set[str]
+    """Columns that hold ages, in lower case."""
+
+    @property
+    def root(self) -> Path:
+        return self.findings.data / self.dataset.path
+
+    def read(self) -> None:
+        table = self.root / "participants.tsv"
         try:
-            check_place(folder, root)
-            _read_subject(folder, subject, row, sidecars, root, ages, dataset, found)
+            participants = self._table(table, "participant_id")
+        except UnusableError as reason:
+            self._exclude(table, f"{reason}. The whole dataset is left out")
+            return
+        participants = self._in_years(participants, self.root / "participants.json")
+        sidecars = self._sidecars(self.root)
+        folders = _folders(self.root, "sub-")
+        without_row = []
+        with Progress(f"reading {self.dataset.name}", len(folders), unit="subjects") as progress:
+            for folder in folders:
+                subject = unicodedata.normalize("NFC", folder.name)
+                row = participants.pop(subject, None)
+                if row is None:
+                    without_row.append(subject)
+                self._read_subject(folder, subject, row, sidecars)
+                progress.advance()
+        if not table.exists():
+            self._note(table, "there is no such table: age, sex and labels are n/a")
+        elif without_row:
+            names = ", ".join(without_row[:5]) + (" …" if len(without_row) > 5 else "")
+            self._note(
+                table,
+                f"{len(without_row)} subjects have no row; their age, sex and labels are n/a: "
+                f"{names}",
+            )
+        for subject, row in participants.items():
+            missing = f"no image: {subject} is listed, but there is no such folder"
+            self._exclude(table, row.problem or missing)
+
+    def _read_subject(
+        self, folder: Path, subject: str, row: delimited.Row | None, sidecars: Sidecars
+    ) -> None:
+        before = len(self.findings.scans) + len(self.findings.excluded)
+        try:
+            check_location(folder, self.root)
+            for session in self._sessions(folder, subject, row, sidecars):
+                self._read_session(session)
         except PermissionError:
-            found.exclude(dataset.name, folder, "no permission: the folder cannot be opened")
+            self._exclude(folder, "no permission: the folder cannot be opened")
         except UnusableError as reason:
-            found.exclude(dataset.name, folder, reason)
-    if not table.exists():
-        found.note(dataset.name, table, "there is no such table: age, sex and labels are n/a")
-    elif unlisted:
-        names = ", ".join(unlisted[:5]) + (" …" if len(unlisted) > 5 else "")
-        found.note(
-            dataset.name,
-            table,
-            f"{len(unlisted)} subjects have no row; their age, sex and labels are n/a: {names}",
-        )
-    for subject, row in participants.items():
-        missing = f"no image: {subject} is listed, but there is no such folder"
-        found.exclude(dataset.name, table, row.problem or missing)
+            self._exclude(folder, reason)
+        if len(self.findings.scans) + len(self.findings.excluded) == before:
+            self._exclude(folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
 
-
-def _read_subject(
-    folder: Path,
-    subject: str,
-    row: delimited.Row | None,
-    sidecars: Sidecars,
-    root: Path,
-    ages: set[str],
-    dataset: Dataset,
-    found: Findings,
-) -> None:
-    before = len(found.scans) + len(found.excluded)
-    sidecars = [*sidecars, *_sidecars(folder, dataset, found)]
-    rows = (row,) if row else ()
-    problem = row.problem if row else None
-    sessions: dict[str, delimited.Row] = {}
-    try:
-        table = folder / f"{folder.name}_sessions.tsv"
-        sessions = _read_table(table, "session_id", dataset, found)
-        sessions = _in_years(sessions, root / "sessions.json", ages, dataset, found)
-    except UnusableError as reason:
-        problem = f"{reason} (sessions.tsv)"
-    session_folders = _folders(folder, "ses-")
-    place = _Place(folder, subject, "ses-1", f"{folder.name}_", rows, sidecars, problem)
-    if session_folders:
-        outside = "misplaced: the subject has session folders, and this lies in none of them"
-        _read_session(replace(place, problem=outside), root, dataset, found)
-    else:
-        _read_session(_with(place, sessions.get("ses-1")), root, dataset, found)
-    for session_folder in session_folders:
-        session = unicodedata.normalize("NFC", session_folder.name)
-        inner = replace(
-            place,
-            folder=session_folder,
-            session=session,
-            prefix=f"{folder.name}_{session_folder.name}_",
-            sidecars=[*sidecars, *_sidecars(session_folder, dataset, found)],
-        )
-        _read_session(_with(inner, sessions.get(session)), root, dataset, found)
-    if len(found.scans) + len(found.excluded) == before:
-        found.exclude(dataset.name, folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
-
-
-def _with(place: _Place, row: delimited.Row | None) -> _Place:
-    """``place`` with a row of a more specific table."""
-    if row is None:
-        return place
-    return replace(place, rows=(row, *place.rows), problem=place.problem or row.problem)
-
-
-def _read_session(place: _Place, root: Path, dataset: Dataset, found: Findings) -> None:
-    scans: dict[str, delimited.Row] = {}
-    try:
-        table = place.folder / f"{place.prefix}scans.tsv"
-        scans = _read_table(table, "filename", dataset, found)
-    except UnusableError as reason:
-        place = replace(place, problem=f"{reason} (scans.tsv)")
-    for file in _files(place.folder):
-        if _suffix(file.name) == "T1w" and file.name.endswith(IMAGE):
-            found.exclude(dataset.name, file, "misplaced: expected in a folder called anat")
-    anat = place.folder / "anat"
-    sidecars = [*place.sidecars, *_sidecars(anat, dataset, found)]
-    for file in _files(anat):
-        if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
-            continue
-        row = scans.get(f"anat/{unicodedata.normalize('NFC', file.name)}")
-        here = _with(replace(place, sidecars=sidecars), row)
+    def _sessions(
+        self, folder: Path, subject: str, row: delimited.Row | None, sidecars: Sidecars
+    ) -> Iterator[_Session]:
+        """Yield the sessions of a subject; with session folders, first what lies beside them."""
+        sidecars = [*sidecars, *self._sidecars(folder)]
+        whole = _Session(folder, subject, "ses-1", f"{folder.name}_", (), sidecars).with_row(row)
+        rows: dict[str, delimited.Row] = {}
         try:
-            found.scans.append(_scan(file, here, root, dataset, found))
+            rows = self._table(folder / f"{folder.name}_sessions.tsv", "session_id")
+            rows = self._in_years(rows, self.root / "sessions.json")
         except UnusableError as reason:
-            found.exclude(dataset.name, file, reason)
+            whole = replace(whole, problem=f"{reason} (sessions.tsv)")
+        session_folders = _folders(folder, "ses-")
+        if session_folders:
+            misplaced = "misplaced: the subject has session folders, and this lies in none of them"
+            yield replace(whole, problem=misplaced)
+        else:
+            yield whole.with_row(rows.get("ses-1"))
+        for session_folder in session_folders:
+            label = unicodedata.normalize("NFC", session_folder.name)
+            session = replace(
+                whole,
+                folder=session_folder,
+                label=label,
+                prefix=f"{folder.name}_{session_folder.name}_",
+                sidecars=[*sidecars, *self._sidecars(session_folder)],
+            )
+            yield session.with_row(rows.get(label))
+
+    def _read_session(self, session: _Session) -> None:
+        rows: dict[str, delimited.Row] = {}
+        try:
+            rows = self._table(session.folder / f"{session.prefix}scans.tsv", "filename")
+        except UnusableError as reason:
+            session = replace(session, problem=f"{reason} (scans.tsv)")
+        for file in _files(session.folder):
+            if _suffix(file.name) == "T1w" and file.name.endswith(IMAGE):
+                self._exclude(file, "misplaced: expected in a folder called anat")
+        anat = session.folder / "anat"
+        session = replace(session, sidecars=[*session.sidecars, *self._sidecars(anat)])
+        for file in _files(anat):
+            if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
+                continue
+            row = rows.get(f"anat/{unicodedata.normalize('NFC', file.name)}")
+            try:
+                self.findings.scans.append(self._scan(file, session.with_row(row)))
+            except UnusableError as reason:
+                self._exclude(file, reason)
+
+    def _scan(self, file: Path, session: _Session) -> Scan:
+        """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
+        entities = _check_name(file.name, session.prefix)
+        if session.problem:
+            raise UnusableError(session.problem)
+        check_location(file, self.root)
+        runs = [int(run) for run in re.findall(r"(?:^|_)run-(\d+)", "_".join(entities))]
+        others = [entity for entity in entities if not entity.startswith("run-")]
+        path = file.relative_to(self.findings.data).as_posix()
+        return Scan(
+            dataset=self.dataset.name,
+            subject=session.subject,
+            session=session.label,
+            source="bids",
+            path=path,
+            file=file,
+            origin=path,
+            rank=(len(others), runs[0] if runs else 0, file.name),
+            rows=tuple(row.cells for row in session.rows),
+            header=_header({*entities, *session.prefix[:-1].split("_")}, session.sidecars),
+        )
+
+    def _sidecars(self, folder: Path) -> Sidecars:
+        """Read the T1w sidecars in a folder."""
+        sidecars: list[tuple[set[str], Mapping[str, Any]]] = []
+        for file in _files(folder):
+            if file.suffix == ".json" and _suffix(file.name) == "T1w":
+                entities = set(file.name.removesuffix(".json").split("_")[:-1])
+                sidecars.append((entities, self._json(file)))
+        return sorted(sidecars, key=lambda sidecar: len(sidecar[0]))
+
+    def _json(self, file: Path) -> Mapping[str, Any]:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
+            self.findings.remember(file)
+        except (OSError, ValueError):
+            self._note(file, "not valid JSON, or not readable: not used")
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _table(self, path: Path, key: str) -> dict[str, delimited.Row]:
+        """Return rows by ``key``, with its BIDS prefix; none when there is no such table."""
+        if not path.exists() and not path.is_symlink():
+            return {}
+        table = delimited.read(path, key=key)
+        self.findings.remember(path)
+        rows, notes = table.index_by(key)
+        for note in (*table.notes, *notes):
+            self._note(path, note)
+        prefix = {"participant_id": "sub-", "session_id": "ses-"}.get(key, "")
+        keyed = {}
+        for label, row in rows.items():
+            label = unicodedata.normalize("NFC", label)
+            keyed[label if label.startswith(prefix) else prefix + label] = row
+        return keyed
+
+    def _in_years(
+        self, rows: dict[str, delimited.Row], dictionary: Path
+    ) -> dict[str, delimited.Row]:
+        """Convert ages to years where a data dictionary declares another unit."""
+        if not rows or not dictionary.exists():
+            return rows
+        divisors = {}
+        for column, described in self._json(dictionary).items():
+            unit = str(described.get("Units", "")) if isinstance(described, dict) else ""
+            for name, divisor in _UNITS_PER_YEAR.items():
+                if column.casefold() in self.ages and name in unit.casefold():
+                    divisors[column] = divisor
+                    self._note(dictionary, f"'{column}' is in {unit}: converted to years")
+        return {
+            key: replace(
+                row,
+                cells={
+                    column: _divided(cell, divisors[column]) if column in divisors else cell
+                    for column, cell in row.cells.items()
+                },
+            )
+            for key, row in rows.items()
+        }
+
+    def _exclude(self, path: Path, reason: object) -> None:
+        self.findings.exclude(self.dataset.name, path, reason)
+
+    def _note(self, path: Path, note: str) -> None:
+        self.findings.note(self.dataset.name, path, note)
 
 
-def _scan(file: Path, place: _Place, root: Path, dataset: Dataset, found: Findings) -> Scan:
-    suffix = _suffix(file.name)
+def _check_name(name: str, prefix: str) -> list[str]:
+    """Return the entities in the name of a T1w image after ``prefix``; else raise UnusableError."""
+    suffix = _suffix(name)
     if suffix != "T1w":
         raise UnusableError(f"not T1w: its name ends in '{suffix}'")
-    if not file.name.endswith(IMAGE):
+    if not name.endswith(IMAGE):
         raise UnusableError("not NIfTI: expected .nii or .nii.gz. Convert it")
-    if not file.name.startswith(place.prefix):
+    if not name.startswith(prefix):
         raise UnusableError(
-            f"misnamed: expected a name that begins with {place.prefix}, like its folders"
+            f"misnamed: expected a name that begins with {prefix}, like its folders"
         )
-    entities = file.name.removeprefix(place.prefix).split("_")[:-1]
+    entities = name.removeprefix(prefix).split("_")[:-1]
     for entity in entities:
         key, _, label = entity.partition("-")
         if key == "ce":
@@ -178,32 +279,15 @@ def _scan(file: Path, place: _Place, root: Path, dataset: Dataset, found: Findin
         if key == "part" and label != "mag":
             raise UnusableError(f"not a magnitude image: its name says part-{label}")
         if key in ("sub", "ses"):
-            raise UnusableError(f"misnamed: {entity} contradicts its folders ({place.prefix[:-1]})")
-    if place.problem:
-        raise UnusableError(place.problem)
-    check_place(file, root)
-    runs = [int(run) for run in re.findall(r"(?:^|_)run-(\d+)", "_".join(entities))]
-    extra = [entity for entity in entities if not entity.startswith("run-")]
-    path = file.relative_to(found.data).as_posix()
-    return Scan(
-        dataset=dataset.name,
-        subject=place.subject,
-        session=place.session,
-        source="bids",
-        path=path,
-        file=file,
-        origin=path,
-        rank=(len(extra), runs[0] if runs else 0, file.name),
-        cells=tuple(row.cells for row in place.rows),
-        header=_header({*entities, *place.prefix[:-1].split("_")}, place.sidecars),
-    )
+            raise UnusableError(f"misnamed: {entity} contradicts its folders ({prefix[:-1]})")
+    return entities
 
 
 def _header(entities: set[str], sidecars: Sidecars) -> dict[str, str | float]:
-    """Scanner and field strength from the sidecars that apply; deeper folders win."""
+    """Return scanner and field strength from the sidecars that apply; deeper folders win."""
     merged: dict[str, Any] = {}
-    for of, values in sidecars:
-        if of <= entities:
+    for applies_to, values in sidecars:
+        if applies_to <= entities:
             merged |= values
     names = [merged.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
     scanner = " ".join(" ".join(name.split()) for name in names if isinstance(name, str))
@@ -214,76 +298,6 @@ def _header(entities: set[str], sidecars: Sidecars) -> dict[str, str | float]:
     return header
 
 
-def _sidecars(
-    folder: Path, dataset: Dataset, found: Findings
-) -> list[tuple[set[str], Mapping[str, Any]]]:
-    """Entities and content of the T1w sidecars in a folder."""
-    sidecars: list[tuple[set[str], Mapping[str, Any]]] = []
-    for file in _files(folder):
-        if file.suffix == ".json" and _suffix(file.name) == "T1w":
-            entities = set(file.name.removesuffix(".json").split("_")[:-1])
-            sidecars.append((entities, _read_json(file, dataset, found)))
-    return sorted(sidecars, key=lambda sidecar: len(sidecar[0]))
-
-
-def _read_json(file: Path, dataset: Dataset, found: Findings) -> Mapping[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-        found.remember(file)
-    except (OSError, ValueError):
-        found.note(dataset.name, file, "not valid JSON, or not readable: not used")
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_table(
-    path: Path, key: str, dataset: Dataset, found: Findings
-) -> dict[str, delimited.Row]:
-    """Rows by ``key``, with its BIDS prefix; none when there is no such table."""
-    if not path.exists() and not path.is_symlink():
-        return {}
-    table = delimited.read(path, key=key)
-    found.remember(path)
-    rows, notes = table.by(key)
-    for note in (*table.notes, *notes):
-        found.note(dataset.name, path, note)
-    prefix = {"participant_id": "sub-", "session_id": "ses-"}.get(key, "")
-    keyed = {}
-    for name, row in rows.items():
-        name = unicodedata.normalize("NFC", name)
-        keyed[name if name.startswith(prefix) else prefix + name] = row
-    return keyed
-
-
-def _in_years(
-    rows: dict[str, delimited.Row],
-    dictionary: Path,
-    ages: set[str],
-    dataset: Dataset,
-    found: Findings,
-) -> dict[str, delimited.Row]:
-    """Rows whose ages are in years, where a data dictionary declares another unit."""
-    if not rows or not dictionary.exists():
-        return rows
-    divisors = {}
-    for column, described in _read_json(dictionary, dataset, found).items():
-        unit = str(described.get("Units", "")) if isinstance(described, dict) else ""
-        for name, divisor in _AGE_UNITS.items():
-            if column.casefold() in ages and name in unit.casefold():
-                divisors[column] = divisor
-                found.note(dataset.name, dictionary, f"'{column}' is in {unit}: turned into years")
-    return {
-        key: replace(
-            row,
-            cells={
-                column: _divided(cell, divisors[column]) if column in divisors else cell
-                for column, cell in row.cells.items()
-            },
-        )
-        for key, row in rows.items()
-    }
-
-
 def _divided(cell: str, divisor: float) -> str:
     try:
         return f"{float(cell) / divisor:.2f}"
@@ -292,10 +306,12 @@ def _divided(cell: str, divisor: float) -> str:
 
 
 def _suffix(name: str) -> str:
+    """Return the BIDS suffix of a file name, such as T1w."""
     return name.rpartition("_")[2].partition(".")[0]
 
 
 def _folders(folder: Path, prefix: str) -> list[Path]:
+    """Return the folders with a prefix, broken links included, in natural order."""
     children = (child for child in folder.iterdir() if child.name.startswith(prefix))
     return sorted(
         (
@@ -303,12 +319,12 @@ def _folders(folder: Path, prefix: str) -> list[Path]:
             for child in children
             if child.is_dir() or (child.is_symlink() and not child.exists())
         ),
-        key=lambda child: natural(child.name),
+        key=lambda child: natural_key(child.name),
     )
 
 
 def _files(folder: Path) -> list[Path]:
-    """Visible files, links included, in a fixed order."""
+    """Return visible files, links included, in a fixed order."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))

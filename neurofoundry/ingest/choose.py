@@ -1,10 +1,10 @@
-"""Of all images that can be read: which one speaks for a session, and which are copies.
+"""Which image represents a session, and which are copies of another.
 
-- The same image under two persons: all copies are excluded, as nobody can know whose it is.
-- Several T1w in a session: the one of the lowest rank, as the reader of the dataset has it.
+- The same image under two persons: all copies are excluded, as there is no telling whose it is.
+- Several T1w in a session: the one of the lowest rank, as the reader of the dataset ranks them.
 - The same image in two sessions of a person: the first is kept.
 
-Copies are found by voxel values, so that packing an image anew does not hide it.
+Copies are recognized by voxel values, so that compressing an image anew does not hide them.
 """
 
 from __future__ import annotations
@@ -12,48 +12,56 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
-from neurofoundry.ingest.scan import Findings, Scan, natural
+from neurofoundry.ingest.scan import Findings, Scan, natural_key
 
 
-def choose(scans: Iterable[Scan], found: Findings) -> list[Scan]:
-    """The scans of the cohort, ordered by ``scan_id``; the others go to ``found.excluded``."""
-    scans = sorted(scans, key=_order)
-    scans = _of_one_person(scans, found)
-    scans = _one_a_session(scans, found)
-    scans = _first_copies(scans, found)
-    return sorted(scans, key=lambda scan: scan.scan_id)
+def choose(scans: Iterable[Scan], findings: Findings) -> list[Scan]:
+    """Return the scans of the cohort, ordered by ``scan_id``; the others are excluded."""
+    candidates = sorted(scans, key=_order)
+    candidates = _without_shared_images(candidates, findings)
+    candidates = _one_per_session(candidates, findings)
+    candidates = _first_copies(candidates, findings)
+    return sorted(candidates, key=lambda scan: scan.scan_id)
 
 
 def _order(scan: Scan) -> tuple[object, ...]:
-    return scan.dataset, natural(scan.subject), natural(scan.session), scan.source, scan.rank
+    return (
+        scan.dataset,
+        natural_key(scan.subject),
+        natural_key(scan.session),
+        scan.source,
+        scan.rank,
+    )
 
 
-def _of_one_person(scans: list[Scan], found: Findings) -> list[Scan]:
+def _without_shared_images(scans: list[Scan], findings: Findings) -> list[Scan]:
+    """Exclude every image that two persons have."""
     copies: dict[str, list[Scan]] = {}
     for scan in scans:
         copies.setdefault(scan.content, []).append(scan)
     kept = []
     for scan in scans:
-        others = [other for other in copies[scan.content] if other.person != scan.person]
+        others = [copy for copy in copies[scan.content] if copy.person != scan.person]
         if others:
-            found.exclude(
+            findings.exclude(
                 scan.dataset,
                 scan.origin,
-                f"duplicate: the same image as {others[0].origin}, of another person; nobody can "
-                "know whose it is. Remove the wrong one",
+                f"duplicate: the same image as {others[0].origin}, of another person. Only one of "
+                "them can be right: remove the other",
             )
         else:
             kept.append(scan)
     return kept
 
 
-def _one_a_session(scans: list[Scan], found: Findings) -> list[Scan]:
+def _one_per_session(scans: list[Scan], findings: Findings) -> list[Scan]:
+    """Keep the scan of the lowest rank in every session; ``scans`` are in order."""
     kept = []
     for _, session in groupby(scans, key=lambda scan: (scan.dataset, scan.subject, scan.session)):
         best, *others = session
         kept.append(best)
         for other in others:
-            found.exclude(
+            findings.exclude(
                 other.dataset,
                 other.origin,
                 f"several T1w: {best.origin.rpartition('/')[2]} of the same session is used",
@@ -61,14 +69,15 @@ def _one_a_session(scans: list[Scan], found: Findings) -> list[Scan]:
     return kept
 
 
-def _first_copies(scans: list[Scan], found: Findings) -> list[Scan]:
+def _first_copies(scans: list[Scan], findings: Findings) -> list[Scan]:
+    """Keep the first of the copies of an image that one person has."""
     first: dict[str, Scan] = {}
     kept = []
     for scan in scans:
         if first.setdefault(scan.content, scan) is scan:
             kept.append(scan)
         else:
-            found.exclude(
+            findings.exclude(
                 scan.dataset,
                 scan.origin,
                 f"duplicate: the same image as {first[scan.content].origin}, of the same person",

@@ -11,6 +11,7 @@ from neurofoundry.ingest.scan import UnusableError
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces"}
 _EXPECTED = {".tsv": "\t", ".csv": ","}
+"""The separator that the name of a file promises."""
 
 
 @dataclass(frozen=True)
@@ -33,74 +34,49 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default=())
 
-    def by(self, key: str) -> tuple[dict[str, Row], list[str]]:
-        """Rows by the value in column ``key``, and notes about values that stand twice.
+    def index_by(self, key: str) -> tuple[dict[str, Row], list[str]]:
+        """Return the rows by their value in column ``key``, and notes about duplicate values.
 
-        Where two rows of a key disagree, the cells that differ become n/a.
+        Where two rows with the same value disagree, the cells that differ become n/a.
         """
-        index = self.columns.index(key)
-        found: dict[str, Row] = {}
+        position = self.columns.index(key)
+        rows: dict[str, Row] = {}
         notes = []
         for row in self.rows:
-            name = row.fields[index] if index < len(row.fields) else ""
-            first = found.setdefault(name, row)
+            value = row.fields[position] if position < len(row.fields) else ""
+            first = rows.setdefault(value, row)
             if first is row or row.fields == first.fields:
                 continue
             problem = first.problem or row.problem
-            differ = sorted(c for c in first.cells if first.cells[c] != row.cells.get(c))
-            cells = {c: "n/a" if c in differ else v for c, v in first.cells.items()}
-            found[name] = Row(first.line, first.fields, problem, {} if problem else cells)
+            differing = sorted(c for c in first.cells if first.cells[c] != row.cells.get(c))
+            cells = {c: "n/a" if c in differing else v for c, v in first.cells.items()}
+            rows[value] = Row(first.line, first.fields, problem, {} if problem else cells)
             notes.append(
-                f"lines {first.line} and {row.line} are about the same {key} and disagree"
-                + (f" in {', '.join(differ)}: set to n/a" if differ else "")
+                f"lines {first.line} and {row.line} have the same {key} and disagree"
+                + (f" in {', '.join(differing)}: set to n/a" if differing else "")
             )
-        return found, notes
+        return rows, notes
 
 
 def read(path: Path, *, key: str) -> Table:
     """Read the table at ``path``, which must have the column ``key``.
 
     Raises UnusableError when nothing in it can be trusted. A row with more or fewer fields than the
-    header carries its problem with it: nobody can know which of its values is whose.
+    header has a problem of its own: there is no telling which value belongs to which column.
     """
     try:
         text, notes = _decode(path.read_bytes())
     except OSError as error:
         raise UnusableError(f"unreadable table: {error.strerror}") from error
-    lines = [
-        (number, line)
-        for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
-        if line.strip()
-    ]
+    lines = _lines(text)
     if not lines:
         raise UnusableError("unreadable table: it is empty")
-    separator = _separator(lines[0][1], key)
-    expected = _EXPECTED.get(path.suffix.lower(), "\t")
-    columns = tuple(name.strip() for name in _split(lines[0][1], separator))
-    for column in columns:
-        if column.casefold() == key.casefold():
-            columns = tuple(key if name == column else name for name in columns)
-    if key not in columns:
-        shown = ", ".join(f"'{column}'" for column in columns[:12])
-        raise UnusableError(f"unreadable table: no column '{key}', found {shown}")
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise UnusableError(f"unreadable table: the column '{twice[0]}' stands twice")
-    if separator != expected and len(columns) > 1:
-        notes.append(
-            f"columns are separated by {_SEPARATORS[separator]}, expected "
-            f"{_SEPARATORS[expected]} in a {path.suffix} file: read as such"
-        )
-    rows = []
-    for number, line in lines[1:]:
-        fields = tuple(field.strip() for field in _split(line, separator))
-        problem = None
-        if len(fields) != len(columns):
-            problem = (
-                f"broken row: line {number} of {path.name} has {len(fields)} fields, "
-                f"expected {len(columns)}"
-            )
-        cells = {} if problem else dict(zip(columns, fields, strict=True))
-        rows.append(Row(number, fields, problem, cells))
+    header = lines[0][1]
+    separator = _separator(header, key)
+    columns = _columns(header, separator, key)
+    if len(columns) > 1:
+        notes += _separator_notes(separator, path.suffix)
+    rows = [_row(number, line, columns, separator, path.name) for number, line in lines[1:]]
     if rows and all(row.problem for row in rows):
         raise UnusableError(
             f"unreadable table: the header has {len(columns)} fields, no other line has as many"
@@ -124,6 +100,12 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
         return content.decode("latin-1"), ["not UTF-8: read as Latin-1"]
 
 
+def _lines(text: str) -> list[tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def _separator(header: str, key: str) -> str:
     if "\t" in header:
         return "\t"
@@ -132,6 +114,38 @@ def _separator(header: str, key: str) -> str:
         if len(names) > 1 and key.casefold() in names:
             return separator
     return "\t"
+
+
+def _columns(header: str, separator: str, key: str) -> tuple[str, ...]:
+    """Return the names of the columns; ``key`` is recognized in any case."""
+    names = [name.strip() for name in _split(header, separator)]
+    columns = tuple(key if name.casefold() == key.casefold() else name for name in names)
+    if key not in columns:
+        shown = ", ".join(f"'{column}'" for column in columns[:12])
+        raise UnusableError(f"unreadable table: no column '{key}', found {shown}")
+    if duplicates := sorted({column for column in columns if columns.count(column) > 1}):
+        raise UnusableError(f"unreadable table: duplicate column '{duplicates[0]}'")
+    return columns
+
+
+def _separator_notes(separator: str, suffix: str) -> list[str]:
+    expected = _EXPECTED.get(suffix.lower(), "\t")
+    if separator == expected:
+        return []
+    return [
+        f"columns are separated by {_SEPARATORS[separator]}, expected {_SEPARATORS[expected]} in "
+        f"a {suffix} file: read all the same"
+    ]
+
+
+def _row(number: int, line: str, columns: tuple[str, ...], separator: str, table: str) -> Row:
+    fields = tuple(cell.strip() for cell in _split(line, separator))
+    if len(fields) == len(columns):
+        return Row(number, fields, None, dict(zip(columns, fields, strict=True)))
+    problem = (
+        f"broken row: line {number} of {table} has {len(fields)} fields, expected {len(columns)}"
+    )
+    return Row(number, fields, problem, {})
 
 
 def _split(line: str, separator: str) -> list[str]:
@@ -146,5 +160,5 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell holds one of the usual words for nothing."""
+    """Return whether a cell holds one of the usual words for nothing."""
     return cell.strip().casefold() in {"", "n/a", "na", "#n/a", "nan", "null", "none"}

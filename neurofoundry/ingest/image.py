@@ -1,8 +1,8 @@
-"""Looks at one NIfTI file and says why it cannot be used.
+"""Inspects one NIfTI file and says why it cannot be used.
 
-Every check comes before the next, dearer one; the voxels are read last. A head fills 90 to
-420 mm along each axis with voxels of 0.2 to 8 mm; what lies outside is another part of the body,
-a fragment, or a header in other units.
+Cheap checks come first; the voxels are read last. A head fills 90 to 420 mm along each axis with
+voxels of 0.2 to 8 mm; what lies outside is another part of the body, a fragment, or a header in
+other units.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,15 @@ SPACING_MM = (0.2, 8.0)
 EXTENT_MM = (90.0, 420.0)
 MAX_VOXELS = 2**29
 """Bounds the memory of a worker: 0.25 mm over a whole head."""
+_HEADERS: dict[int, Callable[..., nib.Nifti1Header]] = {
+    348: nib.Nifti1Header,
+    540: nib.Nifti2Header,
+}
+"""By their size in bytes, which is also their first number."""
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHashes:
     """What a usable image is known by."""
 
     sha256: str
@@ -37,10 +43,10 @@ class Look:
     """Of the shape and the voxel values as float32."""
 
 
-def look(file: Path) -> Look | UnusableError:
-    """Look at a .nii or .nii.gz file; returns why not when it cannot be used."""
+def inspect_image(file: Path) -> ImageHashes | UnusableError:
+    """Hash a .nii or .nii.gz file; return why not when it cannot be used."""
     try:
-        return _look(file)
+        return _inspect(file)
     except UnusableError as reason:
         return reason
     except PermissionError:
@@ -49,7 +55,7 @@ def look(file: Path) -> Look | UnusableError:
         return UnusableError(f"unreadable file: {os.strerror(error.errno or 0)}")
 
 
-def _look(file: Path) -> Look:
+def _inspect(file: Path) -> ImageHashes:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UnusableError("not a file: expected an image file, found a folder or a device")
@@ -75,11 +81,12 @@ def _look(file: Path) -> Look:
             "Copy it again from its source"
         )
     voxels = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=offset)
-    return Look(sha256, _check_values(voxels, header, shape))
+    slope, intercept = _scaling(header, voxels)
+    return ImageHashes(sha256, _content_hash(voxels, slope, intercept, shape))
 
 
 def _is_packed(start: bytes, name: str) -> bool:
-    """Whether the file is gzip-compressed; its name must say the same."""
+    """Return whether the file is gzip-compressed; its name must say the same."""
     packed = start.startswith(b"\x1f\x8b")
     if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start[:200]:
         raise UnusableError(
@@ -98,16 +105,18 @@ def _is_packed(start: bytes, name: str) -> bool:
 
 
 def _unpack(packed: bytes, size: int, *, whole: bool) -> bytes:
-    """The first ``size`` bytes that are packed; zlib in one call, which leaves other threads
-    running. ``whole``: insist on the checksum at the end."""
-    parts: list[bytes] = []
-    while packed and (missing := size - sum(map(len, parts))) > 0:
+    """Return the first ``size`` bytes that are packed; ``whole`` insists on the final checksum.
+
+    zlib does it in one call, which lets other threads run.
+    """
+    members: list[bytes] = []
+    while packed and (missing := size - sum(map(len, members))) > 0:
         unzip = zlib.decompressobj(wbits=31)
         try:
-            parts.append(unzip.decompress(packed, missing))
+            members.append(unzip.decompress(packed, missing))
             more = whole and unzip.decompress(unzip.unconsumed_tail, 1)
         except zlib.error as error:
-            if not whole and parts:
+            if not whole and members:
                 break
             detail = str(error).rpartition(":")[2].strip()
             raise UnusableError(
@@ -116,20 +125,20 @@ def _unpack(packed: bytes, size: int, *, whole: bool) -> bytes:
         if whole and not unzip.eof and not more:
             raise UnusableError(
                 f"cut short: the image needs {size} bytes, the gzip stream ends after "
-                f"{sum(map(len, parts))}. Copy the file again from its source"
+                f"{sum(map(len, members))}. Copy the file again from its source"
             )
         packed = unzip.unused_data
-    return b"".join(parts)
+    return b"".join(members)
 
 
 def _header(start: bytes) -> nib.Nifti1Header:
-    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-    for size, kind in kinds.items():
+    """Return the header at the start of a file. Raises UnusableError."""
+    for size, version in _HEADERS.items():
         if len(start) >= size and size in (
             int.from_bytes(start[:4], "little"),
             int.from_bytes(start[:4], "big"),
         ):
-            header = kind(start[:size], check=False)
+            header = version(start[:size], check=False)
             magic = bytes(header["magic"])[:3]
             if magic in (b"n+1", b"n+2"):
                 return header
@@ -137,12 +146,12 @@ def _header(start: bytes) -> nib.Nifti1Header:
                 raise UnusableError("not NIfTI: half of a .hdr/.img pair. Save it as one .nii file")
             raise UnusableError("not NIfTI: the header has no NIfTI magic (an ANALYZE file?)")
     raise UnusableError(
-        f"not NIfTI: the file starts with other bytes than a NIfTI header ({start[:4].hex()})"
+        f"not NIfTI: the file does not start with a NIfTI header ({start[:4].hex()})"
     )
 
 
 def _offset(header: nib.Nifti1Header) -> int:
-    """Where the voxels begin, in bytes."""
+    """Return where the voxels begin, in bytes."""
     offset = float(header["vox_offset"])
     if not 0 <= offset < 1 << 30:
         raise UnusableError(f"not NIfTI: the header says that voxels begin at byte {offset:g}")
@@ -150,43 +159,46 @@ def _offset(header: nib.Nifti1Header) -> int:
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
+    """Return the size of the only volume. Raises UnusableError."""
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
         raise UnusableError(f"not NIfTI: the header says {count} dimensions")
     shape = tuple(int(size) for size in header["dim"][1 : count + 1])
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    found = " × ".join(map(str, shape))
+    sides = " × ".join(map(str, shape))
     if min(shape) < 0 or 0 in shape:
-        raise UnusableError(f"not 3D: the header says {found} voxels")
+        raise UnusableError(f"not 3D: the header says {sides} voxels")
     if len(shape) < 3 or 1 in shape:
-        raise UnusableError(f"not 3D: a 2D image of {found} voxels")
+        raise UnusableError(f"not 3D: a 2D image of {sides} voxels")
     if len(shape) > 3:
         raise UnusableError(
-            f"not 3D: a {len(shape)}D image of {found} voxels, expected one volume. "
+            f"not 3D: a {len(shape)}D image of {sides} voxels, expected one volume. "
             "Extract the volume that is T1-weighted"
         )
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise UnusableError(
-            f"too large: {found} voxels, expected {MAX_VOXELS} at most. Downsample it"
+            f"too large: {sides} voxels, expected {MAX_VOXELS} at most. Downsample it"
         )
-    return shape  # type: ignore[return-value]
+    x, y, z = shape
+    return x, y, z
 
 
 def _dtype(header: nib.Nifti1Header) -> np.dtype[np.generic]:
     code = int(header["datatype"])
     try:
-        dtype = header.get_data_dtype()
+        dtype: np.dtype[np.generic] = header.get_data_dtype()
     except KeyError:
-        raise UnusableError(f"not grey values: unknown data type {code}") from None
+        raise UnusableError(f"not greyscale: unknown data type {code}") from None
     if dtype.fields:
-        raise UnusableError("not grey values: a colour (RGB) image")
+        raise UnusableError("not greyscale: a colour (RGB) image")
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or dtype.itemsize == 0:
-        raise UnusableError(f"not grey values: data type {dtype.name}, expected integers or floats")
+        raise UnusableError(f"not greyscale: data type {dtype.name}, expected integers or floats")
     return dtype
 
 
 def _check_geometry(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> None:
+    """Raise UnusableError unless the header describes a box that a head fits in."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):  # 0, 'unknown', is what many tools write and mean mm by
         name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
@@ -224,34 +236,32 @@ def _check_spacing(spacing: NDArray[np.float64]) -> None:
 
 
 def _affine(header: nib.Nifti1Header) -> NDArray[np.float64]:
-    """From voxels to mm: the sform when there is one, as nibabel has it."""
+    """Return the affine from voxels to mm: the sform if there is one, as nibabel does."""
     try:
         sform = header.get_sform(coded=True)[0]
         qform = header.get_qform(coded=True)[0]
     except (ValueError, KeyError, nib.spatialimages.HeaderDataError):
         raise UnusableError("singular affine: the qform has no valid rotation") from None
-    found = [form for form in (sform, qform) if form is not None]
-    if not found:
+    forms = [form for form in (sform, qform) if form is not None]
+    if not forms:
         raise UnusableError(
             "no orientation: sform and qform codes are both 0, so left and right are unknown. "
             "Convert the scan again from its source"
         )
-    if not all(np.isfinite(form).all() for form in found):
+    if not all(np.isfinite(form).all() for form in forms):
         raise UnusableError("singular affine: it holds NaN or infinite values")
-    if len(found) == 2 and np.linalg.det(sform[:3, :3]):
-        codes = ["".join(nib.aff2axcodes(form)) for form in found]
+    if len(forms) == 2 and np.linalg.det(sform[:3, :3]):
+        codes = ["".join(nib.aff2axcodes(form)) for form in forms]
         if codes[0] != codes[1]:
             raise UnusableError(
                 f"contradictory orientation: sform says {codes[0]}, qform {codes[1]}. "
                 "Convert the scan again from its source"
             )
-    return np.asarray(found[0], float)
+    return np.asarray(forms[0], float)
 
 
-def _check_values(
-    voxels: NDArray[Any], header: nib.Nifti1Header, shape: tuple[int, int, int]
-) -> str:
-    """Check the voxel values and return the hash of the image they make."""
+def _scaling(header: nib.Nifti1Header, voxels: NDArray[Any]) -> tuple[float, float]:
+    """Return slope and intercept, after checking the values that they make of the voxels."""
     low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():
         bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
@@ -260,23 +270,30 @@ def _check_values(
         raise UnusableError(
             "all zero: every voxel is 0" if not high else f"constant: every voxel is {high:g}"
         )
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):
-        slope, inter = 1.0, 0.0
+        slope, intercept = 1.0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        ends = np.array([low, high]) * slope + inter
+        ends = np.array([low, high]) * slope + intercept
     if not np.isfinite(ends).all() or np.abs(ends).max() > np.finfo(np.float32).max:
         raise UnusableError(
-            f"scaling overflow: values {low:g} to {high:g} times slope {slope:g} plus {inter:g} "
-            "exceed what float32 holds. Convert the scan again from its source"
+            f"scaling overflow: values {low:g} to {high:g} times slope {slope:g} plus "
+            f"{intercept:g} exceed what float32 holds. Convert the scan again from its source"
         )
     if np.float32(ends[0]) == np.float32(ends[1]):
         raise UnusableError(f"constant: every voxel is {ends[0]:g} after scaling by {slope:g}")
+    return slope, intercept
+
+
+def _content_hash(
+    voxels: NDArray[Any], slope: float, intercept: float, shape: tuple[int, int, int]
+) -> str:
+    """Hash the image that scaled voxels make."""
     digest = hashlib.sha256(repr(shape).encode())
     step = 1 << 20
     for begin in range(0, voxels.size, step):
-        part = voxels[begin : begin + step]
-        digest.update((part * slope + inter).astype("<f4").tobytes())
+        chunk = voxels[begin : begin + step]
+        digest.update((chunk * slope + intercept).astype("<f4").tobytes())
     return digest.hexdigest()
 
 

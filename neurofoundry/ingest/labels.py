@@ -2,8 +2,8 @@
 
 - A value that `ingest.columns` does not name becomes n/a; the scan stays, for pretraining and for
   other tasks, and notes.tsv says what was found.
-- **Sex that contradicts itself** between the sessions of a person becomes n/a in all of them:
-  nobody can know which is true.
+- **Sex that contradicts itself** between the sessions of a person becomes n/a in all of them: there
+  is no telling which is right.
 - **Age that goes backwards** from one numbered session to the next becomes n/a in all sessions of
   that subject, for the same reason.
 - Ages are years from 0 to 120; '90+' counts as 90. Field strengths are tesla up to 30.
@@ -22,9 +22,10 @@ import pandas as pd
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest.delimited import is_missing
 from neurofoundry.ingest.params import DESCRIBED, Column
-from neurofoundry.ingest.scan import Findings, Scan, natural
+from neurofoundry.ingest.scan import Findings, Scan, natural_key
 from neurofoundry.tasks import Task
 
+_IDENTITY = ("scan_id", "dataset", "subject", "session", "person", "source", "path", "sha256")
 _TOLERANCE_YEARS = 0.1
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
 
@@ -36,72 +37,57 @@ def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Task]) -> N
         for label in task.classes:
             if declared and label not in declared:
                 raise UsageError(
-                    f"tasks.{name}: the class '{label}' is no value of ingest.columns."
+                    f"tasks.{name}: the class '{label}' is not a value of ingest.columns."
                     f"{task.column}. Declared: {', '.join(declared)}."
                 )
 
 
-def table(
+def tabulate(
     scans: Sequence[Scan],
     *,
     columns: Mapping[str, Column],
     tasks: Mapping[str, Task],
-    found: Findings,
+    findings: Findings,
 ) -> pd.DataFrame:
-    """One row a scan: all columns of the cohort but ``split``.
+    """Return one row per scan, with all columns of the cohort but ``split``.
 
     A declared label column that no dataset has is left out.
     """
     numbers = {"age", "field_strength"} | {
         task.column for task in tasks.values() if task.numeric_label
     }
-    heads = {name.casefold() for scan in scans for row in scan.cells for name in row}
-    unknown: Counter[tuple[str, str, str]] = Counter()
+    names = {name.casefold() for scan in scans for row in scan.rows for name in row}
     labelled: dict[str, list[Any]] = {}
     for name in (*DESCRIBED, *(name for name in columns if name not in DESCRIBED)):
         column = columns.get(name) or Column.model_validate({"from": [name]})
-        if name not in DESCRIBED and not {source.casefold() for source in column.from_} & heads:
-            continue
-        labelled[name] = _read_column(name, column, scans, unknown, numeric=name in numbers)
-    for (dataset, name, shown), count in sorted(unknown.items()):
-        expected = "a number" if name in numbers else f"one of {', '.join(columns[name].values)}"
-        if name in _RANGES:
-            expected = "{:g} to {:g}".format(*_RANGES[name])
-        found.note(
-            dataset, dataset, f"{name} is {shown} in {count} scans, expected {expected}: set to n/a"
-        )
+        if name in DESCRIBED or {source.casefold() for source in column.from_} & names:
+            reader = _Reader(name, column, numeric=name in numbers)
+            labelled[name] = [reader.value(scan) for scan in scans]
+            reader.note_unknown(findings)
     labelled["site"] = [
         site or scan.dataset for site, scan in zip(labelled["site"], scans, strict=True)
     ]
-    frame = pd.DataFrame(
-        {
-            "scan_id": [scan.scan_id for scan in scans],
-            "dataset": [scan.dataset for scan in scans],
-            "subject": [scan.subject for scan in scans],
-            "session": [scan.session for scan in scans],
-            "person": [scan.person for scan in scans],
-            "source": [scan.source for scan in scans],
-            "path": [scan.path for scan in scans],
-            "sha256": [scan.sha256 for scan in scans],
-            "split": None,
-            **labelled,
-        }
-    )
+    identity = {name: [getattr(scan, name) for scan in scans] for name in _IDENTITY}
+    frame = pd.DataFrame({**identity, "split": None, **labelled})
     frame = frame.astype({"age": float, "field_strength": float})
-    _agree_on_sex(frame, found)
-    _grow_older(frame, found)
+    _drop_contradictory_sex(frame, findings)
+    _drop_decreasing_ages(frame, findings)
     return frame
 
 
 def sites(scans: Sequence[Scan], columns: Mapping[str, Column]) -> set[str]:
-    """The sites of scans; a scan that has none is of the site called like its dataset."""
-    named = _read_column("site", columns["site"], scans, Counter(), numeric=False)
-    return {str(site or scan.dataset) for site, scan in zip(named, scans, strict=True)}
+    """Return the sites of the scans; a scan without one has the name of its dataset as its site."""
+    reader = _Reader("site", columns["site"], numeric=False)
+    return {str(reader.value(scan) or scan.dataset) for scan in scans}
 
 
 def cell(scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()) -> str | None:
-    """What the tables say about a scan; the most specific table that says anything."""
-    for row in scan.cells:
+    """Return what the tables say about a scan, the most specific table that says anything.
+
+    ``sources`` are names of columns in order of preference, in any case. A word for nothing, such
+    as 'none', is a value if it is ``meaningful``.
+    """
+    for row in scan.rows:
         by_name = {name.casefold(): value for name, value in row.items()}
         for source in sources:
             value = row.get(source, by_name.get(source.casefold(), ""))
@@ -110,59 +96,76 @@ def cell(scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()) ->
     return None
 
 
-def _read_column(
-    name: str,
-    column: Column,
-    scans: Sequence[Scan],
-    unknown: Counter[tuple[str, str, str]],
-    *,
-    numeric: bool,
-) -> list[str | float | None]:
-    meanings = {theirs: ours for ours, many in column.values.items() for theirs in many}
-    folded: dict[str, set[str]] = {}
-    for theirs, ours in meanings.items():
-        folded.setdefault(theirs.casefold(), set()).add(ours)
-    low, high = _RANGES.get(name, (-math.inf, math.inf))
-    values: list[str | float | None] = []
-    for scan in scans:
-        value = scan.header.get(name)
-        if isinstance(value, float) and not low <= value <= high:
-            value = None
-        text = cell(scan, column.from_, meanings) if value is None else None
-        if text is not None and numeric:
-            value = _number(text, is_age=name == "age")
-            value = value if value is not None and low <= value <= high else None
-            if value is None:
-                # A misplaced birth date must not be repeated in an output: its pattern will do.
-                pattern = re.sub(r"\d", "9", re.sub(r"[^\W\d_]", "x", text))
-                unknown[scan.dataset, name, f"like '{pattern[:20]}'"] += 1
-        elif text is not None and meanings:
-            text = text if text in meanings else text.removesuffix(".0")
-            same = folded.get(text.casefold(), set())
-            value = meanings.get(text, next(iter(same)) if len(same) == 1 else None)
-            if value is None:
-                unknown[scan.dataset, name, f"'{text[:40]}'"] += 1
-        elif text is not None:
-            value = text
-        values.append(value)
-    return values
+class _Reader:
+    """Reads one column of the cohort from the tables and headers of the scans."""
+
+    def __init__(self, name: str, column: Column, *, numeric: bool) -> None:
+        self.name, self.numeric = name, numeric
+        self.sources, self.classes = column.from_, tuple(column.values)
+        self.low, self.high = _RANGES.get(name, (-math.inf, math.inf))
+        self.meanings = {theirs: ours for ours, many in column.values.items() for theirs in many}
+        self.unknown: Counter[tuple[str, str]] = Counter()
+        """Dataset, what was found there: how often."""
+        self._by_folded: dict[str, set[str]] = {}
+        for theirs, ours in self.meanings.items():
+            self._by_folded.setdefault(theirs.casefold(), set()).add(ours)
+
+    def value(self, scan: Scan) -> str | float | None:
+        """Return the value of a scan; None where there is none, or one that is not understood."""
+        value = scan.header.get(self.name)
+        if value is not None and (not isinstance(value, float) or self._in_range(value)):
+            return value
+        text = cell(scan, self.sources, self.meanings)
+        if text is None or not (self.numeric or self.meanings):
+            return text
+        value = self._number(text) if self.numeric else self._class(text)
+        if value is None:
+            self.unknown[scan.dataset, _pattern(text) if self.numeric else f"'{text[:40]}'"] += 1
+        return value
+
+    def note_unknown(self, findings: Findings) -> None:
+        """Record the values that were not understood."""
+        expected = "a number" if self.numeric else f"one of {', '.join(self.classes)}"
+        if self.name in _RANGES:
+            expected = f"{self.low:g} to {self.high:g}"
+        for (dataset, shown), count in self.unknown.items():
+            findings.note(
+                dataset,
+                dataset,
+                f"{self.name} is {shown} in {count} scans, expected {expected}: set to n/a",
+            )
+
+    def _number(self, text: str) -> float | None:
+        """Read a number as tables have it: 45, 45.5, 45,5; for ages also 90+ and 45 years."""
+        pattern = r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*(\+|y|years?)?"
+        match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
+        if not match or (match[2] and self.name != "age"):
+            return None
+        number = float(match[1].replace(",", "."))
+        return number if self._in_range(number) else None
+
+    def _class(self, text: str) -> str | None:
+        """Translate their value to ours: as spelled, else in any case if that is unambiguous."""
+        text = text if text in self.meanings else text.removesuffix(".0")
+        alike = self._by_folded.get(text.casefold(), set())
+        return self.meanings.get(text, next(iter(alike)) if len(alike) == 1 else None)
+
+    def _in_range(self, number: float) -> bool:
+        return self.low <= number <= self.high
 
 
-def _number(text: str, *, is_age: bool) -> float | None:
-    """A number as tables have it: 45, 45.5, 45,5; for ages also 90+ and 45 years."""
-    pattern = r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*(\+|y|years?)?"
-    found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
-    if not found or (found[2] and not is_age):
-        return None
-    return float(found[1].replace(",", "."))
+def _pattern(text: str) -> str:
+    """Return the pattern of a text: a misplaced birth date must not be repeated in an output."""
+    pattern = re.sub(r"\d", "9", re.sub(r"[^\W\d_]", "x", text))
+    return f"of the form '{pattern[:20]}'"
 
 
-def _agree_on_sex(frame: pd.DataFrame, found: Findings) -> None:
+def _drop_contradictory_sex(frame: pd.DataFrame, findings: Findings) -> None:
     counts = frame.groupby("person")["sex"].nunique()
     for person in counts.index[counts > 1]:
         rows = frame["person"] == person
         dataset = frame.loc[rows, "dataset"].iloc[0]
-        found.note(
+        findings.note(
             dataset,
             dataset,
             f"sex of {person} is F in one session and M in another: set to n/a in all of them",
@@ -170,21 +173,21 @@ def _agree_on_sex(frame: pd.DataFrame, found: Findings) -> None:
         frame.loc[rows, "sex"] = None
 
 
-def _grow_older(frame: pd.DataFrame, found: Findings) -> None:
+def _drop_decreasing_ages(frame: pd.DataFrame, findings: Findings) -> None:
     aged = frame.dropna(subset="age")
     for (dataset, subject), rows in aged.groupby(["dataset", "subject"]):
         # Only numbers order sessions for certain: ses-1 and ses-2, not ses-pre and ses-scan.
         if len(rows) < 2 or rows["session"].str.replace(r"\d+", "#", regex=True).nunique() > 1:
             continue
-        rows = rows.loc[sorted(rows.index, key=lambda row: natural(rows["session"][row]))]
+        rows = rows.loc[sorted(rows.index, key=lambda row: natural_key(rows["session"][row]))]
         if rows["age"].diff().min() < -_TOLERANCE_YEARS:
             ages = ", ".join(
                 f"{age:g} in {session}"
                 for session, age in zip(rows["session"], rows["age"], strict=True)
             )
-            found.note(
+            findings.note(
                 str(dataset),
                 str(dataset),
-                f"age of {subject} goes backwards ({ages}): set to n/a in all",
+                f"age of {subject} goes backwards ({ages}): set to n/a in all of them",
             )
             frame.loc[rows.index, "age"] = float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -21,10 +22,10 @@ DESCRIBED = ("age", "sex", "site", "scanner", "field_strength")
 
 
 class Dataset(Section):
-    """A folder of scans that were kept in one way."""
+    """A folder of scans that are all organized in one way."""
 
     name: str
-    """What the dataset is called in every table; subjects are numbered within it."""
+    """The name of the dataset in every table; subject labels are unique within it."""
     kind: Literal["bids", "dicom", "table"]
     path: str
     """Folder (or the table itself) relative to the data root; '.' is the root."""
@@ -49,16 +50,16 @@ class Column(Section):
     """Where datasets keep a fact about a scan, and what the values mean."""
 
     from_: tuple[str, ...] = Field(alias="from", min_length=1)
-    """Column names in the datasets' tables; the first that holds a value is taken."""
+    """Column names in the datasets' tables; the first that holds a value is used."""
     values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Our value to theirs. Any other value becomes n/a. Left out: values are kept as they are."""
+    """Our value to theirs. Any other value becomes n/a. By default, values are kept as they are."""
 
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        for word in [*values, *(one for many in values.values() for one in _listed(many))]:
+        for word in [*values, *(theirs for many in values.values() for theirs in _listed(many))]:
             if isinstance(word, bool):
                 raise ValueError(
                     "YAML reads yes, no, on and off without quotes as true and false: "
@@ -70,25 +71,25 @@ class Column(Section):
     @classmethod
     def _distinct(cls, values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         theirs = [one for many in values.values() for one in many]
-        if twice := {one for one in theirs if theirs.count(one) > 1}:
-            raise ValueError(f"{sorted(twice)[0]!r} stands for two values")
+        if ambiguous := {one for one in theirs if theirs.count(one) > 1}:
+            raise ValueError(f"{sorted(ambiguous)[0]!r} is listed under two values")
         return values
 
 
 class IngestParams(Section):
-    """What is taken into the cohort, and how persons are dealt to splits."""
+    """What goes into the cohort, and how persons are assigned to splits."""
 
     datasets: tuple[Dataset, ...] = ()
-    """`auto` (kept as the empty list): whatever lies below the data root; or a list."""
+    """`auto` (the empty list): whatever lies below the data root; or a list."""
     columns: dict[str, Column] = Field(default_factory=dict, validate_default=True)
-    """Common name to where datasets keep it. age, sex and site are looked for under their own
-    names unless they are declared here."""
+    """Common name to where datasets keep it. age, sex and site are expected under their own names
+    unless they are declared here."""
     splits: Splits
     split_column: str | None = None
     """A column of the datasets' tables that holds published splits (pretrain, train, val, test,
-    ood); persons without a value there are dealt like the others."""
+    ood); persons without a value there are assigned like the others."""
     shared_subjects: tuple[tuple[str, ...], ...] = ()
-    """Lists of datasets in which equal subject labels name the same person."""
+    """Groups of datasets in which equal subject labels name the same person."""
 
     @field_validator("datasets", mode="before")
     @classmethod
@@ -103,8 +104,8 @@ class IngestParams(Section):
     @classmethod
     def _named_once(cls, datasets: tuple[Dataset, ...]) -> tuple[Dataset, ...]:
         names = [dataset.name for dataset in datasets]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two datasets are called {sorted(twice)[0]!r}")
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two datasets are called {sorted(duplicates)[0]!r}")
         return datasets
 
     @field_validator("columns")
@@ -116,25 +117,24 @@ class IngestParams(Section):
         for name in ("age", "field_strength"):
             if name in columns and columns[name].values:
                 raise ValueError(f"'{name}' is a number: `values` has no effect")
-        complete = {
-            name: Column.model_validate({"from": [name]}) for name in ("age", "sex", "site")
-        }
-        complete |= columns
+        complete = {name: _column([name]) for name in ("age", "sex", "site")} | columns
         sex = complete["sex"]
-        if not sex.values:
-            complete["sex"] = Column.model_validate({"from": sex.from_, "values": _SEX})
-        elif not set(sex.values) <= {"F", "M"}:
+        if not set(sex.values) <= {"F", "M"}:
             raise ValueError(f"sex: values are F and M, found {', '.join(sorted(sex.values))}")
-        return complete
+        return complete | {"sex": sex if sex.values else _column(sex.from_, values=_SEX)}
 
     @model_validator(mode="after")
     def _shared_once(self) -> IngestParams:
         names = [name for group in self.shared_subjects for name in group]
         if len(set(names)) != len(names):
-            raise ValueError("shared_subjects: a dataset stands in two lists; join them")
+            raise ValueError("shared_subjects: a dataset is in two groups; join them")
         if any(len(group) < 2 for group in self.shared_subjects):
-            raise ValueError("shared_subjects: a list needs at least two datasets")
+            raise ValueError("shared_subjects: a group needs at least two datasets")
         return self
+
+
+def _column(sources: Sequence[str], **declared: Any) -> Column:
+    return Column.model_validate({"from": sources, **declared})
 
 
 def _listed(many: Any) -> list[Any]:

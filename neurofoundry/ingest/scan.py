@@ -1,4 +1,4 @@
-"""A scan on its way into the cohort, and what is written down about the files that are not."""
+"""A scan on its way into the cohort, and the findings that are recorded along the way."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import Progress, TimeRemainingColumn
-
 from neurofoundry.runtime.files import hash_file
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+from neurofoundry.runtime.progress import Progress
 
 # Data versioning tools keep files under the hash of their content and may leave links to them.
 _CONTENT_STORE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/")
@@ -41,63 +37,67 @@ class Scan:
     path: str
     """Relative to the data root; to the cohort folder for dicom."""
     file: Path
-    """Where the image is read."""
+    """Where to read the image."""
     origin: str
-    """What people find it by: its path, or the pseudonym of a DICOM series."""
+    """What people know it by: its path, or the pseudonym of a DICOM series."""
     rank: tuple[object, ...]
     """Orders the scans of one session: the lowest is preferred."""
-    cells: tuple[Mapping[str, str], ...]
-    """Rows of the dataset's tables that are about this scan, the most specific first."""
+    rows: tuple[Mapping[str, str], ...]
+    """What the dataset's tables say about it, column to cell; the most specific row first."""
     header: Mapping[str, str | float] = field(default_factory=dict)
     """Columns known from the image's own header or sidecar."""
     person: str = ""
     sha256: str = ""
     content: str = ""
-    """Hash of the voxel values: equal for copies of an image, however they are packed."""
+    """Hash of the voxel values: equal for copies of an image, however they are compressed."""
 
     @property
     def scan_id(self) -> str:
+        """The name of the scan in every table of the pipeline."""
         return "_".join(map(slug, (self.dataset, self.subject, self.session)))
 
 
 @dataclass
 class Findings:
-    """What was found in the data: scans, what is excluded, what is worth knowing."""
+    """What reading the data has brought to light: scans, what is excluded, what is worth noting."""
 
     data: Path
+    """The data root."""
     scans: list[Scan] = field(default_factory=list)
     excluded: list[tuple[str, str, str]] = field(default_factory=list)
-    """dataset, path, reason"""
+    """Dataset, path, reason."""
     notes: list[tuple[str, str, str]] = field(default_factory=list)
-    """dataset, path, note: scans that are used, though not quite as they were found"""
-    read: dict[str, str] = field(default_factory=dict)
+    """Dataset, path, note: about scans that are used, though not quite as they are on disk."""
+    hashes: dict[str, str] = field(default_factory=dict)
     """Tables and sidecars that were read: path to SHA-256."""
 
     def exclude(self, dataset: str, path: Path | str, reason: object) -> None:
+        """Record that a file is not used, and why."""
         self.excluded.append((dataset, self.name(path), _one_line(reason)))
 
     def note(self, dataset: str, path: Path | str, note: str) -> None:
+        """Record what is worth knowing about a file that is used."""
         self.notes.append((dataset, self.name(path), _one_line(note)))
 
     def name(self, path: Path | str) -> str:
-        """How a path is written in tables: relative to the data root, nothing unprintable."""
+        """Return a path as tables show it: relative to the data root, printable."""
         return printable(path.relative_to(self.data).as_posix() if isinstance(path, Path) else path)
 
     def remember(self, path: Path) -> None:
-        """Count a table or sidecar into the data version."""
+        """Make a table or sidecar part of the data version."""
         name = self.name(path)
-        if name not in self.read:
-            self.read[name] = hash_file(path)
+        if name not in self.hashes:
+            self.hashes[name] = hash_file(path)
 
 
-def natural(label: str) -> tuple[tuple[int, str], ...]:
-    """Sort key that puts ses-2 before ses-10."""
-    parts = re.split(r"(\d+)", label)
-    return tuple((int(part), part) if part.isdecimal() else (-1, part) for part in parts)
+def natural_key(label: str) -> tuple[tuple[int, str], ...]:
+    """Return a sort key that puts ses-2 before ses-10."""
+    pieces = re.split(r"(\d+)", label)
+    return tuple((int(piece), piece) if piece.isdecimal() else (-1, piece) for piece in pieces)
 
 
 def printable(text: str) -> str:
-    """Text for a table: control characters and bytes that are not UTF-8 are escaped."""
+    """Escape control characters and bytes that are not UTF-8."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
@@ -105,7 +105,7 @@ def printable(text: str) -> str:
     )
 
 
-def check_place(file: Path, root: Path) -> None:
+def check_location(file: Path, root: Path) -> None:
     """Raise UnusableError unless ``file`` exists and lies in the dataset folder ``root``."""
     name = str(file.relative_to(root))
     if printable(name) != name:
@@ -128,18 +128,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each(
-    function: Callable[[Item], Result], items: Iterable[Item], *, what: str, workers: int
+def map_in_threads(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    what: str,
+    unit: str,
+    workers: int,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with ``function(item)``, in the order of the items, with a progress bar."""
-    items = list(items)
-    bar = Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console)
+    """Yield every item with ``function(item)``, in the order of the items, and show progress.
+
+    ``what`` is done, and ``unit`` are the items, in the words of a log: 'reading x: 3/9 files'. A
+    result that is an UnusableError counts as failed.
+    """
     pool = ThreadPoolExecutor(workers)
     try:
-        with bar:
-            task = bar.add_task(what, total=len(items))
+        with Progress(what, len(items), unit=unit) as progress:
             for item, result in zip(items, pool.map(function, items), strict=True):
-                bar.advance(task)
+                progress.advance(failed=isinstance(result, UnusableError))
                 yield item, result
     finally:
         pool.shutdown(cancel_futures=True)
@@ -150,7 +156,7 @@ def _one_line(text: object) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as part of a file name; the hash keeps apart labels that would look the same."""
+    """Return a label as part of a file name; a hash keeps apart labels that would look the same."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", label)
     if plain == label:
         return label

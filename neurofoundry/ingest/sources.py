@@ -1,10 +1,10 @@
 """Finds the datasets below the data root.
 
-`auto` looks at the root, then at its folders down to the third level: a BIDS dataset has
-``sub-*`` folders; a table is the one .tsv or .csv in a folder that has a
-column ``path``. All DICOM files that lie elsewhere are one dataset called ``dicom``: folders of
-DICOM are often called after people, and their names must not get into a table. Hospitals that
-number their patients alike have to be declared apart.
+`auto` searches the root, then its folders down to the third level: a BIDS dataset has ``sub-*``
+folders; a table is the only .tsv or .csv in a folder that has a column ``path``. All DICOM files
+that lie elsewhere are one dataset called ``dicom``: folders of DICOM are often named after people,
+and their names must not get into a table. Hospitals that number their patients alike have to be
+declared separately.
 
 A dataset at the root itself is called ``data``; others after their folders.
 """
@@ -20,97 +20,52 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import table
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, printable
+from neurofoundry.runtime.progress import Progress
 
 IGNORED = ("derivatives", "sourcedata", "code")
+"""Folders of a BIDS dataset that hold no raw scans."""
 _DEPTH = 3
+_EXPECTED = "BIDS (folders sub-*), a table (.tsv or .csv with a column 'path'), or DICOM files"
 
 
-def find(declared: Sequence[Dataset], found: Findings) -> list[Dataset]:
-    """The declared datasets, or whatever lies below ``found.data``.
+def find(declared: Sequence[Dataset], findings: Findings) -> list[Dataset]:
+    """Return the declared datasets, or whatever lies below ``findings.data``.
 
-    Raises UsageError when a declared one is not there, DataError when nothing is found.
+    Raises UsageError when a declared one is not there, DataError when there is none at all.
     """
-    data = found.data
+    data = findings.data
     if not data.is_dir():
         raise UsageError(
             f"{data.name}: the data folder does not exist. Give the folder with --data."
         )
-    for dataset in declared:
-        path = data / dataset.path
-        if not path.exists():
-            raise UsageError(
-                f"ingest.datasets: '{dataset.name}' should lie in '{dataset.path}' below the data "
-                "folder, but there is no such file or folder."
-            )
-        if dataset.kind != "table" and not path.is_dir():
-            raise UsageError(
-                f"ingest.datasets: '{dataset.name}' is of kind {dataset.kind}, so that "
-                f"'{dataset.path}' should be a folder; it is a file."
-            )
     if declared:
-        return [_with_table(dataset, data) for dataset in declared]
-    datasets = list(_below(data, data, found, _DEPTH))
-    taken = {data / dataset.path for dataset in datasets}
-    taken |= {path.parent for path in taken if path.is_file()}
-    if data not in taken and any(map(is_dicom, files(data, skip=taken, closed=[]))):
-        datasets.append(Dataset(name="dicom", kind="dicom", path="."))
-    elif data not in taken:
-        refused = {path for _, path, _ in found.excluded}
-        for child in _folders(data):
-            holds_one = any(path == child or child in path.parents for path in taken)
-            if not holds_one and found.name(child) not in refused:
-                found.exclude(found.name(child), child, f"not a dataset: found none of {_EXPECTED}")
+        return [_locate(dataset, data) for dataset in declared]
+    datasets = _discover(data, findings)
     if not datasets:
         raise DataError(
             f"No dataset found in the data folder '{data.name}', which holds: {_listing(data)}. "
-            f"Looked for {_EXPECTED}. Put a dataset there (`dvc pull` fetches one that is under "
+            f"Expected {_EXPECTED}. Put a dataset there (`dvc pull` fetches one that is under "
             "version control), or name it in ingest.datasets."
         )
     return datasets
 
 
-_EXPECTED = "BIDS (folders sub-*), a table (.tsv or .csv with a column 'path'), and DICOM files"
-
-
-def _below(folder: Path, data: Path, found: Findings, depth: int) -> Iterator[Dataset]:
-    path = folder.relative_to(data).as_posix()
-    if printable(path) != path:
-        odd = "odd name: it has control characters or is not UTF-8. Rename it"
-        found.exclude(printable(path), folder, odd)
-        return
-    name = path if path != "." else "data"
-    if _is_bids(folder):
-        if _is_derivative(folder) and folder != data:
-            found.exclude(
-                name,
-                folder,
-                "a derivative: its dataset_description.json says that these are no raw scans. "
-                "Name it in ingest.datasets if they are meant",
-            )
-        else:
-            yield Dataset(name=name, kind="bids", path=path)
-        return
-    tables = table.find(folder)
-    if len(tables) == 1:
-        yield Dataset(name=name, kind="table", path=tables[0].relative_to(data).as_posix())
-        return
-    if tables:
-        shown = ", ".join(file.name for file in tables)
-        found.exclude(
-            name,
-            folder,
-            f"several tables: {shown} have a column 'path'. Name one in ingest.datasets",
-        )
-        return
-    if depth:
-        for child in _folders(folder):
-            yield from _below(child, data, found, depth - 1)
-
-
-def _with_table(dataset: Dataset, data: Path) -> Dataset:
-    """A declared table may be named by its folder."""
+def _locate(dataset: Dataset, data: Path) -> Dataset:
+    """Return a declared dataset, a table with the path of its file. Raises UsageError."""
     path = data / dataset.path
-    if dataset.kind != "table" or path.is_file():
+    if not path.exists():
+        raise UsageError(
+            f"ingest.datasets: '{dataset.name}' should lie in '{dataset.path}' below the data "
+            "folder, but there is no such file or folder."
+        )
+    if dataset.kind != "table":
+        if not path.is_dir():
+            raise UsageError(
+                f"ingest.datasets: '{dataset.name}' is of kind {dataset.kind}, so "
+                f"'{dataset.path}' should be a folder; it is a file."
+            )
+        return dataset
+    if path.is_file():
         return dataset
     tables = table.find(path)
     if len(tables) != 1:
@@ -122,10 +77,71 @@ def _with_table(dataset: Dataset, data: Path) -> Dataset:
     return dataset.model_copy(update={"path": tables[0].relative_to(data).as_posix()})
 
 
-def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path]:
-    """All visible files below ``folder`` but those of other datasets, in a fixed order.
+def _discover(data: Path, findings: Findings) -> list[Dataset]:
+    datasets = list(_below(data, data, findings, _DEPTH))
+    taken = {data / dataset.path for dataset in datasets}
+    taken |= {path.parent for path in taken if path.is_file()}
+    if data in taken:
+        return datasets
+    if _holds_dicom(data, taken):
+        return [*datasets, Dataset(name="dicom", kind="dicom", path=".")]
+    excluded = {path for _, path, _ in findings.excluded}
+    for child in _folders(data):
+        holds_dataset = any(path == child or child in path.parents for path in taken)
+        if not holds_dataset and findings.name(child) not in excluded:
+            findings.exclude(findings.name(child), child, f"not a dataset: expected {_EXPECTED}")
+    return datasets
 
-    Folders that cannot be opened are added to ``closed``.
+
+def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator[Dataset]:
+    """Yield the BIDS datasets and tables in ``folder``, or else in the folders below it."""
+    path = folder.relative_to(data).as_posix()
+    if printable(path) != path:
+        odd = "odd name: it has control characters or is not UTF-8. Rename it"
+        findings.exclude(printable(path), folder, odd)
+        return
+    name = path if path != "." else "data"
+    is_bids = _is_bids(folder)
+    tables = [] if is_bids else table.find(folder)
+    if is_bids:
+        if not _is_derivative(folder) or folder == data:
+            yield Dataset(name=name, kind="bids", path=path)
+            return
+        findings.exclude(
+            name,
+            folder,
+            "a derivative: its dataset_description.json says that these are no raw scans. Name it "
+            "in ingest.datasets to use it all the same",
+        )
+    elif len(tables) == 1:
+        yield Dataset(name=name, kind="table", path=tables[0].relative_to(data).as_posix())
+    elif tables:
+        shown = ", ".join(file.name for file in tables)
+        findings.exclude(
+            name,
+            folder,
+            f"several tables: {shown} have a column 'path'. Name one in ingest.datasets",
+        )
+    elif depth:
+        for child in _folders(folder):
+            yield from _below(child, data, findings, depth - 1)
+
+
+def _holds_dicom(data: Path, taken: set[Path]) -> bool:
+    """Return whether there is a DICOM file outside the datasets that are ``taken``."""
+    with Progress("searching for DICOM", None, unit="files") as progress:
+        for file in files(data, skip=taken, closed=[]):
+            if is_dicom(file):
+                return True
+            progress.advance()
+    return False
+
+
+def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path]:
+    """Yield all visible files below ``folder``, in a fixed order.
+
+    Folders in ``skip``, those of other datasets, are left out; folders that cannot be opened are
+    added to ``closed``.
     """
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: closed.append(Path(error.filename))
@@ -141,7 +157,7 @@ def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file says in its preamble that it is DICOM."""
+    """Return whether a file says in its preamble that it is DICOM."""
     try:
         if not file.is_file():
             return False
@@ -175,10 +191,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _listing(folder: Path) -> str:
-    """What a folder holds, without names: they may be those of patients."""
+    """Describe what a folder holds, without names: they may be those of patients."""
     children = [child for child in folder.iterdir() if not child.name.startswith(".")]
     folders = sum(child.is_dir() for child in children)
     kinds = sorted({"".join(child.suffixes[-2:]) for child in children if not child.is_dir()})
     return f"{folders} folders and {len(children) - folders} files" + (
-        f" ({', '.join(kind or 'without ending' for kind in kinds[:8])})" if kinds else ""
+        f" ({', '.join(kind or 'no suffix' for kind in kinds[:8])})" if kinds else ""
     )

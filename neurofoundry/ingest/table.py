@@ -1,9 +1,10 @@
-"""Reads a plain table (.tsv or .csv): one row a scan, with the image's ``path``.
+"""Reads a plain table (.tsv or .csv): one row per scan, with the image's ``path``.
 
 Paths are relative to the table's folder and must stay in it. Other columns are optional:
-``dataset`` (else the table's own name), ``subject`` (else the ``sub-LABEL`` in the path, else the
-path itself: then every file counts as one person), ``session`` (else the ``ses-LABEL`` in the path,
-else ``ses-1``), and whatever `ingest.columns` names. **Several rows of a session**: the first.
+``dataset`` (by default the table's own name), ``subject`` (by default the ``sub-LABEL`` in the
+path, else the path itself: then every file counts as one person), ``session`` (by default the
+``ses-LABEL`` in the path, else ``ses-1``), and whatever `ingest.columns` names. Of several rows of
+a session the first is used.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from neurofoundry.ingest import delimited
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_place
+from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location
+from neurofoundry.runtime.progress import Progress
 
 _NOT_T1W = re.compile(
     r"(?<![a-z0-9])(t2|t2w|t2star|flair|pd|pdw|dwi|dti|adc|bold|asl|swi|tof|mra|ct|pet|mask|seg)"
@@ -26,7 +29,7 @@ _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])"
 
 
 def find(folder: Path) -> list[Path]:
-    """The tables in ``folder`` that have a column ``path``."""
+    """Return the tables in ``folder`` that have a column ``path``."""
     tables = []
     for file in sorted(folder.glob("*.[tc]sv")):
         try:
@@ -37,78 +40,79 @@ def find(folder: Path) -> list[Path]:
     return tables
 
 
-def read(dataset: Dataset, found: Findings) -> None:
-    """Add the scans of the table ``dataset.path`` to ``found``."""
-    file = found.data / dataset.path
+def read(dataset: Dataset, findings: Findings) -> None:
+    """Add the scans of the table ``dataset.path`` to ``findings``."""
+    file = findings.data / dataset.path
     try:
         table = delimited.read(file, key="path")
     except UnusableError as reason:
-        found.exclude(dataset.name, file, f"{reason}. The whole dataset is left out")
+        findings.exclude(dataset.name, file, f"{reason}. The whole dataset is left out")
         return
-    found.remember(file)
+    findings.remember(file)
     for note in table.notes:
-        found.note(dataset.name, file, note)
+        findings.note(dataset.name, file, note)
     if "subject" not in table.columns:
-        found.note(
+        findings.note(
             dataset.name,
             file,
-            "there is no column 'subject': a person is known by sub-LABEL in the path, else every "
-            "file counts as one person",
+            "there is no column 'subject': persons are known by sub-LABEL in the path; without it "
+            "every file counts as one person",
         )
+    listed = _listed(table.rows, file, dataset, findings)
     owners: dict[str, set[str]] = {}
-    rows: dict[tuple[str, ...], int] = {}
-    listed: list[tuple[delimited.Row, Scan]] = []
-    for row in table.rows:
-        origin = f"{found.name(file)}, line {row.line}"
-        try:
-            scan = _scan(row, file.parent, dataset, found)
-        except UnusableError as reason:
-            found.exclude(dataset.name, origin, reason)
-            continue
-        if row.fields in rows:
-            found.exclude(
-                scan.dataset, origin, f"duplicate row: it repeats line {rows[row.fields]}"
-            )
-            continue
-        rows[row.fields] = row.line
-        listed.append((row, scan))
+    for scan in listed.values():
         owners.setdefault(scan.path, set()).add(f"{scan.dataset}/{scan.subject}")
-    for row, scan in listed:
-        who = owners[scan.path]
-        if len(who) > 1:
-            found.exclude(
+    for origin, scan in listed.items():
+        persons = owners[scan.path]
+        if len(persons) > 1:
+            findings.exclude(
                 scan.dataset,
-                f"{found.name(file)}, line {row.line}",
-                f"duplicate: the same file is listed for {len(who)} persons "
-                f"({', '.join(sorted(who))}), nobody can know whose it is",
+                origin,
+                f"duplicate: the same file is listed for {len(persons)} persons "
+                f"({', '.join(sorted(persons))}), and only one of them can be right",
             )
         else:
-            found.scans.append(scan)
+            findings.scans.append(scan)
 
 
-def _scan(row: delimited.Row, root: Path, dataset: Dataset, found: Findings) -> Scan:
+def _listed(
+    rows: Sequence[delimited.Row], file: Path, dataset: Dataset, findings: Findings
+) -> dict[str, Scan]:
+    """Return the scans that can be used, by the line that lists them."""
+    lines: dict[tuple[str, ...], int] = {}
+    scans = {}
+    with Progress(f"reading {dataset.name}", len(rows), unit="rows") as progress:
+        for row in rows:
+            progress.advance()
+            origin = f"{findings.name(file)}, line {row.line}"
+            try:
+                scan = _scan(row, file.parent, dataset, findings.data)
+            except UnusableError as reason:
+                findings.exclude(dataset.name, origin, reason)
+                continue
+            first = lines.setdefault(row.fields, row.line)
+            if first != row.line:
+                findings.exclude(scan.dataset, origin, f"duplicate row: it repeats line {first}")
+                continue
+            scans[origin] = scan
+    return scans
+
+
+def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
+    """Return the scan that a row is about. Raises UnusableError."""
     if row.problem:
         raise UnusableError(row.problem)
-    cell = row.cells["path"]
-    if delimited.is_missing(cell):
-        raise UnusableError("no image: the row has no path")
-    if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
-        raise UnusableError(
-            "leads outside the dataset: found an absolute path, expected one relative to the table"
-        )
-    inside = posixpath.normpath(cell)
-    if inside.startswith(".."):
-        raise UnusableError("leads outside the dataset: the path climbs out of the table's folder")
+    inside = _path_inside(row.cells["path"])
     file = root / inside
     if not file.name.endswith(IMAGE):
         raise UnusableError(
             f"not NIfTI: expected .nii or .nii.gz, found '{file.suffix}'. Convert it"
         )
-    check_place(file, root)
+    check_location(file, root)
     name = file.name.casefold()
     if (other := _NOT_T1W.search(name)) and not _T1W.search(name):
         raise UnusableError(f"not T1w: its name says '{other[1]}'")
-    path = file.relative_to(found.data).as_posix()
+    path = file.relative_to(data).as_posix()
     stem = inside.removesuffix(".gz").removesuffix(".nii")
     return Scan(
         dataset=_cell(row, "dataset") or dataset.name,
@@ -119,8 +123,22 @@ def _scan(row: delimited.Row, root: Path, dataset: Dataset, found: Findings) -> 
         file=file,
         origin=path,
         rank=(row.line,),
-        cells=(row.cells,),
+        rows=(row.cells,),
     )
+
+
+def _path_inside(cell: str) -> str:
+    """Return the path in a cell, relative to the table's folder. Raises UnusableError."""
+    if delimited.is_missing(cell):
+        raise UnusableError("no image: the row has no path")
+    if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
+        raise UnusableError(
+            "leads outside the dataset: found an absolute path, expected one relative to the table"
+        )
+    inside = posixpath.normpath(cell)
+    if inside.startswith(".."):
+        raise UnusableError("leads outside the dataset: the path leaves the table's folder")
+    return inside
 
 
 def _cell(row: delimited.Row, column: str) -> str:
@@ -129,8 +147,8 @@ def _cell(row: delimited.Row, column: str) -> str:
 
 
 def _label(row: delimited.Row, column: str, prefix: str, path: str) -> str:
-    """What the row says; else what the path says; else nothing."""
+    """Return the label in a row, else the one in the path, else an empty string."""
     if cell := _cell(row, column):
         return cell if cell.startswith(prefix) else prefix + cell
-    found = re.search(rf"(?:^|[/_])({prefix}[^/_.]+)", path)
-    return found[1] if found else ""
+    match = re.search(rf"(?:^|[/_])({prefix}[^/_.]+)", path)
+    return match[1] if match else ""

@@ -59,11 +59,11 @@ def test_a_table_is_understood_however_it_was_saved(
         ("id\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id', found 'id', 'age'"),
         (b"PK\x03\x04\0\0\0\0", "unreadable table: not text (a spreadsheet?"),
         (b"\xff\xfeabc", "unreadable table: damaged UTF-16"),
-        ("participant_id\tage\tage\nsub-01\t3\t4\n", "unreadable table: the column 'age' stands"),
+        ("participant_id\tage\tage\nsub-01\t3\t4\n", "unreadable table: duplicate column 'age'"),
         ("participant_id\tage\nsub-01 3\nsub-02 4\n", "unreadable table: the header has 2 fields"),
     ],
 )
-def test_a_table_nobody_can_understand_is_refused(
+def test_a_table_that_cannot_be_understood_is_refused(
     content: bytes | str, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnusableError) as refused:
@@ -94,12 +94,10 @@ def test_rows_that_repeat_a_key_agree_or_lose_what_differs(tmp_path: Path) -> No
         tmp_path,
         "participant_id\tage\tsex\nsub-01\t3\tF\nsub-01\t3\tF\nsub-02\t3\tF\nsub-02\t4\tF\n",
     )
-    rows, notes = table.by("participant_id")
+    rows, notes = table.index_by("participant_id")
     assert rows["sub-01"].cells["age"] == "3"
     assert dict(rows["sub-02"].cells) == {"participant_id": "sub-02", "age": "n/a", "sex": "F"}
-    assert notes == [
-        "lines 4 and 5 are about the same participant_id and disagree in age: set to n/a"
-    ]
+    assert notes == ["lines 4 and 5 have the same participant_id and disagree in age: set to n/a"]
 
 
 def test_a_table_with_only_a_key_needs_no_separator(tmp_path: Path) -> None:

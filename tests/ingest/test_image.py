@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry.ingest.image import Look, look
+from neurofoundry.ingest.image import ImageHashes, inspect_image
 from neurofoundry.ingest.scan import UnusableError
 from tests.support.building import AFFINE, as_nobody, bids, head, run, write_scan
 
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no gzip": (".nii.gz", lambda: b"hello, world" * 100, "bad gzip: it does not start like"),
     "uncompressed .gz": (".nii.gz", image, "misnamed: an uncompressed NIfTI called .gz"),
     "compressed .nii": (".nii", lambda: gzip.compress(image()), "misnamed: gzip-compressed"),
-    "text": (".nii", lambda: b"this is no image " * 40, "not NIfTI: the file starts with other"),
+    "text": (".nii", lambda: b"this is no image " * 40, "not NIfTI: the file does not start with"),
     "few bytes": (".nii", lambda: image()[:100], "not NIfTI"),
     "packed text": (".nii.gz", lambda: gzip.compress(b"no image " * 99), "not NIfTI"),
     "analyze": (
@@ -105,13 +105,13 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: image(np.stack([head()] * 3, -1)),
         "not 3D: a 4D image of 40 × 40 × 40 × 3 voxels, expected one volume",
     ),
-    "RGB": (".nii.gz", lambda: gzip.compress(rgb()), "not grey values: a colour (RGB) image"),
+    "RGB": (".nii.gz", lambda: gzip.compress(rgb()), "not greyscale: a colour (RGB) image"),
     "complex": (
         ".nii",
         lambda: image(head().astype(np.complex64)),
-        "not grey values: data type com",
+        "not greyscale: data type com",
     ),
-    "unknown type": (".nii", lambda: image(datatype=7), "not grey values: unknown data type 7"),
+    "unknown type": (".nii", lambda: image(datatype=7), "not greyscale: unknown data type 7"),
     "enormous": (".nii", lambda: image(dim=[3, 9000, 9000, 9000, 1, 1, 1, 1]), "too large"),
     "padded": (".nii", lambda: image() + bytes(3_000_000), "too large"),
     "zeros": (
@@ -202,9 +202,9 @@ def test_a_bad_image_is_refused_with_its_reason(case: str, tmp_path: Path) -> No
     ending, content, reason = BAD[case]
     file = tmp_path / f"scan{ending}"
     file.write_bytes(content())
-    seen = look(file)
-    assert isinstance(seen, UnusableError)
-    assert str(seen).startswith(reason)
+    inspected = inspect_image(file)
+    assert isinstance(inspected, UnusableError)
+    assert str(inspected).startswith(reason)
 
 
 def test_bad_images_are_excluded_and_the_cohort_goes_on(tmp_path: Path) -> None:
@@ -228,15 +228,15 @@ def test_files_that_cannot_be_opened_are_refused() -> None:
         open_file = write_scan(folder / "open.nii.gz")
         closed = write_scan(folder / "closed.nii.gz")
         closed.chmod(0)
-        assert isinstance(look(open_file), Look)
-        assert str(look(closed)).startswith("no permission")
+        assert isinstance(inspect_image(open_file), ImageHashes)
+        assert str(inspect_image(closed)).startswith("no permission")
 
 
 def test_folders_and_pipes_are_refused_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "folder.nii").mkdir()
     os.mkfifo(tmp_path / "pipe.nii")
-    assert str(look(tmp_path / "folder.nii")).startswith("not a file")
-    assert str(look(tmp_path / "pipe.nii")).startswith("not a file")
+    assert str(inspect_image(tmp_path / "folder.nii")).startswith("not a file")
+    assert str(inspect_image(tmp_path / "pipe.nii")).startswith("not a file")
 
 
 @pytest.mark.parametrize(
@@ -272,15 +272,15 @@ def test_unusual_but_whole_images_are_taken_packed_or_not(content: bytes, tmp_pa
         "packed.nii.gz": gzip.compress(content),
         "members.nii.gz": gzip.compress(content[:9000]) + gzip.compress(content[9000:]),
     }
-    seen = []
+    inspected = []
     for name, stored in files.items():
         (tmp_path / name).write_bytes(stored)
-        one = look(tmp_path / name)
-        assert isinstance(one, Look), one
-        assert one.sha256 == hashlib.sha256(stored).hexdigest()
-        seen.append(one)
-    assert len({one.sha256 for one in seen}) == 3
-    assert len({one.content for one in seen}) == 1
+        hashes = inspect_image(tmp_path / name)
+        assert isinstance(hashes, ImageHashes), hashes
+        assert hashes.sha256 == hashlib.sha256(stored).hexdigest()
+        inspected.append(hashes)
+    assert len({hashes.sha256 for hashes in inspected}) == 3
+    assert len({hashes.content for hashes in inspected}) == 1
 
 
 def test_the_content_hash_knows_an_image_in_any_packing_and_no_other(tmp_path: Path) -> None:
@@ -294,10 +294,12 @@ def test_the_content_hash_knows_an_image_in_any_packing_and_no_other(tmp_path: P
         "e.nii": image(head(7)),
         "f.nii": image(head().transpose(2, 1, 0).copy()),
     }
-    seen = {}
+    hashes = {}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        seen[name] = look(tmp_path / name).content  # type: ignore[union-attr]
-    assert seen["a.nii"] == seen["b.nii"]
-    assert seen["c.nii"] == seen["d.nii"]
-    assert len(set(seen.values())) == 4
+        inspected = inspect_image(tmp_path / name)
+        assert isinstance(inspected, ImageHashes)
+        hashes[name] = inspected.content
+    assert hashes["a.nii"] == hashes["b.nii"]
+    assert hashes["c.nii"] == hashes["d.nii"]
+    assert len(set(hashes.values())) == 4

@@ -12,11 +12,12 @@ from neurofoundry.ingest.scan import Findings
 from tests.support.building import as_nobody, bids, run, write_scan
 
 
-def found(data: Path) -> list[tuple[str, str, str]]:
-    return [(one.name, one.kind, one.path) for one in sources.find([], Findings(data))]
+def datasets_below(data: Path) -> list[tuple[str, str, str]]:
+    datasets = sources.find([], Findings(data))
+    return [(dataset.name, dataset.kind, dataset.path) for dataset in datasets]
 
 
-def test_all_kinds_are_found_by_looking(tmp_path: Path) -> None:
+def test_all_kinds_of_datasets_are_discovered(tmp_path: Path) -> None:
     for name in ("bids-a", "bids-b"):
         bids(tmp_path / name, 1)
     bids(tmp_path / "group" / "inner", 1)
@@ -25,7 +26,7 @@ def test_all_kinds_are_found_by_looking(tmp_path: Path) -> None:
     (tmp_path / "mri" / "a").mkdir(parents=True)
     (tmp_path / "mri" / "a" / "IM1").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "derivatives" / "sub-01").mkdir(parents=True)
-    assert found(tmp_path) == [
+    assert datasets_below(tmp_path) == [
         ("bids-a", "bids", "bids-a"),
         ("bids-b", "bids", "bids-b"),
         ("group/inner", "bids", "group/inner"),
@@ -36,7 +37,7 @@ def test_all_kinds_are_found_by_looking(tmp_path: Path) -> None:
 
 def test_the_root_itself_may_be_the_dataset_and_its_name_is_not_its_folder(tmp_path: Path) -> None:
     bids(tmp_path / "here", 2)
-    assert found(tmp_path / "here") == [("data", "bids", ".")]
+    assert datasets_below(tmp_path / "here") == [("data", "bids", ".")]
     assert set(run(tmp_path / "here", tmp_path / "out").scans["dataset"]) == {"data"}
 
 
@@ -49,20 +50,20 @@ def test_folders_that_are_no_dataset_are_named(tmp_path: Path) -> None:
         (tmp_path / "two").mkdir(exist_ok=True)
         (tmp_path / "two" / name).write_text("path\nx.nii.gz\n")
     findings = Findings(tmp_path)
-    assert [one.name for one in sources.find([], findings)] == ["ds"]
+    assert [dataset.name for dataset in sources.find([], findings)] == ["ds"]
     reasons = {path: reason for _, path, reason in findings.excluded}
-    assert reasons["stuff"].startswith("not a dataset: found none of BIDS (folders sub-*)")
+    assert reasons["stuff"].startswith("not a dataset: expected BIDS (folders sub-*)")
     assert reasons["derived"].startswith("a derivative")
     assert reasons["two"].startswith("several tables: a.tsv, b.tsv")
 
 
-def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_without_any_dataset_the_error_says_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "secret name").mkdir()
     (tmp_path / "x.nrrd").touch()
     with pytest.raises(DataError) as error:
-        found(tmp_path)
-    for part in ("1 folders and 1 files (.nrrd)", "BIDS", "DICOM", "'path'", "dvc pull"):
-        assert part in str(error.value)
+        datasets_below(tmp_path)
+    for text in ("1 folders and 1 files (.nrrd)", "BIDS", "DICOM", "'path'", "dvc pull"):
+        assert text in str(error.value)
     assert "secret" not in str(error.value)
     assert str(tmp_path.parent) not in str(error.value)
 
@@ -84,7 +85,7 @@ def test_a_declared_dataset_must_be_there(
 
 def test_a_missing_data_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="data: the data folder does not exist"):
-        found(tmp_path / "data")
+        datasets_below(tmp_path / "data")
 
 
 def test_declared_datasets_are_read_under_their_names(tmp_path: Path) -> None:

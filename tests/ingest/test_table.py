@@ -51,7 +51,10 @@ def test_without_a_subject_column_the_path_or_the_file_names_the_person(tmp_path
         ("images/9.nii.gz\t9\t50", "no such file"),
         ("/etc/images/9.nii.gz\t9\t50", "leads outside the dataset: found an absolute path"),
         ("C:\\images\\9.nii.gz\t9\t50", "leads outside the dataset: found an absolute path"),
-        ("../outside.nii.gz\t9\t50", "leads outside the dataset: the path climbs out"),
+        (
+            "../outside.nii.gz\t9\t50",
+            "leads outside the dataset: the path leaves the table's folder",
+        ),
         ("images/link.nii.gz\t9\t50", "leads outside the dataset"),
         ("images/gone.nii.gz\t9\t50", "broken link"),
         ("images/0.mgz\t9\t50", "not NIfTI: expected .nii or .nii.gz, found '.mgz'"),

@@ -26,11 +26,13 @@ from neurofoundry.tasks import parse_task
 
 AFFINE = np.diag([4.5, 4.5, 4.5, 1.0])
 ALL_PRETRAIN = {"pretrain": 1, "train": 0, "val": 0, "test": 0}
+EVERY_SPLIT = {"pretrain": 0.3, "train": 0.3, "val": 0.2, "test": 0.2}
+SEX = {"kind": "classification", "column": "sex", "classes": ["F", "M"]}
 DIAGNOSIS = {"from": ["diagnosis"], "values": {"CN": ["CN"], "AD": ["AD"]}}
 
 
 def head(seed: int = 0) -> NDArray[np.int16]:
-    """A ball of noise, 40³ voxels."""
+    """Make a ball of noise, 40³ voxels."""
     axes = np.mgrid[-1:1:40j, -1:1:40j, -1:1:40j]
     noise = np.random.default_rng(seed).normal(800, 90, (40, 40, 40))
     return (noise * (np.linalg.norm(axes, axis=0) < 0.8)).astype(np.int16)
@@ -52,8 +54,10 @@ def write_scan(
 def bids(
     root: Path, subjects: int | list[str], table: str | bytes | None = "", seed: int = 0
 ) -> Path:
-    """A dataset with one T1w a subject. ``table``: participants.tsv; '' for ages and sexes that
-    can be read, None for none at all."""
+    """Write a dataset with one T1w per subject.
+
+    ``table`` is participants.tsv: '' for ages and sexes that can be read, None for none at all.
+    """
     labels = (
         [f"{number:02d}" for number in range(1, subjects + 1)]
         if isinstance(subjects, int)
@@ -86,7 +90,7 @@ class Outcome:
 
     @property
     def excluded(self) -> dict[str, str]:
-        """Path to reason."""
+        """The reasons by path."""
         table = read_table(self.folder / "excluded.tsv", EXCLUDED)
         assert table["path"].is_unique
         return dict(zip(table["path"], table["reason"], strict=True))
@@ -96,7 +100,7 @@ class Outcome:
         return (self.folder / "notes.tsv").read_text()
 
     def bytes(self) -> bytes:
-        """Of all tables."""
+        """The bytes of all tables."""
         return b"".join(file.read_bytes() for file in sorted(self.folder.glob("*.tsv")))
 
 
@@ -122,7 +126,7 @@ def run(
 
 @contextmanager
 def as_nobody() -> Iterator[Path]:
-    """A folder that anybody may write to, and no right to read what others have closed."""
+    """Yield a folder that anybody may write to; nothing that is closed to others can be read."""
     root = os.geteuid() == 0
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)

@@ -1,0 +1,239 @@
+"""What is kept of a DICOM file's header: technique and geometry, and a pseudonym for the patient.
+
+Headers alone are read, and of them only ``_TAGS``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from neurofoundry.ingest.pseudonyms import pseudonym
+from neurofoundry.ingest.scan import UnusableError, check_location
+
+_TAGS = """
+    SOPClassUID Modality ImageType SeriesInstanceUID StudyInstanceUID SeriesNumber
+    PatientID PatientAge PatientBirthDate PatientSex StudyDate
+    Manufacturer ManufacturerModelName MagneticFieldStrength
+    ScanningSequence EchoPulseSequence MRAcquisitionType AngioFlag
+    RepetitionTime EchoTime EffectiveEchoTime InversionTime InversionTimes FlipAngle
+    ContrastBolusAgent SeriesDescription ProtocolName BodyPartExamined
+    Rows Columns BitsAllocated NumberOfFrames PixelSpacing SliceThickness
+    ImagePositionPatient ImageOrientationPatient
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+"""
+_AGENT = re.compile(
+    r"(?<![a-z])(gd|gad[a-z]*|post|contrast|ce|km|dotarem)(?![a-z])|\+\s*c(?![a-z])"
+)
+_NO_AGENT = {"", "no", "none", "n", "n/a", "na", "without"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is kept of one file's header.
+
+    It has no name, number or date but the pseudonym, and the day that orders the studies of a
+    subject, which stays in memory.
+    """
+
+    subject: str
+    """Empty where there is no PatientID."""
+    study: str
+    series: str
+    day: str
+    number: int
+    age: float | None
+    """Years."""
+    sex: str | None
+    scanner: str
+    field_strength: float | None
+    """Tesla."""
+    modality: str
+    image_type: frozenset[str]
+    """The words of ImageType."""
+    body: str
+    agent: bool
+    """A contrast agent was given."""
+    angiography: bool
+    sequence: frozenset[str]
+    """SE spin echo, GR gradient echo, IR inversion recovery, EP echo planar, RM research."""
+    is_3d: bool
+    repetition_time: float | None
+    """All times in ms."""
+    echo_time: float | None
+    inversion_time: float | None
+    flip_angle: float | None
+    """Degrees."""
+    pixel_mm: float
+    thickness_mm: float
+    frames: int
+    orientation: tuple[float, ...]
+    position: float | None
+    """Along the slice normal, mm."""
+    cut_short: bool
+    """The file is smaller than its pixels."""
+
+
+def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | None:
+    """Return the header of a DICOM file in the folder ``root``.
+
+    None for a file that is no DICOM image; an UnusableError says why one cannot be read. ``key``
+    is the secret of the pseudonyms.
+    """
+    try:
+        check_location(file, root)
+        if not file.is_file() or file.name == "DICOMDIR":
+            return None
+        with file.open("rb") as stream:
+            content = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS.split())
+            left = os.fstat(stream.fileno()).st_size - stream.tell()
+        return _header(content, left, key)
+    except InvalidDicomError:
+        return None
+    except UnusableError as reason:
+        return reason
+    except PermissionError:
+        return UnusableError("no permission: the file cannot be opened. Change its access rights")
+    except Exception as error:
+        # A parser of arbitrary bytes raises whatever it likes, and quotes the bytes in its message.
+        return UnusableError(f"damaged DICOM: its header cannot be parsed ({type(error).__name__})")
+
+
+def age_in_years(age: str, birth: str, study: str) -> float | None:
+    """Return the age in years, rounded down to 0.1, from PatientAge such as 045Y or 018M.
+
+    Without it, from two days such as 19800131. Over 89 counts as 90: older people are few enough
+    to be recognized by their age.
+    """
+    exact = None
+    if given := re.fullmatch(r"(\d{1,3})([DWMY]?)", age.strip().upper()):
+        exact = int(given[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12}.get(given[2], 1)
+    else:
+        try:
+            exact = (date.fromisoformat(study) - date.fromisoformat(birth)).days / 365.25
+        except ValueError:
+            return None
+    if not 0 <= exact <= 150:
+        return None
+    down = math.floor(exact * 10 + 1e-9) / 10
+    return 90.0 if down > 89 else down
+
+
+def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
+    """Keep what we need; ``left`` bytes follow the tag of the pixels."""
+    patient, study_day = _text(content, "PatientID"), _text(content, "StudyDate")
+    series = _text(content, "SeriesInstanceUID")
+    if not series:
+        raise UnusableError("damaged DICOM: it belongs to no series")
+    sex = _text(content, "PatientSex").upper()
+    return Header(
+        subject=f"sub-{pseudonym(key, patient)}" if patient else "",
+        study=pseudonym(key, _text(content, "StudyInstanceUID")),
+        series=pseudonym(key, series),
+        day=study_day,
+        number=int(_number(content, "SeriesNumber") or 0),
+        age=age_in_years(
+            _text(content, "PatientAge"), _text(content, "PatientBirthDate"), study_day
+        ),
+        sex=sex if sex in ("F", "M") else None,
+        scanner=" ".join(
+            _text(content, tag) for tag in ("Manufacturer", "ManufacturerModelName")
+        ).strip(),
+        field_strength=_number(content, "MagneticFieldStrength"),
+        modality=_text(content, "Modality").upper(),
+        image_type=frozenset(_words(content, "ImageType")),
+        body=_text(content, "BodyPartExamined").upper(),
+        agent=_has_agent(content),
+        angiography=_text(content, "AngioFlag").upper() == "Y",
+        sequence=_sequence(content),
+        is_3d=_text(content, "MRAcquisitionType").upper() == "3D",
+        repetition_time=_number(content, "RepetitionTime"),
+        echo_time=_number(content, "EchoTime") or _number(content, "EffectiveEchoTime"),
+        inversion_time=_number(content, "InversionTime") or _number(content, "InversionTimes"),
+        flip_angle=_number(content, "FlipAngle"),
+        pixel_mm=max(_numbers(content, "PixelSpacing"), default=math.inf),
+        thickness_mm=_number(content, "SliceThickness") or 0.0,
+        frames=_frames(content),
+        orientation=tuple(round(one, 2) for one in _numbers(content, "ImageOrientationPatient")),
+        position=_position(content),
+        cut_short=_is_cut_short(content, left),
+    )
+
+
+def _has_agent(content: pydicom.Dataset) -> bool:
+    """Return whether the header, or the name of the protocol, says that an agent was given."""
+    if _text(content, "ContrastBolusAgent").lower() not in _NO_AGENT:
+        return True
+    names = f"{_text(content, 'SeriesDescription')} {_text(content, 'ProtocolName')}"
+    return bool(_AGENT.search(names.lower()))
+
+
+def _sequence(content: pydicom.Dataset) -> frozenset[str]:
+    """Return the codes of ScanningSequence; multi-frame files have EchoPulseSequence instead."""
+    pulse = _text(content, "EchoPulseSequence").upper()
+    codes = (("SE", "SPIN"), ("GR", "GRADIENT"))
+    return frozenset(_words(content, "ScanningSequence")) | {
+        code for code, word in codes if pulse in (word, "BOTH")
+    }
+
+
+def _position(content: pydicom.Dataset) -> float | None:
+    orientation = _numbers(content, "ImageOrientationPatient")
+    origin = _numbers(content, "ImagePositionPatient")
+    if len(orientation) != 6 or len(origin) != 3:
+        return None
+    row, column = np.array(orientation).reshape(2, 3)
+    return float(np.cross(row, column) @ origin)
+
+
+def _frames(content: pydicom.Dataset) -> int:
+    return int(_number(content, "NumberOfFrames") or 1)
+
+
+def _is_cut_short(content: pydicom.Dataset, left: int) -> bool:
+    syntax = content.file_meta.get("TransferSyntaxUID")
+    sides = (_number(content, "Rows") or 0) * (_number(content, "Columns") or 0)
+    pixels = sides * (_number(content, "BitsAllocated") or 0) / 8 * _frames(content)
+    return syntax is not None and not syntax.is_compressed and left < pixels
+
+
+def _value(content: pydicom.Dataset, keyword: str) -> Any:
+    """Return the value of a tag, in a multi-frame file that of the first frame."""
+    if keyword in content:
+        return content[keyword].value
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in list(content.get(groups) or [])[:1]:
+            for element in group:
+                if element.VR == "SQ" and element.value and keyword in element.value[0]:
+                    return element.value[0][keyword].value
+    return None
+
+
+def _words(content: pydicom.Dataset, keyword: str) -> list[str]:
+    value = _value(content, keyword)
+    values = [value] if isinstance(value, str) else list(value or [])
+    return [str(word).strip().upper() for word in values]
+
+
+def _text(content: pydicom.Dataset, keyword: str) -> str:
+    value = _value(content, keyword)
+    return " ".join(str(value).split()) if value is not None else ""
+
+
+def _numbers(content: pydicom.Dataset, keyword: str) -> list[float]:
+    value = _value(content, keyword)
+    values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    return [float(number) for number in values if number not in (None, "")]
+
+
+def _number(content: pydicom.Dataset, keyword: str) -> float | None:
+    return next(iter(_numbers(content, keyword)), None)

@@ -1,0 +1,135 @@
+"""A DICOM series, and whether it is a native T1w volume of a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from neurofoundry.ingest.dicom_header import Header
+
+MIN_SLICES = 20
+_HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI")
+_DERIVED = {"DERIVED", "MPR", "PROJECTION IMAGE", "MIN IP", "MAX IP"}
+_PHASE = {"P", "PHASE", "PHASE MAP", "I", "R", "REAL", "IMAGINARY"}
+
+
+@dataclass
+class Series:
+    """The files of one series."""
+
+    header: Header
+    """Of its first file."""
+    files: list[Path] = field(default_factory=list)
+    positions: list[float | None] = field(default_factory=list)
+    orientations: set[tuple[float, ...]] = field(default_factory=set)
+    problem: str | None = None
+    """One of its files is damaged."""
+    name: str = ""
+    """'series-NUMBER', unique in the study."""
+
+    def add(self, file: Path, header: Header) -> None:
+        """Add a file of the series."""
+        self.files.append(file)
+        self.positions.append(header.position)
+        self.orientations.add(header.orientation)
+        if header.cut_short:
+            self.problem = "cut short: a file ends before its pixels do. Export the series again"
+
+    @property
+    def slices(self) -> int:
+        """How many slices there are, in as many files or as frames of one."""
+        return max(self.header.frames, len(self.files))
+
+    @property
+    def study(self) -> tuple[str, str]:
+        """Subject and study."""
+        return self.header.subject, self.header.study
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        """Orders the series of a study: the lowest is preferred."""
+        edge = max(self.header.pixel_mm, self.header.thickness_mm)
+        positions = self.sorted_positions()
+        if len(positions) > 1:
+            edge = max(self.header.pixel_mm, float(np.median(np.diff(positions))))
+        return not self.header.is_3d, round(edge, 1), -self.slices, self.header.number, self.name
+
+    def sorted_positions(self) -> list[float]:
+        """Return where slices lie along their normal, mm, as far as that is known."""
+        return sorted(position for position in self.positions if position is not None)
+
+
+def why_not_t1w(series: Series) -> str | None:
+    """Return why a series is not a native T1w volume of a head, or None when it is.
+
+    T1w are: inversion-prepared (TI 300 to 1400 ms, TE up to 40 ms, TR up to 4 s: MPRAGE, BRAVO,
+    T1-FLAIR), gradient echo (TR up to 60 ms with a flip angle of 6° to 40°, or TR up to 800 ms with
+    at least 40°, TE up to 15 ms: SPGR, FLASH) and spin echo (TR 200 to 1200 ms, TE up to 30 ms),
+    without contrast agent.
+    """
+    header = series.header
+    if not header.subject:
+        return "no PatientID: there is no telling whose scan it is"
+    if header.modality != "MR":
+        return f"not T1w: modality {header.modality or 'unknown'}, expected MR"
+    if "LOCALIZER" in header.image_type or len(series.orientations) > 1:
+        return "not T1w: a localizer"
+    if derived := header.image_type & _DERIVED:
+        return f"not T1w: a derived image ({', '.join(sorted(derived))})"
+    if phase := header.image_type & _PHASE:
+        return f"not T1w: not a magnitude image ({', '.join(sorted(phase))})"
+    if header.body and not any(word in header.body for word in _HEAD):
+        return f"not a head: body part {header.body}"
+    if header.agent:
+        return "contrast agent: its header, or the name of its protocol, says that one was given"
+    if reason := _why_not_weighted(header):
+        return reason
+    if series.slices < MIN_SLICES:
+        return f"too few slices: {series.slices}, expected at least {MIN_SLICES}"
+    return _why_not_one_volume(series)
+
+
+def _why_not_weighted(header: Header) -> str | None:
+    if not header.repetition_time or header.echo_time is None:
+        return "not T1w: its header gives no repetition and echo time"
+    plain = "EP" not in header.sequence and not header.angiography
+    if plain and _is_t1_weighted(header, header.repetition_time, header.echo_time):
+        return None
+    ti, flip = header.inversion_time, header.flip_angle
+    technique = "/".join(sorted(header.sequence)) or "unknown sequence"
+    return (
+        f"not T1w: {technique}{' angiography' if header.angiography else ''}, "
+        f"TR {header.repetition_time:g} ms, TE {header.echo_time:g} ms"
+        + (f", TI {ti:g} ms" if ti else "")
+        + (f", flip {flip:g}°" if flip else "")
+    )
+
+
+def _is_t1_weighted(header: Header, tr: float, te: float) -> bool:
+    """Return whether times (ms) and flip angle give T1 weighting: see `why_not_t1w`."""
+    ti, flip = header.inversion_time, header.flip_angle
+    if ti:
+        return 300 <= ti <= 1400 and te <= 40 and tr <= 4000
+    if "SE" in header.sequence and "GR" not in header.sequence:
+        return 200 <= tr <= 1200 and te <= 30
+    excited = flip is not None and (6 <= flip <= 40 if tr <= 60 else flip >= 40)
+    return tr <= 800 and te <= 15 and excited
+
+
+def _why_not_one_volume(series: Series) -> str | None:
+    if series.header.frames > 1 and len(series.files) == 1:
+        return None
+    positions = series.sorted_positions()
+    if len(positions) < len(series.files):
+        return "incomplete series: slices without a position"
+    steps = np.diff(positions)
+    if steps.min() < 0.01:
+        return "several volumes: two slices have the same position, expected a single volume"
+    if steps.max() > 1.5 * np.median(steps):
+        return (
+            f"incomplete series: a gap of {steps.max():.1f} mm between slices that are "
+            f"{np.median(steps):.1f} mm apart. Export the series again"
+        )
+    return None

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from neurofoundry.ingest.dicom_header import Header, age_in_years, read_header
+from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+from tests.support.dicom_files import MPRAGE, write_series
+
+
+@pytest.mark.parametrize(
+    ("agent", "description", "given"),
+    [
+        ("", "t1_mprage", False),
+        ("NONE", "t1_mprage", False),
+        ("Gadovist", "t1_mprage", True),
+        ("", "T1 POST GD", True),
+        ("", "t1_mprage_km", True),
+        ("", "t1 +C", True),
+        ("", "ax t1 posterior fossa", False),
+        ("", "t1_cervical", False),
+    ],
+)
+def test_contrast_agents_are_noticed(
+    agent: str, description: str, given: bool, tmp_path: Path
+) -> None:
+    tags = {**MPRAGE, "ContrastBolusAgent": agent, "SeriesDescription": description}
+    (file,) = write_series(tmp_path, tags, slices=1)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert header.agent is given
+
+
+def test_multi_frame_headers_are_understood(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path, MPRAGE, slices=1)
+    content = pydicom.dcmread(file)
+    for name in ("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "PixelSpacing"):
+        delattr(content, name)
+    timing, echo, measures = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    timing.RepetitionTime, timing.FlipAngle = 8.0, 8.0
+    echo.EffectiveEchoTime = 3.5
+    measures.PixelSpacing = [1.0, 1.0]
+    shared, frame = pydicom.Dataset(), pydicom.Dataset()
+    shared.MRTimingAndRelatedParametersSequence = [timing]
+    shared.PixelMeasuresSequence = [measures]
+    frame.MREchoSequence = [echo]
+    content.SharedFunctionalGroupsSequence = [shared]
+    content.PerFrameFunctionalGroupsSequence = [frame] * 3
+    content.NumberOfFrames = 160
+    content.EchoPulseSequence = "GRADIENT"
+    del content.ScanningSequence
+    content.save_as(file)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert (header.repetition_time, header.echo_time, header.flip_angle) == (8, 3.5, 8)
+    assert header.sequence == {"GR"}
+    assert header.pixel_mm == 1
+    assert header.cut_short  # 160 frames are announced, one is there
+    assert why_not_t1w(Series(header, [file], [0.0], {header.orientation})) is None
+
+
+@pytest.mark.parametrize(
+    ("age", "birth", "study", "expected"),
+    [
+        ("045Y", "", "", 45),
+        ("018M", "", "", 1.5),
+        ("026W", "", "", 0.4),
+        ("100D", "", "", 0.2),
+        ("45", "", "", 45),
+        ("089Y", "", "", 89),
+        ("090Y", "", "", 90),
+        ("101Y", "", "", 90),
+        ("", "19530204", "20181119", 65.7),
+        ("", "19290101", "20181119", 90),
+        ("", "20200101", "20181119", None),
+        ("", "", "20181119", None),
+        ("abc", "19530204", "", None),
+    ],
+)
+def test_ages_come_from_headers(age: str, birth: str, study: str, expected: float | None) -> None:
+    assert age_in_years(age, birth, study) == expected
+
+
+def test_an_age_in_years_is_never_rounded_up() -> None:
+    birth = date(1950, 6, 15)
+    for day in range(1, 28):
+        study = date(2010, 6, day)
+        age = age_in_years("", birth.strftime("%Y%m%d"), study.strftime("%Y%m%d"))
+        assert age is not None
+        assert 0 <= (study - birth).days / 365.25 - age < 0.1

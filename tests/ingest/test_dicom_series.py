@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neurofoundry.ingest.dicom_header import Header
+from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+
+HEADER = Header(
+    subject="sub-x", study="s", series="r", day="", number=1, age=None, sex=None, scanner="",
+    field_strength=3.0, modality="MR", image_type=frozenset({"ORIGINAL", "PRIMARY", "M"}), body="",
+    agent=False, angiography=False, sequence=frozenset({"GR"}), is_3d=True, repetition_time=2300,
+    echo_time=3, inversion_time=900, flip_angle=9, pixel_mm=1, thickness_mm=1, frames=1,
+    orientation=(1, 0, 0, 0, 1, 0), position=0.0, cut_short=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sequence", "times", "t1w"),
+    [
+        ("MPRAGE", "GR IR", (2300, 3.0, 900, 9), True),
+        ("IR-SPGR", "GR", (7.0, 3.0, 400, 11), True),
+        ("T1-TFE without TI", "GR", (8.1, 3.7, None, 8), True),
+        ("SPGR", "RM", (25.0, 5.0, None, 30), True),
+        ("2D FLASH", "GR", (250, 2.5, None, 70), True),
+        ("spin echo", "SE", (500, 12, None, 90), True),
+        ("T1-FLAIR", "SE IR", (2000, 20, 800, 111), True),
+        ("T2-FLAIR", "SE IR", (9000, 90, 2500, 150), False),
+        ("T2 TSE", "SE", (5000, 95, None, 150), False),
+        ("PD", "SE", (2500, 15, None, 90), False),
+        ("STIR", "SE IR", (4000, 40, 160, 150), False),
+        ("T2* GRE", "GR", (650, 20, None, 20), False),
+        ("SWI", "GR", (28, 20, None, 15), False),
+        ("bSSFP", "GR", (5, 2.3, None, 60), False),
+        ("BOLD", "EP GR", (700, 10, None, 60), False),
+        ("no times", "GR", (None, None, None, None), False),
+    ],
+)
+def test_t1w_is_recognised_by_technique(
+    protocol: str, sequence: str, times: Sequence[float | None], t1w: bool
+) -> None:
+    tr, te, ti, flip = times
+    candidate = series(
+        sequence=frozenset(sequence.split()),
+        repetition_time=tr,
+        echo_time=te,
+        inversion_time=ti,
+        flip_angle=flip,
+    )
+    assert (why_not_t1w(candidate) is None) is t1w, protocol
+    assert t1w or str(why_not_t1w(candidate)).startswith("not T1w: ")
+
+
+def series(slices: int = 160, **header: Any) -> Series:
+    made = Series(replace(HEADER, **header))
+    made.files = [Path(str(number)) for number in range(slices)]
+    made.positions = [float(number) for number in range(slices)]
+    made.orientations = {made.header.orientation}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"modality": "CT"}, "not T1w: modality CT, expected MR"),
+        ({"image_type": frozenset({"DERIVED", "MPR"})}, "not T1w: a derived image (DERIVED, MPR)"),
+        ({"image_type": frozenset({"ORIGINAL", "P"})}, "not T1w: not a magnitude image (P)"),
+        ({"body": "KNEE"}, "not a head: body part KNEE"),
+        ({"agent": True}, "contrast agent"),
+        ({"angiography": True, "inversion_time": None}, "not T1w: GR angiography"),
+        ({"slices": 12}, "too few slices: 12, expected at least 20"),
+    ],
+)
+def test_other_series_are_told_apart(header: dict[str, Any], reason: str) -> None:
+    assert str(why_not_t1w(series(**header))).startswith(reason)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.contracts.cohort import EXCLUDED
+from neurofoundry.contracts.tables import read_table
+from neurofoundry.errors import DataError
+from tests.support.building import DIAGNOSIS, EVERY_SPLIT, SEX, bids, run, write_scan
+
+AGE = {"kind": "regression", "column": "age"}
+
+
+def test_the_log_tells_how_far_the_work_is_and_what_came_of_it(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    ds = bids(tmp_path / "data" / "ds", 12)
+    (ds / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    (ds / "sub-02/anat/sub-02_T1w.json").write_text("{broken")
+    run(
+        tmp_path / "data",
+        tmp_path / "out",
+        splits=EVERY_SPLIT,
+        tasks={"sex": {**SEX, "required": False}},
+    )
+    lines = [
+        line.partition(" INFO ")[2] for line in log.getvalue().splitlines() if " INFO " in line
+    ]
+    assert any(line.startswith("reading ds: 12/12 subjects") for line in lines)
+    assert any(line.startswith("inspecting images: 12/12 images") for line in lines)
+    assert next(line for line in lines if "images" in line).endswith(", 1 failed")
+    assert "ds: 11 scans of 11 persons" in lines
+    assert "excluded: 1 × empty file" in lines
+    assert any(line.startswith("note: ds/sub-02/anat/sub-02_T1w.json: not valid") for line in lines)
+    start = next(number for number, line in enumerate(lines) if line.split()[0] == "split")
+    assert lines[start].split() == ["split", "persons", "scans", "sex"]
+    assert sum(int(line.split()[1]) for line in lines[start + 1 :]) == 11
+
+
+def test_every_gap_is_listed_and_the_excluded_files_can_be_read(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    ds = bids(tmp_path / "data" / "ds", 6)
+    (ds / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    write_scan(ds / "sub-02/anat/sub-02_T2w.nii.gz", 70)
+    write_scan(ds / "sub-02/anat/sub-02_FLAIR.nii.gz", 71)
+    out = tmp_path / ".cohort.partial"
+    dementia = {"kind": "classification", "column": "diagnosis", "classes": ["CN", "AD"]}
+    tasks = {
+        "sex": SEX,
+        "dementia": dementia,
+        "age": {**AGE, "required": False},
+        "other": {**dementia, "required": False},
+    }
+    with pytest.raises(DataError) as refused:
+        run(
+            tmp_path / "data",
+            out,
+            tasks=tasks,
+            columns={"diagnosis": DIAGNOSIS},
+            splits={**EVERY_SPLIT, "pretrain": 0.0001, "train": 0.5999},
+        )
+    message = str(refused.value)
+    for text in (
+        "5 scans of 5 persons can be used; excluded: 2 × not T1w, 1 × empty file.",
+        "split 'pretrain' has 0 persons, 2 are needed",
+        "task 'sex': split '",
+        "task 'dementia': no dataset has the column 'diagnosis'",
+        ".cohort.partial/excluded.tsv",
+        "required: false",
+    ):
+        assert text in message
+    assert "task 'age'" not in message
+    assert "task 'other'" not in message
+    assert str(tmp_path) not in message + log.getvalue()
+    excluded = read_table(out / "excluded.tsv", EXCLUDED)
+    assert len(excluded) == 3
+    assert not (out / "scans.tsv").exists()
+
+
+def test_optional_tasks_that_cannot_be_estimated_are_reported(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    bids(tmp_path / "data" / "ds", 3)
+    outcome = run(tmp_path / "data", tmp_path / "out", tasks={"age": {**AGE, "required": False}})
+    gap = "split 'train' has 0 subjects with a label, 2 are needed"
+    assert outcome.work.summary["not_estimable"] == {"age": gap}
+    assert f"WARNING task 'age' cannot be estimated: {gap}" in log.getvalue()
+
+
+def test_nothing_usable_says_why(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2)
+    for number in (1, 2):
+        (ds / f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError) as refused:
+        run(tmp_path / "data", tmp_path / "out", tasks={"sex": SEX})
+    assert "not one scan can be used" in str(refused.value)
+    assert "ds/sub-01/anat/sub-01_T1w.nii.gz: empty file: 0 bytes" in str(refused.value)
