@@ -21,6 +21,6 @@ def configure(
     return step(
         "configure",
         *("--params", params),
-        *("--preprocess-parts", preprocess_shards),
-        *("--finetune-parts", finetune_shards),
+        *("--preprocess-shards", preprocess_shards),
+        *("--finetune-shards", finetune_shards),
     )

@@ -5,7 +5,7 @@ from components.command import step
 
 
 @dsl.container_component
-def finetune_part(
+def finetune_shard(
     params: str,
     encoders: list,
     shard: str,
@@ -30,18 +30,18 @@ def finetune_part(
 def finetune(
     params: str,
     encoders: list,
-    parts: list,
+    shards: list,
     store: str,
     volumes: Input[Dataset],
     models: Output[Model],
 ):
-    """Every task from every initialization: take the parts together."""
+    """Every task from every initialization: merge the shards."""
     return step(
         "finetune",
         *("--params", params),
         *("--volumes", volumes.path),
         *("--encoder", encoders),
         *("--out", models.path),
-        *("--reuse", parts),
+        *("--reuse", shards),
         *("--store", store),
     )

@@ -5,7 +5,7 @@ from components.command import step
 
 
 @dsl.container_component
-def preprocess_part(
+def preprocess_shard(
     params: str,
     data: str,
     shard: str,
@@ -30,21 +30,21 @@ def preprocess_part(
 def preprocess(
     params: str,
     data: str,
-    parts: list,
+    shards: list,
     store: str,
     cohort: Input[Dataset],
     volumes: Output[Dataset],
     qc: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Brain mask, registration, normalization: take the parts together and judge the whole."""
+    """Brain mask, registration, normalization: merge the shards and judge the whole."""
     return step(
         "preprocess",
         *("--params", params),
         *("--data", data),
         *("--cohort", cohort.path),
         *("--out", volumes.path),
-        *("--reuse", parts),
+        *("--reuse", shards),
         *("--store", store),
         files={"qc.html": qc.path},
     )

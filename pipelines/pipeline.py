@@ -8,9 +8,9 @@ from kfp import dsl, kubernetes
 from components.configure import configure
 from components.evaluate import evaluate
 from components.fetch import fetch
-from components.finetune import finetune, finetune_part
+from components.finetune import finetune, finetune_shard
 from components.ingest import ingest
-from components.preprocess import preprocess, preprocess_part
+from components.preprocess import preprocess, preprocess_shard
 from components.pretrain import pretrain, pretrain_on_nodes
 from components.promote import promote
 from components.summarize import summarize
@@ -128,16 +128,16 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             cohort = cohort.outputs["cohort"]
 
             with dsl.ParallelFor(
-                of["shards_of_preprocess"], name="preprocess parts", parallelism=PARALLEL
+                of["shards_of_preprocess"], name="preprocess shards", parallelism=PARALLEL
             ) as shard:
-                scans = preprocess_part(
+                scans = preprocess_shard(
                     params=of["preprocess"], data=data, shard=shard, store=store, cohort=cohort
                 )
                 on(scans, "cpu", "preprocess a shard")
             whole = preprocess(
                 params=of["preprocess"],
                 data=data,
-                parts=dsl.Collected(scans.outputs["folder"]),
+                shards=dsl.Collected(scans.outputs["folder"]),
                 store=store,
                 cohort=cohort,
             )
@@ -172,9 +172,9 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
                 on(encoder, "gpu", "pretrain", gpus).after(together)
 
             with dsl.ParallelFor(
-                of["shards_of_finetune"], name="finetune parts", parallelism=PARALLEL
+                of["shards_of_finetune"], name="finetune shards", parallelism=PARALLEL
             ) as shard:
-                made = finetune_part(
+                made = finetune_shard(
                     params=of["finetune"],
                     encoders=dsl.Collected(encoder.outputs["folder"]),
                     shard=shard,
@@ -185,7 +185,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
             all_models = finetune(
                 params=of["finetune"],
                 encoders=dsl.Collected(encoder.outputs["folder"]),
-                parts=dsl.Collected(made.outputs["folder"]),
+                shards=dsl.Collected(made.outputs["folder"]),
                 store=store,
                 volumes=volumes,
             )

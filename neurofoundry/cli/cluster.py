@@ -30,9 +30,9 @@ from neurofoundry.runtime.store import locate
 def configure(
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
-    preprocess_parts: Annotated[int, typer.Option(min=1, help="Parts of the scans.")] = 1,
-    finetune_parts: Annotated[
-        int, typer.Option(min=0, help="Parts of the models to make; 0: as many as can be.")
+    preprocess_shards: Annotated[int, typer.Option(min=1, help="Shards of the scans.")] = 1,
+    finetune_shards: Annotated[
+        int, typer.Option(min=0, help="Shards of the models to make; 0: as many as can be.")
     ] = 1,
     executor_input: ExecutorInput = "",
 ) -> None:
@@ -44,14 +44,14 @@ def configure(
     from neurofoundry.project import SECTIONS
 
     values = load_params(params, overrides)
-    finetune_parts = finetune_parts or values.finetune.most_shards(len(values.tasks))
+    finetune_shards = finetune_shards or values.finetune.most_shards(len(values.tasks))
     tracking = {"tracking": values.tracking.model_dump(mode="json")}
     found: dict[str, Any] = {
         name: json.dumps(read_by(values, name) | tracking) for name in SECTIONS
     }
     found["methods"] = list(values.pretrain.methods)
-    for name, count in (("preprocess", preprocess_parts), ("finetune", max(1, finetune_parts))):
-        found[f"parts_of_{name}"] = [f"{number}/{count}" for number in range(1, count + 1)]
+    for name, count in (("preprocess", preprocess_shards), ("finetune", max(1, finetune_shards))):
+        found[f"shards_of_{name}"] = [f"{number}/{count}" for number in range(1, count + 1)]
     if executor_input:
         executor.publish(executor_input, parameters=found)
     else:

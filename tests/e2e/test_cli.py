@@ -66,8 +66,8 @@ def test_data_that_cannot_be_used_is_exit_3(command: Run, tmp_path: Path) -> Non
 
 def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) -> None:
     done = command(
-        "neurofoundry", "configure", "--params", ROOT / "params.yaml", "--preprocess-parts", "3",
-        "--finetune-parts", "0", "--set", "pretrain.epochs=5", cwd=tmp_path,
+        "neurofoundry", "configure", "--params", ROOT / "params.yaml", "--preprocess-shards", "3",
+        "--finetune-shards", "0", "--set", "pretrain.epochs=5", cwd=tmp_path,
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert set(json.loads(found["preprocess"])) == {"preprocess", "tracking"}

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from neurofoundry.cli import main as cli
+from neurofoundry.cli import cluster as cli
 from neurofoundry.kubeflow.trainjob import Pool
 from pipelines import compiled, node_pools
 
