@@ -1,16 +1,29 @@
-"""The two errors a person can mend; everything else is a defect of ours (exit code 1)."""
+"""The errors that a person can fix: one tree, one way to say them, and an exit code for each kind.
+
+    2  UsageError        the command line, the parameters or a file that somebody wrote
+    3  DataError         the input data
+    4  RunFailedError    a run of the pipeline, of which a step failed
+    5  RefusedError      a cluster that refuses a request
+    6  UnreachableError  a cluster that does not answer
+
+Everything else is a defect of ours: a traceback, and exit code 1.
+"""
 
 from __future__ import annotations
 
+import errno
+import sys
+from collections.abc import Callable
+
 
 class NeurofoundryError(Exception):
-    """One readable message: what was found, what was expected, and how to mend it."""
+    """One readable message: what was found, what was expected, and how to fix it."""
 
     exit_code = 1
 
 
 class UsageError(NeurofoundryError):
-    """The parameters or the command line cannot be used."""
+    """The command line, the parameters or a file that somebody wrote cannot be used."""
 
     exit_code = 2
 
@@ -21,10 +34,53 @@ class DataError(NeurofoundryError):
     exit_code = 3
 
 
+class RunFailedError(NeurofoundryError):
+    """The pipeline ran, and a step failed."""
+
+    exit_code = 4
+
+
+class RefusedError(NeurofoundryError):
+    """A cluster refused a request, with the HTTP ``status``."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnreachableError(NeurofoundryError):
+    """A cluster does not answer."""
+
+    exit_code = 6
+
+
+FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What an operating system refuses until a person makes room or gives permission."""
+
+
 def complain(message: str) -> None:
-    """Say on stderr what a person has to mend."""
+    """Say on stderr what a person has to fix."""
     from rich.console import Console
     from rich.markup import escape
 
     text = f"[bold red]error:[/] {escape(message)}"
     Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def run_app(app: Callable[[], object], tell: Callable[[str], object] = complain) -> None:
+    """Run a command line: what a person can fix is told once, and the exit code says what it is."""
+    try:
+        app()
+    except NeurofoundryError as error:
+        tell(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in FIXABLE:
+            raise
+        tell(
+            f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space or "
+            "give write permission, then run the same command again; it resumes."
+        )
+        sys.exit(UsageError.exit_code)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from neurofoundry.errors import UsageError, run_app
 from pipelines import cluster, compiled, local, node_pools
-from pipelines.errors import PipelineError, UsageError
 
 app = typer.Typer(
     help="The five stages as one Kubeflow pipeline.",
@@ -221,13 +218,8 @@ def _parse(settings: list[str] | None) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the command line; what a person can mend ends in one line and an exit code of its own."""
-    try:
-        app()
-    except PipelineError as error:
-        text = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ from kfp.client import ServiceAccountTokenVolumeCredentials
 from requests import exceptions
 from rich.console import Console
 
-from pipelines import compiled
-from pipelines.errors import (
-    PipelineError,
+from neurofoundry.errors import (
+    NeurofoundryError,
     RefusedError,
     RunFailedError,
     UnreachableError,
     UsageError,
 )
+from pipelines import compiled
 
 ANSWER_S = 4
 """Seconds in which a cluster must take a call, and again in which it must answer."""
@@ -299,14 +299,18 @@ class Cluster:
         if code in (401, 403) or 300 <= code < 400:
             raise RefusedError(
                 f"{self.host} does not let us in ({code}). Give a valid --token, --token-file or "
-                "--cookie; the account needs the rights of docs/kubeflow.md in the namespace."
+                "--cookie; the account needs the rights of docs/kubeflow.md in the namespace.",
+                code,
             )
         if code == 404 and not reason:
             raise self._not_there("404")
         if code in (502, 503, 504):
             raise UnreachableError(f"{self.host}: no answer from behind it ({code}).")
+        answer = f"{self.host} answers {code}{f': {reason}' if reason else ''}."
+        if code >= 500:
+            raise NeurofoundryError(answer)
         if code >= 400:
-            raise PipelineError(f"{self.host} answers {code}{f': {reason}' if reason else ''}.")
+            raise RefusedError(answer, code)
 
     def _not_there(self, found: str) -> UnreachableError:
         return UnreachableError(

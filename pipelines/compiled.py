@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from kfp import compiler
 
+from neurofoundry.errors import UsageError
 from pipelines import node_pools, pipeline, smoke
-from pipelines.errors import UsageError, one_line
 
 HERE = Path(__file__).parent
 COMMITTED = HERE / "neurofoundry.yaml"
@@ -39,7 +39,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: the pipeline cannot be read ({one_line(error)}).") from error
+        why = " ".join(str(error).split())
+        raise UsageError(f"{path}: the pipeline cannot be read ({why}).") from error
     if not documents or not isinstance(documents[0], dict) or "root" not in documents[0]:
         raise UsageError(f"{path}: not a compiled pipeline. Run `python -m pipelines compile`.")
     return documents

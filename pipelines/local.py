@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import docker
 import yaml
 from kfp import components, local
 from kfp.compiler import pipeline_spec_builder
 from kfp.local import docker_task_handler, io, subprocess_task_handler
 from kfp.local.orchestrator import task_spec_utils
 
-import docker
+from neurofoundry.errors import RunFailedError, UsageError
 from pipelines import compiled
-from pipelines.errors import RunFailedError, UsageError
 from pipelines.node_pools import MOUNT
 
 VERSION = "local"

@@ -10,7 +10,7 @@ import yaml
 from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import UsageError, one_line
+from neurofoundry.errors import UsageError
 
 ROLES = ("light", "cpu", "gpu")
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
@@ -92,7 +92,7 @@ def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str,
     try:
         profiles = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: the node pools cannot be read ({one_line(error)}).") from error
+        raise UsageError(f"{path}: the node pools cannot be read ({error}).") from error
     if not isinstance(profiles, dict) or profile not in profiles:
         known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
         raise UsageError(f"{path}: no profile '{profile}'; there is {known}.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -12,7 +10,7 @@ import typer
 import neurofoundry
 from neurofoundry.cli import cluster, stages, weights  # noqa: F401  their commands join the app
 from neurofoundry.cli.options import app
-from neurofoundry.errors import NeurofoundryError, complain
+from neurofoundry.errors import complain, run_app
 from neurofoundry.runtime import log
 
 
@@ -32,28 +30,17 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors that a person can mend end in one message and its exit code."""
-    # A thread of torch that waits shall soon sleep. libgomp's own 300,000 looks for work keep a
-    # core busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
+    """Run the command line."""
+    # Threads of torch that wait should soon sleep. libgomp's default of 300,000 spins keeps a core
+    # busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     log.configure()
-    try:
-        app()
-    except NeurofoundryError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        _fail(
-            f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space or "
-            "give write permission, then run the same command again; it resumes.",
-            2,
-        )
+    run_app(app, _tell)
 
 
-def _fail(message: str, code: int) -> None:
+def _tell(message: str) -> None:
+    """Say an error once, however many processes of one training meet it."""
     from neurofoundry.pretrain.launch_ranks import report
 
     if not report(message):
         complain(message)
-    sys.exit(code)

@@ -31,7 +31,7 @@ from typing import Any
 
 from pydantic import Field
 
-from neurofoundry.errors import NeurofoundryError, UsageError
+from neurofoundry.errors import NeurofoundryError, RefusedError, UnreachableError, UsageError
 from neurofoundry.params import Section
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -88,24 +88,12 @@ class Machines(Section):
     """With the key ``api-key`` of W&B; it need not exist."""
 
 
-class NodesError(NeurofoundryError):
+class TrainJobError(NeurofoundryError):
     """The TrainJob failed; the exit code is that of the machine that failed first."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class RefusedError(NeurofoundryError):
-    """The API of Kubernetes refused a request."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class UnreachableError(NeurofoundryError):
-    """The API of Kubernetes does not answer."""
 
 
 def train_job(
@@ -304,7 +292,7 @@ def train(api: Api, job: Mapping[str, Any]) -> None:
     """Create the TrainJob, or take over the same one, and follow it to its end.
 
     It is deleted at its end, when it is late and when this process is told to stop; it is left
-    alone when the API does not answer, as the next try finds it. Raises NodesError.
+    alone when the API does not answer, as the next try finds it. Raises TrainJobError.
     """
     name = job["metadata"]["name"]
     seconds = job["spec"]["activeDeadlineSeconds"]
@@ -349,7 +337,7 @@ def _create(api: Api, job: Mapping[str, Any]) -> None:
 
 
 def _follow(api: Api, name: str, *, until: float) -> None:
-    """Print what the first machine prints until the TrainJob ends. Raises NodesError."""
+    """Print what the first machine prints until the TrainJob ends. Raises TrainJobError."""
     since: dict[str, str] = {}
     while time.monotonic() < until:
         state = _state(api.ask("GET", api.train_jobs(name)))
@@ -364,7 +352,7 @@ def _follow(api: Api, name: str, *, until: float) -> None:
         if state:
             raise _failure(api, name, state)
         time.sleep(POLL_S)
-    raise NodesError(
+    raise TrainJobError(
         f"TrainJob {name} has not ended in time. Give the pool more hours, or see why its pods "
         "wait: are there so many GPUs?"
     )
@@ -403,7 +391,7 @@ def _print_log(api: Api, pod: str, since: dict[str, str]) -> None:
             raise
 
 
-def _failure(api: Api, name: str, state: Mapping[str, str]) -> NodesError:
+def _failure(api: Api, name: str, state: Mapping[str, str]) -> TrainJobError:
     """What the machine that is the cause, or else failed first, said last."""
     ends = [
         (str(ended.get("finishedAt")), int(ended["exitCode"]), pod["metadata"])
@@ -413,7 +401,7 @@ def _failure(api: Api, name: str, state: Mapping[str, str]) -> NodesError:
     ]
     reason = f"{state.get('reason', '')}: {state.get('message', '')}".strip(": ")
     if not ends:
-        return NodesError(f"TrainJob {name} failed ({reason}).")
+        return TrainJobError(f"TrainJob {name} failed ({reason}).")
     # A mistake of a person is never the consequence of another machine's end.
     _, code, pod = min(ends, key=lambda end: (end[1] not in (2, 3), end[0]))
     query = {"container": "node", "tailLines": str(LAST_LINES)}
@@ -421,7 +409,7 @@ def _failure(api: Api, name: str, state: Mapping[str, str]) -> NodesError:
     with suppress(RefusedError):
         lines = list(api.lines(f"{api.pods(pod['name'])}/log", **query))
     node = pod.get("labels", {}).get("batch.kubernetes.io/job-completion-index", "?")
-    return NodesError(
+    return TrainJobError(
         f"TrainJob {name} failed ({reason}). Node {node} (pod {pod['name']}) ended with exit code "
         f"{code}, and said last:\n  " + "\n  ".join(lines),
         code,

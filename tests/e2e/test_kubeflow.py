@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import docker
 import pandas as pd
 import pytest
 import yaml
 from kfp import compiler, dsl
 
-import docker
 import neurofoundry
+from neurofoundry.errors import RunFailedError, UsageError
 from neurofoundry.kubeflow import trainjob
 from neurofoundry.runtime.files import hash_file
 from pipelines import compiled, local
-from pipelines.errors import RunFailedError, UsageError
 from tests.e2e.conftest import ROOT, Run
 from tests.support.kubernetes import NAMESPACE
 from tests.support.trainer import Trainer, trainer
@@ -580,7 +580,7 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
             killer = threading.Thread(target=kill, args=[found])
             killer.start()
             try:
-                with pytest.raises(trainjob.NodesError, match=r"Node 1 .* with exit code 137"):
+                with pytest.raises(trainjob.TrainJobError, match=r"Node 1 .* with exit code 137"):
                     trainjob.train(api, job)
             finally:
                 killed.set()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from neurofoundry.cli import main as cli
-from neurofoundry.errors import UsageError
+from neurofoundry.errors import RefusedError, UnreachableError, UsageError
 from neurofoundry.kubeflow import trainjob
 from tests.support.kubernetes import (
     JOBS,
@@ -208,7 +208,7 @@ class TestTrain:
         name = cluster.pods[1]["metadata"]["name"]
         cluster.logs[name] = [f"2026-01-01T00:00:00Z line {i}." for i in range(50)]
         cluster.ends = lambda _: condition("Failed", "JobFailed", "jobset failed")
-        with pytest.raises(trainjob.NodesError) as error:
+        with pytest.raises(trainjob.TrainJobError) as error:
             trainjob.train(api, job())
         text = str(error.value)
         assert error.value.exit_code == 137
@@ -225,7 +225,7 @@ class TestTrain:
             pod(NAME, 1, exit_code=3, finished="2026-01-01T00:08:01Z"),
         ]
         cluster.ends = lambda _: condition("Failed", "JobFailed", "jobset failed")
-        with pytest.raises(trainjob.NodesError, match="exit code 3") as error:
+        with pytest.raises(trainjob.TrainJobError, match="exit code 3") as error:
             trainjob.train(api, job())
         assert error.value.exit_code == 3
         assert cluster.jobs == {}
@@ -237,7 +237,7 @@ class TestTrain:
         cluster.ends = lambda _: None
         late = job()
         late["spec"]["activeDeadlineSeconds"] = 1
-        with pytest.raises(trainjob.NodesError, match="has not ended in time"):
+        with pytest.raises(trainjob.TrainJobError, match="has not ended in time"):
             trainjob.train(api, late)
         assert cluster.jobs == {}
 
@@ -265,7 +265,7 @@ class TestApi:
         cluster.created = rotate
         trainjob.train(api, job())
         cluster.token = "a third"
-        with pytest.raises(trainjob.RefusedError, match=r"\(401\).*service account is not valid"):
+        with pytest.raises(RefusedError, match=r"\(401\).*service account is not valid"):
             trainjob.train(api, job())
 
     @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ class TestApi:
         self, cluster: Cluster, api: trainjob.Api, code: int, message: str
     ) -> None:
         cluster.fails = [code]
-        with pytest.raises(trainjob.RefusedError, match=message) as error:
+        with pytest.raises(RefusedError, match=message) as error:
             trainjob.train(api, job())
         assert error.value.status == code
 
@@ -292,7 +292,7 @@ class TestApi:
     ) -> None:
         monkeypatch.setattr(trainjob, "PATIENCE_S", 0.2)
         cluster.created = lambda _: cluster.fails.extend([503] * 1000)
-        with pytest.raises(trainjob.UnreachableError, match="the retry of this step follows it"):
+        with pytest.raises(UnreachableError, match="the retry of this step follows it"):
             trainjob.train(api, job())
         assert list(cluster.jobs) == [NAME]
 

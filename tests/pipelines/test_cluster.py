@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from neurofoundry.errors import RefusedError, RunFailedError, UnreachableError, UsageError
 from pipelines import cluster, compiled
-from pipelines.errors import (
-    PipelineError,
-    RefusedError,
-    RunFailedError,
-    UnreachableError,
-    UsageError,
-)
 from tests.support.kubeflow_api import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +139,7 @@ class TestSubmit:
     def test_what_the_cluster_refuses_is_said_in_its_words(
         self, stub: Stub, documents: list[Any]
     ) -> None:
-        with pytest.raises(PipelineError, match="400: missing parameters"):
+        with pytest.raises(RefusedError, match="400: missing parameters"):
             connect(stub).submit(
                 documents, {}, experiment="e", name="n", service_account=None, cache=True
             )

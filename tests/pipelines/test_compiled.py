@@ -11,6 +11,7 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from neurofoundry.cli import cluster as cli
+from neurofoundry.errors import UsageError
 from neurofoundry.kubeflow.trainjob import Pool
 from pipelines import compiled, node_pools
 
@@ -207,7 +208,7 @@ class TestNodePools:
     ) -> None:
         path = tmp_path / "pools.yaml"
         path.write_text(text)
-        with pytest.raises(node_pools.UsageError, match=message):
+        with pytest.raises(UsageError, match=message):
             node_pools.read("mine", path)
 
     def test_a_cluster_without_gpus_has_no_limits_for_them(self, tmp_path: Path) -> None:

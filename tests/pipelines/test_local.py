@@ -9,8 +9,8 @@ from kfp import compiler, dsl, local
 from kfp.local import io, subprocess_task_handler
 from kfp.local.orchestrator import task_spec_utils
 
+from neurofoundry.errors import UsageError
 from pipelines import compiled
-from pipelines.errors import UsageError
 from pipelines.local import Runner, get_parent_input, iteration_of, run
 
 TELL = """

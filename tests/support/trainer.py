@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
+
 from tests.support.kubernetes import Cluster, condition, pod, serve
 
 
