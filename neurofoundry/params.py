@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from neurofoundry.errors import UsageError
 
@@ -23,28 +25,6 @@ class Section(BaseModel):
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that becomes a folder."""
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2, as DVC writes it: yes and no are words. A key that stands twice is refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(
-                    f"{node.start_mark.name}: the key '{key}' stands twice in the block that "
-                    f"starts in line {node.start_mark.line + 1}. Keep one of them."
-                )
-        return super().construct_mapping(node, deep)
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -56,20 +36,15 @@ def load(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the parameters cannot be read ({error}).") from error
+        raise UsageError(f"{path}: cannot be read ({error}).") from error
     return load_text(text, model, overrides, origin=str(path))
 
 
 def load_text(
     text: str, model: type[Model], overrides: Sequence[str] = (), *, origin: str
 ) -> Model:
-    """As `load`, from YAML (or JSON) that came from ``origin``."""
-    loader = _Loader(text)
-    loader.name = origin
-    try:
-        values = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise UsageError(f"{origin}: not valid YAML: {error}") from error
+    """Read YAML (or JSON) that came from ``origin``, as `load` does."""
+    values = read_yaml(text, origin=origin)
     if not isinstance(values, dict):
         raise UsageError(f"{origin}: expected sections such as 'ingest:', found {values!r:.80}.")
     for override in overrides:
@@ -77,13 +52,30 @@ def load_text(
     return validate(values, model, origin=origin)
 
 
+def read_yaml(text: str, *, origin: str) -> Any:
+    """Read YAML 1.2, as DVC writes it: yes and no are words, and 1e-3 is a number.
+
+    Raises UsageError naming ``origin`` and the line, for a duplicate key as for wrong syntax.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)  # the loader in C knows YAML 1.1 only
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        why, _, _ = str(error.problem or error.context).partition(" with value ")
+        raise UsageError(f"{origin}{line}: not valid YAML: {why}.") from error
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(f"{origin}: not valid YAML: {why}.") from error
+
+
 def validate(values: Mapping[str, Any], model: type[Model], *, origin: str) -> Model:
-    """``values`` as ``model``; UsageError names ``origin`` and every wrong key."""
+    """Read ``values`` as ``model``. Raises UsageError naming ``origin`` and every wrong key."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(model, problem)}" for problem in error.errors())
-        raise UsageError(f"{origin}: these parameters cannot be used:\n{problems}") from error
+        raise UsageError(f"{origin}: these values cannot be used:\n{problems}") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -91,51 +83,94 @@ def _override(values: dict[str, Any], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise UsageError(f"--set {override}: expected KEY=VALUE, such as pretrain.epochs=3.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {override}: the value is not valid YAML.") from error
     for name in names[:-1]:
         inner = values.setdefault(name, {})
         if not isinstance(inner, dict):
             raise UsageError(f"--set {override}: '{name}' holds a value, not a section.")
         values = inner
-    values[names[-1]] = value
+    values[names[-1]] = read_yaml(text, origin=f"--set {override}")
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    location = ".".join(str(part) for part in problem["loc"]) or "(top)"
+def _explain(model: type[BaseModel], problem: ErrorDetails) -> str:
+    """Say where a problem is, what was found, and what is allowed."""
+    location = problem["loc"]
+    keys, kind = _follow(model, location)
+    where = ".".join(keys)
     if problem["type"] == "extra_forbidden":
-        allowed = _allowed_keys(model, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        return f"{location}: unknown key.{hint} Allowed: {', '.join(sorted(allowed))}."
+        _, section = _follow(model, location[:-1])
+        return f"{where}: unknown key.{_suggest(str(location[-1]), _keys(section))}"
+    if problem["type"].startswith("union_tag"):
+        key = problem["ctx"]["discriminator"].strip("'")
+        fields = [section.model_fields[key] for section in _alternatives(kind)]
+        known = [str(tag) for field in fields for tag in get_args(field.annotation)]
+        tag = problem["ctx"].get("tag")
+        if tag is None:
+            return f"{where}.{key}: missing. Allowed: {', '.join(known)}."
+        return f"{where}.{key}: unknown {key} '{tag}'.{_suggest(tag, known)}"
     if problem["type"] == "missing":
-        return f"{location}: missing."
-    found = f" (found {problem['input']!r:.80})" if problem["loc"] else ""
-    return f"{location}: {problem['msg'].removeprefix('Value error, ')}{found}"
+        return f"{where}: missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (found {problem['input']!r:.80})" if where else message
 
 
-def _allowed_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys of the section at ``location``, looking into Optional, dict, list and tuple."""
-    here: Any = model
+def _suggest(wrong: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(wrong, known, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{hint} Allowed: {', '.join(known)}."
+
+
+def _follow(kind: Any, location: Sequence[str | int]) -> tuple[list[str], Any]:
+    """The keys that a person wrote on the way to ``location``, and the type that is expected there.
+
+    pydantic's location has more: the alternative of a union that it chose, such as the tag
+    'classification', and '[key]' for a key that is wrong itself.
+    """
+    keys: list[str] = []
     for part in location:
-        if _is_section(here):
-            field = here.model_fields.get(str(part))
-            here = field.annotation if field else None
-        else:
-            here = next((kind for kind in reversed(get_args(here)) if kind is not Ellipsis), None)
-        here = next(
-            (kind for kind in get_args(here) if _optional(here) and _is_section(kind)), here
+        alternatives = _alternatives(kind)
+        if len(alternatives) > 1:
+            kind = next((each for each in alternatives if part in _tags(each)), None)
+        elif part != "[key]":
+            keys.append(str(part))
+            kind = _inside(alternatives[0], part)
+    return keys, kind
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The members of a union, but for None; of another type, itself."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) not in (Union, UnionType):
+        return [kind]
+    return [
+        member for each in get_args(kind) if each is not NoneType for member in _alternatives(each)
+    ]
+
+
+def _inside(kind: Any, key: str | int) -> Any:
+    """The type of what is under ``key`` in a section, a mapping or a sequence."""
+    if _is_section(kind):
+        fields = kind.model_fields.items()
+        return next(
+            (field.annotation for name, field in fields if key in (name, field.alias)), None
         )
-    if not _is_section(here):
+    return next((each for each in reversed(get_args(kind)) if each is not Ellipsis), None)
+
+
+def _keys(kind: Any) -> list[str]:
+    """The keys of a section."""
+    sections = [each for each in _alternatives(kind) if _is_section(each)]
+    return [field.alias or name for each in sections for name, field in each.model_fields.items()]
+
+
+def _tags(kind: Any) -> list[str]:
+    """The values that choose a section among the alternatives of a union."""
+    if not _is_section(kind):
         return []
-    return [field.alias or name for name, field in here.model_fields.items()]
+    literals = (field.annotation for field in kind.model_fields.values())
+    return [str(tag) for each in literals if get_origin(each) is Literal for tag in get_args(each)]
 
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _optional(kind: Any) -> bool:
-    return type(None) in get_args(kind)

@@ -36,6 +36,8 @@ from neurofoundry.errors import (
     UnreachableError,
     UsageError,
 )
+from neurofoundry.kubeflow.schemas import DvcFile
+from neurofoundry.params import load
 from pipelines import compiled
 
 ANSWER_S = 4
@@ -106,11 +108,11 @@ def by_digest(image: str) -> str:
 def data_version(path: Path) -> str:
     """The version of the raw data that data.dvc names. Raises UsageError."""
     try:
-        return str(yaml.safe_load(path.read_text())["outs"][0]["md5"])
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        return load(path, DvcFile).outs[0].md5
+    except UsageError as error:
         raise UsageError(
-            f"{path}: no data version ({error}). Give --data-version: the folder of the raw data "
-            "in STORE/data."
+            f"{error}\nThere is no data version to take from it: give --data-version, the folder "
+            "of the raw data in STORE/data."
         ) from error
 
 

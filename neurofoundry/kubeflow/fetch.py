@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from neurofoundry.errors import DataError, UsageError
+from neurofoundry.kubeflow.schemas import DvcFile, DvcOutput
+from neurofoundry.params import load
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
 
 DATA = "data"
@@ -59,15 +60,15 @@ def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
         at = ["--rev", revision] if revision else []
         get = ("get", repository, "--force", *at)
         _dvc(work, *get, f"{DATA}.dvc", "--out", "asked")
-        asked = _output(work / "asked", origin)
-        if version not in ("", asked["md5"]):
+        asked = _data_of(work / "asked", origin)
+        if version not in ("", asked.md5):
             raise UsageError(
-                f"{origin}: found data {asked['md5']}, expected {version}. Give the revision that "
+                f"{origin}: found data {asked.md5}, expected {version}. Give the revision that "
                 "has it, or leave data_version empty."
             )
-        folder = versions / asked["md5"]
+        folder = versions / asked.md5
         if not folder.is_dir():
-            print(f"{folder}: {asked['nfiles']} files, {asked['size'] / 1e9:.1f} GB", flush=True)
+            LOGGER.info("%s: %d files, %.1f GB", folder, asked.nfiles, asked.size / 1e9)
             _dvc(work, *get, ".dvc/config", "--out", ".dvc/config")  # the remotes
             (work / ".dvc/config.local").write_text(CACHE.format(versions.resolve() / ".cache"))
             (work / "asked").replace(work / f"{DATA}.dvc")
@@ -79,14 +80,12 @@ def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
     return folder
 
 
-def _output(path: Path, origin: str) -> dict[str, Any]:
-    """What a .dvc file says of the folder it stands for."""
-    try:
-        (found,) = yaml.safe_load(path.read_text())["outs"]
-        if found["md5"].endswith(".dir") and found["path"] == DATA:
-            return {"nfiles": 0, "size": 0, **found}
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        pass
+def _data_of(path: Path, origin: str) -> DvcOutput:
+    """Read the folder of raw data that a .dvc file stands for. Raises DataError."""
+    with suppress(UsageError):
+        (folder,) = load(path, DvcFile).outs
+        if folder.md5.endswith(".dir") and folder.path == DATA:
+            return folder
     raise DataError(f"{origin}: {DATA}.dvc is not what `dvc add {DATA}` writes for a folder.")
 
 
