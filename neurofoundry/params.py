@@ -33,11 +33,7 @@ def load(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model
 
     Raises UsageError naming every wrong key, what was found, and what is allowed.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}).") from error
-    return load_text(text, model, overrides, origin=str(path))
+    return load_text(read_text(path), model, overrides, origin=str(path))
 
 
 def load_text(
@@ -50,6 +46,14 @@ def load_text(
     for override in overrides:
         _override(values, override)
     return validate(values, model, origin=origin)
+
+
+def read_text(path: Path) -> str:
+    """Read a file that a person wrote, with or without a byte order mark. Raises UsageError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}).") from error
 
 
 def read_yaml(text: str, *, origin: str) -> Any:

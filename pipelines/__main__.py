@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from neurofoundry.errors import UsageError, run_app
+from neurofoundry.params import read_text
 from pipelines import cluster, compiled, local, node_pools
 
 app = typer.Typer(
@@ -84,7 +85,7 @@ def run_local(
     asked = compiled.parameters(documents)
     given = _parse(settings) | {"image": image, "store": node_pools.MOUNT}
     if "params" in asked:
-        given.setdefault("params", _text(params))
+        given.setdefault("params", read_text(params))
     if "data_version" in asked:
         if (data is None) == ("data_repository" not in given):
             raise UsageError("Give one of --data and --param data_repository=…")
@@ -194,17 +195,10 @@ def _checked(
     given = {"image": cluster.by_digest(image), **_parse(settings)}
     asked = compiled.parameters(documents)
     if "params" in asked:
-        given.setdefault("params", _text(params))
+        given.setdefault("params", read_text(params))
     if "data_version" in asked and (data_version or "data_repository" not in given):
         given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
     return documents, cluster.arguments(documents, given)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the parameters cannot be read ({error}).") from error
 
 
 def _parse(settings: list[str] | None) -> dict[str, str]:

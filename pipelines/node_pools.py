@@ -4,112 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
 from kfp import dsl, kubernetes
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neurofoundry.errors import UsageError
+from neurofoundry.kubeflow.schemas import Pool, Profile
+from neurofoundry.params import read_text, read_yaml, validate
 
-ROLES = ("light", "cpu", "gpu")
+ROLES = tuple(Profile.model_fields)
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
 
 MOUNT = "/store"
 """Where the volume is mounted in every step."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Toleration(_Section):
-    """As in a pod."""
-
-    key: str
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] = "NoSchedule"
-
-
-class Expression(_Section):
-    """A node must match it, as in a node affinity."""
-
-    key: str
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    values: list[str] = []
-
-
-class Accelerator(_Section):
-    """Devices of one kind."""
-
-    type: str
-    """Resource name, such as nvidia.com/gpu."""
-    count: int = Field(ge=0)
-
-
-class Spot(_Section):
-    """What is added for nodes that may be taken away; a stage then resumes on another."""
-
-    selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
-
-
-class Pool(_Section):
-    """Machines for the steps of one role."""
-
-    cpu: str
-    """Cores, as Kubernetes writes them."""
-    memory: str
-    hours: float = Field(gt=0)
-    """After which a step is stopped; its retry resumes."""
-    shm: str | None = None
-    """Size of /dev/shm, out of ``memory``: what worker processes share."""
-    scratch: str = "10Gi"
-    """Size of /tmp, on the disk of the node: all that a step writes beside the store."""
-    accelerator: Accelerator | None = None
-    selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
-    affinity: list[Expression] = []
-    spot: Spot | None = None
-
-    def on_spot(self) -> Pool:
-        """The same pool on nodes that may be taken away."""
-        if self.spot is None:
-            return self
-        selector = self.selector | self.spot.selector
-        tolerations = self.tolerations + self.spot.tolerations
-        return self.model_copy(update={"selector": selector, "tolerations": tolerations})
-
-    def machines(self) -> dict[str, Any]:
-        """What a step needs to ask for such machines itself; labels are given with each run."""
-        without = {"selector", "tolerations", "spot"}
-        return self.model_dump(exclude=without, exclude_none=True)
-
-
 def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str, Pool]:
-    """The pools of a profile by role. Raises UsageError that names the key."""
-    try:
-        profiles = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: the node pools cannot be read ({error}).") from error
+    """Read the pools of a profile, by role. Raises UsageError naming the profile and the key."""
+    profiles = read_yaml(read_text(path), origin=str(path))
     if not isinstance(profiles, dict) or profile not in profiles:
-        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
+        known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) else "none"
         raise UsageError(f"{path}: no profile '{profile}'; there is {known}.")
-    roles = profiles[profile]
-    if not isinstance(roles, dict) or set(roles) != set(ROLES):
-        raise UsageError(f"{path}: {profile}: expected the roles {', '.join(ROLES)}.")
-    try:
-        pools = {role: Pool.model_validate(values) for role, values in roles.items()}
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: {profile}: {key}: {first['msg']}.") from error
+    values = validate(profiles[profile], Profile, origin=f"{path}: {profile}")
+    pools: dict[str, Pool] = {role: getattr(values, role) for role in ROLES}
     return {role: pool.on_spot() if spot else pool for role, pool in pools.items()}
 
 
 def plain(pool: Pool) -> list[dict[str, str]]:
-    """The tolerations of a pool, as Kubernetes writes them."""
+    """Return the tolerations of a pool as Kubernetes writes them."""
     return [each.model_dump(exclude_none=True) for each in pool.tolerations]
 
 
@@ -156,7 +78,7 @@ def place(
     kubernetes.add_node_selector_json(task, selector)
     kubernetes.add_toleration_json(task, tolerations)
     if pool.affinity:
-        expressions = [each.model_dump() for each in pool.affinity]
+        expressions = [each.model_dump(mode="json") for each in pool.affinity]
         kubernetes.add_node_affinity(task, match_expressions=expressions)
     if pool.shm:
         kubernetes.empty_dir_mount(

@@ -146,12 +146,13 @@ def pretrain_on_nodes(
     executor_input: ExecutorInput = "",
 ) -> None:
     """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store."""
-    from neurofoundry.kubeflow import executor
-    from neurofoundry.kubeflow import trainjob as cluster
+    from neurofoundry.kubeflow import executor, trainjob
+    from neurofoundry.kubeflow.api import Api
+    from neurofoundry.kubeflow.schemas import Machines
     from neurofoundry.params import validate
 
     load_params(params, None, stage="pretrain")
-    found = {
+    values = {
         "pool": _json(pool),
         "selector": _json(selector),
         "tolerations": _json(tolerations),
@@ -162,18 +163,17 @@ def pretrain_on_nodes(
         "claim": claim,
         "mount": mount,
     }
-    machines = validate(found, cluster.Machines, origin="pretrain-on-nodes")
-    api = cluster.Api.of_this_pod()
-    job = cluster.train_job(
-        machines,
+    api = Api.of_this_pod()
+    job = trainjob.train_job(
+        validate(values, Machines, origin="pretrain-on-nodes"),
         method=method,
         params=params,
         volumes=volumes,
         store=store,
         run=os.environ.get("NEUROFOUNDRY_RUN", ""),
-        owner=cluster.owner_of_this_run(api),
+        owner=trainjob.owner_of_this_run(api),
     )
-    cluster.train(api, job)
+    trainjob.train(api, job)
     if executor_input:
         executor.publish(executor_input)
 

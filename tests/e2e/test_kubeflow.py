@@ -27,6 +27,8 @@ from kfp import compiler, dsl
 import neurofoundry
 from neurofoundry.errors import RunFailedError, UsageError
 from neurofoundry.kubeflow import trainjob
+from neurofoundry.kubeflow.api import Api
+from neurofoundry.kubeflow.schemas import Machines, Pool
 from neurofoundry.runtime.files import hash_file
 from pipelines import compiled, local
 from tests.e2e.conftest import ROOT, Run
@@ -526,10 +528,9 @@ def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
 
 
 def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
-    image: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image: str, project: Path, tmp_path: Path
 ) -> None:
     """What a step does on a cluster, with containers of this machine for Kubeflow's machines."""
-    monkeypatch.setattr(trainjob, "POLL_S", 0.5)
     (tmp_path / "token").write_text("a-valid-token")
     store = tmp_path / "store"
     shutil.copytree(project / "volumes", store / "volumes")
@@ -546,8 +547,8 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
         "read_only": True,
         "tmpfs": {"/tmp": "exec"},
     }
-    machines = trainjob.Machines(
-        pool=trainjob.Pool(cpu="1", memory="4Gi", hours=1, scratch="1Gi"),
+    machines = Machines(
+        pool=Pool(cpu="1", memory="4Gi", hours=1, scratch="1Gi"),
         nodes=2,
         processes=0,
         image=image,
@@ -576,7 +577,7 @@ def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
 
     try:
         with trainer(options) as (cluster, found):
-            api = trainjob.Api(cluster.url, NAMESPACE, tmp_path)
+            api = Api(cluster.url, NAMESPACE, tmp_path, poll_s=0.5)
             killer = threading.Thread(target=kill, args=[found])
             killer.start()
             try:

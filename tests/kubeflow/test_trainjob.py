@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,19 +17,13 @@ from typing import Any
 import pytest
 
 from neurofoundry.cli import main as cli
-from neurofoundry.errors import RefusedError, UnreachableError, UsageError
+from neurofoundry.errors import UnreachableError, UsageError
+from neurofoundry.kubeflow import api as kubernetes
 from neurofoundry.kubeflow import trainjob
-from tests.support.kubernetes import (
-    JOBS,
-    LAUNCHER,
-    NAMESPACE,
-    Cluster,
-    Handler,
-    condition,
-    pod,
-    refusal,
-    serve,
-)
+from neurofoundry.kubeflow.api import Api
+from neurofoundry.kubeflow.schemas import Machines, Pool
+from neurofoundry.runtime import log
+from tests.support.kubernetes import JOBS, LAUNCHER, Cluster, Handler, condition, pod, refusal
 
 POOL = {
     "cpu": "8",
@@ -39,8 +34,8 @@ POOL = {
     "accelerator": {"type": "nvidia.com/gpu", "count": 1},
     "affinity": [{"key": "gpu", "operator": "In", "values": ["h100"]}],
 }
-MACHINES = trainjob.Machines(
-    pool=trainjob.Pool.model_validate(POOL),
+MACHINES = Machines(
+    pool=Pool.model_validate(POOL),
     nodes=2,
     processes=4,
     image="registry.example/neurofoundry@sha256:0",
@@ -54,7 +49,7 @@ PARAMS = (Path(__file__).parents[2] / "params.yaml").read_text()
 OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "launcher", "uid": "pod-uid"}
 
 
-def job(machines: trainjob.Machines = MACHINES, **change: Any) -> dict[str, Any]:
+def job(machines: Machines = MACHINES, **change: Any) -> dict[str, Any]:
     given = {
         "method": "simclr",
         "params": PARAMS,
@@ -70,22 +65,13 @@ NAME = job()["metadata"]["name"]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setattr(trainjob, "POLL_S", 0.05)
-    with serve(Cluster()) as found:
-        yield found
-
-
-@pytest.fixture
-def account(tmp_path: Path) -> Path:
-    (tmp_path / "token").write_text("a-valid-token\n")
-    (tmp_path / "namespace").write_text(NAMESPACE)
-    return tmp_path
-
-
-@pytest.fixture
-def api(cluster: Cluster, account: Path) -> trainjob.Api:
-    return trainjob.Api(cluster.url, NAMESPACE, account)
+def logged() -> Iterator[io.StringIO]:
+    """What the package logs."""
+    stream = io.StringIO()
+    log.configure(stream)
+    yield stream
+    log.LOGGER.handlers.clear()
+    log.LOGGER.propagate = True
 
 
 def methods(cluster: Cluster, path: str = JOBS) -> list[str]:
@@ -134,7 +120,7 @@ class TestTrainJob:
 
 class TestTrain:
     def test_the_first_node_is_heard_and_nothing_is_left(
-        self, cluster: Cluster, api: trainjob.Api, capsys: pytest.CaptureFixture[str]
+        self, cluster: Cluster, api: Api, capsys: pytest.CaptureFixture[str]
     ) -> None:
         cluster.pods = [pod(NAME, 0, exit_code=0), pod(NAME, 1, exit_code=0)]
         for each in cluster.pods:
@@ -150,7 +136,7 @@ class TestTrain:
         assert methods(cluster)[-1] == "DELETE"
 
     def test_a_line_is_printed_once_however_often_the_log_breaks_off(
-        self, cluster: Cluster, api: trainjob.Api, capsys: pytest.CaptureFixture[str]
+        self, cluster: Cluster, api: Api, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (first,) = cluster.pods = [pod(NAME, 0)]
         log = cluster.logs[first["metadata"]["name"]] = []
@@ -169,17 +155,15 @@ class TestTrain:
         assert lines == [f"line {i}" for i in range(1, 5)]
 
     def test_a_retry_takes_over_the_job_of_the_try_before(
-        self, cluster: Cluster, api: trainjob.Api, capsys: pytest.CaptureFixture[str]
+        self, cluster: Cluster, api: Api, logged: io.StringIO
     ) -> None:
         cluster.jobs[NAME] = job()
         trainjob.train(api, job())
-        assert "taken over" in capsys.readouterr().out
+        assert f"TrainJob {NAME}: taken over" in logged.getvalue()
         assert methods(cluster).count("POST") == 1
         assert cluster.jobs == {}
 
-    def test_a_job_of_another_content_is_left_alone(
-        self, cluster: Cluster, api: trainjob.Api
-    ) -> None:
+    def test_a_job_of_another_content_is_left_alone(self, cluster: Cluster, api: Api) -> None:
         other = job()
         other["metadata"]["annotations"][trainjob.SPEC] = "other"
         cluster.jobs[NAME] = other
@@ -187,9 +171,7 @@ class TestTrain:
             trainjob.train(api, job())
         assert cluster.jobs == {NAME: other}
 
-    def test_a_job_that_is_being_deleted_is_waited_for(
-        self, cluster: Cluster, api: trainjob.Api
-    ) -> None:
+    def test_a_job_that_is_being_deleted_is_waited_for(self, cluster: Cluster, api: Api) -> None:
         cluster.jobs[NAME] = job()
         cluster.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         threading.Timer(0.3, cluster.jobs.pop, [NAME]).start()
@@ -199,7 +181,7 @@ class TestTrain:
         assert len(made) == 1
 
     def test_a_failure_says_what_the_first_node_to_fail_said(
-        self, cluster: Cluster, api: trainjob.Api
+        self, cluster: Cluster, api: Api
     ) -> None:
         cluster.pods = [
             pod(NAME, 0, exit_code=1, finished="2026-01-01T00:09:00Z"),
@@ -218,7 +200,7 @@ class TestTrain:
         assert "line 29." not in text
 
     def test_a_persons_mistake_is_the_cause_whatever_ended_before(
-        self, cluster: Cluster, api: trainjob.Api
+        self, cluster: Cluster, api: Api
     ) -> None:
         cluster.pods = [
             pod(NAME, 0, exit_code=1, finished="2026-01-01T00:08:00Z"),  # lost the other
@@ -230,10 +212,32 @@ class TestTrain:
         assert error.value.exit_code == 3
         assert cluster.jobs == {}
 
-    def test_a_job_that_does_not_end_is_stopped(
-        self, cluster: Cluster, api: trainjob.Api, monkeypatch: pytest.MonkeyPatch
+    def test_a_job_that_waits_for_its_machines_says_so(
+        self,
+        cluster: Cluster,
+        api: Api,
+        logged: io.StringIO,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(trainjob, "PATIENCE_S", 0)
+        monkeypatch.setattr(trainjob, "SPEAK_EVERY_S", 0.0)
+        looks: list[int] = []
+
+        def start(_: Any) -> dict[str, str] | None:
+            looks.append(1)
+            if len(looks) == 3:
+                cluster.pods = [pod(NAME, 0)]
+                cluster.logs[cluster.pods[0]["metadata"]["name"]] = ["2026-01-01T00:00:01Z step 1"]
+            return condition("Complete") if len(looks) == 4 else None
+
+        waiting = pod(NAME, 0)
+        waiting["status"]["phase"] = "Pending"
+        cluster.ends, cluster.created = start, lambda _: cluster.pods.append(waiting)
+        trainjob.train(api, job())
+        said = [line.partition(": ")[2] for line in logged.getvalue().splitlines()]
+        assert said == ["2 nodes", *["node 0 is Pending"] * 2, "node 0 is Running", "complete"]
+
+    def test_a_job_that_does_not_end_is_stopped(self, cluster: Cluster, api: Api) -> None:
+        api.patience_s = 0
         cluster.ends = lambda _: None
         late = job()
         late["spec"]["activeDeadlineSeconds"] = 1
@@ -241,8 +245,28 @@ class TestTrain:
             trainjob.train(api, late)
         assert cluster.jobs == {}
 
+    def test_without_an_answer_the_job_is_left_to_the_next_try(
+        self, cluster: Cluster, api: Api
+    ) -> None:
+        api.patience_s = 0.2
+        cluster.created = lambda _: cluster.fails.extend([503] * 1000)
+        with pytest.raises(UnreachableError, match="the retry of this step follows it"):
+            trainjob.train(api, job())
+        assert list(cluster.jobs) == [NAME]
+
+    def test_the_token_may_be_replaced_while_it_runs(
+        self, cluster: Cluster, api: Api, account: Path
+    ) -> None:
+        def rotate(_: Any) -> None:
+            cluster.token = "another-token"
+            (account / "token").write_text(cluster.token)
+
+        cluster.created = rotate
+        trainjob.train(api, job())
+        assert cluster.jobs == {}
+
     def test_a_step_that_is_told_to_stop_takes_the_job_along(
-        self, cluster: Cluster, api: trainjob.Api
+        self, cluster: Cluster, api: Api
     ) -> None:
         cluster.ends = lambda _: None
         threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
@@ -254,66 +278,17 @@ class TestTrain:
         assert signal.getsignal(signal.SIGTERM) == before
 
 
-class TestApi:
-    def test_the_token_is_read_again_with_every_request(
-        self, cluster: Cluster, api: trainjob.Api, account: Path
-    ) -> None:
-        def rotate(_: Any) -> None:
-            cluster.token = "another-token"
-            (account / "token").write_text(cluster.token)
-
-        cluster.created = rotate
-        trainjob.train(api, job())
-        cluster.token = "a third"
-        with pytest.raises(RefusedError, match=r"\(401\).*service account is not valid"):
-            trainjob.train(api, job())
-
-    @pytest.mark.parametrize(
-        ("code", "message"),
-        [(403, "rights of docs/kubeflow-rbac.yaml"), (404, "Is Kubeflow Trainer"), (422, "wants")],
-    )
-    def test_a_refusal_is_said_with_what_mends_it(
-        self, cluster: Cluster, api: trainjob.Api, code: int, message: str
-    ) -> None:
-        cluster.fails = [code]
-        with pytest.raises(RefusedError, match=message) as error:
-            trainjob.train(api, job())
-        assert error.value.status == code
-
-    def test_a_server_that_is_busy_is_asked_again(
-        self, cluster: Cluster, api: trainjob.Api
-    ) -> None:
-        cluster.fails = [503, 429]
-        trainjob.train(api, job())
-        assert cluster.asked[:3] == [("POST", JOBS)] * 3
-
-    def test_without_an_answer_the_job_is_left_to_the_next_try(
-        self, cluster: Cluster, api: trainjob.Api, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(trainjob, "PATIENCE_S", 0.2)
-        cluster.created = lambda _: cluster.fails.extend([503] * 1000)
-        with pytest.raises(UnreachableError, match="the retry of this step follows it"):
-            trainjob.train(api, job())
-        assert list(cluster.jobs) == [NAME]
-
-    def test_the_owner_is_the_workflow_of_the_run(
-        self, api: trainjob.Api, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("POD_NAME", "launcher")
-        workflow = {
-            "apiVersion": "argoproj.io/v1alpha1",
-            "kind": "Workflow",
-            "name": "neurofoundry-abc",
-            "uid": "workflow-uid",
-        }
-        assert trainjob.owner_of_this_run(api) == workflow
-        monkeypatch.setitem(LAUNCHER["metadata"], "ownerReferences", [])
-        assert trainjob.owner_of_this_run(api) == OWNER
-
-    def test_outside_a_cluster_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        with pytest.raises(UsageError, match="this is no pod of one"):
-            trainjob.Api.of_this_pod()
+def test_the_owner_is_the_workflow_of_the_run(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_NAME", "launcher")
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": "neurofoundry-abc",
+        "uid": "workflow-uid",
+    }
+    assert trainjob.owner_of_this_run(api) == workflow
+    monkeypatch.setitem(LAUNCHER["metadata"], "ownerReferences", [])
+    assert trainjob.owner_of_this_run(api) == OWNER
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
@@ -335,7 +310,7 @@ def test_the_step_speaks_to_its_cluster_over_tls(
     thread.start()
     made: list[dict[str, Any]] = []
     cluster.created = made.append
-    monkeypatch.setattr(trainjob, "SERVICE_ACCOUNT", account)
+    monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", account)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_address[1]))
     monkeypatch.setenv("POD_NAME", "launcher")
