@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
-from neurofoundry.params import Name, Section, load_text
+from neurofoundry.params import Name, Section
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.runtime.tracking import TrackingParams
 from neurofoundry.tasks import AnyTask
 
-SECTIONS = {
-    "ingest": ("ingest", "tasks", "seed"),
-    "preprocess": ("preprocess",),
-    "pretrain": ("pretrain", "seed"),
-    "finetune": ("finetune", "tasks", "seed"),
-    "evaluate": ("evaluate", "tasks", "seed"),
+Seed = Annotated[int, Field(ge=0)]
+Tasks = dict[Name, AnyTask]
+
+
+class StageSections(Section):
+    """The sections that a stage reads: it runs again when one of them changes, and only then."""
+
+    tracking: TrackingParams = TrackingParams()
+    """Read by every stage, and nothing runs again for it."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the sections that decide the output."""
+        return tuple(name for name in cls.model_fields if name != "tracking")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the sections that decide the output, as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"tracking"})
+
+
+class IngestSections(StageSections):
+    """What ingest reads."""
+
+    ingest: IngestParams
+    tasks: Tasks
+    seed: Seed
+
+
+class PreprocessSections(StageSections):
+    """What preprocess reads."""
+
+    preprocess: PreprocessParams
+
+
+class PretrainSections(StageSections):
+    """What pretrain reads."""
+
+    pretrain: PretrainParams
+    seed: Seed
+
+
+class FinetuneSections(StageSections):
+    """What finetune reads."""
+
+    finetune: FinetuneParams
+    tasks: Tasks
+    seed: Seed
+
+
+class EvaluateSections(StageSections):
+    """What evaluate reads."""
+
+    evaluate: EvaluateParams
+    tasks: Tasks
+    seed: Seed
+
+
+SECTIONS: dict[str, type[StageSections]] = {
+    "ingest": IngestSections,
+    "preprocess": PreprocessSections,
+    "pretrain": PretrainSections,
+    "finetune": FinetuneSections,
+    "evaluate": EvaluateSections,
 }
-"""The sections that each stage reads: it runs again when one of them changes, and only then."""
+
+Sections = TypeVar("Sections", bound=StageSections)
 
 
 class Params(Section):
     """Everything that params.yaml holds."""
 
-    seed: int = Field(ge=0)
+    seed: Seed
     """Every random draw of every stage derives from it."""
-    tasks: dict[Name, AnyTask]
+    tasks: Tasks
     """Name (of a folder and in every table) to what is predicted. A cohort may have none: then
     only pretraining is evaluated."""
     ingest: IngestParams
@@ -64,15 +121,8 @@ class Params(Section):
             raise ValueError(f"evaluate.promotion: no initialization '{promotion.initialization}'")
         return self
 
-
-def load_sections(stage: str, document: str, overrides: Sequence[str] = ()) -> Params:
-    """Read a document that holds only the sections of ``stage``, as `configure` writes it.
-
-    The result has these sections and no other. Raises UsageError.
-    """
-    fields: dict[str, Any] = {
-        name: (Params.model_fields[name].annotation, Params.model_fields[name])
-        for name in (*SECTIONS[stage], "tracking")
-    }
-    model = create_model("Sections", __base__=Section, **fields)
-    return cast(Params, load_text(document, model, overrides, origin="--params"))
+    def read_by(self, sections: type[Sections]) -> Sections:
+        """Return only what a stage reads."""
+        return sections.model_validate(
+            {name: getattr(self, name) for name in sections.model_fields}
+        )

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from neurofoundry.errors import UsageError
-from neurofoundry.params import load, validate
-from neurofoundry.project import SECTIONS, Params, load_sections
+from neurofoundry.params import load, load_text, validate
+from neurofoundry.project import SECTIONS, Params, PreprocessSections, StageSections
 from neurofoundry.runtime.code import deciding_code
 from neurofoundry.runtime.stage import STAGES
 
@@ -20,21 +20,27 @@ def whole() -> Params:
     return load(ROOT / "params.yaml", Params)
 
 
-@pytest.mark.parametrize("stage", SECTIONS)
-def test_the_sections_of_a_stage_are_read_alone(whole: Params, stage: str) -> None:
+@pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS)
+def test_a_stage_reads_its_sections_alone_as_from_the_whole(
+    whole: Params, sections: type[StageSections]
+) -> None:
     plain = whole.model_dump(mode="json", by_alias=True)
-    names = (*SECTIONS[stage], "tracking")
+    names = (*sections.names(), "tracking")
     document = json.dumps({name: plain[name] for name in names})
-    alone = load_sections(stage, document)
+    alone = load_text(document, sections, origin="--params")
+    assert alone == whole.read_by(sections)
+    assert set(sections.model_fields) == set(names)
     for name in names:
         assert getattr(alone, name) == getattr(whole, name)
+    assert alone.deciding() == {name: plain[name] for name in sections.names()}
 
 
 def test_sections_of_another_stage_and_wrong_values_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--params[\s\S]*preprocess: missing"):
-        load_sections("preprocess", '{"seed": 1}')
+        load_text('{"seed": 1}', PreprocessSections, origin="--params")
+    text = '{"preprocess": {"registration": "elastic"}}'
     with pytest.raises(UsageError, match=r"preprocess\.registration"):
-        load_sections("preprocess", '{"preprocess": {"registration": "elastic"}}')
+        load_text(text, PreprocessSections, origin="--params")
 
 
 def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
@@ -46,7 +52,8 @@ def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
 
 def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert {name: tuple(stage["params"]) for name, stage in stages.items()} == SECTIONS
+    declared = {name: tuple(stage["params"]) for name, stage in stages.items()}
+    assert declared == {stage: sections.names() for stage, sections in SECTIONS.items()}
 
 
 def test_dvc_runs_a_stage_again_for_the_code_that_decides_it() -> None:

@@ -20,7 +20,7 @@ from neurofoundry.cli.options import (
     app,
     hand_over,
     load_params,
-    read_by,
+    load_sections,
 )
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate
@@ -45,17 +45,21 @@ def configure(
 
     values = load_params(params, overrides)
     finetune_shards = finetune_shards or values.finetune.most_shards(len(values.tasks))
-    tracking = {"tracking": values.tracking.model_dump(mode="json")}
-    found: dict[str, Any] = {
-        name: json.dumps(read_by(values, name) | tracking) for name in SECTIONS
+    outputs: dict[str, Any] = {
+        stage: values.read_by(sections).model_dump_json(by_alias=True)
+        for stage, sections in SECTIONS.items()
     }
-    found["methods"] = list(values.pretrain.methods)
-    for name, count in (("preprocess", preprocess_shards), ("finetune", max(1, finetune_shards))):
-        found[f"shards_of_{name}"] = [f"{number}/{count}" for number in range(1, count + 1)]
+    outputs["methods"] = list(values.pretrain.methods)
+    outputs["shards_of_preprocess"] = _shards(preprocess_shards)
+    outputs["shards_of_finetune"] = _shards(max(1, finetune_shards))
     if executor_input:
-        executor.publish(executor_input, parameters=found)
+        executor.publish(executor_input, parameters=outputs)
     else:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(outputs, indent=2))
+
+
+def _shards(count: int) -> list[str]:
+    return [f"{number}/{count}" for number in range(1, count + 1)]
 
 
 @app.command()
@@ -150,8 +154,9 @@ def pretrain_on_nodes(
     from neurofoundry.kubeflow.api import Api
     from neurofoundry.kubeflow.schemas import Machines
     from neurofoundry.params import validate
+    from neurofoundry.project import PretrainSections
 
-    load_params(params, None, stage="pretrain")
+    load_sections(PretrainSections, params, None)
     values = {
         "pool": _json(pool),
         "selector": _json(selector),

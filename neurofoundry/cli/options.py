@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate, locate_all
 
 if TYPE_CHECKING:
-    from neurofoundry.project import Params
+    from neurofoundry.project import Params, Sections
 
 # Workers of a stage import the command line again: what is heavy is imported where it is used.
 
@@ -104,24 +104,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def load_params(params: str, overrides: Sequence[str] | None, *, stage: str = "") -> Params:
-    """The file ``params`` as a whole, or the document that `configure` made for ``stage``."""
+def load_params(params: str, overrides: Sequence[str] | None) -> Params:
+    """Read all parameters: those of the file ``params``, or of the text that it is."""
     from neurofoundry.params import load, load_text
-    from neurofoundry.project import Params, load_sections
+    from neurofoundry.project import Params
 
-    if stage and params.startswith("{"):
-        return load_sections(stage, params, overrides or ())
     if "\n" in params:
         return load_text(params, Params, overrides or (), origin="--params")
     return load(Path(params), Params, overrides or ())
 
 
-def read_by(values: Params, stage: str) -> dict[str, Any]:
-    """What ``stage`` reads of the parameters."""
-    from neurofoundry.project import SECTIONS
+def load_sections(
+    sections: type[Sections], params: str, overrides: Sequence[str] | None
+) -> Sections:
+    """Read what a stage reads: from all parameters, or from what `configure` gave for it."""
+    from neurofoundry.params import load_text
 
-    plain = values.model_dump(mode="json", by_alias=True)
-    return {name: plain[name] for name in SECTIONS[stage]}
+    if params.startswith("{"):
+        return load_text(params, sections, overrides or (), origin="--params")
+    return load_params(params, overrides).read_by(sections)
 
 
 def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:

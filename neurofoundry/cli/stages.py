@@ -28,8 +28,8 @@ from neurofoundry.cli.options import (
     encoder_inputs,
     hand_over,
     load_params,
+    load_sections,
     plan,
-    read_by,
 )
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate_all
@@ -47,16 +47,17 @@ def ingest(
 ) -> None:
     """Look at every file of the raw data and make the table of usable scans and their splits."""
     from neurofoundry.ingest import run
+    from neurofoundry.project import IngestSections
     from neurofoundry.runtime import stage
 
-    values = load_params(params, overrides, stage="ingest")
+    values = load_sections(IngestSections, params, overrides)
     folder = stage.run(
         "ingest",
         lambda work: run.ingest(
             work, data=data, params=values.ingest, tasks=values.tasks, seed=values.seed
         ),
         to=stage.Destination(out, store),
-        params=read_by(values, "ingest"),
+        params=values.deciding(),
         inputs={},
         track=values.tracking,
     )
@@ -80,16 +81,17 @@ def preprocess(
     """Mask the brain, register it to MNI152, normalize it, and check the result."""
     from neurofoundry.preprocess import run, template
     from neurofoundry.preprocess.verdict import decisions
+    from neurofoundry.project import PreprocessSections
     from neurofoundry.runtime import stage
 
-    values = load_params(params, overrides, stage="preprocess")
+    values = load_sections(PreprocessSections, params, overrides)
     folder = stage.run(
         "preprocess",
         lambda work: run.preprocess(
             work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
         ),
         to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
-        params=read_by(values, "preprocess")
+        params=values.deciding()
         | decisions(values.preprocess, data)
         | template.fingerprint(template.find(values.preprocess, data)),
         inputs={"ingest": cohort},
@@ -109,8 +111,9 @@ def plan_preprocess(
 ) -> None:
     """Preprocess a few scans, and say what hours and disk all of them will take."""
     from neurofoundry.preprocess import plan
+    from neurofoundry.project import PreprocessSections
 
-    values = load_params(params, overrides, stage="preprocess")
+    values = load_sections(PreprocessSections, params, overrides)
     found = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
     print(found.describe(workers or cores()))
 
@@ -131,9 +134,10 @@ def pretrain(
 ) -> None:
     """Train an encoder on unlabelled volumes."""
     from neurofoundry.pretrain import ranks, run
+    from neurofoundry.project import PretrainSections
     from neurofoundry.runtime import stage
 
-    values = load_params(params, overrides, stage="pretrain")
+    values = load_sections(PretrainSections, params, overrides)
     ranks.spread(processes)
     folder = stage.run(
         "pretrain",
@@ -187,9 +191,10 @@ def finetune(
 ) -> None:
     """Fine-tune and probe on the declared tasks, from every declared initialization."""
     from neurofoundry.finetune import run
+    from neurofoundry.project import FinetuneSections
     from neurofoundry.runtime import stage
 
-    values = load_params(params, overrides, stage="finetune")
+    values = load_sections(FinetuneSections, params, overrides)
     folder = stage.run(
         "finetune",
         lambda work: run.finetune(
@@ -201,7 +206,7 @@ def finetune(
             seed=values.seed,
         ),
         to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
-        params=read_by(values, "finetune"),
+        params=values.deciding(),
         inputs={"preprocess": volumes, **encoder_inputs(encoder)},
         track=values.tracking,
     )
@@ -223,9 +228,10 @@ def evaluate(
 ) -> None:
     """Measure the models in and out of distribution, with intervals, and write the report."""
     from neurofoundry.evaluate import run
+    from neurofoundry.project import EvaluateSections
     from neurofoundry.runtime import stage
 
-    values = load_params(params, overrides, stage="evaluate")
+    values = load_sections(EvaluateSections, params, overrides)
     folder = stage.run(
         "evaluate",
         lambda work: run.evaluate(
@@ -239,7 +245,7 @@ def evaluate(
             seed=values.seed,
         ),
         to=stage.Destination(out, store),
-        params=read_by(values, "evaluate"),
+        params=values.deciding(),
         inputs={
             "ingest": cohort,
             "preprocess": volumes,
