@@ -9,6 +9,10 @@ from kfp import dsl
 IMAGE = "neurofoundry:cpu"
 """A name to compile with; the pipeline's parameter ``image`` stands in its place."""
 
+TextOutput: Any = dsl.OutputPath(str)
+ListOutput: Any = dsl.OutputPath(list)
+"""Types of parameters that a step hands on, which kfp wants as values."""
+
 RECORD = ["--executor-input", "{{$}}"]
 
 

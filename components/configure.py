@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.command import step
+from components.command import ListOutput, TextOutput, step
 
 
 @dsl.container_component
@@ -8,15 +8,15 @@ def configure(
     params: str,
     preprocess_shards: int,
     finetune_shards: int,
-    ingest: dsl.OutputPath(str),
-    preprocess: dsl.OutputPath(str),
-    pretrain: dsl.OutputPath(str),
-    finetune: dsl.OutputPath(str),
-    evaluate: dsl.OutputPath(str),
-    methods: dsl.OutputPath(list),
-    shards_of_preprocess: dsl.OutputPath(list),
-    shards_of_finetune: dsl.OutputPath(list),
-):
+    ingest: TextOutput,
+    preprocess: TextOutput,
+    pretrain: TextOutput,
+    finetune: TextOutput,
+    evaluate: TextOutput,
+    methods: ListOutput,
+    shards_of_preprocess: ListOutput,
+    shards_of_finetune: ListOutput,
+) -> dsl.ContainerSpec:
     """Check all parameters before any data is touched, and hand each stage its own."""
     return step(
         "configure",

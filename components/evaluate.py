@@ -11,13 +11,13 @@ from kfp.dsl import (
     Output,
 )
 
-from components.command import step
+from components.command import TextOutput, step
 
 
 @dsl.container_component
 def evaluate(
     params: str,
-    encoders: list,
+    encoders: list[str],
     store: str,
     cohort: Input[Dataset],
     volumes: Input[Dataset],
@@ -27,8 +27,8 @@ def evaluate(
     model_card: Output[Markdown],
     metrics: Output[Metrics],
     roc: Output[ClassificationMetrics],
-    promoted: dsl.OutputPath(str),
-):
+    promoted: TextOutput,
+) -> dsl.ContainerSpec:
     """Measure the models in and out of distribution, write the report, decide on promotion."""
     return step(
         "evaluate",

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.command import step
+from components.command import TextOutput, step
 
 
 @dsl.container_component
@@ -9,9 +9,9 @@ def fetch(
     repository: str,
     revision: str,
     store: str,
-    folder: dsl.OutputPath(str),
-):
-    """The raw data in the version that is asked for; downloaded unless it is on the volume."""
+    folder: TextOutput,
+) -> dsl.ContainerSpec:
+    """Bring the raw data in the version that is asked for onto the volume, unless it is there."""
     return step(
         "fetch",
         *("--store", store),

@@ -1,19 +1,19 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
-from components.command import step
+from components.command import TextOutput, step
 
 
 @dsl.container_component
 def finetune_shard(
     params: str,
-    encoders: list,
+    encoders: list[str],
     shard: str,
     store: str,
     volumes: Input[Dataset],
     models: Output[Model],
-    folder: dsl.OutputPath(str),
-):
+    folder: TextOutput,
+) -> dsl.ContainerSpec:
     """Make one shard of the declared models."""
     return step(
         "finetune",
@@ -29,13 +29,13 @@ def finetune_shard(
 @dsl.container_component
 def finetune(
     params: str,
-    encoders: list,
-    shards: list,
+    encoders: list[str],
+    shards: list[str],
     store: str,
     volumes: Input[Dataset],
     models: Output[Model],
-):
-    """Every task from every initialization: merge the shards."""
+) -> dsl.ContainerSpec:
+    """Merge the shards into all models: every task from every initialization."""
     return step(
         "finetune",
         *("--params", params),

@@ -10,8 +10,8 @@ def ingest(
     data: str,
     store: str,
     cohort: Output[Dataset],
-):
-    """Look at every raw file; table of usable scans, splits by person."""
+) -> dsl.ContainerSpec:
+    """Check every raw file; list the usable scans and split them by person."""
     return step(
         "ingest",
         *("--params", params),

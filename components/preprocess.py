@@ -1,7 +1,7 @@
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
-from components.command import step
+from components.command import TextOutput, step
 
 
 @dsl.container_component
@@ -12,8 +12,8 @@ def preprocess_shard(
     store: str,
     cohort: Input[Dataset],
     volumes: Output[Dataset],
-    folder: dsl.OutputPath(str),
-):
+    folder: TextOutput,
+) -> dsl.ContainerSpec:
     """Preprocess one shard of the scans."""
     return step(
         "preprocess",
@@ -30,14 +30,14 @@ def preprocess_shard(
 def preprocess(
     params: str,
     data: str,
-    shards: list,
+    shards: list[str],
     store: str,
     cohort: Input[Dataset],
     volumes: Output[Dataset],
     qc: Output[HTML],
     metrics: Output[Metrics],
-):
-    """Brain mask, registration, normalization: merge the shards and judge the whole."""
+) -> dsl.ContainerSpec:
+    """Merge the shards, and judge the whole: brain masks, registration, normalization."""
     return step(
         "preprocess",
         *("--params", params),

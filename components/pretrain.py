@@ -1,7 +1,9 @@
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components.command import step
+from components.command import TextOutput, step
 
 
 @dsl.container_component
@@ -13,8 +15,8 @@ def pretrain(
     volumes: Input[Dataset],
     encoder: Output[Model],
     metrics: Output[Metrics],
-    folder: dsl.OutputPath(str),
-):
+    folder: TextOutput,
+) -> dsl.ContainerSpec:
     """Train an encoder on unlabelled volumes by one method."""
     return step(
         "pretrain",
@@ -36,13 +38,13 @@ def pretrain_on_nodes(
     image: str,
     claim: str,
     mount: str,
-    pool: dict,
-    selector: dict,
-    tolerations: list,
+    pool: dict[str, Any],
+    selector: dict[str, str],
+    tolerations: list[dict[str, Any]],
     secret: str,
     store: str,
     volumes: Input[Dataset],
-):
+) -> dsl.ContainerSpec:
     """Launch and follow the training of an encoder on several machines; it ends in the store."""
     return step(
         "pretrain-on-nodes",

@@ -10,7 +10,7 @@ def promote(
     models: Input[Model],
     evaluation: Input[Artifact],
     model: Output[Model],
-):
+) -> dsl.ContainerSpec:
     """Register the model that the promotion rule has accepted."""
     return step(
         "promote",

@@ -5,7 +5,9 @@ from components.command import step
 
 
 @dsl.container_component
-def summarize(status: dsl.PipelineTaskFinalStatus, store: str, summary: Output[Markdown]):
+def summarize(
+    status: dsl.PipelineTaskFinalStatus, store: str, summary: Output[Markdown]
+) -> dsl.ContainerSpec:
     """Say how the run ended, and how to go on."""
     return step(
         "summarize",

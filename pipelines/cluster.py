@@ -53,6 +53,16 @@ NAME = "neurofoundry"
 """Of the pipeline, as people see it in Kubeflow."""
 
 
+JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "NUMBER_INTEGER": ((int,), "a whole number"),
+    "NUMBER_DOUBLE": ((int, float), "a number"),
+    "BOOLEAN": ((bool,), "true or false"),
+    "LIST": ((list,), "a JSON list"),
+    "STRUCT": ((dict,), "a JSON object"),
+}
+"""Type of a pipeline's parameter, other than a text, to types of JSON and what they are called."""
+
+
 def arguments(documents: list[dict[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
     """``given`` texts as the types that the pipeline declares. Raises UsageError."""
     declared = compiled.parameters(documents)
@@ -78,18 +88,10 @@ def _typed(name: str, text: str, declared: Mapping[str, Any]) -> Any:
     kind = declared["parameterType"]
     if kind == "STRING":
         return text
-    expected = {
-        "NUMBER_INTEGER": (int, "a whole number"),
-        "NUMBER_DOUBLE": ((int, float), "a number"),
-        "BOOLEAN": (bool, "true or false"),
-        "LIST": (list, "a JSON list"),
-        "STRUCT": (dict, "a JSON object"),
-    }
-    types, words = expected[kind]
-    try:
+    types, words = JSON_TYPES[kind]
+    value = None
+    with contextlib.suppress(ValueError):
         value = json.loads(text)
-    except ValueError:
-        value = None
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
         raise UsageError(f"--param {name}={text}: expected {words}.")
     return value

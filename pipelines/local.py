@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import docker
 import yaml
+from docker.client import DockerClient
+from docker.errors import DockerException, ImageNotFound
+from docker.types import Mount
 from kfp import components, local
 from kfp.compiler import pipeline_spec_builder
 from kfp.local import docker_task_handler, io, subprocess_task_handler
@@ -157,11 +159,11 @@ def _plain(error: Exception) -> str:
 def _check_engine(image: str) -> None:
     """See whether there is an engine that has the image; kfp would try to pull it."""
     try:
-        with contextlib.closing(docker.from_env()) as client:
+        with contextlib.closing(DockerClient.from_env()) as client:
             client.images.get(image)
-    except docker.errors.ImageNotFound as error:
+    except ImageNotFound as error:
         raise UsageError(f"--image {image}: there is no such image here: `make image`.") from error
-    except docker.errors.DockerException as error:
+    except DockerException as error:
         raise UsageError(
             f"No container engine answers ({error}). Start one, or run in processes: "
             "--runner subprocess."
@@ -169,11 +171,11 @@ def _check_engine(image: str) -> None:
 
 
 def _docker_runner(data: Path | None, store: Path) -> local.DockerRunner:
-    mounts = [docker.types.Mount(MOUNT, str(store.resolve()), type="bind")]
+    mounts = [Mount(MOUNT, str(store.resolve()), type="bind")]
     if data:
         (store / "data" / VERSION).mkdir()
         place = f"{MOUNT}/data/{VERSION}"
-        mounts.append(docker.types.Mount(place, str(data.resolve()), type="bind", read_only=True))
+        mounts.append(Mount(place, str(data.resolve()), type="bind", read_only=True))
     return local.DockerRunner(
         # The files belong to who runs it.
         user=f"{os.getuid()}:{os.getgid()}",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfp import dsl, kubernetes
+from kfp.dsl.graph_component import GraphComponent
 
 from components.configure import configure
 from components.evaluate import evaluate
@@ -14,8 +15,9 @@ from components.preprocess import preprocess, preprocess_shard
 from components.pretrain import pretrain, pretrain_on_nodes
 from components.promote import promote
 from components.summarize import summarize
+from neurofoundry.kubeflow.schemas import Pool
 from pipelines import node_pools
-from pipelines.node_pools import MOUNT, Pool, Site
+from pipelines.node_pools import MOUNT, Site
 
 PARALLEL = 8
 """Steps of a loop that run at the same time; more wait."""
@@ -33,7 +35,7 @@ RETRIES = {
 """A step that is retried goes on where it was; a node that was taken away costs minutes."""
 
 
-def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable[..., Any]:
+def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphComponent:
     """The pipeline for the machines of a cluster.
 
     ``wandb_secret`` is the name of a Kubernetes secret with the key ``api-key``; without it runs
@@ -61,11 +63,11 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
         finetune_shards: int = 0,
         nodes: int = 1,
         gpus: str = str(count),
-        cpu_selector: dict = cpu.selector,  # type: ignore[type-arg]
-        cpu_tolerations: list = tolerations["cpu"],  # type: ignore[type-arg]
-        gpu_selector: dict = gpu.selector,  # type: ignore[type-arg]
-        gpu_tolerations: list = tolerations["gpu"],  # type: ignore[type-arg]
-    ):
+        cpu_selector: dict[str, str] = cpu.selector,
+        cpu_tolerations: list[dict[str, str]] = tolerations["cpu"],
+        gpu_selector: dict[str, str] = gpu.selector,
+        gpu_tolerations: list[dict[str, str]] = tolerations["gpu"],
+    ) -> None:
         """The pipeline.
 
         Args:
@@ -209,7 +211,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable
     return neurofoundry
 
 
-def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> Callable[..., Any]:
+def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> GraphComponent:
     """The part of the pipeline that pretrains on several machines, or does nothing."""
     gpu = pools["gpu"]
 
@@ -223,11 +225,11 @@ def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> Callab
         volumes: dsl.Input[dsl.Dataset],
         image: str,
         claim: str,
-        cpu_selector: dict,  # type: ignore[type-arg]
-        cpu_tolerations: list,  # type: ignore[type-arg]
-        gpu_selector: dict,  # type: ignore[type-arg]
-        gpu_tolerations: list,  # type: ignore[type-arg]
-    ):
+        cpu_selector: dict[str, str],
+        cpu_tolerations: list[dict[str, str]],
+        gpu_selector: dict[str, str],
+        gpu_tolerations: list[dict[str, str]],
+    ) -> None:
         on = _placing(
             pools,
             Site(image, claim, wandb_secret),

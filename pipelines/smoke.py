@@ -1,20 +1,21 @@
 """A tiny pipeline that tries a new cluster: minutes now, instead of hours lost later."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
 
 from components.check import check
+from neurofoundry.kubeflow.schemas import Pool
 from pipelines import node_pools
-from pipelines.node_pools import MOUNT, Pool, Site
+from pipelines.node_pools import MOUNT, Site
 
 
-def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> Callable[..., Any]:
+def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphComponent:
     """A step on each pool: does the image come, is the volume shared, are the GPUs there?"""
 
     @dsl.pipeline(name="neurofoundry-smoke", description="Is this cluster ready?")
-    def smoke(image: str, store: str = MOUNT, claim: str = "neurofoundry"):
+    def smoke(image: str, store: str = MOUNT, claim: str = "neurofoundry") -> None:
         """The check.
 
         Args:
