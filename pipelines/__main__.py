@@ -32,8 +32,12 @@ DataVersion = Annotated[
     str,
     typer.Option(help="Folder in STORE/data; by default that of data.dvc, or of data_repository."),
 ]
-Host = Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Of Kubeflow Pipelines.")]
-Namespace = Annotated[str | None, typer.Option(help="Of the run, where Kubeflow has users.")]
+Host = Annotated[
+    str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="The address of Kubeflow Pipelines.")
+]
+Namespace = Annotated[
+    str | None, typer.Option(help="The namespace of the run, where Kubeflow has users.")
+]
 Token = Annotated[
     str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="A bearer token.", show_envvar=True)
 ]
@@ -45,11 +49,12 @@ TokenFile = Annotated[
     ),
 ]
 Cookie = Annotated[
-    str | None, typer.Option(envvar="KF_PIPELINES_COOKIE", help="Such as authservice_session=…")
+    str | None,
+    typer.Option(envvar="KF_PIPELINES_COOKIE", help="A cookie, such as authservice_session=…"),
 ]
-Cache = Annotated[bool, typer.Option(help="Take over steps whose inputs are the same.")]
-Experiment = Annotated[str, typer.Option(help="What groups runs in Kubeflow.")]
-ServiceAccount = Annotated[str | None, typer.Option(help="Of the steps.")]
+Cache = Annotated[bool, typer.Option(help="Reuse steps whose inputs are the same.")]
+Experiment = Annotated[str, typer.Option(help="The group of runs in Kubeflow.")]
+ServiceAccount = Annotated[str | None, typer.Option(help="The account that the steps run as.")]
 
 
 @app.command("compile")
@@ -57,7 +62,7 @@ def compile_pipeline(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = compiled.HERE,
     pools: Annotated[str, typer.Option(help="A profile: plain, gke, eks.")] = "plain",
     pools_file: Annotated[Path, typer.Option(help="Your own node pools.")] = node_pools.SHIPPED,
-    spot: Annotated[bool, typer.Option(help="On nodes that may be taken away.")] = False,
+    spot: Annotated[bool, typer.Option(help="Use nodes that may be taken away.")] = False,
 ) -> None:
     """Write the pipeline and its smoke test as YAML, for the node pools of a cluster."""
     for path in compiled.write(out, pools=pools, file=pools_file, spot=spot):
@@ -66,15 +71,15 @@ def compile_pipeline(
 
 @app.command()
 def run_local(
-    store: Annotated[Path, typer.Option(help="What the volume is on a cluster.")],
+    store: Annotated[Path, typer.Option(help="The folder for outputs: on a cluster, the volume.")],
     data: Annotated[
         Path | None, typer.Option(help="The raw data, if not --param data_repository=…")
     ] = None,
     params: Params = Path("params.yaml"),
     package: Package = compiled.COMMITTED,
-    runner: Annotated[local.Runner, typer.Option(help="In containers or in processes.")] = (
-        local.Runner.docker
-    ),
+    runner: Annotated[
+        local.Runner, typer.Option(help="Run steps in containers or in processes.")
+    ] = (local.Runner.docker),
     image: Annotated[str, typer.Option(help="The image that `make image` made.")] = (
         "neurofoundry:cpu"
     ),
@@ -111,7 +116,9 @@ def submit(
     package: Package = compiled.COMMITTED,
     settings: Settings = None,
     experiment: Experiment = "neurofoundry",
-    name: Annotated[str, typer.Option(help="Of the run; by default with date and time.")] = "",
+    name: Annotated[
+        str, typer.Option(help="The name of the run; by default with date and time.")
+    ] = "",
     service_account: ServiceAccount = None,
     cache: Cache = True,
     wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
@@ -164,14 +171,14 @@ def schedule(
     package: Package = compiled.COMMITTED,
     settings: Settings = None,
     experiment: Experiment = "neurofoundry",
-    name: Annotated[str, typer.Option(help="Of the schedule.")] = "neurofoundry",
+    name: Annotated[str, typer.Option(help="The name of the schedule.")] = "neurofoundry",
     service_account: ServiceAccount = None,
     cache: Cache = True,
     token: Token = None,
     token_file: TokenFile = None,
     cookie: Cookie = None,
 ) -> None:
-    """Start a run again and again, one at a time."""
+    """Start runs on a schedule, one at a time."""
     documents, arguments = _checked(package, image, params, data_version, settings)
     cron = cluster.check_cron(cron)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
@@ -190,7 +197,7 @@ def schedule(
 def _checked(
     package: Path, image: str, params: Path, data_version: str, settings: list[str] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The pipeline, and what a run on a cluster gives it: what it asks for, and what is given."""
+    """Return the pipeline and the arguments of a run on a cluster, checked against each other."""
     documents = compiled.read(package)
     given = {"image": cluster.by_digest(image), **_parse(settings)}
     asked = compiled.parameters(documents)
@@ -202,13 +209,13 @@ def _checked(
 
 
 def _parse(settings: list[str] | None) -> dict[str, str]:
-    found = {}
+    values = {}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise UsageError(f"--param {setting}: expected NAME=VALUE, such as gpus=2.")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def main() -> None:

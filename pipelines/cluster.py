@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,16 @@ from neurofoundry.params import load
 from pipelines import compiled
 
 ANSWER_S = 4
-"""Seconds in which a cluster must take a call, and again in which it must answer."""
+"""Seconds in which a cluster must accept a connection, and again in which it must answer."""
 
 POLL_S = 10
-"""Seconds between two looks at a run that is followed."""
+"""Seconds between two requests for the state of a run."""
 
 PATIENCE = 30
-"""Looks at a run that may fail one after another, such as while a cluster is updated."""
+"""Requests in a row that may go unanswered, such as while a cluster is updated."""
 
 NAME = "neurofoundry"
-"""Of the pipeline, as people see it in Kubeflow."""
+"""The name of the pipeline in Kubeflow."""
 
 
 JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -64,7 +64,7 @@ JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def arguments(documents: list[dict[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
-    """``given`` texts as the types that the pipeline declares. Raises UsageError."""
+    """Return the ``given`` texts as the types that the pipeline declares. Raises UsageError."""
     declared = compiled.parameters(documents)
     for name in given:
         if name not in declared:
@@ -98,7 +98,7 @@ def _typed(name: str, text: str, declared: Mapping[str, Any]) -> Any:
 
 
 def by_digest(image: str) -> str:
-    """``image``, if it names its content. Raises UsageError."""
+    """Return ``image`` if it names its content. Raises UsageError."""
     if not re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", image):
         raise UsageError(
             f"--image {image}: expected a digest (…@sha256:…), which `docker push` prints. A tag "
@@ -108,7 +108,7 @@ def by_digest(image: str) -> str:
 
 
 def data_version(path: Path) -> str:
-    """The version of the raw data that data.dvc names. Raises UsageError."""
+    """Return the version of the raw data that data.dvc names. Raises UsageError."""
     try:
         return load(path, DvcFile).outs[0].md5
     except UsageError as error:
@@ -119,7 +119,7 @@ def data_version(path: Path) -> str:
 
 
 def git_commit() -> str:
-    """The commit of this checkout. Raises UsageError."""
+    """Return the commit of this checkout. Raises UsageError."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
@@ -130,7 +130,7 @@ def git_commit() -> str:
 
 
 def check_cron(text: str) -> str:
-    """A schedule in the six fields that Kubeflow reads. Raises UsageError."""
+    """Return a schedule if it has the six fields that Kubeflow reads. Raises UsageError."""
     if len(text.split()) != 6:
         raise UsageError(
             f"--cron '{text}': expected six fields, seconds first: '0 0 2 * * *' is daily at two."
@@ -139,7 +139,7 @@ def check_cron(text: str) -> str:
 
 
 def without_cache(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pipeline with every step run anew, in loops and conditions too."""
+    """Return the pipeline with every step run anew, in loops and conditions too."""
     documents = copy.deepcopy(documents)
     for task in compiled.tasks(documents):
         task["cachingOptions"] = {}
@@ -163,7 +163,7 @@ class Cluster:
         if token_file and not token_file.is_file():
             raise UsageError(f"--token-file {token_file}: there is no such file.")
         secret = token or (token_file.read_text().strip() if token_file else None)
-        self._look(secret, cookie)
+        self._check_access(secret, cookie)
         credentials = (
             ServiceAccountTokenVolumeCredentials(path=str(token_file)) if token_file else None
         )
@@ -186,7 +186,7 @@ class Cluster:
         service_account: str | None,
         cache: bool,
     ) -> str:
-        """Start a run; its id."""
+        """Start a run; return its id."""
         with self._sending(documents, cache=cache) as package:
             run = self._client.create_run_from_pipeline_package(
                 str(package),
@@ -199,47 +199,47 @@ class Cluster:
         return str(run.run_id)
 
     def url(self, run: str) -> str:
-        """The page of a run."""
+        """Return the address of the page of a run."""
         return f"{self.host}/#/runs/details/{run}"
 
     def wait(self, run: str, *, poll_s: float = POLL_S) -> None:
         """Follow a run and say what each step does. Raises RunFailedError."""
         console = Console(stderr=True)
-        seen: dict[str, str] = {}
+        told: dict[str, str] = {}
         missed = 0
         with console.status("waiting for the run") as status:
             while True:
                 try:
                     with self._errors():
-                        found = self._client.get_run(run)
+                        answer = self._client.get_run(run)
                 except UnreachableError:
                     missed += 1
                     if missed > PATIENCE:
                         raise
                     status.update("no answer; the run goes on")
-                    time.sleep(poll_s)
-                    continue
-                missed = 0
-                details = getattr(found.run_details, "task_details", None) or []
-                for task in details:
-                    state = str(task.state or "")
-                    if state and seen.get(task.task_id) != state:
-                        seen[task.task_id] = state
-                        console.print(f"{state.lower():>10}  {task.display_name}")
-                state = str(found.state or "PENDING")
-                running = [task.display_name for task in details if task.state == "RUNNING"]
-                status.update(", ".join(running) or state.lower())
-                if state == "SUCCEEDED":
-                    console.print(f"{state.lower():>10}  {self.url(run)}")
-                    return
-                if state in ("FAILED", "CANCELED", "SKIPPED"):
-                    failed = [task.display_name for task in details if task.state == "FAILED"]
-                    where = f" in {', '.join(failed)}" if failed else ""
-                    raise RunFailedError(
-                        f"The run has {state.lower()}{where}: {self.url(run)}. Mend what the log "
-                        "of the step says and submit again; steps that were done are taken over."
-                    )
+                else:
+                    missed = 0
+                    tasks = getattr(answer.run_details, "task_details", None) or []
+                    for line in _changes(tasks, told):
+                        console.print(line)
+                    state = str(answer.state or "PENDING")
+                    running = [task.display_name for task in tasks if task.state == "RUNNING"]
+                    status.update(", ".join(running) or state.lower())
+                    if self._ended(run, state, tasks):
+                        console.print(f"{state.lower():>10}  {self.url(run)}")
+                        return
                 time.sleep(poll_s)
+
+    def _ended(self, run: str, state: str, tasks: Sequence[Any]) -> bool:
+        """Say whether a run has ended well. Raises RunFailedError if it has not."""
+        if state in ("FAILED", "CANCELED", "SKIPPED"):
+            failed = [task.display_name for task in tasks if task.state == "FAILED"]
+            where = f" in {', '.join(failed)}" if failed else ""
+            raise RunFailedError(
+                f"The run has {state.lower()}{where}: {self.url(run)}. Fix what the log of the "
+                "step says and submit again; finished steps are taken over."
+            )
+        return state == "SUCCEEDED"
 
     def upload(self, package: Path, version: str) -> None:
         """Upload the pipeline under its name, or a version of it."""
@@ -261,7 +261,7 @@ class Cluster:
         service_account: str | None,
         cache: bool,
     ) -> None:
-        """Start runs by the clock, one at a time, and none for the times that were missed."""
+        """Start runs on a schedule, one at a time, and none for the times that were missed."""
         with self._sending(documents, cache=cache) as package:
             group = self._client.create_experiment(experiment, namespace=self.namespace)
             self._client.create_recurring_run(
@@ -275,8 +275,8 @@ class Cluster:
                 service_account=service_account,
             )
 
-    def _look(self, token: str | None, cookie: str | None) -> None:
-        """Ask for a sign of life first: kfp's client takes long to say that it gets none."""
+    def _check_access(self, token: str | None, cookie: str | None) -> None:
+        """Ask whether the API is there: kfp's client takes long to say that it is not."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         headers |= {"Cookie": cookie} if cookie else {}
         try:
@@ -324,7 +324,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _sending(self, documents: list[dict[str, Any]], *, cache: bool) -> Iterator[Path]:
-        """A file of the pipeline, as kfp's client wants one."""
+        """Write the pipeline to a file, as kfp's client wants one."""
         with tempfile.TemporaryDirectory() as folder, self._errors():
             path = Path(folder) / "pipeline.yaml"
             path.write_text(yaml.safe_dump_all(documents if cache else without_cache(documents)))
@@ -332,7 +332,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """kfp's client, without its remarks and with errors of ours."""
+        """Silence kfp's client, and turn its errors into ours."""
         try:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -347,3 +347,12 @@ class Cluster:
             raise UnreachableError(
                 f"{self.host}: no answer any more ({type(error).__name__})."
             ) from error
+
+
+def _changes(tasks: Sequence[Any], told: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each task whose state is not the one in ``told``, and note it there."""
+    for task in tasks:
+        state = str(task.state or "")
+        if state and told.get(task.task_id) != state:
+            told[task.task_id] = state
+            yield f"{state.lower():>10}  {task.display_name}"

@@ -23,11 +23,11 @@ PIPELINES = {"neurofoundry.yaml": pipeline.build, "smoke.yaml": smoke.build}
 def write(
     folder: Path, *, pools: str = "plain", file: Path = node_pools.SHIPPED, spot: bool = False
 ) -> list[Path]:
-    """Compile the pipelines for a profile of node pools; the files."""
+    """Compile the pipelines for a profile of node pools; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = node_pools.read(pools, file, spot=spot)
+    machines = node_pools.read(pools, file, spot=spot)
     for name, build in PIPELINES.items():
-        compiler.Compiler().compile(build(found), str(folder / name))
+        compiler.Compiler().compile(build(machines), str(folder / name))
         # Again with sorted keys: kfp writes some in an order that differs from run to run.
         text = yaml.safe_dump_all(read(folder / name))
         (folder / name).write_text(f"# Made by `python -m pipelines compile`.\n{text}")
@@ -35,8 +35,9 @@ def write(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The documents of a compiled pipeline: the pipeline, and what only Kubernetes knows."""
+    """Read the documents of a compiled pipeline: the pipeline, and what only Kubernetes knows."""
     try:
+        # By PyYAML, which has written it: a text such as 1e3 stands there without quotes.
         documents = list(yaml.safe_load_all(path.read_text()))
     except (OSError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
@@ -47,19 +48,19 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def parameters(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the pipeline asks for: name to type, and default where there is one."""
-    found: dict[str, dict[str, Any]] = documents[0]["root"]["inputDefinitions"]["parameters"]
-    return found
+    """Return what the pipeline asks for: name to type, and default where there is one."""
+    declared: dict[str, dict[str, Any]] = documents[0]["root"]["inputDefinitions"]["parameters"]
+    return declared
 
 
 def tasks(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every task of the pipeline, those of loops and conditions included."""
+    """Yield every task of the pipeline, those of loops and conditions included."""
     for component in (documents[0]["root"], *documents[0]["components"].values()):
         yield from component.get("dag", {}).get("tasks", {}).values()
 
 
 def for_this_machine(documents: list[dict[str, Any]], image: str) -> list[dict[str, Any]]:
-    """The pipeline with a fixed image, as local runners need it, and without waiting to retry."""
+    """Return the pipeline with a fixed image, as local runners need it, and no wait to retry."""
     documents = copy.deepcopy(documents)
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = image

@@ -1,8 +1,8 @@
-"""kfp's local runners, mended where they differ from a cluster.
+"""kfp's local runners, patched where they differ from a cluster.
 
 They run the compiled pipeline itself, in containers or as processes of this machine. What is
-mended here was found in kfp 2.17.0 and is private to it, so pyproject.toml pins kfp's minor
-version, and tests/pipelines/test_local.py shows each fault with the mend taken away.
+patched here was seen in kfp 2.17.0 and is private to it, so pyproject.toml pins kfp's minor
+version, and tests/pipelines/test_local.py shows each fault without its patch.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ VERSION = "local"
 
 
 @contextlib.contextmanager
-def mended() -> Iterator[None]:
-    """Local runners that read a pipeline as a cluster does."""
+def patched() -> Iterator[None]:
+    """Make local runners read a pipeline as a cluster does."""
     handler = subprocess_task_handler.SubprocessTaskHandler
     with (
         mock.patch.object(docker_task_handler, "run_docker_container", run_container),
@@ -50,7 +50,7 @@ def mended() -> Iterator[None]:
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: Any, **options: Any) -> int:
-    """Run a container to its end; its exit code.
+    """Run a container to its end; return its exit code.
 
     kfp lets the engine remove the container, and when that happens before it asks for the exit
     code, a failed container counts as a success (kubeflow/pipelines#13332).
@@ -71,7 +71,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: Any, **o
 
 
 def get_parent_input(store: io.IOStore, key: str) -> Any:
-    """As IOStore's own, and for ``pipelinechannel--TASK-OUTPUT`` the output of that task.
+    """Do as IOStore does, and find for ``pipelinechannel--TASK-OUTPUT`` the output of that task.
 
     kfp guesses where the name of the task ends and finds outputs only that are called 'Output':
     loops over other outputs fail, and conditions on them count as false.
@@ -89,7 +89,7 @@ def get_parent_input(store: io.IOStore, key: str) -> Any:
 
 
 def iteration_of(loop: Any, item: Any, _: str) -> Any:
-    """The task of one turn of a loop.
+    """Return the task of one iteration of a loop.
 
     kfp replaces every input that comes from another task by the loop's item.
     """
@@ -127,32 +127,37 @@ def run(
         raise UsageError(f"--data {data}: there is no such folder.")
     documents = compiled.for_this_machine(documents, image)
     component = components.load_component_from_text(yaml.safe_dump_all(documents))
-    (store / "data").mkdir(parents=True, exist_ok=True)
-    seen = store / "data" / VERSION
-    # An earlier run has left a link to its data there, or the place they were mounted at.
-    if seen.is_symlink():
-        seen.unlink()
-    elif seen.exists():
-        seen.rmdir()
+    place = _place_of_data(store)
     if runner is Runner.docker:
         _check_engine(image)
         engine = _docker_runner(data, store)
     else:
         # Processes see this machine's folders: the store is where it is.
         if data:
-            seen.symlink_to(data.resolve())
+            place.symlink_to(data.resolve())
         arguments = {**arguments, "store": str(store.resolve())}
         engine = local.SubprocessRunner(use_venv=False)
     local.init(runner=engine, pipeline_root=str((store / "pipeline").resolve()))
-    with mended():
+    with patched():
         try:
             component(**arguments)
         except RuntimeError as error:
             raise RunFailedError(f"{_plain(error)} The log above says why.") from error
 
 
+def _place_of_data(store: Path) -> Path:
+    """Return where the data of this run are seen, cleared of what an earlier run has left."""
+    place = store / "data" / VERSION
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
+        place.rmdir()  # where containers had them mounted
+    return place
+
+
 def _plain(error: Exception) -> str:
-    """A message without the colours of kfp."""
+    """Return a message without the colours of kfp."""
     return re.sub(r"\x1b\[\d+m", "", str(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,32 +66,33 @@ def place(
     task.set_display_name(name)
     task.set_container_image(site.image)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.mount_pvc(task, pvc_name=site.claim, mount_path=MOUNT)
-    secret = {"api-key": "WANDB_API_KEY"}
-    kubernetes.use_secret_as_env(task, site.secret, secret, optional=True)
-    task.set_cpu_request(pool.cpu)
-    task.set_memory_request(pool.memory)
-    task.set_memory_limit(pool.memory)
+    _ask_for_machine(task, pool)
     if pool.accelerator and accelerators is not None:
         # A parameter of type int is read as empty by the driver, and the pod gets no GPU.
         task.set_accelerator_type(pool.accelerator.type)
         task.set_accelerator_limit(accelerators)
     kubernetes.add_node_selector_json(task, selector)
     kubernetes.add_toleration_json(task, tolerations)
+    _mount(task, pool, site)
+    kubernetes.set_timeout(task, int((hours or pool.hours) * 3600))
+    return task
+
+
+def _ask_for_machine(task: dsl.PipelineTask, pool: Pool) -> None:
+    task.set_cpu_request(pool.cpu)
+    task.set_memory_request(pool.memory)
+    task.set_memory_limit(pool.memory)
     if pool.affinity:
         expressions = [each.model_dump(mode="json") for each in pool.affinity]
         kubernetes.add_node_affinity(task, match_expressions=expressions)
+
+
+def _mount(task: dsl.PipelineTask, pool: Pool, site: Site) -> None:
+    """Give a step the store, the key of W&B, shared memory, and a /tmp: its root is read-only."""
+    kubernetes.mount_pvc(task, pvc_name=site.claim, mount_path=MOUNT)
+    secret = {"api-key": "WANDB_API_KEY"}
+    kubernetes.use_secret_as_env(task, site.secret, secret, optional=True)
+    empty = functools.partial(kubernetes.empty_dir_mount, task)
     if pool.shm:
-        kubernetes.empty_dir_mount(
-            task,
-            volume_name="shm",
-            mount_path="/dev/shm",
-            medium="Memory",
-            size_limit=pool.shm,
-        )
-    # So that the root may be read-only.
-    kubernetes.empty_dir_mount(
-        task, volume_name="scratch", mount_path="/tmp", size_limit=pool.scratch
-    )
-    kubernetes.set_timeout(task, int((hours or pool.hours) * 3600))
-    return task
+        empty(volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=pool.shm)
+    empty(volume_name="scratch", mount_path="/tmp", size_limit=pool.scratch)

@@ -121,7 +121,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
                 "fetch",
                 hours=cpu.hours,
             )
-            # A branch may have moved, and a folder may have been deleted: it looks each time.
+            # A branch may have moved, and a folder may have been deleted: never from the cache.
             fetched.set_caching_options(False).after(checked)
             kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
             fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")

@@ -47,7 +47,7 @@ def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
     monkeypatch.setenv("GOMP_SPINCOUNT", asked or "")
     if asked is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
-    found = []
-    monkeypatch.setattr(cli, "app", lambda: found.append(os.environ["GOMP_SPINCOUNT"]))
+    spins = []
+    monkeypatch.setattr(cli, "app", lambda: spins.append(os.environ["GOMP_SPINCOUNT"]))
     cli.main()
-    assert found == [used]
+    assert spins == [used]

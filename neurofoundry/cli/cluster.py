@@ -36,7 +36,7 @@ def configure(
     ] = 1,
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Check the parameters, and print for each stage those that it reads, and what runs apart.
+    """Check the parameters; print for each stage those that it reads, and what can run apart.
 
     So a stage whose own parameters are the same is the same step, whatever else has changed.
     """
@@ -89,7 +89,7 @@ def promote(
 @app.command(hidden=True)
 def fetch(
     store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
-    data_version: Annotated[str, typer.Option(help="Its md5 in data.dvc; any, if empty.")] = "",
+    data_version: Annotated[str, typer.Option(help="The md5 in data.dvc; any, if empty.")] = "",
     repository: Annotated[str, typer.Option(help="The git repository with data.dvc.")] = "",
     revision: Annotated[str, typer.Option(help="A commit, tag or branch of it.")] = "",
     executor_input: ExecutorInput = "",
@@ -111,7 +111,7 @@ def check(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs that must be seen.")] = 0,
     executor_input: ExecutorInput = "",
 ) -> None:
-    """See whether a step finds what it needs; exit 2 says what is missing."""
+    """Check whether a step finds what it needs; exit 2 says what is missing."""
     from neurofoundry.kubeflow import executor
 
     findings = executor.check(store, gpus=gpus)
@@ -139,14 +139,14 @@ def pretrain_on_nodes(
     store: Annotated[Path, typer.Option("--store", help="On the volume that all nodes mount.")],
     params: ParamsFile,
     nodes: Annotated[int, typer.Option(help="Machines that train together.")],
-    processes: Annotated[int, typer.Option(help="Of each node: its GPUs.")],
-    image: Annotated[str, typer.Option(help="Of the containers.")],
+    processes: Annotated[int, typer.Option(help="Processes on each node: its GPUs.")],
+    image: Annotated[str, typer.Option(help="The image of the containers.")],
     claim: Annotated[str, typer.Option(help="The persistent volume claim of the store.")],
     mount: Annotated[str, typer.Option(help="Where it is mounted.")],
-    pool: Annotated[str, typer.Option(help="Of pipelines/node_pools.yaml, as JSON.")],
+    pool: Annotated[str, typer.Option(help="A pool of pipelines/node_pools.yaml, as JSON.")],
     selector: Annotated[str, typer.Option(help="Labels of the nodes, as JSON.")],
     tolerations: Annotated[str, typer.Option(help="Taints that are accepted, as JSON.")],
-    secret: Annotated[str, typer.Option(help="With the key of W&B.")],
+    secret: Annotated[str, typer.Option(help="The secret with the key of W&B.")],
     executor_input: ExecutorInput = "",
 ) -> None:
     """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store."""
@@ -158,9 +158,9 @@ def pretrain_on_nodes(
 
     load_sections(PretrainSections, params, None)
     values = {
-        "pool": _json(pool),
-        "selector": _json(selector),
-        "tolerations": _json(tolerations),
+        "pool": _json("--pool", pool),
+        "selector": _json("--selector", selector),
+        "tolerations": _json("--tolerations", tolerations),
         "nodes": nodes,
         "processes": processes,
         "secret": secret,
@@ -183,8 +183,8 @@ def pretrain_on_nodes(
         executor.publish(executor_input)
 
 
-def _json(text: str) -> Any:
+def _json(option: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{text}: expected JSON ({error}).") from error
+        raise UsageError(f"{option} {text}: expected JSON ({error}).") from error

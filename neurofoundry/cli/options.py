@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neurofoundry.errors import UsageError
+from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.store import locate, locate_all
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ Encoder = Annotated[
     ),
 ]
 Models = Annotated[Path, typer.Option("--models", callback=locate, help="The output of finetune.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")
+]
 
-# What a step of an orchestrator needs beside (docs/kubeflow.md).
+# What only a step of an orchestrator needs (docs/kubeflow.md).
 CLUSTER = "On a cluster"
 Store = Annotated[
     Path | None,
@@ -77,7 +80,12 @@ Copies = Annotated[
     ),
 ]
 ExecutorInput = Annotated[
-    str, typer.Option("--executor-input", rich_help_panel=CLUSTER, help="Of Kubeflow Pipelines.")
+    str,
+    typer.Option(
+        "--executor-input",
+        rich_help_panel=CLUSTER,
+        help="What Kubeflow Pipelines tells a step, as JSON.",
+    ),
 ]
 ShardOf = Annotated[
     str,
@@ -94,13 +102,13 @@ Reuse = Annotated[
         "--reuse",
         callback=locate_all,
         rich_help_panel=CLUSTER,
-        help="Take from these outputs what they have made, such as shards. Repeatable.",
+        help="Reuse what these outputs have made, such as shards. Repeatable.",
     ),
 ]
 
 
 def cores() -> int:
-    """Cores that this process may use; in a container often fewer than the machine has."""
+    """Count the cores that this process may use, in a container often fewer than there are."""
     return len(os.sched_getaffinity(0))
 
 
@@ -126,7 +134,7 @@ def load_sections(
 
 
 def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:
-    """The inputs of a stage that takes encoders."""
+    """Return the inputs of a stage that takes encoders, by name."""
     from neurofoundry.contracts.encoder import find_encoders
 
     return {f"pretrain/{name}": folder for name, folder in find_encoders(folders).items()}
@@ -141,6 +149,7 @@ def hand_over(folder: Path, copies: Sequence[str] | None, executor_input: str) -
         if not (folder / name).is_file() or not target:
             raise UsageError(f"--copy {copy}: expected FILE=PATH; {folder} has no file '{name}'.")
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target)
+        with atomic(Path(target)) as temporary:
+            shutil.copyfile(folder / name, temporary)
     if executor_input:
         executor.publish(executor_input, **executor.describe(folder))

@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from neurofoundry.kubeflow.schemas import DvcFile, DvcOutput
 from neurofoundry.params import load
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
+from neurofoundry.runtime.progress import LINE_EVERY_S
 
 DATA = "data"
 """What the repository calls its raw data: `dvc add data` made data.dvc."""
@@ -35,7 +38,7 @@ CACHE = """\
 
 
 def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
-    """The folder of the raw data; downloaded unless it is there.
+    """Return the folder of the raw data; download it unless it is there.
 
     ``version`` is the md5 of the .dvc file, or '' for whatever the ``revision`` of the
     ``repository`` has. Raises UsageError and DataError.
@@ -50,33 +53,37 @@ def fetch(store: Path, *, version: str, repository: str, revision: str) -> Path:
         )
     if Path(repository).is_dir():
         repository = str(Path(repository).resolve())
-    origin = f"{repository} at {revision or 'its default branch'}"
     versions.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{repository}\0{revision}".encode()).hexdigest()[:16]
     work = versions / f".{name}.partial"
     (work / ".dvc").mkdir(parents=True, exist_ok=True)
     lock = lock_folder(work, versions)
     try:
-        at = ["--rev", revision] if revision else []
-        get = ("get", repository, "--force", *at)
-        _dvc(work, *get, f"{DATA}.dvc", "--out", "asked")
-        asked = _data_of(work / "asked", origin)
-        if version not in ("", asked.md5):
-            raise UsageError(
-                f"{origin}: found data {asked.md5}, expected {version}. Give the revision that "
-                "has it, or leave data_version empty."
-            )
-        folder = versions / asked.md5
-        if not folder.is_dir():
-            LOGGER.info("%s: %d files, %.1f GB", folder, asked.nfiles, asked.size / 1e9)
-            _dvc(work, *get, ".dvc/config", "--out", ".dvc/config")  # the remotes
-            (work / ".dvc/config.local").write_text(CACHE.format(versions.resolve() / ".cache"))
-            (work / "asked").replace(work / f"{DATA}.dvc")
-            _dvc(work, "pull", "--force", f"{DATA}.dvc")
-            (work / DATA).rename(folder)
+        return _download(work, versions, version, repository, revision)
     finally:
         shutil.rmtree(work)  # what was downloaded is in the cache
         os.close(lock)
+
+
+def _download(work: Path, versions: Path, version: str, repository: str, revision: str) -> Path:
+    """Bring what the revision names into ``versions``, by way of the folder ``work``."""
+    get = ("get", repository, "--force", *(["--rev", revision] if revision else []))
+    _dvc(work, *get, f"{DATA}.dvc", "--out", "asked")
+    origin = f"{repository} at {revision or 'its default branch'}"
+    data = _data_of(work / "asked", origin)
+    if version not in ("", data.md5):
+        raise UsageError(
+            f"{origin}: found data {data.md5}, expected {version}. Give the revision that "
+            "has it, or leave data_version empty."
+        )
+    folder = versions / data.md5
+    if not folder.is_dir():
+        LOGGER.info("%s: %d files, %.1f GB", folder, data.nfiles, data.size / 1e9)
+        _dvc(work, *get, ".dvc/config", "--out", ".dvc/config")  # the remotes
+        (work / ".dvc/config.local").write_text(CACHE.format(versions.resolve() / ".cache"))
+        (work / "asked").replace(work / f"{DATA}.dvc")
+        _dvc(work, "pull", "--force", f"{DATA}.dvc")
+        (work / DATA).rename(folder)
     return folder
 
 
@@ -91,17 +98,34 @@ def _data_of(path: Path, origin: str) -> DvcOutput:
 
 def _dvc(work: Path, *words: str) -> None:
     """Run dvc in ``work``. Raises UsageError with what it says first."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words],
-        cwd=work,
+    command = f"dvc {' '.join(words)}"
+    code, said = _run([sys.executable, "-m", "dvc", *words], work, command)
+    if code:
+        _, _, error = said.partition("ERROR: ")
+        first = (error or said).strip().partition("\n")[0]
+        raise UsageError(
+            f"`{command}`: {first[:400]}. Check the repository, the revision, the "
+            "remote and its keys (docs/kubeflow.md), then run again: it resumes."
+        )
+
+
+def _run(words: Sequence[str], folder: Path, name: str) -> tuple[int, str]:
+    """Run a process, logging a line a minute; return its exit code and what it wrote to stderr."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        words,
+        cwd=folder,
         stdin=subprocess.DEVNULL,  # nobody answers a question for a password
         stderr=subprocess.PIPE,
         text=True,
-    )
-    if done.returncode:
-        _, _, said = done.stderr.partition("ERROR: ")
-        first = (said or done.stderr).strip().partition("\n")[0]
-        raise UsageError(
-            f"`dvc {' '.join(words)}`: {first[:400]}. Check the repository, the revision, the "
-            "remote and its keys (docs/kubeflow.md), then run again: it resumes."
-        )
+    ) as process:
+        try:
+            while True:
+                try:
+                    _, said = process.communicate(timeout=LINE_EVERY_S)
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    LOGGER.info("%s: %.0f min", name, (time.monotonic() - started) / 60)
+        except BaseException:
+            process.kill()
+            raise

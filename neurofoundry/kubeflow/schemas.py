@@ -88,7 +88,7 @@ class Profile(Section):
 
 
 class Machines(Section):
-    """What the pods of a TrainJob look like."""
+    """The pods of a TrainJob."""
 
     pool: Pool
     nodes: int = Field(ge=2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +72,12 @@ def test_a_revision_arrives_whole_and_once(
     monkeypatch.chdir(repository.parent)
     first = bring(tmp_path, repository.name, "v1")
     assert first == tmp_path / "data" / version_of(repository, "v1")
-    found = {
+    files = {
         path.relative_to(first).as_posix(): path.read_bytes()
         for path in first.rglob("*")
         if path.is_file()
     }
-    assert found == FILES | {"version.txt": b"v1"}
+    assert files == FILES | {"version.txt": b"v1"}
     second = bring(tmp_path, repository, "v2", version_of(repository, "v2"))
     assert (second / "version.txt").read_text() == "v2"
     assert (first / "version.txt").read_text() == "v1"
@@ -89,6 +90,16 @@ def test_a_revision_arrives_whole_and_once(
     assert bring(tmp_path, repository, "v1") == first  # reads data.dvc only
     assert bring(tmp_path, "/nowhere", "v1", first.name) == first  # asks nobody
     assert first.stat().st_ino == inode
+
+
+def test_a_download_says_once_a_minute_that_it_goes_on(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: io.StringIO
+) -> None:
+    monkeypatch.setattr("neurofoundry.kubeflow.fetch.LINE_EVERY_S", 0.1)
+    folder = bring(tmp_path, repository, "v1")
+    lines = logged.getvalue().splitlines()
+    assert any(line.endswith(f"{folder}: 3 files, 0.0 GB") for line in lines)
+    assert any(line.endswith("dvc pull --force data.dvc: 0 min") for line in lines)
 
 
 def test_data_that_a_remote_lacks_leaves_nothing_and_is_fetched_once_it_is_there(

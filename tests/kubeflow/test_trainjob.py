@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from neurofoundry.kubeflow import api as kubernetes
 from neurofoundry.kubeflow import trainjob
 from neurofoundry.kubeflow.api import Api
 from neurofoundry.kubeflow.schemas import Machines, Pool
-from neurofoundry.runtime import log
 from tests.support.kubernetes import JOBS, LAUNCHER, Cluster, Handler, condition, pod, refusal
 
 POOL = {
@@ -64,16 +62,6 @@ def job(machines: Machines = MACHINES, **change: Any) -> dict[str, Any]:
 NAME = job()["metadata"]["name"]
 
 
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    """What the package logs."""
-    stream = io.StringIO()
-    log.configure(stream)
-    yield stream
-    log.LOGGER.handlers.clear()
-    log.LOGGER.propagate = True
-
-
 def methods(cluster: Cluster, path: str = JOBS) -> list[str]:
     return [method for method, asked in cluster.asked if asked.startswith(path)]
 
@@ -92,10 +80,10 @@ class TestTrainJob:
         assert trainer["command"][-2:] == ["-m", "neurofoundry"]
         (patch,) = spec["runtimePatches"]
         (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-        found = node["template"]["spec"]["template"]["spec"]
-        assert found["nodeSelector"] == {"pool": "gpu"}
-        assert found["tolerations"] == list(MACHINES.tolerations)
-        mounted = {mount["mountPath"] for mount in found["containers"][0]["volumeMounts"]}
+        pods = node["template"]["spec"]["template"]["spec"]
+        assert pods["nodeSelector"] == {"pool": "gpu"}
+        assert pods["tolerations"] == list(MACHINES.tolerations)
+        mounted = {mount["mountPath"] for mount in pods["containers"][0]["volumeMounts"]}
         assert mounted == {"/store", "/dev/shm", "/tmp"}
 
     def test_the_crd_knows_every_field(self) -> None:

@@ -38,10 +38,10 @@ def given(**more: str) -> dict[str, str]:
 class TestArguments:
     def test_texts_become_what_the_pipeline_declares(self, documents: list[Any]) -> None:
         texts = given(gpus="2", preprocess_shards="16", gpu_selector='{"pool": "h200"}')
-        found = cluster.arguments(documents, texts)
-        assert found["gpus"] == "2"
-        assert found["preprocess_shards"] == 16
-        assert found["gpu_selector"] == {"pool": "h200"}
+        values = cluster.arguments(documents, texts)
+        assert values["gpus"] == "2"
+        assert values["preprocess_shards"] == 16
+        assert values["gpu_selector"] == {"pool": "h200"}
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -252,6 +252,6 @@ def test_each_fault_has_a_line_and_an_exit_code_of_its_own(stub: Stub, tmp_path:
         5: run(token="wrong"),
         6: run(host="http://127.0.0.1:9"),
     }
-    assert {expected: found[0] for expected, found in codes.items()} == {2: 2, 4: 4, 5: 5, 6: 6}
+    assert {expected: ended[0] for expected, ended in codes.items()} == {2: 2, 4: 4, 5: 5, 6: 6}
     for _, text, _ in codes.values():
         assert len(text.strip().splitlines()[-1]) > 20

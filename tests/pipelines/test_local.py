@@ -1,4 +1,4 @@
-"""Faults of kfp's local runners, each shown with and without its mend."""
+"""Faults of kfp's local runners, each shown with and without its patch."""
 
 from collections.abc import Iterator
 from pathlib import Path

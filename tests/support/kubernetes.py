@@ -91,12 +91,12 @@ TRAIN_JOB = {
 
 
 def problem(value: Any, schema: Any, path: str = "") -> str:
-    """What is wrong with ``value``, or nothing."""
+    """Return what is wrong with ``value``, or nothing."""
     if isinstance(schema, list):
         if not isinstance(value, list):
             return f"{path}: expected a list"
-        found = (problem(each, schema[0], f"{path}[{i}]") for i, each in enumerate(value))
-        return next(filter(None, found), "")
+        problems = (problem(each, schema[0], f"{path}[{i}]") for i, each in enumerate(value))
+        return next(filter(None, problems), "")
     if not isinstance(schema, dict):
         return "" if type(value) is schema else f"{path}: expected {schema.__name__}"
     if not isinstance(value, dict):
@@ -107,15 +107,15 @@ def problem(value: Any, schema: Any, path: str = "") -> str:
     for name, inner in value.items():
         if name not in names and "*" not in names:
             return f'{path}: unknown field "{name}"'
-        if found := problem(inner, names.get(name, names.get("*")), f"{path}.{name}"):
-            return found
+        if wrong := problem(inner, names.get(name, names.get("*")), f"{path}.{name}"):
+            return wrong
     return ""
 
 
 def refusal(job: dict[str, Any]) -> str:
-    """What the CRD or the webhooks of Trainer would find wrong with a TrainJob."""
-    if found := problem(job, TRAIN_JOB):
-        return found
+    """Return what the CRD or the webhooks of Trainer would find wrong with a TrainJob."""
+    if wrong := problem(job, TRAIN_JOB):
+        return wrong
     spec, trainer = job["spec"], job["spec"]["trainer"]
     if (job["apiVersion"], job["kind"]) != ("trainer.kubeflow.org/v1alpha1", "TrainJob"):
         return "no such kind"
@@ -131,7 +131,7 @@ def refusal(job: dict[str, Any]) -> str:
 
 
 def pod(name: str, node: int, **status: Any) -> dict[str, Any]:
-    """A pod of a TrainJob. ``exit_code`` and ``finished`` are of its container."""
+    """Make a pod of a TrainJob. ``exit_code`` and ``finished`` are those of its container."""
     code = status.pop("exit_code", None)
     ended = {"exitCode": code, "finishedAt": status.pop("finished", "2026-01-01T00:00:00Z")}
     state = {"running": {}} if code is None else {"terminated": ended}
@@ -150,7 +150,7 @@ def pod(name: str, node: int, **status: Any) -> dict[str, Any]:
 
 
 def condition(kind: str, reason: str = "", message: str = "") -> dict[str, str]:
-    """As in the status of a TrainJob."""
+    """Make a condition as in the status of a TrainJob."""
     return {"type": kind, "status": "True", "reason": reason, "message": message}
 
 
@@ -166,7 +166,7 @@ class Cluster:
     silent: bool = False
     """Whether a log that is followed stays open after its last line."""
     ends: Callable[[dict[str, Any]], dict[str, str] | None] = lambda job: condition("Complete")
-    """The condition of a TrainJob when it is looked at."""
+    """The condition of a TrainJob when its state is asked for."""
     created: Callable[[dict[str, Any]], None] = lambda job: None
     deleted: Callable[[dict[str, Any]], None] = lambda job: None
     fails: list[int] = field(default_factory=list)
@@ -212,8 +212,8 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "the server could not find the requested resource")
         elif self.headers["Content-Type"] != "application/json":
             self.refuse(415, "unsupported media type")
-        elif found := refusal(job):
-            self.refuse(422, found)
+        elif wrong := refusal(job):
+            self.refuse(422, wrong)
         elif job["metadata"]["name"] in self.cluster.jobs:
             self.refuse(409, "already exists")
         else:
@@ -242,8 +242,8 @@ class Handler(BaseHTTPRequestHandler):
             if job is None:
                 self.refuse(404, "not found")
             else:
-                found = self.cluster.ends(job)
-                self.answer({**job, "status": {"conditions": [found] if found else []}})
+                end = self.cluster.ends(job)
+                self.answer({**job, "status": {"conditions": [end] if end else []}})
         elif path.path == PODS:
             wanted = dict(each.split("=") for each in query.pop("labelSelector").split(","))
             assert not query
@@ -285,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(cluster: Cluster) -> Iterator[Cluster]:
-    """The API of ``cluster`` at its url."""
+    """Serve the API of ``cluster`` at its url."""
     handler = type("Bound", (Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
