@@ -1,6 +1,7 @@
 """Raw scans to an evaluated model: the five stages, fanned out over the pools of a cluster."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -36,7 +37,7 @@ RETRIES = {
 
 
 def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphComponent:
-    """The pipeline for the machines of a cluster.
+    """Build the pipeline for the machines of a cluster.
 
     ``wandb_secret`` is the name of a Kubernetes secret with the key ``api-key``; without it runs
     are recorded offline, in the store.
@@ -100,119 +101,124 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
         )
         ended = on(summarize(store=store), "light", "summarize")
         with dsl.ExitHandler(exit_task=ended, name="all stages"):
-            checked = on(
-                configure(
-                    params=params,
-                    preprocess_shards=preprocess_shards,
-                    finetune_shards=finetune_shards,
-                ),
-                "light",
-                "configure",
+            checked = configure(
+                params=params, preprocess_shards=preprocess_shards, finetune_shards=finetune_shards
             )
-            of = checked.outputs
-            fetched = on(
-                fetch(
-                    version=data_version,
-                    repository=data_repository,
-                    revision=data_revision,
-                    store=store,
-                ),
-                "light",
-                "fetch",
-                hours=cpu.hours,
-            )
-            # A branch may have moved, and a folder may have been deleted: never from the cache.
-            fetched.set_caching_options(False).after(checked)
-            kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
-            fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
-            data = fetched.outputs["folder"]
-            cohort = on(ingest(params=of["ingest"], data=data, store=store), "cpu", "ingest")
-            cohort = cohort.outputs["cohort"]
-
-            with dsl.ParallelFor(
-                of["shards_of_preprocess"], name="preprocess shards", parallelism=PARALLEL
-            ) as shard:
-                scans = preprocess_shard(
-                    params=of["preprocess"], data=data, shard=shard, store=store, cohort=cohort
-                )
-                on(scans, "cpu", "preprocess a shard")
-            whole = preprocess(
-                params=of["preprocess"],
-                data=data,
-                shards=dsl.Collected(scans.outputs["folder"]),
+            stages = Stages(on, on(checked, "light", "configure").outputs, store)
+            fetched = fetch(
+                version=data_version,
+                repository=data_repository,
+                revision=data_revision,
                 store=store,
-                cohort=cohort,
             )
-            volumes = on(whole, "cpu", "preprocess").outputs["volumes"]
-
-            with dsl.ParallelFor(
-                of["methods"], name="pretraining methods", parallelism=PARALLEL
-            ) as method:
-                together = several_nodes(
-                    params=of["pretrain"],
-                    method=method,
-                    nodes=nodes,
-                    gpus=gpus,
-                    store=store,
-                    volumes=volumes,
-                    image=image,
-                    claim=claim,
-                    cpu_selector=cpu_selector,
-                    cpu_tolerations=cpu_tolerations,
-                    gpu_selector=gpu_selector,
-                    gpu_tolerations=gpu_tolerations,
-                )
-                # Where several nodes have trained the encoder, it is in the store already.
-                encoder = pretrain(
-                    params=of["pretrain"],
-                    method=method,
-                    gpus=gpus,
-                    store=store,
-                    volumes=volumes,
-                )
-                # kfp 2.17 hands into a loop only what a step there has as an input, too.
-                on(encoder, "gpu", "pretrain", gpus).after(together)
-
-            with dsl.ParallelFor(
-                of["shards_of_finetune"], name="finetune shards", parallelism=PARALLEL
-            ) as shard:
-                made = finetune_shard(
-                    params=of["finetune"],
-                    encoders=dsl.Collected(encoder.outputs["folder"]),
-                    shard=shard,
-                    store=store,
-                    volumes=volumes,
-                )
-                on(made, "gpu", "finetune a shard", "1")
-            all_models = finetune(
-                params=of["finetune"],
-                encoders=dsl.Collected(encoder.outputs["folder"]),
-                shards=dsl.Collected(made.outputs["folder"]),
-                store=store,
-                volumes=volumes,
+            on(fetched, "light", "fetch", hours=cpu.hours).after(checked)
+            data = _with_keys(fetched).outputs["folder"]
+            cohort = stages.ingest(data)
+            volumes = stages.preprocess(data, cohort)
+            encoder = stages.pretrain(
+                volumes,
+                several_nodes,
+                nodes=nodes,
+                gpus=gpus,
+                image=image,
+                claim=claim,
+                cpu_selector=cpu_selector,
+                cpu_tolerations=cpu_tolerations,
+                gpu_selector=gpu_selector,
+                gpu_tolerations=gpu_tolerations,
             )
-            models = on(all_models, "gpu", "finetune", "1").outputs["models"]
-
-            judged = evaluate(
-                params=of["evaluate"],
-                encoders=dsl.Collected(encoder.outputs["folder"]),
-                store=store,
-                cohort=cohort,
-                volumes=volumes,
-                models=models,
-            )
-            on(judged, "cpu", "evaluate")
-            with dsl.If(judged.outputs["promoted"] == "true", name="promoted"):
-                registered = promote(
-                    store=store, models=models, evaluation=judged.outputs["evaluation"]
-                )
-                on(registered, "light", "promote")
+            models = stages.finetune(volumes, encoder)
+            stages.evaluate(cohort, volumes, encoder, models)
 
     return neurofoundry
 
 
+@dataclass(frozen=True)
+class Stages:
+    """What adds the steps of each stage to the pipeline; values are known when it runs."""
+
+    on: Callable[..., dsl.PipelineTask]
+    """Gives a step a machine by its role, and a name."""
+    of: Mapping[str, Any]
+    """What `configure` hands on: the parameters of each stage, methods, and shards."""
+    store: Any
+
+    def ingest(self, data: Any) -> Any:
+        """Return the cohort."""
+        task = ingest(params=self.of["ingest"], data=data, store=self.store)
+        return self.on(task, "cpu", "ingest").outputs["cohort"]
+
+    def preprocess(self, data: Any, cohort: Any) -> Any:
+        """Return the volumes, made in shards."""
+        shards = self.of["shards_of_preprocess"]
+        common = {"params": self.of["preprocess"], "data": data, "cohort": cohort}
+        with dsl.ParallelFor(shards, name="preprocess shards", parallelism=PARALLEL) as shard:
+            task = preprocess_shard(**common, shard=shard, store=self.store)
+            self.on(task, "cpu", "preprocess a shard")
+        whole = preprocess(**common, shards=_folders(task), store=self.store)
+        return self.on(whole, "cpu", "preprocess").outputs["volumes"]
+
+    def pretrain(
+        self,
+        volumes: Any,
+        several_nodes: GraphComponent,
+        *,
+        nodes: Any,
+        gpus: Any,
+        **cluster: Any,
+    ) -> dsl.PipelineTask:
+        """Return the step that trains the encoder of a method; there is one for each."""
+        methods = self.of["methods"]
+        common = {"params": self.of["pretrain"], "volumes": volumes, "store": self.store}
+        with dsl.ParallelFor(methods, name="pretraining methods", parallelism=PARALLEL) as method:
+            together = several_nodes(**common, method=method, nodes=nodes, gpus=gpus, **cluster)
+            # Where several nodes have trained the encoder, it is in the store already.
+            encoder = pretrain(**common, method=method, gpus=gpus)
+            # kfp 2.17 hands into a loop only what a step there has as an input, too.
+            return self.on(encoder, "gpu", "pretrain", gpus).after(together)
+
+    def finetune(self, volumes: Any, encoder: dsl.PipelineTask) -> Any:
+        """Return the models, made in shards."""
+        shards = self.of["shards_of_finetune"]
+        common = {"params": self.of["finetune"], "volumes": volumes, "store": self.store}
+        with dsl.ParallelFor(shards, name="finetune shards", parallelism=PARALLEL) as shard:
+            task = finetune_shard(**common, encoders=_folders(encoder), shard=shard)
+            self.on(task, "gpu", "finetune a shard", "1")
+        whole = finetune(**common, encoders=_folders(encoder), shards=_folders(task))
+        return self.on(whole, "gpu", "finetune", "1").outputs["models"]
+
+    def evaluate(self, cohort: Any, volumes: Any, encoder: dsl.PipelineTask, models: Any) -> None:
+        """Evaluate the models, and register the one that is promoted, if any."""
+        judged = evaluate(
+            params=self.of["evaluate"],
+            encoders=_folders(encoder),
+            store=self.store,
+            cohort=cohort,
+            volumes=volumes,
+            models=models,
+        )
+        self.on(judged, "cpu", "evaluate")
+        evaluation = judged.outputs["evaluation"]
+        with dsl.If(judged.outputs["promoted"] == "true", name="promoted"):
+            registered = promote(store=self.store, models=models, evaluation=evaluation)
+            self.on(registered, "light", "promote")
+
+
+def _folders(task: dsl.PipelineTask) -> Any:
+    """Collect what a step of a loop has made; anew for each use, as the compiler changes it."""
+    return dsl.Collected(task.outputs["folder"])
+
+
+def _with_keys(fetched: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give the step that fetches data the keys of remotes and repositories."""
+    # A branch may have moved, and a folder may have been deleted: never from the cache.
+    fetched.set_caching_options(False)
+    kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
+    return fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
+
+
 def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> GraphComponent:
-    """The part of the pipeline that pretrains on several machines, or does nothing."""
+    """Build the part of the pipeline that pretrains on several machines, or does nothing."""
     gpu = pools["gpu"]
 
     @dsl.pipeline(name="several-nodes")
@@ -262,7 +268,7 @@ def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> GraphC
 def _placing(
     pools: Mapping[str, Pool], site: Site, *, cpu: tuple[Any, Any], gpu: tuple[Any, Any]
 ) -> Callable[..., dsl.PipelineTask]:
-    """How a step gets a machine by its role, on nodes with these (selector, tolerations)."""
+    """Return what gives a step a machine by its role; nodes by their (selector, tolerations)."""
 
     def on(
         task: dsl.PipelineTask,
