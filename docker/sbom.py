@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 python = {
-    (found.metadata["Name"], found.version, found.metadata.get("License-Expression") or "")
-    for found in distributions()
+    (package.metadata["Name"], package.version, package.metadata.get("License-Expression") or "")
+    for package in distributions()
 }
 components = [
     {
