@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import wandb
 import yaml
 
-from neurofoundry.cli import main as cli
+from neurofoundry.cli import stages as cli
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime import tracking
@@ -159,9 +160,8 @@ def test_training_goes_on_when_the_network_is_lost_and_is_sent_later(
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # as our commands do
     with wandb_server.serve() as later:
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
-        done = subprocess.run(
-            ["wandb", "sync", "--include-online", "--yes"], capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--yes"]
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert later.unknown == []
     steps = [row["_step"] for row in later.history]

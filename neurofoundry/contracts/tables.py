@@ -24,10 +24,9 @@ def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | None = None) -> None:
-    """Write a tab-separated table, checked but as it was given, as a whole or not at all."""
-    if schema is not None:
-        _check(table, schema, path)
-    for column in table.columns[[dtype.kind == "b" for dtype in table.dtypes]]:
+    """Check a table and write it as it was given, tab-separated, as a whole or not at all."""
+    checked = table if schema is None else _check(table, schema, path)
+    for column in checked.columns[[dtype.kind == "b" for dtype in checked.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
     with atomic(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")

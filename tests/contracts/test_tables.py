@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.models import PREDICTIONS, RUNS
 from neurofoundry.contracts.tables import hash_table, read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError
@@ -29,6 +30,22 @@ def test_a_table_reads_back_as_written(tmp_path: Path) -> None:
         table[["scan_id", "person", "sha256", "split"]],
         check_dtype=False,
     )
+
+
+def test_values_are_written_as_they_were_given(tmp_path: Path) -> None:
+    run = {"task": "sex", "init": "a", "fraction": "1.0", "seed": 0, "status": "done"}
+    write_table(pd.DataFrame([{**run, "reason": None}]), tmp_path / "runs.tsv", RUNS)
+    assert "\nsex\ta\t1.0\t0\tdone\tn/a\n" in (tmp_path / "runs.tsv").read_text()
+    row = {"scan_id": "a", "person": "p", "split": "val", "label": 61.0, "output": 1 / 3}
+    write_table(pd.DataFrame([row]), tmp_path / "predictions.tsv", PREDICTIONS)
+    assert (tmp_path / "predictions.tsv").read_text().endswith("\na\tp\tval\t61\t0.3333333333\n")
+
+
+def test_truth_values_in_a_column_of_objects_read_back(tmp_path: Path) -> None:
+    table = scans(usable=[True, False]).assign(reason=None, volume_sha256=None)
+    table["usable"] = table["usable"].astype(object)
+    write_table(table, tmp_path / "scans.tsv", VOLUMES)
+    assert read_table(tmp_path / "scans.tsv", VOLUMES)["usable"].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
