@@ -1,7 +1,7 @@
-"""Items that carry the key of what they are made of: made once, taken over by later runs.
+"""Items that carry the key of what they are made from: made once, reused by later runs.
 
-An item is a file or a folder. Its key is stored in it, last of all or with it, so that an item is
-whole when it has a key.
+An item is a file or a folder. Its key is stored in it, with the content or after all of it, so
+that an item that has a key is whole.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 from neurofoundry.runtime.files import link
 
 KeyOf = Callable[[Path], str | None]
-"""From an item to its key; None where there is no item, or none that is whole."""
+"""From an item to its key; None where there is no item, or it is not whole."""
 
 
 def take(item: Path, key: str, *, earlier: Sequence[Path], key_of: KeyOf) -> bool:
-    """Whether ``item`` is now what was made under ``key``.
+    """Make ``item`` the one with this ``key`` if there is one, and return whether there is.
 
-    If it is not itself, it becomes a link to, or a copy of, the first of ``earlier`` that is; if
-    none is, whatever was there is gone, and the item is to be made.
+    An item of another key is removed and replaced by a link to the first of ``earlier`` that has
+    the key, or by a copy where there are no hard links. If none has it, the item is to be made.
     """
     if key_of(item) == key:
         return True
     if item.is_dir():
         shutil.rmtree(item)
     item.unlink(missing_ok=True)
-    source = next((each for each in earlier if key_of(each) == key), None)
+    source = next((path for path in earlier if key_of(path) == key), None)
     if source is None:
         return False
     item.parent.mkdir(parents=True, exist_ok=True)

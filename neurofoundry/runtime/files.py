@@ -13,16 +13,19 @@ from typing import Any
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, with the same suffix; then ``path`` holds the old content or
-    the new one, never a part."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    """Give a temporary name to write to, with the same suffixes (.nii.gz), that becomes ``path``.
+
+    So ``path`` holds the old content or the new, never half of it.
+    """
+    stem, dot, suffixes = path.name.partition(".")
+    temporary = path.with_name(f".{stem}.tmp{dot}{suffixes}")
     try:
         yield temporary
         temporary.replace(path)
@@ -38,8 +41,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def link(source: Path | str, target: Path | str) -> None:
-    """A second name for a file, in the place of whatever had it; a copy where the file system has
-    no hard links. Never half a file."""
+    """Give a file a second name, ``target``, which may exist.
+
+    Where the file system has no hard links, the file is copied, as a whole or not at all.
+    """
     target = Path(target)
     target.unlink(missing_ok=True)
     try:
@@ -50,12 +55,12 @@ def link(source: Path | str, target: Path | str) -> None:
 
 
 def hash_json(content: Any) -> str:
-    """SHA-256 of plain values, whatever the order of their keys."""
+    """Return the SHA-256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def to_plain(value: Any) -> Any:
-    """Models of pydantic and numbers of numpy as what JSON knows; for `json.dumps`."""
+    """Convert a pydantic model or a numpy number to what JSON knows, for `json.dumps`."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if hasattr(value, "item"):

@@ -7,13 +7,13 @@ import sys
 from typing import TextIO
 
 LOGGER = logging.getLogger("neurofoundry")
-"""What every module of the package logs to."""
+"""The logger of the whole package."""
 
 
 def configure(stream: TextIO | None = None) -> None:
     """Log to ``stream`` (stderr) with time and level: in colour on a terminal, else in plain lines.
 
-    Only the command line does this; who uses the package as a library sets up logging himself.
+    Only the command line calls this; a program that uses the package sets up its own logging.
     """
     stream = stream or sys.stderr
     handler: logging.Handler

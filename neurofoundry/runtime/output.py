@@ -13,53 +13,55 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import UsageError
-from neurofoundry.runtime.store import write_manifest
+from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.store import recorded_key, write_manifest
 
 
 class Output:
-    """A folder that a stage publishes under a key: what it is made of."""
+    """A folder that a stage publishes under a key, the hash of what it is made from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.partial = folder.with_name(f".{folder.name}.partial")
         """Where work happens until it is published. It survives a kill."""
         self._replaced = folder.with_name(f".{folder.name}.replaced")
-        """Where an old output waits while a new one takes its place."""
+        """Where the old output waits while the new one takes its place."""
 
     def is_made_of(self, key: str) -> bool:
-        """Whether the output, or one that is about to be put back, has this key."""
+        """Return whether the output, or an old one that is about to be put back, has this key."""
         return key in (recorded_key(self.folder), recorded_key(self._replaced))
 
     def current(self, key: str) -> bool:
-        """Whether the output is there and has this key, after a kill in `publish` too."""
+        """Return whether the output has this key; undo first what a kill in `publish` has left."""
         if self._replaced.exists() and not self.folder.exists():
             self._replaced.rename(self.folder)
         return recorded_key(self.folder) == key
 
     @contextmanager
     def lock(self, key: str, *, keep: bool) -> Iterator[Path]:
-        """The partial folder, held by this process alone.
+        """Hold the partial folder for this process alone.
 
-        What an earlier run has left in it stays if it had the same key, or if ``keep``.
+        What an earlier run has left in it stays if that run had the same key, or if ``keep``.
         Raises UsageError when another process is writing.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        mine = self.partial / ".key"
-        left = mine.read_text() if mine.exists() else None
-        if not keep and key not in (left, recorded_key(self.partial)):
+        key_file = self.partial / ".key"
+        begun = key_file.read_text() if key_file.exists() else None
+        if not keep and key not in (begun, recorded_key(self.partial)):
             shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(exist_ok=True)
         descriptor = lock_folder(self.partial, self.folder)
         try:
             if recorded_key(self.partial) != key:
                 (self.partial / "stage.json").unlink(missing_ok=True)
-                mine.write_text(key)
+                with atomic(key_file) as temporary:
+                    temporary.write_text(key)
             yield self.partial
         finally:
             os.close(descriptor)
 
     def publish(self, out: Path) -> None:
-        """Put the whole partial folder at ``out``, in the place of whatever was there."""
+        """Put the whole partial folder at ``out``, in place of whatever was there."""
         target = Output(out)
         (self.partial / ".key").unlink(missing_ok=True)
         shutil.rmtree(target._replaced, ignore_errors=True)
@@ -77,16 +79,11 @@ def hand_over(folder: Path, out: Path) -> Path:
     return folder
 
 
-def recorded_key(folder: Path) -> str | None:
-    """The key in stage.json of an output; None where there is no output."""
-    try:
-        return str(json.loads((folder / "stage.json").read_text())["key"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def lock_folder(partial: Path, out: Path) -> int:
-    """Hold the partial folder; the lock ends with the process, however it ends."""
+    """Lock the partial folder of ``out`` and return the descriptor that holds the lock.
+
+    The lock ends with the process, however it ends. Raises UsageError when another process has it.
+    """
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -62,8 +62,10 @@ class Progress:
                 LOGGER.info("%s", self.line())
 
     def advance(self, count: int = 1, *, failed: int = 0, note: str = "") -> None:
-        """``count`` more items are done, ``failed`` of them without a result; ``note`` says more of
-        where the work is."""
+        """Count ``count`` more items as done, ``failed`` of them without a result.
+
+        ``note`` says what the work is at; an empty one leaves the last.
+        """
         self.done += count
         self.failures += failed
         self.note = note or self.note
@@ -71,14 +73,14 @@ class Progress:
             self._bar.update(self._task, completed=self.done, note=self._remarks())
 
     def say(self, message: str) -> None:
-        """Log a sentence without breaking the bar."""
+        """Log a message without breaking the bar."""
         if self._terminal:
             self._bar.console.print(message, soft_wrap=True, markup=False)
         elif self._shown:
             LOGGER.info("%s", message)
 
     def line(self) -> str:
-        """Done, total, rate, time left and failures, in one line."""
+        """Return one line: what is done of the total, the rate, the time left and the failures."""
         seconds = time.monotonic() - self._began
         made = self.done - self._before
         count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
@@ -101,7 +103,7 @@ class Progress:
 
 @contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Log that some work begins, and how long it took, where it has no items to count."""
+    """Log the begin of work that has no items to count, and at its end how long it took."""
     LOGGER.info("%s …", what)
     began = time.monotonic()
     yield

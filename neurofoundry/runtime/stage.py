@@ -1,4 +1,4 @@
-"""What the five stages share: an output folder that appears whole, and explains itself."""
+"""What the stages share: an output folder that appears whole and says what it was made from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import tracking
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
-from neurofoundry.runtime.output import Output, hand_over, recorded_key
-from neurofoundry.runtime.store import folder_of, outputs
+from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.output import Output, hand_over
+from neurofoundry.runtime.store import folder_of, outputs, recorded_key
 from neurofoundry.runtime.tracking import Tracker, TrackingParams
 
 SCHEMA_VERSION = 2
+"""Version of stage.json and of the contract files."""
 
-LOOKED_AT = 8
-"""Outputs in a store, the newest first, that are looked through for items to reuse."""
+MOST_EARLIER = 8
+"""Outputs in a store, the newest first, that are searched for items to reuse."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ STAGES = {
     "export": Stage("neurofoundry.weights.bundle", ENCODER_FILES),
 }
 
-UNTRACKED = TrackingParams(mode="disabled")
+RECORDED_AS = {"import": "pretrain"}
+"""Commands whose output takes the place of another stage's, and is recorded as that stage's."""
 
-IMITATES = {"import": "pretrain"}
-"""Commands whose output takes the place of a stage's, and says so in stage.json."""
+UNTRACKED = TrackingParams(mode="disabled")
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ class Shard:
 
     @property
     def items(self) -> slice:
-        """Which items of a list, or rows of a table, are this shard's."""
+        """The items of a list, or rows of a table, that belong to this shard."""
         return slice(self.number - 1, None, self.of)
 
     @property
     def whole(self) -> bool:
-        """Whether there is no other shard."""
+        """Whether this is the only shard."""
         return self.of == 1
 
 
@@ -110,6 +112,16 @@ class Destination:
     reuse: tuple[Path, ...] = ()
     """Finished outputs, such as those of other shards, whose items may be taken."""
 
+    def folder(self, stage: str, key: str) -> Path:
+        """Return where the output of ``stage`` with this key lies."""
+        return folder_of(self.store, stage, key) if self.store else self.out
+
+    def earlier(self, stage: str) -> tuple[Path, ...]:
+        """Return the finished outputs of ``stage`` whose items may be reused."""
+        if self.store:
+            return (*self.reuse, *outputs(self.store, stage)[:MOST_EARLIER])
+        return (*self.reuse, *([self.out] if (self.out / "stage.json").exists() else []))
+
 
 @dataclass
 class Workspace:
@@ -123,9 +135,9 @@ class Workspace:
     data_version: str = ""
     """Hash of the raw data. Ingest sets it; later stages inherit it."""
     shard: Shard = Shard()
-    """Which items are to be made."""
+    """The items to make."""
     accept_code_change: bool = False
-    """Go on from a checkpoint that other code has written."""
+    """Whether to continue from a checkpoint that other code has written."""
     code_changes: tuple[str, ...] = ()
     """The modules that had changed where that was done; stage.json names them."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +155,7 @@ def run(
     leads: bool = True,
     accept_code_change: bool = False,
 ) -> Path:
-    """Run ``body`` in a partial folder and publish it when it is whole; the folder of the output.
+    """Run ``body`` in a partial folder, publish it once it is whole, and return the output folder.
 
     ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
     earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
@@ -153,56 +165,35 @@ def run(
 
     Raises UsageError and DataError where an input is missing or of another stage.
     """
-    started = datetime.now(UTC)
-    upstream = {
-        name: read_record(name.partition("/")[0], folder) for name, folder in inputs.items()
-    }
-    data_version = next((record["data_version"] for record in upstream.values()), "")
-    code = dict(deciding_code(STAGES[name].entry))
-    identity = {
-        "stage": IMITATES.get(name, name),
-        "schema_version": SCHEMA_VERSION,
-        "code_sha256": hash_json(code),
-        "params": json.loads(json.dumps(params, default=to_plain)),
-        **({} if to.shard.whole else {"shard": str(to.shard)}),
-        "inputs": {name: record["contents"] for name, record in upstream.items()},
-    }
-    key = hash_json(identity)
-    output = Output(folder_of(to.store, name, key) if to.store else to.out)
+    job = _Job.of(name, to, params, inputs)
+    output = Output(to.folder(name, job.key))
     if not leads:
-        # The leader may be putting a replaced output back: both say if there is nothing to do.
-        if not output.is_made_of(key):
+        # The leader may be putting back a replaced output: each must come to the same decision.
+        if not output.is_made_of(job.key):
             with TemporaryDirectory() as scratch:
-                body(Workspace(Path(scratch), data_version=data_version))
+                body(Workspace(Path(scratch), data_version=job.data_version))
         return output.folder
-    # Ingest has no upstream: whether the raw data changed is known only once it has looked.
-    if output.current(key) and inputs:
-        print(f"{output.folder}: up to date")
+    # Ingest has no inputs: it must read the raw data to know whether they have changed.
+    if output.current(job.key) and inputs:
+        LOGGER.info("%s: up to date", output.folder)
         return hand_over(output.folder, to.out)
-    with output.lock(key, keep=STAGES[name].keeps_items) as partial:
+    with output.lock(job.key, keep=STAGES[name].keeps_items) as partial:
+        key = job.key
         if recorded_key(partial) != key or not inputs:
-            work = Workspace(
-                dir=partial,
-                earlier=_earlier(name, output.folder, to),
-                data_version=data_version,
-                shard=to.shard,
-                accept_code_change=accept_code_change,
-            )
-            # Without an upstream the key does not know the data: every run is a new one.
-            run_key = key if inputs else hash_json([key, started.isoformat()])
-            with _tracked(name, identity, work, key=run_key, track=track, store=to.store):
+            work = job.workspace(partial, accept_code_change)
+            with job.tracked(work, track):
                 body(work)
-            key = _write_record(name, key, {**identity, "code": code}, work, started)
-        folder = folder_of(to.store, name, key) if to.store else to.out
+            key = job.write_record(work)
+        folder = to.folder(name, key)
         if to.store and recorded_key(folder) == key:
-            shutil.rmtree(partial)  # ingest found what an earlier run had found
+            shutil.rmtree(partial)  # ingest has read the same data as an earlier run
         else:
             output.publish(folder)
     return hand_over(folder, to.out)
 
 
 def read_record(stage: str, folder: Path) -> dict[str, Any]:
-    """stage.json of an output of ``stage``. Raises UsageError and DataError."""
+    """Read stage.json of an output of ``stage``. Raises UsageError and DataError."""
     path = folder / "stage.json"
     if not path.exists():
         raise UsageError(
@@ -211,69 +202,109 @@ def read_record(stage: str, folder: Path) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        found = (record["stage"], record["schema_version"])
+        recorded, version = record["stage"], record["schema_version"]
     except (ValueError, KeyError) as error:
         raise DataError(f"{path}: not a stage record ({error}). Run '{stage}' again.") from error
-    if found != (stage, SCHEMA_VERSION):
+    if (recorded, version) != (stage, SCHEMA_VERSION):
         raise DataError(
-            f"{path}: found the output of '{found[0]}' in schema {found[1]}, expected '{stage}' "
+            f"{path}: found the output of '{recorded}' in schema {version}, expected '{stage}' "
             f"in schema {SCHEMA_VERSION}. Give the folder that '{stage}' wrote, or run it again."
         )
     return record
 
 
-@contextmanager
-def _tracked(
-    name: str,
-    identity: Mapping[str, Any],
-    work: Workspace,
-    *,
-    key: str,
-    track: TrackingParams,
-    store: Path | None,
-) -> Iterator[None]:
-    """Record a stage while its body runs."""
-    config = {
-        **identity["params"],
-        "data_version": work.data_version,
-        "git_commit": git_commit(),
-        "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
-        "package_version": neurofoundry.__version__,
-        "pipeline_run": tracking.pipeline_run(work.data_version),
-        "shard": str(work.shard),
-    }
-    method = str(identity["params"].get("method", ""))
-    place = store / "wandb" if store else None
-    with tracking.run(
-        track, stage=name, method=method, key=key, config=config, place=place
-    ) as tracker:
-        work.tracker = tracker
-        yield
-        tracker.config({"data_version": work.data_version})
-        tracker.summary(work.summary)
+@dataclass(frozen=True)
+class _Job:
+    """One run of a stage."""
 
+    name: str
+    to: Destination
+    identity: Mapping[str, Any]
+    """What the output is made from."""
+    code: Mapping[str, str]
+    """`deciding_code` of the stage, whose hash is in ``identity``."""
+    data_version: str
+    started: datetime
 
-def _earlier(name: str, folder: Path, to: Destination) -> tuple[Path, ...]:
-    if to.store:
-        return (*to.reuse, *outputs(to.store, name)[:LOOKED_AT])
-    return (*to.reuse, *([folder] if (folder / "stage.json").exists() else []))
+    @classmethod
+    def of(
+        cls, name: str, to: Destination, params: Mapping[str, Any], inputs: Mapping[str, Path]
+    ) -> _Job:
+        """Read the records of the inputs. Raises UsageError and DataError."""
+        started = datetime.now(UTC)
+        records = {
+            source: read_record(source.partition("/")[0], folder)
+            for source, folder in inputs.items()
+        }
+        code = dict(deciding_code(STAGES[name].entry))
+        identity = {
+            "stage": RECORDED_AS.get(name, name),
+            "schema_version": SCHEMA_VERSION,
+            "code_sha256": hash_json(code),
+            "params": json.loads(json.dumps(params, default=to_plain)),
+            **({} if to.shard.whole else {"shard": str(to.shard)}),
+            "inputs": {source: record["contents"] for source, record in records.items()},
+        }
+        data_version = next((record["data_version"] for record in records.values()), "")
+        return cls(name, to, identity, code, data_version, started)
 
+    @property
+    def key(self) -> str:
+        """The hash of what the output is made from, as far as it is known before the run."""
+        return hash_json(self.identity)
 
-def _write_record(
-    name: str, key: str, identity: Mapping[str, Any], work: Workspace, started: datetime
-) -> str:
-    """Write stage.json, last of all; the key of the output."""
-    contents = {
-        file.relative_to(work.dir).as_posix(): hash_file(file)
-        for pattern in STAGES[name].publishes
-        for file in sorted(work.dir.glob(pattern))
-    }
-    if not identity["inputs"]:
-        key = hash_json([key, contents])  # what it is made of is known only from what it found
-    write_json(
-        work.dir / "stage.json",
-        {
-            **identity,
+    def workspace(self, partial: Path, accept_code_change: bool) -> Workspace:
+        """Return the workspace of the process that leads."""
+        return Workspace(
+            dir=partial,
+            earlier=self.to.earlier(self.name),
+            data_version=self.data_version,
+            shard=self.to.shard,
+            accept_code_change=accept_code_change,
+        )
+
+    @contextmanager
+    def tracked(self, work: Workspace, track: TrackingParams) -> Iterator[None]:
+        """Record the stage while its body runs."""
+        params = self.identity["params"]
+        config = {
+            **params,
+            "data_version": work.data_version,
+            "git_commit": git_commit(),
+            "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
+            "package_version": neurofoundry.__version__,
+            "pipeline_run": tracking.pipeline_run(work.data_version),
+            "shard": str(work.shard),
+        }
+        # Without inputs the key says nothing of the data: every run is a new one.
+        key = (
+            self.key if self.identity["inputs"] else hash_json([self.key, self.started.isoformat()])
+        )
+        with tracking.run(
+            track,
+            stage=self.name,
+            method=str(params.get("method", "")),
+            key=key,
+            config=config,
+            place=self.to.store / "wandb" if self.to.store else None,
+        ) as tracker:
+            work.tracker = tracker
+            yield
+            tracker.config({"data_version": work.data_version})
+            tracker.summary(work.summary)
+
+    def write_record(self, work: Workspace) -> str:
+        """Write stage.json, last of all, and return the key of the output."""
+        contents = {
+            file.relative_to(work.dir).as_posix(): hash_file(file)
+            for pattern in STAGES[self.name].publishes
+            for file in sorted(work.dir.glob(pattern))
+        }
+        # Without inputs only the contents say which data were read.
+        key = self.key if self.identity["inputs"] else hash_json([self.key, contents])
+        record = {
+            **self.identity,
+            "code": self.code,
             "key": key,
             "accepted_code_changes": work.code_changes,
             "package_version": neurofoundry.__version__,
@@ -286,10 +317,10 @@ def _write_record(
                 "cpus": len(os.sched_getaffinity(0)),
                 "python": platform.python_version(),
             },
-            "started": started.isoformat(timespec="seconds"),
+            "started": self.started.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "summary": work.summary,
             "contents": contents,
-        },
-    )
-    return key
+        }
+        write_json(work.dir / "stage.json", record)
+        return key

@@ -34,4 +34,4 @@ def test_a_first_look_runs_all_stages_and_says_what_cannot_be_estimated(
     assert "No task can be estimated" in report
     again = command(*words, cwd=tmp_path)
     for folder in ("volumes", "encoder/simclr", "models", "evaluation"):
-        assert f"first-look/{folder}: up to date" in again.stdout
+        assert f"first-look/{folder}: up to date" in again.stderr

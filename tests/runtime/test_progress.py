@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,7 @@ from neurofoundry.runtime.progress import Progress
 
 
 @pytest.fixture
-def lines() -> io.StringIO:
+def lines() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     log.configure(stream)
     yield stream
@@ -55,11 +57,14 @@ def test_without_a_total_neither_it_nor_the_time_left_is_told(lines: io.StringIO
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1:01 min"), (3660, "1:01 h")]
 )
-def test_durations_are_written_as_people_do(seconds: float, text: str) -> None:
-    line = Progress("x", 2, unit="items")
-    line.advance(1)
-    line._began = time.monotonic() - seconds
-    assert f"{text} left" in line.line()
+def test_durations_are_written_as_people_do(
+    seconds: float, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    bar = Progress("x", 2, unit="items")
+    bar.advance(1)
+    assert f"{text} left" in bar.line()
 
 
 def test_a_terminal_shows_a_bar_and_no_lines() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage
-from neurofoundry.runtime.files import hash_file, link, write_json
+from neurofoundry.runtime.code import deciding_code
+from neurofoundry.runtime.files import hash_file, hash_json
 
 
 def publish(
@@ -62,6 +63,103 @@ def test_an_unchanged_stage_does_not_run_again_and_a_changed_one_does(tmp_path: 
     publish(cohort, seed=2)  # other content
     assert publish(volumes, "preprocess", {"ingest": cohort}, grid=2)
     assert json.loads((volumes / "stage.json").read_text())["data_version"] == "v1"
+
+
+def test_that_nothing_is_to_do_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort, volumes = tmp_path / "cohort", tmp_path / "volumes"
+    publish(cohort)
+    with caplog.at_level("INFO", logger="neurofoundry"):
+        publish(volumes, "preprocess", {"ingest": cohort})
+        assert not caplog.messages
+        publish(volumes, "preprocess", {"ingest": cohort})
+    assert caplog.messages == [f"{volumes}: up to date"]
+    assert capsys.readouterr().out == ""
+
+
+def test_other_code_makes_another_output_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, evaluation = tmp_path / "cohort", tmp_path / "evaluation"
+    publish(cohort)
+    publish(evaluation, "evaluate", {"ingest": cohort})
+    record = json.loads((evaluation / "stage.json").read_text())
+    assert record["code"] == deciding_code(stage.STAGES["evaluate"].entry)
+    assert record["code_sha256"] == hash_json(record["code"])
+    monkeypatch.setattr(stage, "deciding_code", lambda entry: {entry: "other"})
+    assert publish(evaluation, "evaluate", {"ingest": cohort})
+    assert not publish(evaluation, "evaluate", {"ingest": cohort})
+    record = json.loads((evaluation / "stage.json").read_text())
+    assert record["code"] == {"neurofoundry.evaluate.run": "other"}
+    assert record["accepted_code_changes"] == []
+
+
+def test_a_change_of_code_that_was_accepted_is_recorded(tmp_path: Path) -> None:
+    def body(work: stage.Workspace) -> None:
+        (work.dir / "scans.tsv").touch()
+        if work.accept_code_change:
+            work.code_changes = ("pretrain.train",)
+
+    to = stage.Destination(tmp_path / "cohort")
+    for accepted, modules in ((False, []), (True, ["pretrain.train"])):
+        stage.run("ingest", body, to=to, params={}, inputs={}, accept_code_change=accepted)
+        record = json.loads((tmp_path / "cohort/stage.json").read_text())
+        assert record["accepted_code_changes"] == modules
+
+
+def test_an_encoder_that_was_imported_serves_as_one_that_was_pretrained(tmp_path: Path) -> None:
+    publish(tmp_path / "encoder", "import")
+    assert stage.read_record("pretrain", tmp_path / "encoder")["data_version"] == "v1"
+    publish(tmp_path / "models", "finetune", {"pretrain/medicalnet": tmp_path / "encoder"})
+    record = stage.read_record("finetune", tmp_path / "models")
+    assert list(record["inputs"]) == ["pretrain/medicalnet"]
+
+
+def test_a_shard_is_an_output_of_its_own_and_the_whole_is_no_shard(tmp_path: Path) -> None:
+    publish(tmp_path / "cohort")
+    keys, shards = set(), []
+
+    def body(work: stage.Workspace) -> None:
+        shards.append(str(work.shard))
+        (work.dir / "scans.tsv").touch()
+
+    for shard in (stage.Shard(), stage.Shard(1, 2), stage.Shard(2, 2)):
+        stage.run(
+            "preprocess",
+            body,
+            to=stage.Destination(tmp_path / "volumes", shard=shard),
+            params={},
+            inputs={"ingest": tmp_path / "cohort"},
+        )
+        record = stage.read_record("preprocess", tmp_path / "volumes")
+        assert record.get("shard") == (None if shard.whole else str(shard))
+        keys.add(record["key"])
+    assert shards == ["1/1", "1/2", "2/2"]
+    assert len(keys) == 3
+
+
+def test_items_are_reused_from_what_was_given_and_the_newest_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "MOST_EARLIER", 2)
+    given, folders = (tmp_path / "shard",), []
+    publish(tmp_path / "cohort")
+
+    def body(work: stage.Workspace) -> None:
+        assert work.earlier == (*given, *reversed(folders[-2:]))
+        (work.dir / "scans.tsv").touch()
+
+    for epochs in range(4):
+        folder = stage.run(
+            "preprocess",
+            body,
+            to=stage.Destination(tmp_path / "volumes", tmp_path / "store", reuse=given),
+            params={"epochs": epochs},
+            inputs={"ingest": tmp_path / "cohort"},
+        )
+        os.utime(folder / "stage.json", (epochs, epochs))
+        folders.append(folder)
 
 
 def test_who_does_not_lead_runs_beside_and_leaves_nothing(tmp_path: Path) -> None:
@@ -163,31 +261,3 @@ def test_an_input_that_is_missing_or_of_another_stage_is_refused(tmp_path: Path)
     (cohort / "stage.json").write_text("{")
     with pytest.raises(DataError, match="not a stage record"):
         publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"value": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"value": float("nan")})
-    assert json.loads(path.read_text()) == {"value": 1}
-
-
-def test_a_link_is_the_file_under_another_name_and_a_copy_where_there_are_no_links(
-    tmp_path, monkeypatch
-):
-    (tmp_path / "file").write_text("content")
-    (tmp_path / "symbolic").symlink_to("file")
-    (tmp_path / "linked").write_text("older")
-    link(tmp_path / "symbolic", tmp_path / "linked")
-    assert (tmp_path / "linked").samefile(tmp_path / "file")
-    assert not (tmp_path / "linked").is_symlink()
-
-    def refuse(*_: object) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr("os.link", refuse)
-    link(tmp_path / "file", tmp_path / "copied")
-    assert (tmp_path / "copied").read_text() == "content"
-    assert not (tmp_path / "copied").samefile(tmp_path / "file")
-    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.output import Output, hand_over
+from neurofoundry.runtime.store import locate, recorded_key
+
+
+def write(folder: Path, key: str) -> None:
+    """Write what a stage leaves: its files, and its record last."""
+    (folder / "scans.tsv").write_text(f"made under {key}")
+    write_json(folder / "stage.json", {"key": key})
+
+
+def publish(out: Path, key: str, *, keep: bool = False) -> list[str]:
+    """Publish under ``key``; what the partial folder held when it was locked."""
+    output = Output(out)
+    with output.lock(key, keep=keep) as partial:
+        left = names(partial)
+        write(partial, key)
+        output.publish(out)
+    return left
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def begin(out: Path, key: str) -> Path:
+    """A partial folder that a killed run of ``key`` has left."""
+    with Output(out).lock(key, keep=False) as partial:
+        (partial / "work").write_text(key)
+    return partial
+
+
+class TestPublish:
+    def test_an_output_holds_what_was_made_and_nothing_else(self, tmp_path: Path) -> None:
+        out = tmp_path / "deep/cohort"
+        assert publish(out, "k1") == [".key"]
+        assert names(out) == ["scans.tsv", "stage.json"]
+        assert names(out.parent) == ["cohort"]
+
+    def test_the_new_takes_the_place_of_the_old_as_a_whole(self, tmp_path: Path) -> None:
+        out = tmp_path / "cohort"
+        publish(out, "k1")
+        (out / "only in k1").touch()
+        publish(out, "k2")
+        assert names(out) == ["scans.tsv", "stage.json"]
+        assert (out / "scans.tsv").read_text() == "made under k2"
+        assert names(tmp_path) == ["cohort"]
+
+    def test_the_folder_may_be_known_only_at_the_end(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "store/a")
+        with output.lock("k1", keep=False) as partial:
+            write(partial, "k1")
+            output.publish(tmp_path / "store/b")
+        assert names(tmp_path / "store") == ["b"]
+        assert names(tmp_path / "store/b") == ["scans.tsv", "stage.json"]
+
+
+class TestLock:
+    @pytest.mark.parametrize(("key", "keep"), [("k1", False), ("k1", True), ("k2", True)])
+    def test_work_of_the_same_key_is_kept_and_other_work_for_who_asks(
+        self, tmp_path: Path, key: str, keep: bool
+    ) -> None:
+        begin(tmp_path / "cohort", "k1")
+        assert publish(tmp_path / "cohort", key, keep=keep) == [".key", "work"]
+
+    def test_work_of_another_key_is_thrown_away(self, tmp_path: Path) -> None:
+        begin(tmp_path / "cohort", "k1")
+        assert publish(tmp_path / "cohort", "k2") == [".key"]
+
+    def test_work_that_was_kept_belongs_to_the_new_key(self, tmp_path: Path) -> None:
+        out = tmp_path / "cohort"
+        begin(out, "k1")
+        with Output(out).lock("k2", keep=True) as partial:
+            pass
+        with Output(out).lock("k2", keep=False):
+            assert (partial / "work").exists()
+        with Output(out).lock("k1", keep=False):
+            assert not (partial / "work").exists()
+
+    def test_a_finished_partial_folder_is_finished_for_its_own_key_alone(
+        self, tmp_path: Path
+    ) -> None:
+        output = Output(tmp_path / "cohort")
+        write(begin(tmp_path / "cohort", "k1"), "k1")
+        with output.lock("k1", keep=False) as partial:
+            assert recorded_key(partial) == "k1"
+        (partial / ".key").unlink()  # killed while publishing
+        with output.lock("k1", keep=False) as partial:
+            assert recorded_key(partial) == "k1"
+        with output.lock("k2", keep=True) as partial:
+            assert names(partial) == [".key", "scans.tsv", "work"]
+
+    def test_there_is_one_writer_and_the_lock_ends_with_it(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "cohort")
+        with (
+            output.lock("k1", keep=False),
+            pytest.raises(UsageError, match=r"cohort: another process is writing"),
+            output.lock("k1", keep=True),
+        ):
+            pass
+        with pytest.raises(ZeroDivisionError), output.lock("k1", keep=False):
+            raise ZeroDivisionError
+        assert publish(tmp_path / "cohort", "k1") == [".key"]
+
+
+PUBLISH = """
+import os, signal, sys
+from pathlib import Path
+from tests.runtime.test_output import publish
+
+calls = 0
+def rename(path, target, path_rename=Path.rename):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if calls == 2 and int(sys.argv[2]) == 3:
+        path_rename(path, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path_rename(path, target)
+
+Path.rename = rename
+publish(Path(sys.argv[1]), "k2")
+"""
+
+
+@pytest.mark.parametrize(("at", "survivor"), [(1, "k1"), (2, "k1"), (3, "k2")])
+def test_a_kill_while_publishing_leaves_the_old_output_or_the_new_one(
+    tmp_path: Path, at: int, survivor: str
+) -> None:
+    """Killed before the old is put away, before the new takes its place, or right after."""
+    out = tmp_path / "cohort"
+    publish(out, "k1")
+    root = Path(__file__).resolve().parents[2]
+    killed = subprocess.run([sys.executable, "-c", PUBLISH, out, str(at)], cwd=root)
+    assert killed.returncode == -9
+    output = Output(out)
+    assert output.is_made_of(survivor)
+    assert output.current(survivor)
+    assert (out / "scans.tsv").read_text() == f"made under {survivor}"
+    if survivor == "k1":  # what was made is whole, and need not be made again
+        with output.lock("k2", keep=False) as partial:
+            assert recorded_key(partial) == "k2"
+            output.publish(out)
+    else:
+        publish(out, "k2")
+    assert (out / "scans.tsv").read_text() == "made under k2"
+    assert names(out) == ["scans.tsv", "stage.json"]
+    assert names(tmp_path) == ["cohort"]
+
+
+def test_an_output_is_current_under_its_own_key_alone(tmp_path: Path) -> None:
+    output = Output(tmp_path / "cohort")
+    assert not output.current("k1")
+    publish(tmp_path / "cohort", "k1")
+    assert output.current("k1")
+    assert not output.current("k2")
+    assert output.is_made_of("k1")
+    assert not output.is_made_of("k2")
+
+
+def test_an_output_elsewhere_is_handed_over_by_a_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "store/ingest/abc"
+    folder.mkdir(parents=True)
+    record = {"stage": "ingest", "schema_version": 2, "key": "abc", "data_version": "v1"}
+    write_json(folder / "stage.json", {**record, "summary": {}})
+    assert hand_over(folder, folder) == folder
+    manifest = tmp_path / "run/cohort"
+    assert hand_over(folder, manifest) == folder
+    assert json.loads(manifest.read_text()) == {"folder": str(folder), **record}
+    assert locate(manifest) == folder
+    assert names(manifest.parent) == ["cohort"]
