@@ -1,15 +1,14 @@
 """Weights & Biases: the only module that knows it.
 
-One run a stage, grouped by pipeline run. Without an account runs are kept offline in ``wandb/``
-and `wandb sync` sends them later. Nothing about the machine or a person is recorded, and whatever
-befalls W&B or the network, the stage goes on.
+Each stage is one run, grouped by pipeline run. Without an account runs are kept offline in
+``wandb/``, and `wandb sync` sends them later. Nothing about the machine or a person is recorded,
+and the stage goes on whatever happens to W&B or the network.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurofoundry.params import Section
+from neurofoundry.runtime.log import LOGGER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +27,16 @@ INIT_SECONDS = 30
 """How long a server may take to answer before the run is kept offline."""
 
 FINISH_SECONDS = 60
-"""How long the end of a stage waits for what has not been sent; `wandb sync` sends the rest."""
+"""How long the end of a stage waits until all is sent; `wandb sync` sends the rest."""
+
 STOP_SECONDS = 5
-"""How long W&B's own process may take to end when it is told to."""
+"""How long W&B's own process may take to end after SIGTERM."""
 
 MOST_FAILURES = 3
-"""After so many the stage records nothing more."""
+"""Failures after which the stage records nothing more."""
 
 ENCODER = ("encoder.safetensors", "plan.json")
-"""Files of the artifact of an encoder. subjects.tsv names persons and images.tsv their images:
-they stay."""
+"""Files of an encoder's artifact; subjects.tsv and images.tsv identify persons and are not sent."""
 
 PRIVATE = ("path", "overrides", "template")
 """Parameters that name files."""
@@ -52,13 +52,13 @@ class TrackingParams(Section):
 
 @dataclass
 class Tracker:
-    """Records numbers, tables, pictures and artifacts of one stage; without a run, nothing."""
+    """Records the numbers, tables, pictures and artifacts of a stage; without a run, nothing."""
 
     _run: wandb.Run | None = None
     name: str = ""
-    """Project and id: what finds the run again, online or after `wandb sync`."""
+    """Project and id, by which the run is found online or after `wandb sync`."""
     _first: int = 0
-    """The first step that has not been recorded before a resume."""
+    """The first step that was not recorded before a resume."""
     _steps: _Steps | None = None
     _failures: int = 0
 
@@ -68,61 +68,60 @@ class Tracker:
         return self._run is not None
 
     def log(self, values: Mapping[str, Any], *, step: int) -> None:
-        """Record values at a step; a step recorded before a resume is not recorded twice."""
+        """Record values at a step, unless it was recorded before a resume."""
         if self._run and step >= self._first:
             self._do(lambda run: self._log(run, values, step))
 
     def _log(self, run: wandb.Run, values: Mapping[str, Any], step: int) -> None:
         if self._steps:
-            # First: a kill between the two loses a step, and repeats none.
+            # Written first, so that a kill between the two loses a step and repeats none.
             self._steps.write(step)
         run.log(dict(values), step=step)
 
     def pictures(self, name: str, paths: Sequence[Path], *, step: int) -> None:
-        """Record PNGs, under one name and by their pixels alone."""
+        """Record the pixels of PNG files, without file names and metadata, under one name."""
         if self._run:
             import wandb
 
             self.log({name: [wandb.Image(_pixels(path)) for path in paths]}, step=step)
 
     def figure(self, name: str, svg: str, *, step: int) -> None:
-        """Record a drawing."""
+        """Record a drawing (SVG)."""
         if self._run:
             import wandb
 
             self.log({name: wandb.Html(svg, inject=False)}, step=step)
 
     def table(self, name: str, table: pd.DataFrame, *, step: int) -> None:
-        """Record a table; what is missing is null."""
+        """Record a table; missing values become null."""
         if self._run:
             import wandb
 
-            names: list[str | int] = [str(name) for name in table.columns]
+            columns: list[str | int] = [str(column) for column in table.columns]
             rows: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
-            shown = wandb.Table(names, rows, allow_mixed_types=True)
-            self.log({name: shown}, step=step)
+            self.log({name: wandb.Table(columns, rows, allow_mixed_types=True)}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Record the numbers that a run is compared by."""
+        """Record the numbers by which runs are compared."""
         self._do(lambda run: run.summary.update(dict(values)))
 
     def config(self, values: Mapping[str, Any]) -> None:
-        """Record what was not known when the run began."""
+        """Record parameters that were not known when the run began."""
         self._do(lambda run: run.config.update(public(values), allow_val_change=True))
 
     def produced(self, name: str, kind: str, folder: Path, files: Sequence[str]) -> None:
-        """Record files as an artifact that this run has made."""
-        self._artifact(name, kind, folder, files, made=True)
+        """Record files as an artifact that this run has produced."""
+        self._artifact(name, kind, folder, files, produced=True)
 
     def used(self, name: str, kind: str, folder: Path, files: Sequence[str]) -> None:
-        """Record that this run starts from an artifact: the version with the same content."""
-        self._artifact(name, kind, folder, files, made=False)
+        """Record that this run uses the version of an artifact that has the same content."""
+        self._artifact(name, kind, folder, files, produced=False)
 
     def finish(self, exit_code: int) -> None:
-        """Send what is left, for as long as FINISH_SECONDS."""
+        """Send what is left, for at most ``FINISH_SECONDS``."""
         if self._run is None:
             return
-        # W&B's own limit does not hold while it repeats a request that the network has swallowed.
+        # W&B's own limit does not hold while it repeats a request that gets no answer.
         run, stopped = self._run, Event()
 
         def send() -> None:
@@ -130,19 +129,19 @@ class Tracker:
                 run.finish(exit_code=exit_code)
             except Exception as error:
                 if not stopped.is_set():
-                    _say(f"not all could be sent: {_line(error)}. `wandb sync` sends the rest.")
+                    _warn(f"not all was sent: {_first_line(error)}. `wandb sync` sends the rest.")
 
         sending = Thread(target=send, daemon=True)
         sending.start()
         sending.join(FINISH_SECONDS + 5)
         if sending.is_alive():
             stopped.set()
-            _stop()
-            _say("the network is lost; `wandb sync --include-online` sends the rest.")
+            _end_service()
+            _warn("the network is lost; `wandb sync --include-online` sends the rest.")
         self._run = None
 
     def _artifact(
-        self, name: str, kind: str, folder: Path, files: Sequence[str], *, made: bool
+        self, name: str, kind: str, folder: Path, files: Sequence[str], *, produced: bool
     ) -> None:
         def record(run: wandb.Run) -> None:
             import wandb
@@ -152,10 +151,11 @@ class Tracker:
                 artifact.add_file(str(folder / file), name=file, skip_cache=True)
             artifact.finalize()
             # `run.log_artifact` and `use_artifact` wait for the server, and the latter refuses to
-            # work offline. By its content the server finds the version that another run has made.
+            # work offline. The server finds the version that another run produced by its content.
             assert run._interface is not None
+            used = not produced
             run._interface.publish_artifact(
-                run, artifact, ["latest"], is_user_created=not made, use_after_commit=not made
+                run, artifact, ["latest"], is_user_created=used, use_after_commit=used
             )
 
         self._do(record)
@@ -169,8 +169,8 @@ class Tracker:
             self._failures += 1
             if self._failures == MOST_FAILURES:
                 self._run = None
-            lost = "not recorded" if self._run else "not recorded, nor what follows"
-            _say(f"{lost}: {_line(error)}. The stage goes on.")
+            lost = "not recorded" if self._run else "not recorded, nor is what follows"
+            _warn(f"{lost}: {_first_line(error)}. The stage goes on.")
 
 
 @contextmanager
@@ -183,9 +183,9 @@ def run(
     method: str = "",
     place: Path | None = None,
 ) -> Iterator[Tracker]:
-    """Record a stage. The run's id comes from ``key``, so a resumed stage continues its run.
+    """Record a stage. The run's id comes from ``key``, so that a resumed stage continues its run.
 
-    What is recorded offline goes into ``place``; without one to WANDB_DIR or here.
+    Files are kept in ``place``, or else in WANDB_DIR or the working directory.
     """
     if params.mode == "disabled":
         yield Tracker()
@@ -205,10 +205,11 @@ def run(
 
 
 def _staging(folder: Path) -> str:
-    """Where files of artifacts wait to be sent; by default that is the home of the user.
+    """Return where files of artifacts wait to be sent; by default W&B uses the user's home.
 
-    W&B tells the server where they lay. So below the working directory they are named from there,
-    and `wandb sync` finds them from there, even where the folder has moved.
+    W&B tells the server their path, so the path must not name a folder of the machine: below the
+    working directory it is relative to that. `wandb sync` finds the files from there, even after
+    the folder has moved.
     """
     here = Path("/proc/self/cwd")
     if here.exists() and folder.is_relative_to(Path.cwd()):
@@ -218,27 +219,59 @@ def _staging(folder: Path) -> str:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Set variables that are not set."""
-    ours = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(ours)
+    """Set those variables that are not set yet."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in ours:
+        for name in added:
             del os.environ[name]
 
 
 def _start(
     params: TrackingParams, job: str, run_id: str, config: Mapping[str, Any], folder: Path
 ) -> Tracker:
+    """Begin a run, offline where the server does not answer; the stage goes on in any case."""
     import wandb
 
     mode = params.mode
     if mode == "auto":
         mode = "online" if _logged_in() else "offline"
-    told: dict[str, Any] = public(config)
-    # W&B talks to people on the terminal; the stage has its own progress and messages.
-    settings = wandb.Settings(
+    shared: dict[str, Any] = public(config)
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            (folder / "wandb").mkdir(parents=True, exist_ok=True)
+            run = wandb.init(
+                project=params.project,
+                id=run_id,
+                name=f"{job}-{run_id[:6]}",
+                group=pipeline_run(str(shared.get("data_version", ""))),
+                job_type=job,
+                config=shared,
+                mode=attempt,
+                resume="allow" if attempt == "online" else None,
+                allow_val_change=True,
+                dir=str(folder),
+                settings=_settings(),
+            )
+            steps = _Steps(folder / "wandb" / f".{run_id}.step")
+        except Exception as error:
+            wandb.teardown()
+            online = attempt == "online"
+            fate = "recorded offline, `wandb sync` sends it" if online else "not recorded"
+            _warn(f"{_first_line(error)}. The stage is {fate}.")
+        else:
+            first = run.step if attempt == "online" else steps.read() + 1
+            return Tracker(run, f"{run.project}/{run.id}", first, steps)
+    return Tracker()
+
+
+def _settings() -> wandb.Settings:
+    """Return settings that record neither code nor the machine, and leave the terminal alone."""
+    import wandb
+
+    return wandb.Settings(
         silent=True,
         console="off",
         disable_git=True,
@@ -252,35 +285,10 @@ def _start(
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
     )
-    for each in (mode, "offline") if mode == "online" else (mode,):
-        try:
-            (folder / "wandb").mkdir(parents=True, exist_ok=True)
-            recorded = wandb.init(
-                project=params.project,
-                id=run_id,
-                name=f"{job}-{run_id[:6]}",
-                group=pipeline_run(str(told.get("data_version", ""))),
-                job_type=job,
-                config=told,
-                mode=each,
-                resume="allow" if each == "online" else None,
-                allow_val_change=True,
-                dir=str(folder),
-                settings=settings,
-            )
-            steps = _Steps(folder / "wandb" / f".{run_id}.step")
-        except Exception as error:
-            wandb.teardown()
-            then = "recorded offline, `wandb sync` sends it" if each == "online" else "not recorded"
-            _say(f"{_line(error)}. The stage is {then}.")
-        else:
-            first = recorded.step if each == "online" else steps.read() + 1
-            return Tracker(recorded, f"{recorded.project}/{recorded.id}", first, steps)
-    return Tracker()
 
 
 def _logged_in() -> bool:
-    """Whether there is a key: in the environment, or where `wandb login` leaves it."""
+    """Return whether there is an API key, in the environment or where `wandb login` leaves it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     import wandb
@@ -289,35 +297,37 @@ def _logged_in() -> bool:
     try:
         return wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) is not None
     except Exception as error:
-        _say(f"{_line(error)}. The stage is recorded offline, `wandb sync` sends it.")
+        _warn(f"{_first_line(error)}. The stage is recorded offline, `wandb sync` sends it.")
         return False
 
 
 class _Steps:
-    """The last step that was recorded: what is kept offline cannot be asked for it."""
+    """The last step that was recorded, which a run that is kept offline cannot be asked for."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
 
     def read(self) -> int:
-        """-1 if there is none."""
+        """Return the step; -1 if there is none."""
         return int(os.pread(self._file.fileno(), 20, 0) or -1)
 
     def write(self, step: int) -> None:
+        """Replace the step."""
         os.pwrite(self._file.fileno(), b"%020d" % step, 0)
 
 
 def pipeline_run(data_version: str = "") -> str:
-    """The name that groups the stages of one run: Kubeflow's, DVC's experiment, or else the data.
+    """Return the name that groups the stages of one run.
 
-    Nobody knows the version of the data before ingest has looked.
+    It is that of Kubeflow's run or of DVC's experiment, or else the version of the data, which is
+    unknown until ingest has read them.
     """
     given = os.environ.get("NEUROFOUNDRY_RUN") or os.environ.get("DVC_EXP_NAME")
     return given or (f"data-{data_version[:12]}" if data_version else "ingest")
 
 
 def public(values: Any) -> Any:
-    """Parameters without what names a file: such a value becomes '…'."""
+    """Return parameters in which a value that names a file is '…'."""
     if isinstance(values, Mapping):
         return {
             name: "…" if name in PRIVATE and value else public(value)
@@ -329,15 +339,15 @@ def public(values: Any) -> Any:
 
 
 def _pixels(path: Path) -> Any:
-    """A picture without the name and the metadata of its file."""
+    """Return a picture without the name and the metadata of its file."""
     from PIL import Image
 
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
-def _stop() -> None:
-    """End W&B's own process, whose wait for the network has no end; what it got is on disk."""
+def _end_service() -> None:
+    """End W&B's own process, which would wait for the network forever; its data are on disk."""
     import wandb
 
     service = wandb.setup().ensure_service()
@@ -346,16 +356,16 @@ def _stop() -> None:
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:  # once in a while it waits for the network all the same
+    except subprocess.TimeoutExpired:  # sometimes it waits for the network all the same
         process.kill()
-    # So that the end of the command does not wait for it, either.
+    # Else the exit of the command would wait for it.
     with suppress(Exception, SystemExit):
         wandb.teardown()
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _say(message: str) -> None:
-    print(f"W&B: {message}", file=sys.stderr)
+def _warn(message: str) -> None:
+    LOGGER.warning("W&B: %s", message)

@@ -149,7 +149,7 @@ def test_disabled_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("server", ["unreachable", "broken"])
 def test_without_a_server_the_stage_goes_on_and_is_kept_offline(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as taken, wandb_server.serve(broken=True) as broken:
         taken.bind(("127.0.0.1", 0))  # bound, and never listening: connections are refused
@@ -158,7 +158,7 @@ def test_without_a_server_the_stage_goes_on_and_is_kept_offline(
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         with tracking.run(PARAMS, stage="pretrain", key=KEY, config={}) as tracker:
             tracker.log({"loss": 0.5}, step=0)
-    assert "recorded offline, `wandb sync` sends it" in capsys.readouterr().err
+    assert "recorded offline, `wandb sync` sends it" in caplog.text
     (records,) = offline_runs(tmp_path)
     assert [row["loss"] for row in wandb_file.history(records)] == [0.5]
 
@@ -182,7 +182,7 @@ def test_a_login_is_enough_where_it_is_for_this_server(
 
 
 def test_a_process_of_wandb_that_hears_nothing_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tracking, "INIT_SECONDS", 30)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0)
@@ -196,7 +196,7 @@ def test_a_process_of_wandb_that_hears_nothing_is_killed(
             assert service is not None
             service._process.send_signal(signal.SIGSTOP)  # SIGTERM waits until it goes on
         assert service._process.wait(10) == -signal.SIGKILL
-    assert "the network is lost" in capsys.readouterr().err
+    assert "the network is lost" in caplog.text
 
 
 def test_an_error_of_the_stage_is_raised_and_not_recorded(tmp_path: Path) -> None:
