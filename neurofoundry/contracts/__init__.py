@@ -1,1 +1,1 @@
-"""The files between stages: schemas, readers and writers. Stages meet only here."""
+"""The files between stages: their schemas, readers and writers. Stages share nothing else."""

@@ -1,7 +1,7 @@
-"""cohort/: the table of usable scans, and of the files that were not used.
+"""cohort/: the table of usable scans, and the table of the files that were not used.
 
-A **person** is who was scanned; a **subject** is a label within a dataset. Everything that must
-not leak (splits, intervals, pretraining overlap) goes by person.
+A **person** is who was scanned; a **subject** is a label within a dataset. Whatever must not leak
+(splits, intervals, overlap with pretraining) is decided by person.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SCANS = pa.DataFrameSchema(
     coerce=True,
     strict=False,  # the label columns that params.yaml declares follow
 )
-"""cohort/scans.tsv: one row a usable T1w scan. ``age`` in years, ``field_strength`` in tesla.
-``path`` is relative to the data root, or to the cohort folder where ``source`` is dicom."""
+"""cohort/scans.tsv: one row per usable T1w scan. ``age`` in years, ``field_strength`` in tesla.
+``path`` is relative to the data root, or to the cohort folder if ``source`` is dicom."""
 
 EXCLUDED = pa.DataFrameSchema(
     {"dataset": pa.Column(str), "path": pa.Column(str), "reason": pa.Column(str)}, coerce=True
 )
-"""cohort/excluded.tsv: every file that was not used."""
+"""cohort/excluded.tsv: every file that was not used, and why."""
 
 
 def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path) -> Path:
-    """Where the image of a row of scans.tsv lies."""
+    """Return the path of the image of a row of scans.tsv."""
     return (cohort if scan["source"] == "dicom" else data) / scan["path"]
 
 
 HELD_OUT = ("val", "test", "ood")
-"""The splits that models predict. val has served to choose: only test and ood are evidence."""
+"""The splits that models predict. val chooses the weights, so only test and ood are evidence."""

@@ -15,22 +15,25 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 def read_document(path: Path, schema: type[Document], *, what: str, remedy: str) -> Document:
-    """Read JSON as ``schema``. DataError says that it is not ``what``, why, and the ``remedy``."""
+    """Read JSON as ``schema``.
+
+    Raises DataError: that the file is not ``what``, why not, and the ``remedy``, a sentence.
+    """
     try:
         return schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        field = ".".join(map(str, first["loc"]))
+        reason = f"{field}: {first['msg']}" if field else first["msg"]
         raise DataError(f"{path}: not {what} ({reason}). {remedy}.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not {what} ({error}). {remedy}.") from error
 
 
 def write_document(path: Path, content: Any, schema: type[BaseModel]) -> None:
-    """Write ``content`` as JSON, as a whole or not at all, after checking it against ``schema``.
+    """Check ``content`` against ``schema`` and write it as JSON, as a whole or not at all.
 
-    What breaks the schema is a defect of ours (pydantic's ValidationError).
+    Raises pydantic's ValidationError: content that breaks the schema is a defect of the caller.
     """
     plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
     schema.model_validate(plain)

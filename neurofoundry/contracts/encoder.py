@@ -1,4 +1,4 @@
-"""The adaptation plan: what a user of an encoder's weights must know, without loading them."""
+"""encoder/: the adaptation plan of an encoder, and whom and what it was pretrained on."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class EncoderParams(Section):
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
     stem_stride: Literal[1, 2] = 1
     """Stride of the first convolution (7³); a max-pool of stride 2 follows. 2 needs an eighth of
-    the memory and an eighth of the time."""
+    the memory and of the time."""
     width: float = Field(default=1.0, gt=0, le=4)
     """Share of the published channels (64, 128, 256, 512): a multiple of 1/8."""
     norm: Literal["batch", "group"] = "batch"
-    """Batch norm needs large batches; group norm (8 groups) does not look across a batch."""
+    """Batch norm needs large batches; group norm (8 groups) is independent of the batch."""
     shortcut: Literal["biased", "unbiased", "padded"] = "biased"
-    """How a block that changes channels or stride passes its input on: by a convolution of 1³ with
-    bias, or without, or by padding with channels of zeros (MedicalNet's ResNet-18)."""
+    """How a block that changes channels or stride forwards its input: by a 1³ convolution with
+    bias, by one without, or padded with channels of zeros (MedicalNet's ResNet-18)."""
     dilated: bool = False
-    """The last two levels keep the resolution of the second, with convolutions dilated by 2 and 4,
-    as in MedicalNet."""
+    """Whether the last two levels keep the resolution of the second, with convolutions dilated by
+    2 and 4, as in MedicalNet."""
 
     @field_validator("width")
     @classmethod
@@ -56,27 +56,26 @@ class Pretraining(Section):
 
 
 class Plan(Section):
-    """The adaptation plan: all that a user of the weights must know, written beside them."""
+    """plan.json, the adaptation plan: all that a user must know about the weights beside it."""
 
     schema_version: Literal[1] = 1
     name: str
-    """What finetune.initializations call these weights."""
+    """The name of these weights in finetune.initializations."""
     encoder: EncoderParams
     features: int
     grid: dict[str, Any]
-    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty: weights from
-    elsewhere that are bound to none."""
+    """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty for weights
+    from elsewhere that are bound to no grid."""
     normalization: str = "zscore"
-    """What intensities meant in those volumes, as their grid.json says; the background is 0."""
+    """How intensities were normalized in those volumes, as in their grid.json; background is 0."""
     preprocess: dict[str, Any] = Field(default_factory=dict)
-    """How a scan's volume is made and judged: ``preprocess`` of params.yaml without what compares
-    scans, and ``standard``, the landmarks of nyul. Empty where it is not known."""
+    """How a scan's volume is made and checked (`Volumes.recipe`); empty if unknown."""
     method: Literal["simclr", "mae", "random", "supervised", "unknown"]
     licence: str
-    """Of the weights: what the licences of the data allow."""
+    """Licence of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None
     origin: str = ""
-    """The checkpoint that weights from elsewhere were read from."""
+    """The checkpoint from which weights from elsewhere were read."""
 
 
 def check_volumes(plan: Plan, volumes: Volumes) -> None:
@@ -102,64 +101,64 @@ def check_grid(plan: Plan, grid: Grid) -> None:
         )
 
 
-def check_normalization(plan: Plan, found: str) -> None:
-    """Raise UsageError unless intensities mean what they meant where the weights were trained."""
-    if plan.normalization == found:
+def check_normalization(plan: Plan, normalization: str) -> None:
+    """Raise UsageError unless the weights were trained on volumes of this ``normalization``."""
+    if plan.normalization == normalization:
         return
     kind, fitted, _ = plan.normalization.partition(" at ")
-    mend = f"Set preprocess.normalization to {kind} and preprocess again"
-    if fitted and found.startswith(kind):
-        mend = "Preprocess both cohorts in one run, which fits one scale"
+    fix = f"Set preprocess.normalization to {kind} and preprocess again"
+    if fitted and normalization.startswith(kind):
+        fix = "Preprocess both cohorts in one run, which fits one scale"
     raise UsageError(
         f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
-        f"these are normalized by {found}. {mend}, or pretrain an encoder on these volumes."
+        f"these are normalized by {normalization}. {fix}, or pretrain an encoder on these volumes."
     )
 
 
 def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
-    """Encoders by the name in their plan.
+    """Return the folders of encoders by the name in their plan.
 
-    Each of ``folders`` is one encoder, or holds one in each of its folders. Raises DataError.
+    Each of ``folders`` is an encoder, or a folder of encoders. Raises UsageError and DataError.
     """
-    found: dict[str, Path] = {}
+    encoders: dict[str, Path] = {}
     for folder in folders:
-        inner = [folder] if (folder / "plan.json").exists() else sorted(folder.glob("[!.]*/"))
-        holders = [each for each in inner if (each / "plan.json").exists()]
-        if not holders:
+        candidates = [folder] if (folder / "plan.json").exists() else sorted(folder.glob("[!.]*/"))
+        with_plan = [path for path in candidates if (path / "plan.json").exists()]
+        if not with_plan:
             raise UsageError(
-                f"{folder}: no encoder (no plan.json here or in a folder of it). "
+                f"{folder}: no encoder (no plan.json here or in a folder below). "
                 "Run `neurofoundry pretrain` first."
             )
-        for holder in holders:
-            name = read_plan(holder).name
-            if name in found:
+        for path in with_plan:
+            name = read_plan(path).name
+            if name in encoders:
                 raise DataError(
-                    f"{holder}: there is another encoder of the name '{name}' ({found[name]}). "
+                    f"{path}: there is another encoder of the name '{name}' ({encoders[name]}). "
                     "Give only one of them."
                 )
-            found[name] = holder
-    return found
+            encoders[name] = path
+    return encoders
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan beside an encoder's weights. Raises DataError."""
+    """Read the plan beside an encoder's weights. Raises DataError."""
     return read_document(
         folder / "plan.json", Plan, what="an adaptation plan", remedy="Pretrain again"
     )
 
 
 SUBJECTS = pa.DataFrameSchema({"person": pa.Column(str)}, coerce=True)
-"""subjects.tsv of an encoder: everyone it was pretrained on. Encoders from elsewhere may have none:
-then whom they have seen is unknown."""
+"""subjects.tsv of an encoder: everyone it was pretrained on. It may be missing for an encoder from
+elsewhere: whom that has seen is unknown."""
 
 HASHED_SUBJECTS = pa.DataFrameSchema(
     {"person_hash": pa.Column(str, SHA256), "salt": pa.Column(str)}, coerce=True
 )
-"""subjects.tsv of an encoder that was exported: `hash_person` of everyone."""
+"""subjects.tsv of an exported encoder: `hash_person` of everyone."""
 
 IMAGES = pa.DataFrameSchema({"sha256": pa.Column(str, SHA256)}, coerce=True)
-"""images.tsv of an encoder: every image it was pretrained on. Encoders from elsewhere may have
-none: then leakage can only be seen by name."""
+"""images.tsv of an encoder: every image it was pretrained on. It may be missing for an encoder from
+elsewhere: leakage then shows by name only."""
 
 
 @dataclass(frozen=True)
@@ -167,28 +166,28 @@ class PretrainedOn:
     """Whom and what an encoder has seen."""
 
     persons: frozenset[str] | None = frozenset()
-    """Names, or hashes where there is a ``salt``; None where the encoder does not say."""
+    """Names, or hashes if there is a ``salt``; None if the encoder does not say."""
     images: frozenset[str] | None = None
-    """SHA-256 of the image files; None where the encoder does not say."""
+    """SHA-256 of the image files; None if the encoder does not say."""
     salt: str = ""
 
     def among(self, persons: Iterable[str]) -> list[str]:
-        """Which of ``persons`` it is known to have seen."""
+        """Return those of ``persons`` whom the encoder is known to have seen."""
         seen = self.persons or ()
-        named = {hash_person(each, self.salt) if self.salt else each: each for each in persons}
-        return sorted(person for name, person in named.items() if name in seen)
+        names = {hash_person(name, self.salt) if self.salt else name: name for name in persons}
+        return sorted(name for hashed, name in names.items() if hashed in seen)
 
 
 def hash_person(person: str, salt: str) -> str:
-    """HMAC-SHA256 of a person's name, under a salt that is published with it.
+    """Return the HMAC-SHA256 of a person's name, under a salt that is published with it.
 
-    Who holds the same names can see whether they are meant; who does not can only try names.
+    Whoever holds the same names can tell whether they are in the list; others can only guess.
     """
     return hmac.new(salt.encode(), person.encode(), "sha256").hexdigest()
 
 
 def read_pretrained(encoder: Path) -> PretrainedOn:
-    """subjects.tsv and images.tsv of an encoder's folder, as far as it has them."""
+    """Read subjects.tsv and images.tsv of an encoder, as far as it has them. Raises DataError."""
     path = encoder / "images.tsv"
     images = frozenset(read_table(path, IMAGES)["sha256"]) if path.exists() else None
     path = encoder / "subjects.tsv"
@@ -206,4 +205,4 @@ def read_pretrained(encoder: Path) -> PretrainedOn:
 HISTORY = pa.DataFrameSchema(
     {"epoch": pa.Column(float), "loss": pa.Column(float, nullable=True)}, coerce=True, strict=False
 )
-"""history.tsv of an encoder: one row an epoch."""
+"""history.tsv of an encoder: one row per epoch."""

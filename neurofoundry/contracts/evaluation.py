@@ -1,4 +1,4 @@
-"""evaluation/: the numbers of metrics.json, and the decision whether a model is promoted."""
+"""evaluation/: the numbers of metrics.json, and whether a model is promoted."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from pydantic import ConfigDict, RootModel
 from neurofoundry.contracts.documents import read_document, write_document
 from neurofoundry.params import Section
 
+REMEDY = "Give the folder that `neurofoundry evaluate` wrote, or run it again"
+
 
 class Score(Section):
-    """A metric with its 95 % interval; null where it cannot be estimated, with the reason."""
+    """A metric with its 95 % interval; null with the ``reason`` if it cannot be estimated."""
 
     value: float | None
     low: float | None
     high: float | None
     seed_sd: float | None = None
-    """Standard deviation over seeds."""
+    """Standard deviation across seeds."""
     reason: str | None = None
 
 
 class Metrics(RootModel[dict[str, dict[str, dict[str, dict[str, dict[str, Score | int]]]]]]):
-    """metrics.json: a score by task, initialization, fraction, split and metric.
+    """metrics.json: a score per task, initialization, fraction, split and metric.
 
-    Beside the metrics of a split stand the numbers of its ``subjects`` and ``scans``.
+    Each split also has its numbers of ``subjects`` and ``scans``.
     """
 
 
@@ -47,11 +49,11 @@ class Decision(Section):
     difference: dict[str, float | None] | None
     """value, low, high of initialization − over."""
     conditions: tuple[Requirement, ...] = ()
-    """All of them must be met."""
+    """The requirements; all must be met."""
 
 
 class PromotionRule(Section):
-    """What of a promotion rule finds the model: the rest has served for the decision."""
+    """The fields of a promotion rule that identify the model; the decision has used the rest."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -65,9 +67,9 @@ def write_metrics(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The content of metrics.json. Raises DataError."""
+    """Read the content of metrics.json. Raises DataError."""
     document = read_document(
-        folder / "metrics.json", Metrics, what="the metrics of an evaluation", remedy=AGAIN
+        folder / "metrics.json", Metrics, what="the metrics of an evaluation", remedy=REMEDY
     )
     content: dict[str, Any] = document.model_dump(mode="json", exclude_unset=True)
     return content
@@ -79,10 +81,7 @@ def write_decision(folder: Path, decision: Decision) -> None:
 
 
 def read_decision(folder: Path) -> Decision:
-    """promotion.json of an evaluation. Raises DataError."""
+    """Read promotion.json. Raises DataError."""
     return read_document(
-        folder / "promotion.json", Decision, what="a decision on promotion", remedy=AGAIN
+        folder / "promotion.json", Decision, what="a decision on promotion", remedy=REMEDY
     )
-
-
-AGAIN = "Give the folder that `neurofoundry evaluate` wrote, or run it again"

@@ -1,6 +1,6 @@
-"""The template, as it ships inside nilearn (ICBM 2009a nonlinear symmetric, 1 mm), and its planes.
+"""The MNI152 template as nilearn ships it (ICBM 2009a nonlinear symmetric, 1 mm), and its planes.
 
-Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain alone, without skull.
+Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain without the skull.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from neurofoundry.errors import UsageError
 
 @cache
 def load(name: Literal["t1", "gm", "wm"]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """One of nilearn's maps scaled to 0..1, and its affine; not to be written to.
+    """Return a map of nilearn (x, y, z), scaled to 0..1, and its affine. Neither may be changed.
 
     Raises UsageError.
     """
-    # Importing nilearn itself would cost a second.
+    # Importing nilearn itself takes a second.
     spec = importlib.util.find_spec("nilearn")
     assert spec is not None
     assert spec.submodule_search_locations
@@ -43,8 +43,10 @@ def load(name: Literal["t1", "gm", "wm"]) -> tuple[NDArray[np.float32], NDArray[
 
 
 def plane(axis: int, position: float, pixel: float) -> NDArray[np.float64]:
-    """Points (rows, columns, 3) in mm across the standard box at ``position`` of ``axis``, every
-    ``pixel`` mm, rows from the top."""
+    """Return points (rows, columns, 3), in mm, of a plane across the standard box.
+
+    The plane is at ``position`` mm of ``axis``, with a point every ``pixel`` mm, rows from the top.
+    """
     across, up = (other for other in range(3) if other != axis)
     columns, rows = (
         np.arange(low + pixel / 2, high, pixel) for low, high in (BOX_MM[across], BOX_MM[up])

@@ -1,4 +1,4 @@
-"""models/: the runs of fine-tuning, what each model is, and what it predicts."""
+"""models/: the declared runs, what each model is, and what it predicts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RUNS = pa.DataFrameSchema(
     coerce=True,
     unique=["task", "init", "fraction", "seed"],
 )
-"""models/runs.tsv: one row a declared run; ``reason`` in words where it is not estimable."""
+"""models/runs.tsv: one row per declared run; ``reason`` says why one is not estimable."""
 
 DESCRIBED = ("scan_id", "dataset", "person", "session", "split", "site", "label")
-"""Columns of predictions.tsv before those of the output."""
+"""Columns of predictions.tsv that precede those of the output."""
 
 PREDICTIONS = pa.DataFrameSchema(
     {
@@ -43,19 +43,19 @@ PREDICTIONS = pa.DataFrameSchema(
     coerce=True,
     strict=False,  # further columns describe the scan, and the outputs follow
 )
-"""predictions.tsv: one row a scan of val, test and ood."""
+"""predictions.tsv: one row per scan of val, test and ood."""
 
 FITTED = pa.DataFrameSchema(
     {"label": pa.Column(float), "output": pa.Column(float)}, coerce=True, strict=False
 )
-"""fitted.tsv of a regression: one row a scan that it has learned from."""
+"""fitted.tsv of a regression: one row per scan that it has learned from."""
 
 
 class Start(Section):
     """Where a model starts from, and how much of it learns."""
 
     name: str
-    """What finetune.initializations call it."""
+    """Its name in finetune.initializations."""
     encoder: str
     mode: Literal["finetune", "probe"]
 
@@ -68,15 +68,15 @@ class LearnedFrom(Section):
     scan_ids_sha256: str
 
 
-class MadeLike(Section):
-    """What the volumes of a model are like, so that new scans can be made so."""
+class ModelVolumes(Section):
+    """The volumes that a model was trained on, so that new scans can be preprocessed alike."""
 
     grid: dict[str, Any]
     preprocess: dict[str, Any]
 
 
 class ModelPlan(Section):
-    """plan.json of a model: all that a user of the weights must know, written beside them."""
+    """plan.json of a model: all that a user must know about the weights beside it."""
 
     schema_version: Literal[1] = 1
     task: dict[str, Any]
@@ -86,7 +86,7 @@ class ModelPlan(Section):
     seed: int
     learned_from: LearnedFrom
     encoder: Plan
-    volumes: MadeLike
+    volumes: ModelVolumes
 
     @field_validator("task")
     @classmethod
@@ -98,12 +98,12 @@ class ModelPlan(Section):
 
     @property
     def predicts(self) -> Task:
-        """The task."""
+        """The task as an object."""
         return _task(self.task)
 
     @property
     def weights(self) -> Plan:
-        """The plan of the encoder, with the grid of the volumes that the model was trained on."""
+        """The plan of the encoder, with the grid of the model's own volumes."""
         return self.encoder.model_copy(update={"grid": self.volumes.grid})
 
 
@@ -112,7 +112,7 @@ def _task(values: dict[str, Any]) -> Task:
 
 
 def read_model_plan(folder: Path) -> ModelPlan:
-    """plan.json in the folder of a model. Raises DataError."""
+    """Read plan.json in the folder of a model. Raises DataError."""
     return read_document(
         folder / "plan.json",
         ModelPlan,

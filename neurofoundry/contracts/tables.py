@@ -1,4 +1,4 @@
-"""Contract tables: tab-separated, with a header, 'n/a' for what is missing; checked both ways."""
+"""Contract tables: tab-separated, with a header, 'n/a' for missing values, checked both ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neurofoundry.runtime.files import atomic
 
 
 def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
-    """Read a contract table, checked. 'n/a' is a missing value, as in BIDS."""
+    """Read and check a contract table; 'n/a' is a missing value, as in BIDS. Raises DataError."""
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"])
     except (OSError, ValueError) as error:
@@ -24,7 +24,7 @@ def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | None = None) -> None:
-    """Check a table and write it as it was given, tab-separated, as a whole or not at all."""
+    """Check a table and write it as it was given, as a whole or not at all. Raises DataError."""
     checked = table if schema is None else _check(table, schema, path)
     for column in checked.columns[[dtype.kind == "b" for dtype in checked.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
@@ -33,7 +33,7 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
 
 
 def hash_table(table: pd.DataFrame) -> str:
-    """SHA-256 of the values of a table, in their order."""
+    """Return the SHA-256 of the values of a table, in their order."""
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Preprocessed volumes on disk: one standard grid, int16, read as memory maps.
 
-A voxel value is a z-score divided by ``SLOPE``. Outside the brain it is 0, and inside it never
-is, so that the brain mask is ``volume != 0``.
+A voxel's value is a z-score divided by ``SLOPE``. It is 0 outside the brain and never 0 inside, so
+that the brain mask is ``volume != 0``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from neurofoundry.params import Section
 from neurofoundry.runtime.files import atomic
 
 SLOPE = 0.001
-"""z-score units of one step; int16 then spans ±32.7 standard deviations."""
+"""Standard deviations per integer step; int16 then spans ±32.7 of them."""
 
 BOX_MM = ((-95.5, 96.5), (-113.5, 78.5), (-68.5, 81.5))
-"""Outer faces of the standard box in MNI152 space (x, y, z), RAS+: 192 × 192 × 150 mm."""
+"""Outer faces of the standard box in MNI152 space (x, y, z), RAS+, in mm: 192 × 192 × 150 mm."""
 
 
 class Grid(Section):
-    """The standard grid: the box of the published 3D-Neuro-SimCLR weights at some spacing."""
+    """The standard grid: the box of the published 3D-Neuro-SimCLR weights, at some spacing."""
 
     spacing: float = 1.0
     """Edge of a voxel in mm. It must divide 192 and 150: 1, 1.5, 2, 3, 6."""
@@ -55,13 +55,13 @@ class Grid(Section):
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """From voxel indices to mm of MNI152 space, 4 × 4."""
+        """The 4 × 4 matrix from voxel indices to mm of MNI152 space."""
         affine = np.diag([self.spacing, self.spacing, self.spacing, 1.0])
         affine[:3, 3] = [low + self.spacing / 2 for low, _ in BOX_MM]
         return affine
 
     def describe(self) -> dict[str, Any]:
-        """What a reader of the volumes must know; it travels with them and with the weights."""
+        """Return what a reader must know; it travels with the volumes and with the weights."""
         return {
             "space": "MNI152 (ICBM 2009, nonlinear symmetric)",
             "orientation": "RAS+",
@@ -78,7 +78,7 @@ def write_volume(
 ) -> None:
     """Write z-scores of shape ``grid.shape`` (x, y, z) as an uncompressed int16 NIfTI.
 
-    The header is fresh: nothing of the scan's own header is carried over.
+    The header is a new one: nothing of the scan's own header is kept. Raises ValueError.
     """
     if zscores.shape != grid.shape or mask.shape != grid.shape:
         raise ValueError(f"expected shape {grid.shape}, found {zscores.shape} and {mask.shape}")
@@ -102,9 +102,8 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
     try:
         image = nib.Nifti1Image.from_filename(path)
         proxy: Any = image.dataobj
-        found = (image.shape, image.get_data_dtype(), proxy.slope)
-        matches = np.allclose(image.affine, grid.affine, atol=1e-4)
-        offset = proxy.offset
+        shape, dtype, slope, offset = image.shape, image.get_data_dtype(), proxy.slope, proxy.offset
+        same_affine = np.allclose(image.affine, grid.affine, atol=1e-4)
         size = os.stat(path).st_size
     except (
         OSError,
@@ -114,14 +113,14 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
     ) as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
     expected = int(np.prod(grid.shape)) * 2 + offset
-    if found[:2] != (grid.shape, np.int16) or not np.isclose(found[2], SLOPE) or not matches:
+    if (shape, dtype) != (grid.shape, np.int16) or not np.isclose(slope, SLOPE) or not same_affine:
         raise DataError(
-            f"{path.name}: found shape {found[0]}, {found[1]}, affine {image.affine.tolist()}; "
+            f"{path.name}: found shape {shape}, {dtype}, affine {image.affine.tolist()}; "
             f"expected {grid.shape}, int16, {grid.affine.tolist()}. Run preprocess again."
         )
     if size < expected:
         raise DataError(
-            f"{path.name}: {size} bytes of {expected}: cut short. Run preprocess again."
+            f"{path.name}: cut short, {size} of {expected} bytes. Run preprocess again."
         )
     # NIfTI stores x fastest, so the C-order view of the same bytes is (z, y, x).
     return np.memmap(path, np.int16, "r", offset=offset, shape=grid.shape[::-1])
@@ -134,21 +133,21 @@ VOLUMES = SCANS.add_columns(
         "volume_sha256": pa.Column(str, SHA256, nullable=True),
     }
 )
-"""volumes/scans.tsv: the cohort and, for every scan, whether its volume can be used and why not.
+"""volumes/scans.tsv: the cohort and, for every scan, whether its volume is usable and why not.
 Measures of quality follow as further columns."""
 
 
 class VolumesRecord(BaseModel):
-    """grid.json: what a reader of a volumes folder must know of all its volumes."""
+    """grid.json: what a reader must know about all volumes of a folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     grid: dict[str, Any]
     """`Grid.describe`."""
     normalization: str = "zscore"
-    """What intensities mean: zscore, whitestripe, or nyul and its scale."""
+    """How intensities are normalized: zscore, whitestripe, or nyul and its scale."""
     template_sha256: str | None = None
-    """Of a template that is not nilearn's."""
+    """The hash of a template that is not nilearn's."""
     params: dict[str, Any]
     """``preprocess`` of params.yaml."""
 
@@ -161,19 +160,19 @@ class VolumesRecord(BaseModel):
         return described
 
 
-COMPARES_OR_NAMES = ("outliers", "overrides", "device", "batch", "template")
-"""Parameters of preprocess that compare volumes, or name files or hardware: no single volume is
-made by them."""
+NOT_IN_RECIPE = ("outliers", "overrides", "device", "batch", "template")
+"""Parameters of preprocess that compare volumes, or name files or hardware: they do not decide how
+a single volume is made."""
 
 
 class VolumeFolder:
-    """Volumes SCAN_ID.nii of one grid in a folder."""
+    """A folder of volumes SCAN_ID.nii on one grid."""
 
     def __init__(self, folder: Path, grid: Grid) -> None:
         self.folder, self.grid = folder, grid
 
     def open(self, scan_id: str) -> NDArray[np.int16]:
-        """Memory-map a volume, as `open_volume`. Raises DataError."""
+        """Memory-map a volume as `open_volume` does. Raises DataError."""
         return open_volume(self.folder / f"{scan_id}.nii", self.grid)
 
 
@@ -198,16 +197,18 @@ class Volumes(VolumeFolder):
 
     @property
     def usable(self) -> pd.DataFrame:
-        """The rows of ``scans`` whose volumes can be used."""
+        """The rows of ``scans`` whose volumes are usable."""
         return self.scans[self.scans["usable"]]
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """How each of the volumes is made and judged: ``preprocess`` of params.yaml without
-        ``COMPARES_OR_NAMES``, with ``template_sha256``, of a template that is not nilearn's, and
-        ``standard``, the landmarks of nyul."""
-        made = self._record.params.items()
-        recipe = {name: value for name, value in made if name not in COMPARES_OR_NAMES}
+        """How a single volume is made and checked.
+
+        It is ``preprocess`` of params.yaml without ``NOT_IN_RECIPE``, with ``template_sha256`` if
+        the template is not nilearn's, and ``standard``, the landmarks of nyul.
+        """
+        params = self._record.params.items()
+        recipe = {name: value for name, value in params if name not in NOT_IN_RECIPE}
         if self._record.template_sha256 is not None:
             recipe["template_sha256"] = self._record.template_sha256
         landmarks = self.folder / "landmarks.json"

@@ -23,8 +23,8 @@ from neurofoundry.contracts.models import (
     DESCRIBED,
     RUNS,
     LearnedFrom,
-    MadeLike,
     ModelPlan,
+    ModelVolumes,
     Start,
     write_model_plan,
 )
@@ -168,7 +168,7 @@ class Study:
                 scan_ids_sha256=hash_table(learn[["scan_id"]]),
             ),
             encoder=self.origin(run).plan,
-            volumes=MadeLike(grid=self.volumes.grid.describe(), preprocess=self.volumes.recipe),
+            volumes=ModelVolumes(grid=self.volumes.grid.describe(), preprocess=self.volumes.recipe),
         )
 
     def ingredients(self, run: Run, plan: ModelPlan, rows: pd.DataFrame) -> dict[str, Any]:

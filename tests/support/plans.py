@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurofoundry.contracts.encoder import EncoderParams, Plan
-from neurofoundry.contracts.models import LearnedFrom, MadeLike, ModelPlan, Start
+from neurofoundry.contracts.models import LearnedFrom, ModelPlan, ModelVolumes, Start
 from neurofoundry.contracts.volumes import Grid
 
 
@@ -28,6 +28,8 @@ def model_plan(**change: Any) -> dict[str, Any]:
         seed=0,
         learned_from=LearnedFrom(persons=3, scans=4, scan_ids_sha256="0" * 64),
         encoder=encoder,
-        volumes=MadeLike(grid=Grid(spacing=6.0).describe(), preprocess={"registration": "rigid"}),
+        volumes=ModelVolumes(
+            grid=Grid(spacing=6.0).describe(), preprocess={"registration": "rigid"}
+        ),
     )
     return values.model_dump(mode="json") | change
