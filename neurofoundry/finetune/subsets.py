@@ -54,7 +54,7 @@ def folds(rows: pd.DataFrame, task: Task) -> NDArray[np.int64]:
     Without a `shortage`, every fold holds every class.
     """
     persons = _strata(rows, task, key="folds").sort_values(["stratum", "digest"])
-    count = min(FOLDS, task.most_folds(persons["stratum"]))
+    count = min(FOLDS, task.max_folds(persons["stratum"]))
     fold = pd.Series(np.arange(len(persons)) % count, index=persons.index)
     return rows["person"].map(fold).to_numpy(np.int64)
 

@@ -1,4 +1,4 @@
-"""What can be predicted from a scan: one class a kind of task, in a file of its own."""
+"""What can be predicted from a scan: each kind of task is one class, in a file of its own."""
 
 from typing import Annotated, Any
 
@@ -9,15 +9,14 @@ from neurofoundry.tasks.classification import Classification
 from neurofoundry.tasks.regression import Regression
 
 AnyTask = Annotated[Classification | Regression, Field(discriminator="kind")]
-"""A task as params.yaml declares it; ``kind`` says of which class it is."""
-
+"""A task as params.yaml declares it; ``kind`` selects the class."""
 
 PRIMARY_METRICS = frozenset({Classification.primary, Regression.primary})
-"""The metrics that models are judged by."""
+"""The metrics by which models are compared."""
 
 
 def parse_task(values: Any) -> Task:
-    """A task from plain values. Raises pydantic's ValidationError."""
+    """Make a task from plain values. Raises pydantic's ValidationError."""
     return TypeAdapter[Task](AnyTask).validate_python(values)
 
 

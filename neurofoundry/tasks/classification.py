@@ -1,4 +1,4 @@
-"""Which class a scan belongs to."""
+"""Classification: which class a scan belongs to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """Two classes or more; with two, the second is the one of interest."""
+    """Predicts one of two or more classes; of two, the second is the class of interest."""
 
     kind: Literal["classification"] = "classification"
 
@@ -57,8 +57,7 @@ class Classification(Task):
         return {name: probabilities[:, index] for index, name in enumerate(self.output_columns)}
 
     def strata(self, persons: pd.Series[Any]) -> pd.Series:
-        """A person with scans of several classes counts for the last of them, the one of
-        interest."""
+        """Return the class of each person; with scans of several classes, the last of them."""
         return persons.groupby(level=0).max()
 
     def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
@@ -68,14 +67,14 @@ class Classification(Task):
                 return f"{subjects} subjects with {self.column}={name}, 2 are needed"
         return None
 
-    def most_folds(self, strata: pd.Series) -> int:
+    def max_folds(self, strata: pd.Series) -> int:
         return int(strata.value_counts().min())
 
     def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
         return 0.0, 1.0
 
     def loss(self, targets: Values, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        """Cross-entropy, weighted so that classes are balanced."""
+        """Return the cross-entropy, weighted so that classes are balanced."""
         import torch
         from sklearn.utils.class_weight import compute_class_weight
         from torch.nn import functional as F
@@ -97,16 +96,16 @@ class Classification(Task):
     def coefficients(self, model: Any) -> tuple[Values, Values]:
         weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
         if self.binary:
-            # One logit, of the second class, is two logits of which the first is zero.
+            # The one logit is that of the second class; the logit of the first is zero.
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         return weight, bias
 
     def score(self, outputs: Tensor) -> Tensor:
-        """The log odds of the last class, which is the one of interest."""
+        """Return the log odds of the last class, which is the class of interest."""
         return outputs[:, -1] - outputs[:, :-1].logsumexp(dim=1)
 
     def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
-        """The temperature that logits are divided by, of least cross-entropy (Guo et al. 2017)."""
+        """Return the temperature that minimizes the cross-entropy (Guo et al. 2017)."""
         from scipy.optimize import minimize_scalar
         from scipy.special import log_softmax
 
@@ -116,18 +115,18 @@ class Classification(Task):
             scaled = log_softmax(outputs / np.exp(log_temperature), axis=1)
             return float(-scaled[rows, classes].mean())
 
-        # A val that is told apart without error would like it 0, and one without sense infinite.
+        # Classes that are separated without error would want 0, and random ones infinity.
         best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
         return {"temperature": float(np.exp(best.x)), "half_width": np.nan}
 
     def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
-        """``prediction``, ``p_CLASS``, ``calibrated_p_CLASS``, and ``entropy`` of the latter
-        (0 certain, 1 undecided)."""
+        """Return ``prediction``, ``p_CLASS``, ``calibrated_p_CLASS``, and ``entropy`` of the
+        latter (0 certain, 1 undecided)."""
         calibrated = self.columns(outputs / temperature)
-        shares = np.stack(list(calibrated.values()), axis=1)
-        entropy = -(shares * np.log(np.clip(shares, 1e-300, 1))).sum(axis=1)
+        probabilities = np.stack(list(calibrated.values()), axis=1)
+        entropy = -(probabilities * np.log(np.clip(probabilities, 1e-300, 1))).sum(axis=1)
         return {
-            "prediction": [self.classes[index] for index in shares.argmax(axis=1)],
+            "prediction": [self.classes[index] for index in probabilities.argmax(axis=1)],
             **self.columns(outputs),
             **{f"calibrated_{name}": values for name, values in calibrated.items()},
             "entropy": entropy / np.log(len(self.classes)),
@@ -146,7 +145,7 @@ class Classification(Task):
         return metrics.classification(labels, outputs, weights, threshold=threshold)
 
     def threshold(self, targets: Values, outputs: Values) -> float | None:
-        """The threshold of the largest sensitivity + specificity, of two classes."""
+        """Return the threshold of the largest sensitivity + specificity, for two classes."""
         from neurofoundry.stats import metrics
 
         return metrics.youden_threshold(targets == 1, outputs[:, 1]) if self.binary else None
@@ -167,12 +166,12 @@ class Classification(Task):
         return float(areas.mean()), float(np.sqrt(max(0, covariance.mean())))
 
     def persons_to_count(self, targets: pd.Series[Any]) -> list[int]:
-        people = targets.groupby(level=0)
-        only = people.min()[people.min() == people.max()]
-        return [max(1, int((only == index).sum())) for index in range(len(self.classes))]
+        persons = targets.groupby(level=0)
+        of_one_class = persons.min()[persons.min() == persons.max()]
+        return [max(1, int((of_one_class == index).sum())) for index in range(len(self.classes))]
 
     def on_one_scale(self, outputs: Values) -> Values:
-        """Mean log odds of the second class."""
+        """Return the mean over seeds of the log odds of the second class."""
         from scipy import special
 
         odds: Values = special.logit(np.clip(outputs[:, :, 1], 1e-6, 1 - 1e-6)).mean(axis=0)
@@ -191,11 +190,11 @@ class Classification(Task):
             intercept, slope = metrics.calibration_line(labels == 1, outputs[:, 1], weights)
             error, by_chance = metrics.calibration_error(labels == 1, outputs[:, 1], weights)
             return np.stack([brier, error, slope, intercept, by_chance])
-        right = labels == outputs.argmax(axis=1)
-        return np.stack([brier, *metrics.calibration_error(right, outputs.max(axis=1), weights)])
+        correct = labels == outputs.argmax(axis=1)
+        return np.stack([brier, *metrics.calibration_error(correct, outputs.max(axis=1), weights)])
 
     def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
-        """Platt's line for two classes, a temperature for more."""
+        """Learn Platt scaling for two classes, a temperature for more."""
         from neurofoundry.stats import corrections
 
         if len(np.unique(labels)) < len(self.classes):
@@ -220,10 +219,10 @@ class Classification(Task):
         return StratifiedGroupKFold(folds, shuffle=True, random_state=0)
 
     def fault(self, outputs: Values, scan_ids: Sequence[str]) -> str | None:
-        wrong = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)
-        if not wrong.any():
+        invalid = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)
+        if not invalid.any():
             return None
-        first = int(wrong.argmax())
+        first = int(invalid.argmax())
         return (
             f"the probabilities of {scan_ids[first]} are {outputs[first].tolist()}; expected "
             "numbers of 0 or more that sum to 1"
@@ -236,7 +235,7 @@ class Classification(Task):
         return f"Can a model tell {self.column} apart: {', '.join(self.classes)}?"
 
     def describe_labels(self, scans: pd.DataFrame) -> str:
-        """Persons of every class."""
+        """Return the numbers of persons per class, in words."""
         counts = (
             f"{scans[scans[self.column] == name]['person'].nunique()} {name}"
             for name in self.classes

@@ -1,4 +1,4 @@
-"""Which value a scan has."""
+"""Regression: which value a scan has."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QUANTILES = 4
-"""Strata of the values."""
+"""Number of strata, by quantiles of the values."""
 
 
 class Regression(Task):
-    """A number, in the unit of its column."""
+    """Predicts a number, in the unit of its column."""
 
     kind: Literal["regression"] = "regression"
 
@@ -53,7 +53,7 @@ class Regression(Task):
         return {"output": outputs[:, 0].double().numpy()}
 
     def strata(self, persons: pd.Series[Any]) -> pd.Series:
-        """Quarters of the mean values of persons."""
+        """Return the quarter that each person's mean value lies in."""
         means = persons.groupby(level=0).mean()
         return (means.rank(method="first", pct=True) * QUANTILES).apply(np.ceil)
 
@@ -65,14 +65,14 @@ class Regression(Task):
             return f"one value of {self.column}, {value:g}, in all {len(targets)} scans"
         return None
 
-    def most_folds(self, strata: pd.Series) -> int:
+    def max_folds(self, strata: pd.Series) -> int:
         return len(strata)
 
     def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
         return float(targets.mean()), float(targets.std(ddof=0))
 
     def loss(self, targets: Values, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        """Squared error."""
+        """Return the mean squared error."""
         from torch.nn import functional as F
 
         return lambda outputs, target: F.mse_loss(outputs[:, 0], target)
@@ -89,21 +89,21 @@ class Regression(Task):
         return np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
 
     def score(self, outputs: Tensor) -> Tensor:
-        """The value."""
+        """Return the value."""
         return outputs[:, 0]
 
     def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
-        """The half-width of the interval of split conformal prediction (Lei et al. 2018): the
-        ⌈(n + 1) · ``coverage``⌉-th smallest absolute residual; infinite if there are too few."""
+        """Return the half-width of the interval of split conformal prediction (Lei et al. 2018):
+        the ⌈(n + 1) · ``coverage``⌉-th smallest absolute residual; infinite if n is too small."""
         residuals = np.sort(np.abs(outputs[:, 0] - targets))
         rank = int(np.ceil((len(residuals) + 1) * coverage))
         half = float(residuals[rank - 1]) if rank <= len(residuals) else np.inf
         return {"temperature": np.nan, "half_width": half}
 
     def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
-        """``prediction`` with the ends of its interval, ``low`` and ``high``."""
+        """Return ``prediction`` with the ends of its interval, ``low`` and ``high``."""
         value = self.columns(outputs)["output"]
-        # Too few scans of val to say: no interval rather than an infinite one.
+        # With too few scans of val: no interval rather than an infinite one.
         half = half_width if np.isfinite(half_width) else np.nan
         return {"prediction": value, "low": value - half, "high": value + half}
 
@@ -137,7 +137,7 @@ class Regression(Task):
         return [max(1, targets.index.nunique())]
 
     def on_one_scale(self, outputs: Values) -> Values:
-        """Mean over seeds."""
+        """Return the mean over seeds."""
         mean: Values = outputs.mean(axis=0)
         return mean
 
@@ -152,7 +152,7 @@ class Regression(Task):
         return np.stack([mae, metrics.bias_slope(labels, outputs, weights)])
 
     def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
-        """The line by which outputs follow the label, undone."""
+        """Learn the inverse of the line by which outputs depend on the label."""
         from neurofoundry.stats import corrections
 
         return corrections.line(labels, outputs, where)
@@ -179,7 +179,7 @@ class Regression(Task):
         return f"How close to the true {self.column} does a model come from the scan alone?"
 
     def describe_labels(self, scans: pd.DataFrame) -> str:
-        """Mean and standard deviation."""
+        """Return the mean and the standard deviation, in words."""
         values = self.targets(scans)
         return f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–"
 
