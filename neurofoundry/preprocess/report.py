@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image as Pillow
@@ -17,6 +16,9 @@ from PIL import Image as Pillow
 from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
 from neurofoundry.preprocess.scan import OUTPUTS
+from neurofoundry.runtime import templates
+
+PAGE = Path(__file__).with_name("qc.html")
 
 EMBEDDED = 300
 """Pictures within the page, those of the worst scans; the others are loaded from the files beside
@@ -44,29 +46,23 @@ def render(
         for number, scan in enumerate(order.to_dict("records"))
     ]
     faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("qc.html").render(
-        scans=len(table),
-        usable=int(table["usable"].sum()),
-        faults=sorted(faults.items(), key=lambda item: (-item[1], item[0])),
-        sites=[_site(name, rows) for name, rows in table.groupby("site", sort=True)],
-        measures=MEASURES,
-        charts=[
+    context = {
+        "scans": len(table),
+        "usable": int(table["usable"].sum()),
+        "faults": sorted(faults.items(), key=lambda item: (-item[1], item[0])),
+        "sites": [_site(name, rows) for name, rows in table.groupby("site", sort=True)],
+        "measures": MEASURES,
+        "charts": [
             _chart(name, table, getattr(params.quality, name, None))
             for name in MEASURES
             if table[name].notna().any()
         ],
-        cards=cards,
-        embedded=EMBEDDED,
-        spacing=params.grid.spacing,
-        registration=params.registration,
-    )
+        "cards": cards,
+        "embedded": EMBEDDED,
+        "spacing": params.grid.spacing,
+        "registration": params.registration,
+    }
+    return templates.render(PAGE, context)
 
 
 def _site(name: Any, rows: pd.DataFrame) -> dict[str, Any]:

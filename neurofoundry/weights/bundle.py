@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import torch
 
@@ -18,12 +17,15 @@ from neurofoundry.contracts.encoder import HASHED_SUBJECTS, Plan, hash_person, r
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
+from neurofoundry.runtime import templates
 from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 """What MONAI checks metadata.json against."""
+
+CARD = Path(__file__).with_name("card.md")
 
 HUB_LICENCES = (
     *("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl"),
@@ -148,18 +150,13 @@ def _network(plan: Plan) -> dict[str, Any]:
 def _card(plan: Plan, persons: int | None, authors: str) -> str:
     """README.md: the model card, with the front matter that the hub reads."""
     known = plan.licence.lower() in HUB_LICENCES
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("neurofoundry.weights", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Markdown
-    )
-    return environment.get_template("card.md").render(
-        plan=plan,
-        persons=persons,
-        authors=authors,
-        licence=plan.licence.lower() if known else "other",
-        licence_name="" if known else re.sub(r"[^a-z0-9.]+", "-", plan.licence.lower()).strip("-"),
-    )
+    context = {
+        "plan": plan,
+        "persons": persons,
+        "authors": authors,
+        "licence": plan.licence.lower() if known else "other",
+        "licence_name": ""
+        if known
+        else re.sub(r"[^a-z0-9.]+", "-", plan.licence.lower()).strip("-"),
+    }
+    return templates.render(CARD, context) + "\n"
