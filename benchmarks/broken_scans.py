@@ -38,12 +38,12 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.resample import Image, Matrix
 from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
+from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 
 REPAIRED_MM = 3.0
 """The working resolution; good scans and their repaired copies are closer than half of it."""
 PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEED = 31
 FLIPPED = "code: left is right"
 BLACKENED = "motion, 35 %, air blackened"
@@ -255,11 +255,9 @@ def process(image: Image, work: Path, prepared: template.Template) -> Found:
     result = preprocess_scans([job], out=work, params=PARAMS, template=prepared)[0]
     if result.reason:
         return Found(result.reason)
-    numbers = (work / "copy_to-mni.txt").read_text().splitlines()[3].split()[1:]
-    linear, shift = np.reshape(numbers[:9], (3, 3)).astype(float), np.array(numbers[9:], float)
     return Found(
         judge(result.measures, PARAMS.quality) or "",
-        LPS @ from_matvec(linear, shift) @ LPS,
+        read_affine(work / "copy_to-mni.txt"),
         result.measures,
     )
 

@@ -58,9 +58,9 @@ from neurofoundry.preprocess.load import read
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
 from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
+from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
 from neurofoundry.runtime.files import hash_file
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEED = 20
 COHORT = 44_958
 THEIRS = {kind: f"antsRegistrationSyNQuick[{kind[0]}]" for kind in ("rigid", "affine", "syn")}
@@ -349,15 +349,12 @@ def _ours(
 
     seconds = _cpu(process)
     affine = work / "ours_to-mni.txt"
-    numbers = affine.read_text().splitlines()[3].split()[1:]
-    linear, offset = np.reshape(numbers[:9], (3, 3)).astype(float), np.array(numbers[9:], float)
     volume: Any = nib.load(work / "ours.nii")
     image = Image(np.asarray(volume.dataobj, np.float32), volume.affine)
     if params.registration == "syn":
         warp = str(work / "ours_warp.nii.gz")
         return Registered(seconds, None, image, [warp, str(affine)], warp)
-    to_scan = LPS @ from_matvec(linear, offset) @ LPS
-    return Registered(seconds, to_scan, image, [str(affine)], None)
+    return Registered(seconds, read_affine(affine), image, [str(affine)], None)
 
 
 def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
@@ -426,7 +423,8 @@ def _matrix(transform: Any) -> Matrix:
     """An affine transform of ANTs as a map of RAS+ mm."""
     linear = transform.parameters[:9].reshape(3, 3)
     centre, shift = transform.fixed_parameters, transform.parameters[9:]
-    return LPS @ from_matvec(linear, shift + centre - linear @ centre) @ LPS
+    offset = shift + centre - linear @ centre
+    return RAS_TO_LPS @ from_matvec(linear, offset) @ RAS_TO_LPS
 
 
 def _cpu(process: Callable[[], None]) -> float:

@@ -30,7 +30,7 @@ from neurofoundry.preprocess.resample import (
     resample,
 )
 from neurofoundry.preprocess.template import Template
-from neurofoundry.preprocess.transform import write_itk, write_warp
+from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.preprocess.warp import Warp
 from neurofoundry.preprocess.warp import register as register_warps
 from neurofoundry.runtime.files import hash_file, write_json
@@ -263,7 +263,7 @@ def _finish(
         forward, inverse = (out / name.format(job.scan_id) for name in WARPS)
         write_warp(forward, inverse, warp)
     write_volume(volume, _normalize(values, mask, found, params, standard), mask, grid)
-    write_itk(transform, to_scan)
+    write_affine(transform, to_scan)
     picture.write(
         image,
         scan,

@@ -17,6 +17,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
 from neurofoundry.preprocess.template import Template
+from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 
 PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
@@ -96,9 +97,8 @@ def test_rigid_registration_keeps_the_size_of_the_brain_and_affine_fits_the_temp
     determinants = {}
     for name, chosen in params.items():
         result = run(head_files[3], tmp_path / name, template, chosen)
-        text = (tmp_path / name / "a_to-mni.txt").read_text().splitlines()[3]
-        linear = np.array(text.split()[1:10], float).reshape(3, 3)
-        determinants[name] = np.linalg.det(linear)
+        to_scan = read_affine(tmp_path / name / "a_to-mni.txt")
+        determinants[name] = np.linalg.det(to_scan[:3, :3])
         volume = open_volume(tmp_path / name / "a.nii", PARAMS.grid)
         native_ml = (volume != 0).sum() * 0.027 * determinants[name]
         assert result.measures["mask_ml"] == pytest.approx(native_ml, rel=1e-3)

@@ -20,6 +20,7 @@ from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, resample
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import FILES, Template, build, fingerprint
+from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import Tracker
@@ -57,10 +58,8 @@ def transform(
     job = Job(head_file, "a", hash_file(head_file), "k")
     (result,) = preprocess_scans([job], out=out, params=params, template=template)
     assert result.reason is None
-    numbers = (out / "a_to-mni.txt").read_text().splitlines()[3].split()[1:]
-    linear, shift = np.reshape(numbers[:9], (3, 3)).astype(float), np.array(numbers[9:], float)
     points = template.centre + np.random.default_rng(0).normal(size=(300, 3)) * [28, 35, 28]
-    return apply_affine(from_matvec(linear, shift), points), (out / "a.nii").read_bytes()
+    return apply_affine(read_affine(out / "a_to-mni.txt"), points), (out / "a.nii").read_bytes()
 
 
 def test_the_maps_of_nilearn_in_files_give_the_same_bytes(

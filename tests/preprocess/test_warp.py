@@ -18,7 +18,6 @@ from neurofoundry.preprocess import warp as warps
 from neurofoundry.preprocess.resample import Array, Image, interpolate
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
-from neurofoundry.preprocess.transform import write_itk, write_warp
 from neurofoundry.preprocess.warp import WINDOW, Warp, exponential, local_correlation, register
 from neurofoundry.runtime.files import hash_file
 from tests.preprocess.test_scan import PARAMS
@@ -125,32 +124,6 @@ def test_the_range_of_the_jacobian_is_that_of_known_fields() -> None:
     assert Warp(field, field, affine).growth(places.reshape(-1, 3)) == pytest.approx(expected)
     field[3, 3, 3, 0] += 9  # beyond its neighbour
     assert Warp(field, field, affine).jacobian()[0] < 0
-
-
-def test_itk_resamples_with_the_stored_transforms_as_we_do(
-    found: tuple[Image, Image, Warp], tmp_path: Path
-) -> None:
-    warp = found[2]
-    affine = from_matvec(np.diag([0.9, 0.95, 1.0]), [3, -4, 5])
-    names = [tmp_path / name for name in ("w.nii.gz", "i.nii.gz", "a.txt")]
-    write_warp(names[0], names[1], warp)
-    write_itk(names[2], affine)
-    chain = SimpleITK.CompositeTransform(3)
-    chain.AddTransform(SimpleITK.ReadTransform(str(names[2])))
-    for name, expected, before in (
-        (names[0], lambda p: apply_affine(affine, warp(p)), True),
-        (names[1], warp.back, False),
-    ):
-        image = SimpleITK.ReadImage(str(name), SimpleITK.sitkVectorFloat64)
-        field = SimpleITK.DisplacementFieldTransform(image)
-        whole = SimpleITK.CompositeTransform([chain, field]) if before else field
-        points = np.random.default_rng(0).uniform([-50, -80, -30], [50, 40, 60], (50, 3))
-        to_lps = np.array([-1.0, -1, 1])
-        theirs = [whole.TransformPoint((p * to_lps).tolist()) * to_lps for p in points]
-        np.testing.assert_allclose(theirs, expected(points), atol=1e-3)
-    first = names[0].read_bytes()
-    write_warp(names[0], names[1], warp)
-    assert names[0].read_bytes() == first
 
 
 def test_syn_brings_tissue_nearer_to_the_template_than_affine_does(
