@@ -32,12 +32,14 @@ from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.preprocess import brain, template
-from neurofoundry.preprocess.load import read
+from neurofoundry.preprocess import template
+from neurofoundry.preprocess.brain import find_brain
+from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.resample import Image, Matrix
-from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
+from neurofoundry.preprocess.surface import fill
 from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 
@@ -100,7 +102,7 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
     long[:3, 2] *= 1.4
     shape = np.array(values.shape)
 
-    surface = _find_brain(scan, PARAMS).surface
+    surface = find_brain(scan, PARAMS).surface
     reach = apply_affine(np.linalg.inv(affine), surface)
 
     def cut(axis: int, *, below: float = 0.0, above: float = 1.0) -> Broken:
@@ -128,7 +130,7 @@ def breakages(scan: Image, seed: int) -> dict[str, Broken]:
         return Image(np.abs(np.fft.ifftn(spectrum * phase[..., None])).astype(np.float32), affine)
 
     # Already skull-stripped, and a lesion of 20 mm radius within the brain.
-    inside = brain.fill(surface, affine, values.shape)
+    inside = fill(surface, affine, values.shape)
     centre = surface.mean(axis=0) + np.array([30.0, -15, 15])
     away = np.linalg.norm(
         apply_affine(affine, np.moveaxis(np.indices(values.shape), 0, -1)) - centre, axis=-1
@@ -217,7 +219,7 @@ def main() -> None:
         for number, path in enumerate(
             [*arguments.heads, *_phantoms(work, arguments.phantoms, arguments.seed)]
         ):
-            scan = read(path)
+            scan = read_scan(path)
             if "FLAIR" in path.name:
                 found = process(scan, work, prepared)
                 note(

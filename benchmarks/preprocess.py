@@ -53,12 +53,15 @@ from neurofoundry.phantom.anatomy import CSF, GREY, WHITE, sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.preprocess import brain, intensity, registration, run, template
-from neurofoundry.preprocess.load import read
+from neurofoundry.preprocess import intensity, registration, template
+from neurofoundry.preprocess.brain import find_brain
+from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
-from neurofoundry.preprocess.scan import Job, _find_brain, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
+from neurofoundry.preprocess.surface import fill
 from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
+from neurofoundry.preprocess.workers import in_batches, pool, preprocess_batch
 from neurofoundry.runtime.files import hash_file
 
 SEED = 20
@@ -243,12 +246,12 @@ def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Peak of the resident memory of a worker that has done every scan, by kind."""
     scans = [scan.path for scan in _scans(arguments, work)]
     params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
-    with run._pool(1, params) as pool:
+    with pool(1, params) as executor:
         for path in scans:
             job = Job(path, "scan", hash_file(path), key="")
-            (result,), _ = pool.submit(run._work, [job], work).result()
+            (result,), _ = executor.submit(preprocess_batch, [job], work).result()
             assert result.volume_sha256, result.reason
-        peak = pool.submit(_peak).result()
+        peak = executor.submit(_peak).result()
     print(f"{arguments.kind}: {peak:.2f} GB at most, after {len(scans)} scans")
     return {"kind": arguments.kind, "scans": len(scans), "peak_gb": peak}
 
@@ -303,15 +306,15 @@ def _jobs(arguments: argparse.Namespace, work: Path) -> list[Job]:
     return [Job(path, f"scan{n}", hash_file(path), key="") for n, path in enumerate(paths)]
 
 
-def _wall(jobs: Sequence[Job], params: PreprocessParams, workers: int, work: Path) -> float:
+def _wall(jobs: Sequence[Job], params: PreprocessParams, count: int, work: Path) -> float:
     """Seconds for all scans by so many workers that have started."""
-    batches = run.in_batches(jobs, params)
-    with run._pool(workers, params) as pool:
-        warm = [pool.submit(run._work, batch, work) for batch in batches[:workers]]
+    batches = in_batches(jobs, params)
+    with pool(count, params) as executor:
+        warm = [executor.submit(preprocess_batch, batch, work) for batch in batches[:count]]
         for done in warm:
             done.result()
         started = time.perf_counter()
-        waiting = [pool.submit(run._work, batch, work) for batch in batches]
+        waiting = [executor.submit(preprocess_batch, batch, work) for batch in batches]
         for done in waiting:
             assert all(result.volume_sha256 for result in done.result()[0])
         return time.perf_counter() - started
@@ -361,9 +364,9 @@ def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
     import ants
 
     # Their mask, SynthStrip, needs weights; ours stands in, and its time counts for neither.
-    scan = read(path)
-    found = _find_brain(scan, PreprocessParams())
-    inside = brain.fill(found.surface, scan.affine, scan.values.shape)
+    scan = read_scan(path)
+    found = find_brain(scan, PreprocessParams())
+    inside = fill(found.surface, scan.affine, scan.values.shape)
     native, masked = work / "native.nii.gz", work / "mask.nii.gz"
     nib.save(nib.Nifti1Image(scan.values, scan.affine), native)
     nib.save(nib.Nifti1Image(inside.astype(np.float32), scan.affine), masked)
@@ -393,9 +396,8 @@ def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
 
 def _brain(path: Path) -> Image:
     """The brain alone, as `_theirs` and the direct maps get it."""
-    scan = read(path)
-    surface = _find_brain(scan, PreprocessParams()).surface
-    inside = brain.fill(surface, scan.affine, scan.values.shape)
+    scan = read_scan(path)
+    inside = fill(find_brain(scan, PreprocessParams()).surface, scan.affine, scan.values.shape)
     return Image(np.where(inside, scan.values, 0).astype(np.float32), scan.affine)
 
 
@@ -406,10 +408,7 @@ def _direct(first: Image, second: Image, spacing: float) -> Matrix:
         apply_affine(image.affine, np.argwhere(image.values > 0).mean(axis=0))
         for image in (fixed, moving)
     ]
-    spacings = [template.COARSEST_MM]
-    while spacings[-1] > spacing:
-        spacings.append(max(spacings[-1] / 2, spacing))
-    levels = [template._level(fixed, centres[0], one) for one in spacings]
+    levels = template.levels_of(fixed, centres[0], spacing)
     (affine,) = registration.register([moving], [centres[1]], levels, centres[0])
     return registration.closest_rigid(affine, centres[0])
 

@@ -33,11 +33,12 @@ from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import validate
+from neurofoundry.preprocess.cache import source_hash
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.run import process, source_hash
-from neurofoundry.preprocess.scan import outputs
+from neurofoundry.preprocess.scan import Job, output_files
 from neurofoundry.preprocess.template import fingerprint
+from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.output import lock_folder
 
@@ -221,8 +222,6 @@ def _of_scans(
     """Of raw scans: a volume is made, seen by the encoder and removed again."""
     beside = ("standard", "template_sha256")
     given = {name: value for name, value in weights.recipe.items() if name not in beside}
-    if template is not None:
-        given["template"] = template.resolve()
     params = validate(given, PreprocessParams, origin="preprocess of the weights' plan")
     grid = params.grid
     check_grid(weights.plan, grid)
@@ -239,7 +238,7 @@ def _of_scans(
         features = _forward(weights.encoder, VolumeFolder(work, grid), ready)
         for key, values in zip(ready, features, strict=True):
             _keep(work, key, values, results[key])
-            for name in outputs(params.registration):
+            for name in output_files(params.registration):
                 (work / name.format(key)).unlink(missing_ok=True)
         ready.clear()
 
@@ -249,19 +248,11 @@ def _of_scans(
             results[key] = kept
         else:
             assert scan.file is not None
-            path = str(scan.file.resolve())
-            waiting.append({"scan_id": key, "sha256": scan.sha256, "source": "table", "path": path})
-    for key, result, _ in process(
-        waiting,
-        {key: key for key in readable},
-        {},
-        data=Path("/"),
-        cohort=Path("/"),
-        out=work,
-        params=params,
-        standard=standard,
-        workers=workers,
+            waiting.append(Job(scan.file, scan_id=key, sha256=scan.sha256, key=key))
+    for job, result, _ in preprocess_jobs(
+        waiting, out=work, params=params, template=template, standard=standard, workers=workers
     ):
+        key = job.key
         results[key] = result.reason or judge(result.measures, params.quality) or ""
         if result.volume_sha256:
             ready.append(key)

@@ -1,4 +1,4 @@
-"""Three planes of a registered scan, with what was found in it."""
+"""Three planes of a registered scan, with the outlines of its brain and of the template's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from scipy import ndimage
 
 from neurofoundry.contracts import mni
-from neurofoundry.preprocess.resample import Image, Mask, Matrix, look_up
-from neurofoundry.preprocess.warp import Warp
+from neurofoundry.preprocess.placement import Placement
+from neurofoundry.preprocess.resample import Array, Image, Mask, look_up
+from neurofoundry.runtime.files import atomic
 
 PIXEL_MM = 1.5
 PLANES = ((0, 4.0), (1, -20.0), (2, 10.0))
@@ -23,42 +25,41 @@ TEMPLATE_COLOUR = (60, 200, 255)
 def write(
     path: Path,
     scan: Image,
-    to_scan: Matrix,
+    placement: Placement,
     *,
     mask: Image,
     depth: Image,
-    to_template: Matrix,
-    warp: Warp | None = None,
 ) -> None:
     """Write a PNG: the scan, the edge of its brain mask (red), the template's brain (blue).
 
-    ``to_scan`` maps MNI mm to the scan's mm; ``to_template`` maps MNI mm to where the affine
-    registration puts them in the template, so that its outline has the size of the subject;
-    ``warp`` moves points before ``to_scan`` does.
+    ``mask`` lies in MNI space, as does ``depth``, the signed distance to the template's edge. The
+    template's outline has the size of the subject.
     """
-    panels = []
-    for axis, position in PLANES:
-        points = mni.plane(axis, position, PIXEL_MM)
-        shape, points = points.shape[:2], points.reshape(-1, 3)
-        places = apply_affine(to_scan, warp(points) if warp else points)
-        grey = look_up(scan, places, outside=float(scan.values.min())).reshape(shape)
-        panels.append(np.repeat(grey[..., None], 3, axis=2))
+    planes = [mni.plane(axis, position, PIXEL_MM) for axis, position in PLANES]
+    panels = [_slice(scan, placement, plane) for plane in planes]
     top = np.percentile(np.concatenate([panel.ravel() for panel in panels]), 99.5)
-    for (axis, position), panel in zip(PLANES, panels, strict=True):
-        points = mni.plane(axis, position, PIXEL_MM).reshape(-1, 3)
-        shape = panel.shape[:2]
+    beyond = float(depth.values.min())
+    for plane, panel in zip(planes, panels, strict=True):
         np.clip(panel * (255 / max(top, 1e-6)), 0, 255, out=panel)
-        beyond = float(depth.values.min())
-        inside_template = look_up(depth, apply_affine(to_template, points), outside=beyond) > 0
+        points, shape = plane.reshape(-1, 3), plane.shape[:2]
+        in_template = apply_affine(placement.to_template, points)
+        inside_template = look_up(depth, in_template, outside=beyond) > 0
         inside_mask = look_up(mask, points, order=0) > 0
         panel[_edge(inside_template.reshape(shape))] = TEMPLATE_COLOUR
         panel[_edge(inside_mask.reshape(shape))] = MASK_COLOUR
     height = max(panel.shape[0] for panel in panels)
-    rows = [np.pad(p, ((height - p.shape[0], 0), (0, 0), (0, 0))) for p in panels]
-    temporary = path.with_name(f".{path.name}.tmp")
-    Pillow.fromarray(np.concatenate(rows, axis=1).astype(np.uint8)).save(temporary, "PNG")
-    temporary.replace(path)
+    padded = [np.pad(p, ((height - p.shape[0], 0), (0, 0), (0, 0))) for p in panels]
+    with atomic(path) as temporary:
+        Pillow.fromarray(np.concatenate(padded, axis=1).astype(np.uint8)).save(temporary, "PNG")
+
+
+def _slice(scan: Image, placement: Placement, plane: Array) -> NDArray[np.float32]:
+    """Return the scan's intensities at points (h, w, 3) of MNI space, as grey of three channels."""
+    points = placement.in_scan(plane.reshape(-1, 3))
+    grey = look_up(scan, points, outside=float(scan.values.min())).reshape(plane.shape[:2])
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _edge(inside: Mask) -> Mask:
-    return inside & ~ndimage.binary_erosion(inside)
+    edge: Mask = inside & ~ndimage.binary_erosion(inside)
+    return edge

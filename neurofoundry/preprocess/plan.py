@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,29 +12,31 @@ from threadpoolctl import threadpool_limits
 from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
-from neurofoundry.preprocess import intensity, run, template
+from neurofoundry.preprocess import intensity, template, workers
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import outputs, preprocess_scans
+from neurofoundry.preprocess.scan import output_files, to_jobs
+from neurofoundry.preprocess.workers import Worker
+from neurofoundry.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cost of a cohort, foreseen."""
+class Cost:
+    """What a cohort is expected to take."""
 
     scans: int
     tried: int
     """Scans that were timed; their volumes could be made."""
     seconds: float
-    """Of wall time, for one scan on one core."""
+    """Wall time of one scan on one core."""
     megabytes: float
-    """On disk, for one scan."""
+    """One scan on disk."""
 
     def hours(self, workers: int) -> float:
-        """For the cohort, on ``workers`` cores that nobody else uses."""
+        """Return the wall time of the cohort on ``workers`` cores that nobody else uses."""
         return self.scans * self.seconds / max(1, min(workers, self.scans)) / 3600
 
     def describe(self, workers: int) -> str:
-        """The plan in words."""
+        """Return the cost in words."""
         gigabytes = self.scans * self.megabytes / 1000
         return (
             f"{self.scans} scans: {self.hours(workers):.2g} hours on {workers} cores "
@@ -44,37 +45,36 @@ class Plan:
         )
 
 
-def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> Plan:
+def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> Cost:
     """Preprocess ``tries`` scans, evenly over the cohort, into a folder that is removed again.
 
     Raises DataError when none of them gives a volume.
     """
-    run.check(params)
+    workers.check(params)
     scans = read_table(cohort / "scans.tsv", SCANS)
     torch.set_num_threads(1)
     threadpool_limits(1)
+    chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
+    jobs = to_jobs(chosen.to_dict("records"), {}, data=data, cohort=cohort)
     prepared = template.build(params.registration_spacing, template.find(params, data))
     # For the time that nyul takes, any scale will do.
-    scale = [(percentile - 50) / 25 for percentile in intensity.PERCENTILES]
-    chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
-    jobs = run.to_jobs(chosen.to_dict("records"), {}, data=data, cohort=cohort)
+    worker = Worker(params, prepared, [(each - 50) / 25 for each in intensity.PERCENTILES])
     seconds, sizes = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        for batch in run.in_batches(jobs, params):
-            started = time.perf_counter()
-            results = preprocess_scans(
-                batch, out=out, params=params, template=prepared, standard=scale
-            )
-            taken = (time.perf_counter() - started) / len(batch)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress("plan preprocess", len(jobs), unit="scans") as progress,
+    ):
+        for batch in workers.in_batches(jobs, params):
+            results, taken = worker.preprocess(batch, Path(folder))
             for job, result in zip(batch, results, strict=True):
+                progress.advance(failed=not result.volume_sha256)
                 if result.volume_sha256:
                     seconds.append(taken)
-                    names = [name.format(job.scan_id) for name in outputs(params.registration)]
-                    sizes.append(sum((out / name).stat().st_size for name in names) / 1e6)
+                    names = [name.format(job.scan_id) for name in output_files(params.registration)]
+                    sizes.append(sum((Path(folder) / n).stat().st_size for n in names) / 1e6)
     if not seconds:
         raise DataError(
             f"None of the {len(chosen)} scans that were tried gives a volume; the last one: "
-            f"{results[-1].reason}. Try more with --scans, or look at the cohort."
+            f"{results[-1].reason}. Try more with --scans, or check the cohort."
         )
-    return Plan(len(scans), len(seconds), sum(seconds) / len(seconds), sum(sizes) / len(sizes))
+    return Cost(len(scans), len(seconds), sum(seconds) / len(seconds), sum(sizes) / len(sizes))

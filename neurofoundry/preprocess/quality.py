@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.contracts.volumes import BOX_MM
-from neurofoundry.preprocess import brain
+from neurofoundry.preprocess import surface
+from neurofoundry.preprocess.brain import Brain, largest_component
 from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import QualityParams
+from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.registration import closest_rigid, entropies, joint_histogram
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen, look_up, resample
 from neurofoundry.preprocess.template import COMPARISON_MM, GREY, WHITE, Template
@@ -49,88 +51,73 @@ SCALP, GAP_MM, AIR_MM, FEWEST_AIR = 0.2, 16.0, 8.0, 100
 """Brightness of the head's edge, relative to white matter; width of the dark between brain and
 scalp; from the head to the air; voxels at ``COMPARISON_MM``."""
 WINDOW_MM = 20.0
-"""Edge of the cubes within which ``local_correlation`` compares and ``ghosting`` takes means."""
+"""Edge of the cubes within which `local_correlation` compares and `ghosting` takes means."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
+FEWEST_WHITE = 100
+"""Voxels of white matter that a trend is fitted to."""
 
 
 def measure(
     scan: Image,
-    head: Image,
+    brain: Brain,
     intensities: Image,
-    *,
-    surface: Array,
-    affine: Matrix,
-    to_scan: Matrix,
-    mask_ml: float,
+    placement: Placement,
     template: Template,
-    jacobian: tuple[float, float] | None = None,
+    *,
+    mask_ml: float,
 ) -> dict[str, float]:
-    """Every one of ``MEASURES`` that has a value.
+    """Return every one of ``MEASURES`` that has a value.
 
-    ``head`` is the scan as registration saw it; ``intensities`` are its brain alone, 0..1;
-    ``surface`` is the brain's as it was found (mm of the scan); ``affine`` and ``to_scan`` map mm
-    of the template to mm of the scan; ``jacobian`` is the range of the warp's determinant. Raises
-    UnusableScanError when the registered scan shows nothing that could be compared.
+    ``intensities`` are the brain alone, 0..1. Raises UnusableScanError when the registered scan
+    shows nothing that could be compared.
     """
+    affine = placement.affine
     grid, shape = template.t1.affine, template.t1.values.shape
     inside = resample(template.depth, grid, shape, outside=-100).values > 0
-    expected = template.t1.values
-    found = resample(intensities, grid, shape, transform=affine).values
+    registered = resample(intensities, grid, shape, transform=affine).values
     grey_matter = inside & (template.grey.values > GREY)
     white_matter = inside & (template.white.values > WHITE)
-    grey, white = found[grey_matter], found[white_matter]
+    grey, white = registered[grey_matter], registered[white_matter]
     if grey.std() + white.std() == 0:
         raise UnusableScanError(
             "registration failed: the scan is uniform where its brain should be"
         )
-    filled = brain.fill(apply_affine(np.linalg.inv(affine), surface), grid, shape)
-    joint = joint_histogram(
-        torch.from_numpy(expected[inside]), torch.from_numpy(found[inside])[None]
-    )
-    first, second, both = (float(entropy) for entropy in entropies(joint))
-    rotation = closest_rigid(affine, template.centre)[:3, :3]
-    scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
+
+    def points(mask: Mask) -> Array:
+        in_scan: Array = apply_affine(affine @ grid, np.argwhere(mask))
+        return in_scan
+
     low, high = np.transpose(BOX_MM)
-    boxed = apply_affine(np.linalg.inv(to_scan), surface)
-
-    def points(of: Mask) -> Array:
-        return apply_affine(affine @ grid, np.argwhere(of))
-
+    boxed = apply_affine(np.linalg.inv(placement.to_scan), brain.surface)
+    in_template = apply_affine(np.linalg.inv(affine), brain.surface)
     measures = {
         "coverage": in_view(scan, points(inside)).mean(),
         "in_box": ((boxed > low) & (boxed < high)).all(axis=1).mean(),
-        "margin_mm": _margin(scan, surface),
+        "margin_mm": margin(scan, brain.surface),
         "mask_ml": mask_ml,
-        "mask_dice": 2 * (filled & inside).sum() / (filled.sum() + inside.sum()),
-        "template_correlation": np.corrcoef(expected[inside], found[inside])[0, 1],
-        "template_nmi": (first + second) / both,
-        "local_correlation": _local_correlation(expected, found, inside),
+        "mask_dice": _dice(surface.fill(in_template, grid, shape), inside),
+        **_agreement(template.t1.values, registered, inside),
         "contrast": (white.mean() - grey.mean()) / (white.std() + grey.std()),
-        "cnr": _contrast_to_noise(
-            scan, *(points(tissue) for tissue in (white_matter, grey_matter))
-        ),
-        "bias": _shading(white, apply_affine(grid, np.argwhere(white_matter)) - template.centre),
-        "ghosting": _ghosting(head, points(white_matter), affine, template),
-        "rotation_deg": np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))),
-        "scale": np.cbrt(scales.prod()),
-        "determinant": scales.prod(),
-        "stretch": scales.max() / scales.min(),
+        "cnr": contrast_to_noise(scan, points(white_matter), points(grey_matter)),
+        "bias": shading(white, apply_affine(grid, np.argwhere(white_matter)) - template.centre),
+        "ghosting": ghosting(brain.head, points(white_matter), affine, template),
+        **_deformation(affine, template),
     }
-    if jacobian is not None:
-        measures |= dict(zip(BY_SYN, jacobian, strict=True))
+    if placement.warp is not None:
+        measures |= dict(zip(BY_SYN, placement.warp.jacobian(), strict=True))
     numbers = {name: round(float(value), 4) for name, value in measures.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
-    """Why a scan is not usable, in words; None when it is."""
+    """Return why a scan is not usable, in words; None when it is."""
     reasons = []
     for name in type(bounds).model_fields:
         if name in MAY_LACK and name not in measures:
             continue
         value, bound = measures.get(name, math.nan), getattr(bounds, name)
-        # The comparisons are such that a value that is not a number breaks its bound.
+        # The comparisons are such that NaN is out of bounds.
         if bound.min is not None and not value >= bound.min:
             reasons.append(f"{MEASURES[name]}: {value:.3g}, expected at least {bound.min:g}")
         elif bound.max is not None and not value <= bound.max:
@@ -139,20 +126,22 @@ def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
 
 
 def in_view(scan: Image, points: Array) -> Mask:
-    """Which of ``points`` (n, 3) in mm lie within the scan's voxels: (n,)."""
+    """Return which of ``points`` (n, 3) in mm lie within the scan's voxels: (n,)."""
     voxels = apply_affine(np.linalg.inv(scan.affine), points)
-    return ((voxels >= -0.5) & (voxels <= np.array(scan.values.shape) - 0.5)).all(axis=1)
+    within: Mask = ((voxels >= -0.5) & (voxels <= np.array(scan.values.shape) - 0.5)).all(axis=1)
+    return within
 
 
-def _margin(scan: Image, surface: Array) -> float:
-    """Distance in mm, along an axis of the scan, from the brain to its edge; negative beyond it."""
-    voxels = apply_affine(np.linalg.inv(scan.affine), surface)
+def margin(scan: Image, vertices: Array) -> float:
+    """Return the distance in mm, along an axis of the scan, from the brain's surface, vertices
+    (v, 3) in mm, to the edge of the scan; negative where the brain goes beyond it."""
+    voxels = apply_affine(np.linalg.inv(scan.affine), vertices)
     beyond = np.minimum(voxels + 0.5, np.array(scan.values.shape) - 0.5 - voxels)
     return float((beyond * voxel_sizes(scan.affine)).min())
 
 
-def _contrast_to_noise(scan: Image, white: Array, grey: Array) -> float:
-    """Difference of the tissues' medians over the noise between neighbouring voxels.
+def contrast_to_noise(scan: Image, white: Array, grey: Array) -> float:
+    """Return the difference of the tissues' medians over the noise between neighbouring voxels.
 
     Noise is what a voxel of white matter differs from the mean of its six neighbours by, scaled
     to the standard deviation of independent noise (Coupé et al., IEEE Trans. Med. Imaging 27
@@ -162,33 +151,34 @@ def _contrast_to_noise(scan: Image, white: Array, grey: Array) -> float:
     last = np.array(scan.values.shape) - 2
 
     def nearest(points: Array) -> tuple[NDArray[np.intp], ...]:
-        where = np.rint(apply_affine(np.linalg.inv(scan.affine), points)).astype(np.intp)
-        return tuple(where[((where >= 1) & (where <= last)).all(axis=1)].T)
+        voxels = np.rint(apply_affine(np.linalg.inv(scan.affine), points)).astype(np.intp)
+        return tuple(voxels[((voxels >= 1) & (voxels <= last)).all(axis=1)].T)
 
-    at, other = nearest(white), nearest(grey)
-    if len(at[0]) == 0 or len(other[0]) == 0:
+    white_voxels, grey_voxels = nearest(white), nearest(grey)
+    if len(white_voxels[0]) == 0 or len(grey_voxels[0]) == 0:
         return 0.0
-    values = scan.values[at].astype(np.float64)
+    values = scan.values[white_voxels].astype(np.float64)
     around = np.zeros_like(values)
     for axis in range(3):
         for step in (-1, 1):
-            beside = list(at)
-            beside[axis] = at[axis] + step
+            beside = list(white_voxels)
+            beside[axis] = white_voxels[axis] + step
             around += scan.values[tuple(beside)]
     residual = np.sqrt(6 / 7) * (values - around / 6)
     noise = 1.4826 * np.median(np.abs(residual - np.median(residual)))
-    difference = np.median(values) - np.median(scan.values[other])
+    difference = np.median(values) - np.median(scan.values[grey_voxels])
     # An image of a few grey levels can have no noise at all.
     return float(difference / max(noise, 1e-3 * abs(difference), 1e-12))
 
 
-def _shading(white: NDArray[np.float32], points: Array) -> float:
-    """Standard deviation of a quadratic trend through the logarithm of white matter.
+def shading(white: NDArray[np.float32], points: Array) -> float:
+    """Return the standard deviation of a quadratic trend through the logarithm of white matter.
 
-    ``points`` (n, 3) in mm are where the intensities ``white`` (n,) were found.
+    ``points`` (n, 3) in mm are where the intensities ``white`` (n,) lie. NaN where too few of them
+    show white matter.
     """
     seen = white > DARK
-    if seen.sum() < 100:
+    if seen.sum() < FEWEST_WHITE:
         return math.nan
     x, y, z = points[seen].T / 100
     trend = np.stack([x**0, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
@@ -196,13 +186,14 @@ def _shading(white: NDArray[np.float32], points: Array) -> float:
     return float((trend @ weights).std())
 
 
-def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> float:
-    """From the darkest to the brightest air beside and above the head, relative to white matter.
+def ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> float:
+    """Return the range of the air's brightness beside and above the head, over white matter's.
 
     Motion and other faults between the lines of a scan spread copies of the head over it. Noise
     does not count: it is as strong everywhere, and next to none is left in means over
     ``WINDOW_MM``. Nor does air that a program has blackened: often some is left around the head.
-    ``white`` are points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them.
+    ``white`` are points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them. NaN
+    where too little air is in view.
     """
     level = np.median(look_up(head, white))
     lowest = head.values.min()
@@ -210,8 +201,8 @@ def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> 
     black = Image((head.values == lowest).astype(np.float32), head.affine)
     # Voxels at the faces of the view are mixed with what lies beyond it.
     inner, blackened = (
-        each.values[1:-1, 1:-1, 1:-1]
-        for each in (coarse, coarsen(black, COMPARISON_MM, outside=1.0))
+        image.values[1:-1, 1:-1, 1:-1]
+        for image in (coarse, coarsen(black, COMPARISON_MM, outside=1.0))
     )
     voxels = np.moveaxis(np.indices(inner.shape), 0, -1).reshape(-1, 3) + 1
     places = apply_affine(np.linalg.inv(affine) @ coarse.affine, voxels)
@@ -224,31 +215,11 @@ def _ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> 
     return float((high - low) / level)
 
 
-def _body(bright: Mask) -> Mask:
-    """The head, and ``AIR_MM`` around it, at ``COMPARISON_MM``."""
-    gap, beyond = (round(mm / COMPARISON_MM) for mm in (GAP_MM, AIR_MM))
-    # With room at the faces.
-    closed = ndimage.binary_closing(np.pad(bright, gap), iterations=gap)
-    grown = ndimage.binary_dilation(brain.largest_part(closed), iterations=beyond)
-    grown = ndimage.binary_fill_holes(grown)
-    return grown[gap:-gap, gap:-gap, gap:-gap]
-
-
-def _local_means(inside: Mask, *volumes: NDArray[np.float32]) -> Array:
-    """Of each volume, its mean over the part that lies ``inside`` of a cube of ``WINDOW_MM`` around
-    each voxel inside: (volumes, n). Voxels are of ``COMPARISON_MM``."""
-    size = round(WINDOW_MM / COMPARISON_MM)
-    share, *totals = (
-        ndimage.uniform_filter(of.astype(np.float64), size, mode="constant")[inside]
-        for of in (inside, *(np.where(inside, values, 0) for values in volumes))
-    )
-    return np.stack(totals) / share
-
-
-def _local_correlation(
+def local_correlation(
     first: NDArray[np.float32], second: NDArray[np.float32], inside: Mask
 ) -> float:
-    """Mean over ``inside`` of the correlation within the part of a cube that lies inside."""
+    """Return the mean over ``inside`` of the correlation within the part of a cube that lies
+    inside. Voxels are of ``COMPARISON_MM``."""
     a, b, a_square, b_square, product = _local_means(
         inside, first, second, first * first, second * second, first * second
     )
@@ -256,3 +227,57 @@ def _local_correlation(
     b_variance = np.maximum(b_square - b**2, 0)
     covariance = product - a * b
     return float(np.mean(covariance / np.sqrt(np.maximum(a_variance * b_variance, 1e-10))))
+
+
+def _agreement(
+    template: NDArray[np.float32], registered: NDArray[np.float32], inside: Mask
+) -> dict[str, float]:
+    """Return how alike the intensities of the template and of a registered scan are."""
+    joint = joint_histogram(
+        torch.from_numpy(template[inside]), torch.from_numpy(registered[inside])[None]
+    )
+    first, second, both = (float(entropy) for entropy in entropies(joint))
+    return {
+        "template_correlation": float(np.corrcoef(template[inside], registered[inside])[0, 1]),
+        "template_nmi": (first + second) / both,
+        "local_correlation": local_correlation(template, registered, inside),
+    }
+
+
+def _deformation(affine: Matrix, template: Template) -> dict[str, float]:
+    """Return how far the affine registration turns and scales the template."""
+    rotation = closest_rigid(affine, template.centre)[:3, :3]
+    scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
+    cosine = np.clip((np.trace(rotation) - 1) / 2, -1, 1)
+    return {
+        "rotation_deg": float(np.degrees(np.arccos(cosine))),
+        "scale": float(np.cbrt(scales.prod())),
+        "determinant": float(scales.prod()),
+        "stretch": float(scales.max() / scales.min()),
+    }
+
+
+def _dice(first: Mask, second: Mask) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def _body(bright: Mask) -> Mask:
+    """Return the head, and ``AIR_MM`` around it, at ``COMPARISON_MM``."""
+    gap, beyond = (round(mm / COMPARISON_MM) for mm in (GAP_MM, AIR_MM))
+    # With room at the faces.
+    closed = ndimage.binary_closing(np.pad(bright, gap), iterations=gap)
+    grown = ndimage.binary_dilation(largest_component(closed), iterations=beyond)
+    body: Mask = ndimage.binary_fill_holes(grown)[gap:-gap, gap:-gap, gap:-gap]
+    return body
+
+
+def _local_means(inside: Mask, *volumes: NDArray[np.float32]) -> Array:
+    """Return the mean of each volume over the part that lies ``inside`` of a cube of ``WINDOW_MM``
+    around each voxel inside: (volumes, n). Voxels are of ``COMPARISON_MM``."""
+    size = round(WINDOW_MM / COMPARISON_MM)
+    share, *totals = (
+        ndimage.uniform_filter(of.astype(np.float64), size, mode="constant")[inside]
+        for of in (inside, *(np.where(inside, values, 0) for values in volumes))
+    )
+    means: Array = np.stack(totals) / share
+    return means

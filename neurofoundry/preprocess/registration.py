@@ -25,16 +25,16 @@ from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen
 CPU = torch.device("cpu")
 BINS = 32
 STEPS_PER_MM, FEWEST_STEPS = 4, 24
-"""Of the optimizer, for each mm of a level's spacing: a tilted head needs them at the coarse
+"""The optimizer's steps for each mm of a level's spacing: a tilted head needs them at the coarse
 levels, where they cost next to nothing."""
 REMEMBERED = (0.9, 0.99)
-"""Share that every step leaves of the gradients' mean and of their mean square."""
+"""Share of the gradients' mean and of their mean square that a step keeps (Adam's betas)."""
 TINY = 1e-12
-"""In the place of 0 where a logarithm is taken or a denominator must not vanish."""
+"""Instead of 0 where a logarithm is taken or a denominator must not vanish."""
 BRAIN_RADIUS_MM = 70.0
 """Turns a change of the linear part into the mm by which it moves the brain's surface."""
 BRAIN_SCALE = 0.9
-"""Of a head relative to the template, as a start: the template is larger than most."""
+"""Size of a brain relative to the template, as a start: the template is larger than most."""
 CHECKPOINT_MM = 8.0
 """The level at which the fit from the header's orientation is judged."""
 GOOD_FIT = 0.8
@@ -55,26 +55,27 @@ class Level:
 
 def register(
     brains: Sequence[Image],
-    brain_centres: Sequence[Array],
+    centroids: Sequence[Array],
     levels: Sequence[Level],
     centre: Array,
     device: torch.device = CPU,
 ) -> list[Matrix]:
-    """The affine maps from the template's mm to the mm of each scan.
+    """Return the affine maps from mm of the template to mm of each scan.
 
-    ``brains`` have intensities 0..1 and 0 outside the brain, whose centroids are
-    ``brain_centres``; ``centre`` is the template's. The header's orientation is tried first, and
-    the other 23 ways to turn a head by right angles if it does not fit.
+    ``brains`` have intensities 0..1 and 0 outside; ``centroids`` are theirs, (3,) in mm, and
+    ``centre`` is the template's. The header's orientation is tried first, and the other 23
+    right-angled ones if it does not fit.
     """
     judged = next(n for n, level in enumerate(levels) if level.spacing <= CHECKPOINT_MM) + 1
-    starts = np.stack([_start(brain_centre, [np.eye(3)]) for brain_centre in brain_centres])
-    poses, fits = _climb(brains, levels[:judged], starts, device)
+    starts = np.stack([initial_poses(centroid, [np.eye(3)]) for centroid in centroids])
+    poses, fits = optimize_poses(brains, levels[:judged], starts, device)
     for n in np.flatnonzero(fits[:, 0] < GOOD_FIT).tolist():
-        turned = _start(brain_centres[n], _right_angles())[None]
-        others, other_fits = _climb(brains[n : n + 1], levels[:judged], turned, device)
+        turned = initial_poses(centroids[n], right_angled_rotations())[None]
+        others, other_fits = optimize_poses(brains[n : n + 1], levels[:judged], turned, device)
         if other_fits.max() > fits[n, 0]:
             poses[n, 0] = others[0, other_fits.argmax()]
-    poses, _ = _climb(brains, levels[judged:], poses, device)
+    if levels[judged:]:
+        poses, _ = optimize_poses(brains, levels[judged:], poses, device)
     linear, position = poses[:, 0, :, :3], poses[:, 0, :, 3]
     return [
         from_matvec(one, place - one @ centre) for one, place in zip(linear, position, strict=True)
@@ -82,7 +83,7 @@ def register(
 
 
 def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
-    """The rigid map that turns as ``affine`` does and moves ``centre`` to the same place.
+    """Return the rigid map that turns as ``affine`` does and moves ``centre`` to the same place.
 
     The rotation is the orthogonal factor of the polar decomposition: the closest to the linear
     part in the sense of least squares (Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174).
@@ -90,11 +91,50 @@ def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
     left, _, right = np.linalg.svd(affine[:3, :3])
     rotation = left @ right
     moved = affine[:3, :3] @ centre + affine[:3, 3]
-    return from_matvec(rotation, moved - rotation @ centre)
+    rigid: Matrix = from_matvec(rotation, moved - rotation @ centre)
+    return rigid
+
+
+def initial_poses(centroid: Array, rotations: Sequence[Array]) -> Array:
+    """Return poses (starts, 3, 4) that put the template, turned, onto a brain's centroid."""
+    return np.stack([np.column_stack([BRAIN_SCALE * turn, centroid]) for turn in rotations])
+
+
+def right_angled_rotations() -> list[Array]:
+    """Return the 24 rotations that turn the axes into one another."""
+    rotations = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrix = np.diag(signs)[list(order)]
+            if np.linalg.det(matrix) > 0:
+                rotations.append(matrix)
+    return rotations
+
+
+def optimize_poses(
+    brains: Sequence[Image], levels: Sequence[Level], poses: Array, device: torch.device = CPU
+) -> tuple[Array, Array]:
+    """Follow ``poses`` (scans, starts, 3, 4) to maxima of mutual information, level by level.
+
+    A pose is the linear part and, in its last column, where the template's centre comes to lie.
+    Returns the poses and their mutual information, in nats, at the last level, (scans, starts).
+    """
+    scans, starts = poses.shape[:2]
+    pose = torch.as_tensor(poses.reshape(-1, 3, 4).astype(np.float32), device=device)
+    for level in levels:
+        comparison = _Comparison.at(level, brains, starts, device)
+        pose = _climb(comparison, pose, level.spacing)
+    moving = _look_up(comparison.volumes, comparison.unit(pose))
+    information = mutual_information(joint_histogram(comparison.values, moving))
+    return (
+        pose.double().cpu().numpy().reshape(poses.shape),
+        information.double().cpu().numpy().reshape(scans, starts),
+    )
 
 
 def joint_histogram(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-    """Joint distribution of intensities 0..1, (n,) and (batch, n): (batch, ``BINS``, ``BINS``).
+    """Return the joint distribution of intensities 0..1, (n,) and (batch, n), in ``BINS`` each:
+    (batch, bins, bins).
 
     A fixed value belongs to the nearest bin. A moving one is shared by the two nearest, so that
     the histogram can be differentiated with respect to it.
@@ -103,10 +143,11 @@ def joint_histogram(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
 
 
 def information_slope(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-    """Derivative of mutual information by every moving value (batch, n), as `joint_histogram` has.
+    """Return the derivative of mutual information, in nats, by every moving value, (batch, n).
 
-    With p the joint distribution and m that of the moving values, information changes by ln(p / m)
-    where p does; a moving value that grows takes a share from its lower bin to the upper one.
+    Arguments are those of `joint_histogram`. With p the joint distribution and m that of the moving
+    values, information changes by ln(p / m) where p does; a moving value that grows takes a share
+    from its lower bin to the upper one.
     """
     lower, share = _bins(fixed, moving)
     joint = _histogram(lower, share)
@@ -116,13 +157,13 @@ def information_slope(fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor
 
 
 def mutual_information(joint: torch.Tensor) -> torch.Tensor:
-    """Mutual information in nats of joint distributions (batch, a, b): (batch,)."""
+    """Return the mutual information, in nats, of joint distributions (batch, a, b): (batch,)."""
     first, second, both = entropies(joint)
     return first + second - both
 
 
 def entropies(joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Entropies in nats of the first and the second variable, and of both: (batch,) each."""
+    """Return the entropies, in nats, of the first variable, the second, and both: (batch,) each."""
     return _entropy(joint.sum(dim=2)), _entropy(joint.sum(dim=1)), _entropy(joint.flatten(1))
 
 
@@ -131,7 +172,7 @@ def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def _bins(fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every pair, the index of its lower bin and the share that the one above it has."""
+    """Return the index of every pair's lower bin, and the share that the bin above it has."""
     row = (fixed.clamp(0, 1) * (BINS - 1)).round().long() * BINS
     position = moving.clamp(0, 1) * (BINS - 1)
     column = position.floor().clamp(max=BINS - 2)
@@ -142,69 +183,82 @@ def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     batch, count = lower.shape
     counts = share.new_zeros(batch, BINS * BINS)
     counts = counts.scatter_add(1, lower, 1 - share).scatter_add(1, lower + 1, share)
-    return counts.unflatten(1, (BINS, BINS)) / count
+    return counts.view(batch, BINS, BINS) / count
 
 
-def _climb(
-    brains: Sequence[Image], levels: Sequence[Level], poses: Array, device: torch.device = CPU
-) -> tuple[Array, Array]:
-    """Follow ``poses`` (scans, starts, 3, 4) to maxima of mutual information, level by level.
+@dataclass(frozen=True)
+class _Comparison:
+    """Template and scans at one level, on a device; the starts of a scan follow one another."""
 
-    A pose is the linear part and, in its last column, where the template's centre comes to lie.
-    Returns the poses and their mutual information at the last level, (scans, starts).
-    """
-    scans, starts = poses.shape[:2]
-    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0], device=device)
-    pose = torch.as_tensor(poses.reshape(-1, 3, 4).astype(np.float32), device=device)
-    for level in levels:
+    points: torch.Tensor
+    """Of the template, mm from its centre, with a fourth coordinate of 1: (n, 4)."""
+    values: torch.Tensor
+    """The template's intensity there, (n,)."""
+    volumes: torch.Tensor
+    """(batch, 1, x, y, z)"""
+    to_unit: torch.Tensor
+    """From mm of the scan to where grid_sample looks, (batch, 3, 4)."""
+
+    @classmethod
+    def at(
+        cls, level: Level, brains: Sequence[Image], starts: int, device: torch.device
+    ) -> _Comparison:
         coarse = [coarsen(brain, level.spacing) for brain in brains]
-        # One (batch, 1, x, y, z) and one (batch, 3, 4) for the starts of all scans.
-        volume, to_unit = (
+        volumes, to_unit = (
             each.repeat_interleave(starts, dim=0) for each in _samplers(coarse, device)
         )
         points = torch.as_tensor(level.points, device=device)
         points = torch.nn.functional.pad(points, (0, 1), value=1.0)
-        values = torch.as_tensor(level.values, device=device)
-        steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * level.spacing)), level.spacing / 8
-        start, change = pose, torch.zeros_like(pose)
-        mean, square = torch.zeros_like(pose), torch.zeros_like(pose)
-        for step in range(1, steps + 1):
-            unit = (points @ (to_unit @ _homogeneous(pose)).mT).requires_grad_()
-            moving = _look_up(volume, unit)
-            slope = information_slope(values, moving.detach())
-            (by_unit,) = torch.autograd.grad(moving, unit, slope)
-            uphill = in_mm * (to_unit[:, :, :3].mT @ (by_unit.mT @ points))
-            # Adam (Kingma and Ba, ICLR 2015) with a rate that falls along a cosine.
-            mean = torch.lerp(uphill, mean, REMEMBERED[0])
-            square = torch.lerp(uphill**2, square, REMEMBERED[1])
-            first, second = (1 - share**step for share in REMEMBERED)
-            falling = 0.05 + 0.475 * (1 + math.cos(math.pi * (step - 1) / steps))
-            change = change + rate * falling * (mean / first) / ((square / second).sqrt() + TINY)
-            pose = start + change * in_mm
-    moving = _look_up(volume, points @ (to_unit @ _homogeneous(pose)).mT)
-    information = mutual_information(joint_histogram(values, moving))
-    return (
-        pose.double().cpu().numpy().reshape(poses.shape),
-        information.double().cpu().numpy().reshape(scans, starts),
-    )
+        return cls(points, torch.as_tensor(level.values, device=device), volumes, to_unit)
+
+    def unit(self, pose: torch.Tensor) -> torch.Tensor:
+        """Return where grid_sample finds the points in the scans, (batch, n, 3)."""
+        return self.points @ (self.to_unit @ _homogeneous(pose)).mT
+
+    def slope(self, pose: torch.Tensor) -> torch.Tensor:
+        """Return the derivative of mutual information by the pose, (batch, 3, 4)."""
+        unit = self.unit(pose).requires_grad_()
+        moving = _look_up(self.volumes, unit)
+        by_moving = information_slope(self.values, moving.detach())
+        (by_unit,) = torch.autograd.grad(moving, unit, by_moving)
+        return self.to_unit[:, :, :3].mT @ (by_unit.mT @ self.points)
+
+
+def _climb(comparison: _Comparison, start: torch.Tensor, spacing: float) -> torch.Tensor:
+    """Return the poses (batch, 3, 4) uphill from ``start``, by Adam (Kingma and Ba, ICLR 2015)
+    with a rate that falls along a cosine."""
+    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0], device=start.device)
+    steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * spacing)), spacing / 8
+    pose, change = start, torch.zeros_like(start)
+    mean, square = torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(1, steps + 1):
+        uphill = in_mm * comparison.slope(pose)
+        mean = torch.lerp(uphill, mean, REMEMBERED[0])
+        square = torch.lerp(uphill**2, square, REMEMBERED[1])
+        first, second = (1 - share**step for share in REMEMBERED)
+        falling = 0.05 + 0.475 * (1 + math.cos(math.pi * (step - 1) / steps))
+        change = change + rate * falling * (mean / first) / ((square / second).sqrt() + TINY)
+        pose = start + change * in_mm
+    return pose
 
 
 def _homogeneous(pose: torch.Tensor) -> torch.Tensor:
-    """(batch, 3, 4) with a fourth row, so that maps can be chained."""
+    """Add the fourth row to maps (batch, 3, 4), so that they can be chained."""
     last = torch.tensor([0.0, 0, 0, 1], device=pose.device)
     return torch.cat([pose, last.expand(len(pose), 1, 4)], dim=1)
 
 
 def _look_up(volume: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Values (batch, n) of volumes (batch, 1, x, y, z) at ``unit`` (batch, n, 3)."""
+    """Return the values (batch, n) of volumes (batch, 1, x, y, z) at ``unit`` (batch, n, 3)."""
     where = unit[:, None, None]
     return torch.nn.functional.grid_sample(volume, where, align_corners=False).flatten(1)
 
 
 def _samplers(images: Sequence[Image], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Volumes (batch, 1, x, y, z), and the maps (batch, 3, 4) from mm to where grid_sample looks.
+    """Return volumes (batch, 1, x, y, z), and the maps (batch, 3, 4) from mm to where grid_sample
+    looks.
 
-    Volumes are filled up with the 0 that grid_sample sees beyond them anyway.
+    Volumes are padded with the 0 that grid_sample sees beyond them anyway.
     """
     size = np.max([image.values.shape for image in images], axis=0)
     volumes = np.zeros((len(images), 1, *size), np.float32)
@@ -221,18 +275,3 @@ def _samplers(images: Sequence[Image], device: torch.device) -> tuple[torch.Tens
         torch.as_tensor(volumes, device=device),
         torch.as_tensor(to_unit.astype(np.float32), device=device),
     )
-
-
-def _start(brain_centre: Array, turns: Sequence[Array]) -> Array:
-    return np.stack([np.column_stack([BRAIN_SCALE * turn, brain_centre]) for turn in turns])
-
-
-def _right_angles() -> list[Array]:
-    """The 24 rotations that turn the axes into one another."""
-    turns = []
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1.0, -1.0), repeat=3):
-            turn = np.diag(signs)[list(order)]
-            if np.linalg.det(turn) > 0:
-                turns.append(turn)
-    return turns

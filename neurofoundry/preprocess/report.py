@@ -1,4 +1,4 @@
-"""qc.html: what was made of every scan, the worst first."""
+"""qc.html: every scan with its verdict, measures and picture, the worst first."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from PIL import Image as Pillow
 
 from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.preprocess.scan import OUTPUTS
+from neurofoundry.preprocess.scan import PICTURE
+from neurofoundry.preprocess.verdict import Overrides
 from neurofoundry.runtime import templates
 
 PAGE = Path(__file__).with_name("qc.html")
 
 EMBEDDED = 300
-"""Pictures within the page, those of the worst scans; the others are loaded from the files beside
-it when they come into view. With all of 5,000 no browser would open it."""
+"""Pictures within the page, of the worst scans; the others are loaded from the files beside it when
+they come into view. With all of 5,000 no browser would open it."""
 MOST_DOTS = 120
-"""Of the usable scans of a site in one chart; more are thinned out, extremes stay."""
+"""Dots for the usable scans of a site in one chart; more are thinned out, extremes stay."""
 
 
 def render(
     table: pd.DataFrame,
     folder: Path,
     params: PreprocessParams,
-    overrides: Mapping[str, tuple[str, str]],
+    overrides: Overrides,
 ) -> str:
-    """The page: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures.
+    """Return the page: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures.
 
-    ``overrides`` are what was decided by hand before; an export holds it, too.
+    ``overrides`` were decided by hand before; what the page exports holds them, too.
     """
-    # Unusable scans first, and those that nothing could be made of before those with a picture.
+    # Unusable scans first, and of them those without any volume.
     order = table.sort_values(
         ["usable", "template_correlation", "scan_id"], na_position="first", kind="stable"
     )
@@ -75,7 +76,7 @@ def _site(name: Any, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, Any]:
-    """A strip of dots for each site, positions in percent of the width."""
+    """Return a strip of dots for each site, positions in percent of the width."""
     values = table[name].dropna()
     limits = [] if bounds is None else [end for end in (bounds.min, bounds.max) if end is not None]
     # A single wild scan, or a bound far away, must not squeeze all others into a point.
@@ -107,7 +108,7 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
 
 
 def _thinned(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Unusable scans, and of the usable ones so many that the ends and the density still show."""
+    """Keep unusable scans, and enough of the usable ones to show their range and density."""
     usable = rows[rows["usable"]].sort_values([name, "scan_id"])
     if len(usable) > MOST_DOTS:
         usable = usable.iloc[np.linspace(0, len(usable) - 1, MOST_DOTS).round().astype(int)]
@@ -117,13 +118,13 @@ def _thinned(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 def _card(
     scan: Mapping[Any, Any],
     folder: Path,
-    overrides: Mapping[str, tuple[str, str]],
+    overrides: Overrides,
     *,
     embed: bool,
 ) -> dict[str, Any]:
-    name = OUTPUTS[2].format(scan["scan_id"])
-    known = pd.notna(scan["mask_ml"]) and (folder / name).exists()
-    picture = _embed(folder / name) if known and embed else name
+    name = PICTURE.format(scan["scan_id"])
+    drawn = pd.notna(scan["mask_ml"]) and (folder / name).exists()
+    picture = _embed(folder / name) if drawn and embed else name
     decision, words = overrides.get(scan["scan_id"], ("", ""))
     return {
         "scan": scan["scan_id"],
@@ -132,7 +133,7 @@ def _card(
         "reason": scan["reason"] if pd.notna(scan["reason"]) else "",
         "decision": decision,
         "words": words,
-        "picture": picture if known else "",
+        "picture": picture if drawn else "",
         "values": [round(scan[m], 4) if pd.notna(scan[m]) else None for m in MEASURES],
     }
 

@@ -1,4 +1,4 @@
-"""Images in space: reading, blurring to a coarser resolution, sampling on another grid."""
+"""Images in space: blurring to a coarser resolution, sampling on another grid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Image:
     """From voxel indices to mm, in any orientation."""
 
     def cubic_grid(self, spacing: float) -> tuple[Matrix, tuple[int, int, int]]:
-        """The smallest RAS+ grid of cubic voxels that holds the whole image: affine and shape."""
+        """Return affine and shape of the smallest RAS+ grid of cubic voxels of ``spacing`` mm that
+        holds the whole image."""
         faces = [(-0.5, size - 0.5) for size in self.values.shape]
         corners = np.stack(np.meshgrid(*faces, indexing="ij"), axis=-1).reshape(-1, 3)
         world = apply_affine(self.affine, corners)
@@ -53,14 +54,14 @@ def resample(
     transform: Matrix | None = None,
     outside: float = 0.0,
 ) -> Image:
-    """Trilinear values at the voxels of another grid, ``outside`` beyond the image.
+    """Sample an image at the voxels of another grid, trilinearly; ``outside`` beyond the image.
 
     ``transform`` maps mm of the grid to mm of the image.
     """
     onto = np.linalg.inv(image.affine) @ (np.eye(4) if transform is None else transform) @ affine
     linear = onto[:3, :3]
     if np.array_equal(linear, np.diag(np.diag(linear))):
-        linear = np.diag(linear)  # which scipy does line by line
+        linear = np.diag(linear)  # which scipy interpolates axis by axis
     values = ndimage.affine_transform(
         image.values,
         linear,
@@ -74,7 +75,7 @@ def resample(
 
 
 def coarsen(image: Image, spacing: float, *, outside: float = 0.0) -> Image:
-    """The whole image on an RAS+ grid of cubic voxels of ``spacing`` mm, without aliases."""
+    """Sample a whole image on an RAS+ grid of cubic voxels of ``spacing`` mm, without aliasing."""
     affine, shape = image.cubic_grid(spacing)
     onto = np.linalg.inv(image.affine) @ affine
     if not np.allclose(onto[:3, :3], np.diag(np.diag(onto[:3, :3])), atol=1e-6):
@@ -97,32 +98,39 @@ def coarsen(image: Image, spacing: float, *, outside: float = 0.0) -> Image:
 def look_up(
     image: Image, points: Array, *, order: int = 1, outside: float = 0.0
 ) -> NDArray[np.float32]:
-    """Values at ``points`` (n, 3) in mm: of the nearest voxel (``order`` 0) or trilinear (1)."""
-    where = apply_affine(np.linalg.inv(image.affine), points)
-    return ndimage.map_coordinates(
-        image.values, where.T, order=order, cval=outside, output=np.float32
+    """Return the values (n,) at ``points`` (n, 3) in mm: of the nearest voxel (``order`` 0), or
+    trilinear (1)."""
+    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    values: NDArray[np.float32] = ndimage.map_coordinates(
+        image.values, voxels.T, order=order, cval=outside, output=np.float32
     )
+    return values
 
 
 def interpolate(image: Image, points: Array) -> NDArray[np.float32]:
-    """Cubic B-spline values at ``points`` (n, 3) in mm; beyond its edge the image is mirrored."""
-    where = apply_affine(np.linalg.inv(image.affine), points)
-    # The filter that makes splines interpolate forgets within a dozen voxels, so that the
-    # coefficients are needed around the points only.
-    low = np.maximum(np.floor(where.min(axis=0)).astype(int) - 12, 0)
-    high = np.ceil(where.max(axis=0)).astype(int) + 13
+    """Return cubic B-spline values (n,) at ``points`` (n, 3) in mm; the image is mirrored at its
+    edges."""
+    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    # The prefilter of splines decays within a dozen voxels: coefficients are needed only around
+    # the points.
+    low = np.maximum(np.floor(voxels.min(axis=0)).astype(int) - 12, 0)
+    high = np.ceil(voxels.max(axis=0)).astype(int) + 13
     near = image.values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return ndimage.map_coordinates(near, (where - low).T, order=3, mode="mirror", output=np.float32)
+    values: NDArray[np.float32] = ndimage.map_coordinates(
+        near, (voxels - low).T, order=3, mode="mirror", output=np.float32
+    )
+    return values
 
 
 def _blur(image: Image, spacing: float) -> Array:
-    """Standard deviations, in voxels along each axis, of what `antialias` blurs by."""
+    """Return the standard deviations, in voxels along each axis, that `antialias` blurs by."""
     voxel = voxel_sizes(image.affine)
-    sigma = np.sqrt(np.maximum(spacing**2 - voxel**2, 0) / (8 * np.log(2))) / voxel
+    sigma: Array = np.sqrt(np.maximum(spacing**2 - voxel**2, 0) / (8 * np.log(2))) / voxel
     # A narrower kernel has no weight beyond its own voxel.
     sigma[sigma < 0.3] = 0
     return sigma
 
 
 def _smooth(values: NDArray[np.float32], sigma: Sequence[float] | Array) -> NDArray[np.float32]:
-    return ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3)
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3)
+    return smooth

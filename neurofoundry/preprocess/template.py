@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from nibabel.affines import apply_affine
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.contracts import mni
 from neurofoundry.errors import UsageError
-from neurofoundry.preprocess.load import UnusableScanError, read
+from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.registration import Level
 from neurofoundry.preprocess.resample import Array, Image, Mask, antialias, coarsen, resample
@@ -24,22 +26,22 @@ COMPARISON_MM = 4.0
 the bounds of quality hold at this resolution."""
 COARSEST_MM = 16.0
 MOST_POINTS = 40_000
-"""At which a level is compared. All 260,000 at 2 mm move real heads by 0.2 mm, as two more steps
-of the optimizer do, and cost a second."""
+"""Points at which a level is compared. All 260,000 at 2 mm move real heads by 0.2 mm, as two more
+steps of the optimizer do, and cost a second."""
 MARGIN_MM = 12.0
-"""Around the brain, where the displacements of syn come to rest."""
+"""Space around the brain, where the displacements of syn come to rest."""
 
 FILES = ("t1.nii.gz", "mask.nii.gz", "gm.nii.gz", "wm.nii.gz")
-"""Of a template in a folder: the head or the brain, the brain's mask, tissue probabilities."""
+"""A template in a folder: the head or the brain, the brain's mask, and tissue probabilities."""
 LEAST_OVERLAP = 0.8
-"""Dice of its brain with nilearn's. Those of MNI152 have 0.95 and more, of another space less."""
+"""Dice of its brain with nilearn's: 0.95 and more in MNI152, less in another space."""
 GREY, WHITE = 0.6, 0.8
 """Probability from which a voxel of the template counts as tissue."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What a template consists of; all on one grid."""
+    """The maps of a template, all on one grid."""
 
     t1: Image
     """Intensity, 0..1, of the brain alone."""
@@ -50,7 +52,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class Template:
-    """What the scans are compared with, made once and handed to every worker."""
+    """What scans are compared with: built once, and handed to every worker."""
 
     centre: Array
     """Centroid of the brain, mm."""
@@ -67,12 +69,15 @@ class Template:
 
 
 def find(params: PreprocessParams, data: Path) -> Path | None:
-    """The folder of the template that the parameters name, as seen from the raw data's."""
+    """Return the folder of the template that the parameters name; None for nilearn's.
+
+    A relative path starts at the raw data's folder.
+    """
     return None if params.template is None else data / params.template
 
 
 def fingerprint(folder: Path | None) -> dict[str, str]:
-    """The content of a template's files, which decides a scan's files; empty for nilearn's.
+    """Return the hash of a template's files, which decide a scan's files; empty for nilearn's.
 
     Raises UsageError where one is missing.
     """
@@ -91,13 +96,10 @@ def fingerprint(folder: Path | None) -> dict[str, str]:
 
 
 def build(registration_spacing: float, folder: Path | None = None) -> Template:
-    """Read the template, nilearn's without a folder, and derive what workers need. About 1 s."""
+    """Read a template, nilearn's without a folder, and derive what workers need. About 1 s."""
     maps = read_maps(folder)
     t1, inside = maps.t1, maps.inside
     centre = apply_affine(t1.affine, np.argwhere(inside).mean(axis=0))
-    spacings = [COARSEST_MM]
-    while spacings[-1] > registration_spacing:
-        spacings.append(max(spacings[-1] / 2, registration_spacing))
     comparison = coarsen(t1, COMPARISON_MM)
     grid = (comparison.affine, comparison.values.shape)
     brain = coarsen(Image(inside.astype(np.float32), t1.affine), 2.0)
@@ -107,8 +109,8 @@ def build(registration_spacing: float, folder: Path | None = None) -> Template:
     depth = 2.0 * (depth - 0.5 * np.sign(depth))
     return Template(
         centre=centre,
-        fine=_around(t1, inside, spacings[-1]),
-        levels=tuple(_level(t1, centre, spacing) for spacing in spacings),
+        fine=_around(t1, inside, registration_spacing),
+        levels=levels_of(t1, centre, registration_spacing),
         t1=comparison,
         grey=resample(antialias(maps.grey, COMPARISON_MM), *grid),
         white=resample(antialias(maps.white, COMPARISON_MM), *grid),
@@ -116,74 +118,101 @@ def build(registration_spacing: float, folder: Path | None = None) -> Template:
     )
 
 
+def levels_of(image: Image, centre: Array, finest: float) -> tuple[Level, ...]:
+    """Return a brain (0..1, centred on ``centre``) as registration sees it, coarse to fine: each
+    level has half the spacing of the one before, down to ``finest`` mm."""
+    spacings = [COARSEST_MM]
+    while spacings[-1] > finest:
+        spacings.append(max(spacings[-1] / 2, finest))
+    return tuple(_level(image, centre, spacing) for spacing in spacings)
+
+
 def load(name: Literal["t1", "gm", "wm"]) -> Image:
-    """A map of nilearn's template, 0..1."""
+    """Return a map of nilearn's template, 0..1."""
     return Image(*mni.load(name))
 
 
 def read_maps(folder: Path | None) -> Maps:
-    """The maps of a template. Raises UsageError where they are not those of a brain in MNI152."""
+    """Read the maps of a template, nilearn's without a folder.
+
+    Raises UsageError where they are not those of a brain in MNI152 space.
+    """
     if folder is None:
         t1 = load("t1")
         return Maps(t1, t1.values > 0, load("gm"), load("wm"))
     fingerprint(folder)  # names a file that is missing
     images = {name: _read(folder / name) for name in FILES}
+    _check_grids(images, folder)
+    _check_probabilities(images, folder)
     t1, mask, grey, white = images.values()
-    for name, image in images.items():
-        if image.values.shape != t1.values.shape or not np.allclose(
-            image.affine, t1.affine, 0, 1e-3
-        ):
-            raise _unfit(
-                folder / name,
-                f"is on another grid than {FILES[0]}, {image.values.shape} voxels",
-                f"{t1.values.shape} at the same place",
-            )
-    for name in FILES[2:]:
-        low, high = images[name].values.min(), images[name].values.max()
-        if low < -0.01 or high > 1.01:
-            raise _unfit(folder / name, f"has values of {low:g} to {high:g}", "probabilities")
+    _check_space(mask, folder / FILES[1])
     inside = mask.values > 0.5
-    known = load("t1")
-    expected = known.values > 0
-    found = resample(Image(inside.astype(np.float32), mask.affine), known.affine, expected.shape)
-    both = (found.values > 0.5) & expected
-    dice = 2 * both.sum() / ((found.values > 0.5).sum() + expected.sum())
-    if dice < LEAST_OVERLAP:
-        raise _unfit(
-            folder / FILES[1],
-            f"overlaps with the brain of MNI152 by a Dice of {dice:.2f}",
-            f"at least {LEAST_OVERLAP:g}: scans are cut to a box in mm of that space",
-        )
     brain = np.where(inside, t1.values - min(0, float(t1.values[inside].min())), 0)
     brain = (brain / brain.max()).astype(np.float32)
-    tissues = [
-        brain[inside & (image.values > least)] for image, least in ((white, WHITE), (grey, GREY))
-    ]
-    if not all(values.size for values in tissues) or tissues[0].mean() <= tissues[1].mean():
-        raise _unfit(
-            folder / FILES[0],
-            f"is not brighter where {FILES[3]} has white matter than where {FILES[2]} has grey",
-            "a T1-weighted template, and the two not exchanged",
-        )
+    _check_contrast(
+        brain[inside & (white.values > WHITE)], brain[inside & (grey.values > GREY)], folder
+    )
     return Maps(Image(brain, t1.affine), inside, grey, white)
 
 
 def _read(path: Path) -> Image:
     try:
-        return read(path)
+        return read_scan(path)
     except (OSError, UnusableScanError) as error:
         raise _unfit(path, f"is unusable: {error}", "a NIfTI volume") from error
 
 
-def _unfit(path: Path, found: str, expected: str) -> UsageError:
+def _check_grids(images: Mapping[str, Image], folder: Path) -> None:
+    first = images[FILES[0]]
+    for name, image in images.items():
+        same_shape = image.values.shape == first.values.shape
+        if not same_shape or not np.allclose(image.affine, first.affine, 0, 1e-3):
+            raise _unfit(
+                folder / name,
+                f"is on another grid than {FILES[0]}, {image.values.shape} voxels",
+                f"{first.values.shape} at the same place",
+            )
+
+
+def _check_probabilities(images: Mapping[str, Image], folder: Path) -> None:
+    for name in FILES[2:]:
+        low, high = images[name].values.min(), images[name].values.max()
+        if low < -0.01 or high > 1.01:
+            raise _unfit(folder / name, f"has values of {low:g} to {high:g}", "probabilities")
+
+
+def _check_space(mask: Image, path: Path) -> None:
+    known = load("t1")
+    expected = known.values > 0
+    inside = Image((mask.values > 0.5).astype(np.float32), mask.affine)
+    inside_known = resample(inside, known.affine, expected.shape).values > 0.5
+    dice = 2 * (inside_known & expected).sum() / (inside_known.sum() + expected.sum())
+    if dice < LEAST_OVERLAP:
+        raise _unfit(
+            path,
+            f"overlaps with the brain of MNI152 by a Dice of {dice:.2f}",
+            f"at least {LEAST_OVERLAP:g}: scans are cut to a box in mm of that space",
+        )
+
+
+def _check_contrast(white: NDArray[np.float32], grey: NDArray[np.float32], folder: Path) -> None:
+    if not (white.size and grey.size) or white.mean() <= grey.mean():
+        raise _unfit(
+            folder / FILES[0],
+            f"is not brighter where {FILES[3]} has white matter than where {FILES[2]} has grey",
+            "a T1-weighted template, and the two maps not swapped",
+        )
+
+
+def _unfit(path: Path, fault: str, expected: str) -> UsageError:
     return UsageError(
-        f"preprocess.template: {path} {found}; expected {expected}. Mend the file, or remove the "
-        "key for the template that comes with nilearn."
+        f"preprocess.template: {path} {fault}; expected {expected}. Fix the file, or remove the "
+        "key to use the template that comes with nilearn."
     )
 
 
 def _around(t1: Image, inside: Mask, spacing: float) -> Image:
-    """The image on a grid that reaches at least ``MARGIN_MM`` beyond the brain."""
+    """Return the image on a grid that reaches at least ``MARGIN_MM`` beyond the brain."""
     places = apply_affine(t1.affine, np.argwhere(inside))
     low, high = places.min(axis=0) - MARGIN_MM, places.max(axis=0) + MARGIN_MM
     shape = 2 * np.ceil((high - low) / spacing / 2).astype(int)
@@ -192,8 +221,8 @@ def _around(t1: Image, inside: Mask, spacing: float) -> Image:
     return resample(antialias(t1, spacing), affine, shape.tolist())
 
 
-def _level(t1: Image, centre: Array, spacing: float) -> Level:
-    coarse = coarsen(t1, spacing)
+def _level(image: Image, centre: Array, spacing: float) -> Level:
+    coarse = coarsen(image, spacing)
     # One voxel beyond the brain, where its edge shows.
     voxels = np.argwhere(ndimage.binary_dilation(coarse.values > 0.1))
     if len(voxels) > MOST_POINTS:

@@ -33,7 +33,9 @@ def read_affine(path: Path) -> Matrix:
     """Read what `write_affine` wrote: the map from mm of MNI space to mm of the scan."""
     transform = SimpleITK.AffineTransform(SimpleITK.ReadTransform(str(path)))
     linear = np.reshape(transform.GetMatrix(), (3, 3))
-    return RAS_TO_LPS @ from_matvec(linear, transform.GetTranslation()) @ RAS_TO_LPS
+    lps = from_matvec(linear, transform.GetTranslation())
+    to_scan: Matrix = RAS_TO_LPS @ lps @ RAS_TO_LPS
+    return to_scan
 
 
 def write_warp(forward: Path, inverse: Path, warp: Warp) -> None:

@@ -1,4 +1,4 @@
-"""Which scans can be used: by the bounds, by comparison within a site, and by a person's word.
+"""Which scans can be used: by the bounds, by comparison within a site, and by a person's decision.
 
 All of it is decided from the measures in the table, when every scan is done: other bounds and
 other decisions cost no preprocessing.
@@ -19,12 +19,12 @@ from neurofoundry.preprocess.quality import MEASURES, judge
 from neurofoundry.runtime.files import hash_file
 
 FEWEST_OF_SITE = 20
-"""Usable scans that a site must have before any of them can stand out."""
+"""Usable scans that a site must have before any of them can be an outlier."""
 HIGHER_IS_BETTER = ("template_correlation", "local_correlation", "contrast", "cnr")
-"""Measures of which a scan must not have much less than the others of its site. The others differ
-between people: atrophy and infarcts lower the overlap of masks, for one."""
+"""Measures by which a scan must not lie far below its site. The other measures differ between
+people: atrophy and infarcts lower the overlap of masks, for one."""
 MAD_TO_DEVIATION = 1.4826
-"""Of a normal distribution."""
+"""Standard deviation of a normal distribution over its median absolute deviation."""
 
 OVERRIDES_FILE = "qc_overrides.tsv"
 """At the root of the raw data, with which it is versioned and copied."""
@@ -36,11 +36,16 @@ OVERRIDES = pa.DataFrameSchema(
     },
     coerce=True,
 )
-"""qc_overrides.tsv: what a person decided after a look at qc.html, which exports it."""
+"""qc_overrides.tsv: what a person decided with qc.html, which exports it."""
 
 
-def read_overrides(path: Path, scans: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Scan to decision and reason. Raises UsageError when a scan is none of the cohort's."""
+Overrides = Mapping[str, tuple[str, str]]
+"""By ``scan_id``: the decision and its reason."""
+
+
+def read_overrides(path: Path, scans: pd.DataFrame) -> Overrides:
+    """Read the decision and its reason by scan. Raises UsageError for a scan that is not in the
+    cohort."""
     if not path.is_file():
         raise UsageError(
             f"preprocess.overrides: no file {path}. Export one from qc.html, or remove the key."
@@ -57,7 +62,7 @@ def read_overrides(path: Path, scans: pd.DataFrame) -> dict[str, tuple[str, str]
 
 
 def find_overrides(params: PreprocessParams, data: Path) -> Path | None:
-    """The overrides that the parameters name, or those that lie in the raw data's folder.
+    """Return the overrides that the parameters name, or those at the root of the raw data.
 
     Raises UsageError where there are both: nobody would know which of them counts.
     """
@@ -67,13 +72,13 @@ def find_overrides(params: PreprocessParams, data: Path) -> Path | None:
     if beside.is_file() and not (params.overrides.exists() and beside.samefile(params.overrides)):
         raise UsageError(
             f"preprocess.overrides is {params.overrides}, and the raw data have their own "
-            f"{OVERRIDES_FILE}. Put all decisions into the latter, and remove the key."
+            f"{OVERRIDES_FILE}. Move all decisions to the latter, and remove the key."
         )
     return params.overrides
 
 
 def decisions(params: PreprocessParams, data: Path) -> dict[str, str]:
-    """The content of the overrides, which decides the stage's output as the parameters do."""
+    """Return the hash of the overrides, which decide the stage's output as the parameters do."""
     path = find_overrides(params, data)
     return {"overrides_sha256": hash_file(path)} if path is not None and path.is_file() else {}
 
@@ -81,14 +86,14 @@ def decisions(params: PreprocessParams, data: Path) -> dict[str, str]:
 def decide(
     table: pd.DataFrame,
     params: PreprocessParams,
-    overrides: Mapping[str, tuple[str, str]],
+    overrides: Overrides,
     *,
     whole: bool,
 ) -> pd.DataFrame:
-    """The table with ``usable`` and ``qc_decision``, and with ``reason`` in words.
+    """Return the table with ``usable``, ``qc_decision`` and every ``reason``.
 
     ``table`` has the measures, and a ``reason`` where nothing could be made of a scan. Unless it
-    is the ``whole`` cohort nothing stands out: the others of a site may be in another part.
+    is the ``whole`` cohort there are no outliers: the rest of a site may be in another shard.
     """
     reasons: list[str | None] = []
     for scan in table.to_dict("records"):
@@ -96,44 +101,44 @@ def decide(
         reasons.append(scan["reason"] or judge(measured, params.quality))
     if whole and params.outliers is not None:
         usable = table.reset_index(drop=True)[[reason is None for reason in reasons]]
-        for row, words in outliers(usable, params.outliers).items():
-            reasons[row] = words
-    decisions: list[str | None] = []
-    for row, scan in enumerate(table.to_dict("records")):
-        decision, words = overrides.get(scan["scan_id"], (None, ""))
-        decisions.append(decision)
+        for row, reason in outliers(usable, params.outliers).items():
+            reasons[row] = reason
+    decided = [overrides.get(scan_id, (None, "")) for scan_id in table["scan_id"]]
+    for row, (decision, why) in enumerate(decided):
+        fault = table["reason"].iloc[row]
         if decision == "exclude":
-            reasons[row] = f"excluded by hand: {words}"
-        elif decision == "keep" and scan["reason"]:
-            reasons[row] = f"{scan['reason']}; it cannot be kept by hand: there is no volume"
+            reasons[row] = f"excluded by hand: {why}"
         elif decision == "keep":
-            reasons[row] = None
+            no_volume = f"{fault}; it cannot be kept by hand: there is no volume"
+            reasons[row] = no_volume if fault else None
     return table.assign(
         usable=[reason is None for reason in reasons],
         reason=pd.Series(reasons, index=table.index, dtype=object),
-        qc_decision=pd.Series(decisions, index=table.index, dtype=object),
+        qc_decision=pd.Series(
+            [decision for decision, _ in decided], index=table.index, dtype=object
+        ),
     )
 
 
 def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
-    """Why scans stand out from the others of their site, in words, by the row of the table.
+    """Return why scans are outliers of their site, in words, by the row of the table.
 
-    A scan stands out when one of ``HIGHER_IS_BETTER`` is more than ``deviations`` robust standard
-    deviations (the median distance from the median, scaled) below the site's median.
+    One of ``HIGHER_IS_BETTER`` is then more than ``deviations`` robust standard deviations (the
+    median absolute deviation, scaled) below the site's median.
     """
     reasons: dict[int, str] = {}
     for site, rows in usable.groupby("site", sort=True):
         if len(rows) < FEWEST_OF_SITE:
             continue
         for name in HIGHER_IS_BETTER:
-            middle = rows[name].median()
-            spread = MAD_TO_DEVIATION * (rows[name] - middle).abs().median()
-            least = middle - deviations * spread
-            low = rows.loc[rows[name] < least, name]
-            for row, value in zip(low.index.tolist(), low, strict=True):
+            median = rows[name].median()
+            spread = MAD_TO_DEVIATION * (rows[name] - median).abs().median()
+            least = median - deviations * spread
+            far_below = rows.loc[rows[name] < least, name]
+            for row, value in zip(far_below.index.tolist(), far_below, strict=True):
                 reasons.setdefault(
                     row,
                     f"unlike its site: {MEASURES[name]} {value:.3g}, expected at least "
-                    f"{least:.3g} at {site}, whose median is {middle:.3g}",
+                    f"{least:.3g} at {site}, whose median is {median:.3g}",
                 )
     return reasons

@@ -1,6 +1,6 @@
 """Symmetric diffeomorphic registration: what is left between two brains after an affine one.
 
-A stationary velocity field is followed half way by the template and half way back by the scan
+A stationary velocity field is followed halfway by the template and halfway back by the scan
 (Arsigny et al., MICCAI 2006; Avants et al., Medical Image Analysis 12 (2008) 26-41), so that
 exchanging them inverts the result. The field is a Gaussian blur of what is optimized, which keeps
 it smooth, from coarse to fine, by the squared local correlation of the two images.
@@ -23,25 +23,25 @@ from neurofoundry.preprocess.registration import CPU
 from neurofoundry.preprocess.resample import Array, Image, Matrix
 
 LEVELS = ((8.0, 30), (4.0, 30), (2.0, 40))
-"""Spacing in mm, and steps of the optimizer; those finer than the images are left out."""
+"""Spacing in mm, and the optimizer's steps; levels finer than the images are left out."""
 VELOCITY = 2
 """Spacing of the velocity field relative to the images'."""
 FIELD_MM = 2.0
-"""The coarsest displacements that are kept: between the voxels of coarser ones lies up to 0.2 mm of
-error when they lead back."""
+"""Spacing of the coarsest displacements that are kept: those of coarser ones are up to 0.2 mm off
+between voxels when they lead back."""
 SMOOTHNESS_MM = 7.0
 """Standard deviation of the blur that makes the velocity. 6 mm overlap a little better (on a real
 head grey matter 0.742 for 0.732), and lead back to within 0.13 mm instead of 0.09."""
 WINDOW = 5
 """Edge, in voxels, of the cubes within which intensities are compared."""
 STEP = 0.5
-"""Of the optimizer, relative to a level's spacing in mm."""
+"""The optimizer's step, relative to a level's spacing in mm."""
 SQUARINGS, FINAL_SQUARINGS = 5, 7
 INVERSIONS = 5
 SEEN = 0.05
-"""Intensity (0..1) from which a voxel takes part."""
+"""Intensity (0..1) from which a voxel counts."""
 NEGLIGIBLE = 1e-5
-"""Of variances of intensities 0..1: keeps uniform windows from counting."""
+"""Variance of intensities 0..1 that keeps uniform windows from counting."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Warp:
     """
 
     forward: NDArray[np.float32]
-    """(x, y, z, 3): a point of the template moves by so much, then the affine map applies."""
+    """(x, y, z, 3): by how much a point of the template moves before the affine map applies."""
     inverse: NDArray[np.float32]
     affine: Matrix
     """From voxel indices of the displacements to mm."""
 
     def __call__(self, points: Array) -> Array:
-        """Where points (n, 3) of the template lie before the affine map, in mm."""
+        """Return where points (n, 3) of the template lie before the affine map, in mm."""
         return points + self._at(self.forward, points)
 
     def back(self, points: Array) -> Array:
-        """The inverse: from mm before the affine map to mm of the template."""
+        """Return the inverse: from mm before the affine map to mm of the template."""
         return points + self._at(self.inverse, points)
 
     def jacobian(self) -> tuple[float, float]:
-        """The smallest and the largest factor by which a voxel's volume changes.
+        """Return the smallest and the largest factor by which a voxel's volume changes.
 
-        Of differences between neighbouring displacements, in all eight ways to choose the
-        neighbours: a trilinear field folds nowhere if none of them is negative.
+        They are determinants of differences between neighbouring displacements, in all eight ways
+        to choose the neighbours: a trilinear field folds nowhere if none of them is negative.
         """
         spacing = self.affine[0, 0]
         forward = self.forward.astype(np.float64)
@@ -85,7 +85,7 @@ class Warp:
         return float(np.min(determinants)), float(np.max(determinants))
 
     def growth(self, points: Array) -> float:
-        """By what factor the warp changes the volume around points (n, 3) in mm, on average."""
+        """Return the mean factor by which the volume around points (n, 3) in mm changes."""
         forward = np.moveaxis(self.forward.astype(np.float64), -1, 0)
         slopes = np.stack(list(np.gradient(forward, self.affine[0, 0], axis=(1, 2, 3))), axis=-1)
         determinants = np.linalg.det(np.moveaxis(slopes, 0, -2) + np.eye(3))
@@ -105,73 +105,45 @@ class Warp:
 # The 10 bits of TF32, which cuDNN may use, are too few for displacements.
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def register(fixed: Image, moving: Sequence[Image], device: torch.device = CPU) -> list[Warp]:
-    """The warps from ``fixed`` to each of ``moving``, images (0..1) on one cubic RAS+ grid.
+    """Return the warps from ``fixed`` to each of ``moving``, images (0..1) on one cubic RAS+ grid.
 
-    The number of voxels along each axis must be even. The images are registered together, each
-    as if it were alone.
+    The number of voxels along each axis must be even (ValueError). The images are registered
+    together, each as if it were alone.
     """
     shape = fixed.values.shape
     if any(shape != image.values.shape for image in moving) or any(n % VELOCITY for n in shape):
         raise ValueError(f"expected one shape of even numbers, found {shape}")
     spacing = float(fixed.affine[0, 0])
-    pairs = np.stack([np.stack([fixed.values, image.values]) for image in moving])
-    pair = torch.as_tensor(pairs, device=device).float()
-    coarse = tuple(n // VELOCITY for n in shape)
-    in_unit = pair.new_tensor([2 / (n * spacing) for n in shape]).view(1, 3, 1, 1, 1)
-    width = SMOOTHNESS_MM / (VELOCITY * spacing)
-    weights = pair.new_zeros(len(moving), 3, *coarse)
+    stacked = np.stack([np.stack([fixed.values, image.values]) for image in moving])
+    pairs = torch.as_tensor(stacked, device=device).float()
+    weights = pairs.new_zeros(len(moving), 3, *(n // VELOCITY for n in shape))
     for level, steps in LEVELS:
-        if level < spacing:
-            break
-        factor = level / spacing
-        size = [round(n / factor) for n in shape]
-        images = _blur(pair, 0.42 * factor) if factor > 1 else pair
-        images = functional.interpolate(images, size=size, mode="trilinear")
-        first, second = images[:, :1], images[:, 1:]
-        seen = (_box((images.amax(dim=1, keepdim=True) > SEEN).float(), 3) > 0).float()
-        identity = _identity(size, device)
-        weights = weights.detach().requires_grad_(True)
-        rate = STEP * factor * spacing / 2
-        optimizer = torch.optim.Adam([weights], lr=rate, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 10)
-        for _ in range(steps):
-            half = _blur(weights, width) * in_unit / 2
-            warped = [
-                _sample(image, identity + _resize(exponential(way, SQUARINGS), size))
-                for image, way in ((first, -half), (second, half))
-            ]
-            # Their sum: no image's gradient depends on the others.
-            loss = -local_correlation(warped[0], warped[1], seen).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    velocity = _blur(weights.detach(), width) * in_unit
+        if level >= spacing:
+            weights = _optimize(pairs, weights, level, spacing, steps)
+    in_unit = _mm_in_unit(pairs, spacing)
+    velocity = _blur(weights.detach(), _width(spacing)) * in_unit
     kept = spacing * VELOCITY
     if kept > FIELD_MM:
         kept = spacing / math.ceil(spacing / FIELD_MM)
         size = [round(n * spacing / kept) for n in shape]
         velocity = functional.interpolate(velocity, size=size, mode="trilinear")
-    there, back = (exponential(way, FINAL_SQUARINGS) for way in (velocity, -velocity))
-    identity = _identity(there.shape[2:], device)
-    for _ in range(INVERSIONS):
-        # So that it leads back from where the stored displacements lead, not the exact ones.
-        back = -_sample(there, identity + back.movedim(1, -1))
     forward, inverse = (
-        (way / in_unit).movedim(1, -1).contiguous().cpu().numpy() for way in (there, back)
+        (field / in_unit).movedim(1, -1).contiguous().cpu().numpy()
+        for field in _both_ways(velocity)
     )
     affine = fixed.affine.copy()
     affine[:3, :3] *= kept / spacing
     affine[:3, 3] += (kept - spacing) / 2
-    return [Warp(*ways, affine) for ways in zip(forward, inverse, strict=True)]
+    return [Warp(*fields, affine) for fields in zip(forward, inverse, strict=True)]
 
 
 def exponential(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
-    """Displacements (batch, 3, x, y, z) of following velocities for a time of 1, by squaring.
+    """Return the displacements (batch, 3, x, y, z) of following velocities for a time of 1, by
+    squaring.
 
     Both are in units in which a volume spans -1..1 from face to face.
     """
-    displacement = velocity / 2**squarings
+    displacement: torch.Tensor = velocity / 2**squarings
     identity = _identity(velocity.shape[2:], velocity.device)
     for _ in range(squarings):
         moved = identity + displacement.movedim(1, -1)
@@ -182,25 +154,79 @@ def exponential(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
 def local_correlation(
     first: torch.Tensor, second: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """Means over ``seen`` of the squared correlation within cubes, (batch,).
+    """Return the means over ``seen`` of the squared correlation within cubes, (batch,).
 
-    All are (batch, 1, x, y, z).
+    All arguments are (batch, 1, x, y, z).
     """
     products = [first, second, first * first, second * second, first * second]
-    a, b, aa, bb, ab = _box(torch.cat(products, dim=1), WINDOW).split(1, dim=1)
+    a, b, aa, bb, ab = _box(torch.cat(products, dim=1), WINDOW).chunk(5, dim=1)
     variances = (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
     correlation = (ab - a * b) ** 2 / (variances + NEGLIGIBLE)
     return (correlation * seen).flatten(1).sum(dim=1) / seen.flatten(1).sum(dim=1)
 
 
+def _optimize(
+    pairs: torch.Tensor, weights: torch.Tensor, level: float, spacing: float, steps: int
+) -> torch.Tensor:
+    """Return the weights (batch, 3, x, y, z), whose blur is the velocity in mm, after one level.
+
+    ``pairs`` (batch, 2, x, y, z) are the fixed and the moving image at ``spacing`` mm; they are
+    compared at ``level`` mm.
+    """
+    factor = level / spacing
+    size = [round(n / factor) for n in pairs.shape[2:]]
+    images = _blur(pairs, 0.42 * factor) if factor > 1 else pairs
+    images = functional.interpolate(images, size=size, mode="trilinear")
+    first, second = images[:, :1], images[:, 1:]
+    seen = (_box((images.amax(dim=1, keepdim=True) > SEEN).float(), 3) > 0).float()
+    identity, in_unit = _identity(size, pairs.device), _mm_in_unit(pairs, spacing)
+    weights = weights.detach().requires_grad_(True)
+    rate = STEP * factor * spacing / 2
+    optimizer = torch.optim.Adam([weights], lr=rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 10)
+    for _ in range(steps):
+        half = _blur(weights, _width(spacing)) * in_unit / 2
+        warped = [
+            _sample(image, identity + _resize(exponential(velocity, SQUARINGS), size))
+            for image, velocity in ((first, -half), (second, half))
+        ]
+        # Their sum: no image's gradient depends on the others.
+        loss = -local_correlation(warped[0], warped[1], seen).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return weights
+
+
+def _both_ways(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the displacements of following a velocity, and those that lead back from there."""
+    there, back = (exponential(way, FINAL_SQUARINGS) for way in (velocity, -velocity))
+    identity = _identity(there.shape[2:], velocity.device)
+    for _ in range(INVERSIONS):
+        # So that it leads back from where the stored displacements lead, not the exact ones.
+        back = -_sample(there, identity + back.movedim(1, -1))
+    return there, back
+
+
+def _mm_in_unit(pairs: torch.Tensor, spacing: float) -> torch.Tensor:
+    """Return 1 mm along each axis where the volume spans -1..1, (1, 3, 1, 1, 1)."""
+    return pairs.new_tensor([2 / (n * spacing) for n in pairs.shape[2:]]).view(1, 3, 1, 1, 1)
+
+
+def _width(spacing: float) -> float:
+    """Return ``SMOOTHNESS_MM`` in voxels of the velocity field."""
+    return SMOOTHNESS_MM / (VELOCITY * spacing)
+
+
 def _identity(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Where the voxels of a volume are, (x, y, z, 3), in units of -1..1 from face to face."""
+    """Return where a volume's voxels are, (x, y, z, 3), with -1..1 from face to face."""
     axes = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def _sample(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Values (batch, channels, …) of volumes at ``where`` (batch, x, y, z, 3)."""
+    """Return the values (batch, channels, …) of volumes at ``where`` (batch, x, y, z, 3)."""
     # grid_sample wants the last axis of the volume first.
     return functional.grid_sample(
         volume, where.flip(-1), padding_mode="border", align_corners=False
@@ -213,7 +239,7 @@ def _resize(displacement: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _box(values: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean over cubes of ``size`` voxels; what lies beyond the volume is 0."""
+    """Return the mean over cubes of ``size`` voxels; what lies beyond the volume is 0."""
     half = size // 2
     for axis in (2, 3, 4):
         length = values.shape[axis]
@@ -224,7 +250,7 @@ def _box(values: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _blur(values: torch.Tensor, width: float) -> torch.Tensor:
-    """Gaussian blur of (batch, channels, x, y, z), ``width`` voxels; 0 beyond the volume."""
+    """Blur (batch, channels, x, y, z) by a Gaussian of ``width`` voxels; 0 beyond the volume."""
     radius = max(1, round(3 * width))
     kernel = torch.exp(
         -0.5 * (torch.arange(-radius, radius + 1, device=values.device) / width) ** 2

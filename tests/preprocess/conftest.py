@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, Head, head
 from neurofoundry.preprocess import template as templates
-from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime.files import hash_file
-
-WriteCohort = Callable[[Mapping[str, Path]], Path]
+from tests.support.preprocessing import WriteCohort
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,7 +79,3 @@ def write_cohort(tmp_path: Path) -> WriteCohort:
         return folder
 
     return write
-
-
-def image_of(scan: Head) -> Image:
-    return Image(scan.image.astype(np.float32), scan.affine)

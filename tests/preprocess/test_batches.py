@@ -16,14 +16,16 @@ from neurofoundry.contracts.volumes import SLOPE, open_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.params import validate
 from neurofoundry.phantom.scanner import Head
-from neurofoundry.preprocess import registration, run, scan, warp
+from neurofoundry.preprocess import registration, scan, warp, workers
+from neurofoundry.preprocess.brain import Brain, find_brain
+from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image
-from neurofoundry.preprocess.scan import Job, _find_brain, _scale, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
+from neurofoundry.preprocess.workers import Worker
 from neurofoundry.runtime.files import hash_file
-from tests.preprocess.conftest import image_of
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS, image_of
 
 CPU = torch.device("cpu")
 FEW = ((8.0, 6), (4.0, 2))
@@ -44,10 +46,10 @@ def brains(heads: list[Head]) -> tuple[list[Image], list[Array]]:
         Image(second.values, turn @ second.affine),
         Image(np.ascontiguousarray(cut), third.affine @ shift),
     ]
-    found = [_scale(_find_brain(one, PARAMS)) for one in scans]
-    images, centres = [one for one, _ in found], [centre for _, centre in found]
+    found = [find_brain(one, PARAMS) for one in scans]
+    images = [brain.intensities() for brain in found]
     assert len({image.values.shape for image in images}) == 3
-    return images, centres
+    return images, [brain.centroid() for brain in found]
 
 
 def test_steps_of_a_batch_are_those_of_each_scan_alone(
@@ -58,11 +60,11 @@ def test_steps_of_a_batch_are_those_of_each_scan_alone(
     monkeypatch.setattr(registration, "FEWEST_STEPS", 2)
     images, centres = brains
     turns = [np.eye(3), Rotation.from_euler("z", 20, degrees=True).as_matrix()]
-    starts = np.stack([registration._start(centre, turns) for centre in centres])
-    together, fits = registration._climb(images, template.levels[:1], starts)
+    starts = np.stack([registration.initial_poses(centre, turns) for centre in centres])
+    together, fits = registration.optimize_poses(images, template.levels[:1], starts)
     assert np.abs(together - starts).max() > 2
     for number, image in enumerate(images):
-        alone, fit = registration._climb([image], template.levels[:1], starts[[number]])
+        alone, fit = registration.optimize_poses([image], template.levels[:1], starts[[number]])
         np.testing.assert_allclose(together[number], alone[0], atol=0.01)
         np.testing.assert_allclose(fits[number], fit[0], atol=1e-3)
 
@@ -139,27 +141,17 @@ def test_a_scan_that_is_unusable_or_odd_costs_the_others_of_its_batch_nothing(
     torn.write_bytes(head_files[3].read_bytes()[:30_000])
     files = {"a": head_files[0], "torn": torn, "b": head_files[1], "odd": head_files[2]}
     jobs = [Job(path, name, hash_file(path), name) for name, path in files.items()]
-    place, sizes = scan._place, []
+    odd = find_brain(read_scan(files["odd"]), PARAMS).centroid()
+    place, sizes = scan.place, []
 
-    def stumble(heads: Any, *rest: Any) -> Any:
-        sizes.append(len(heads))
-        if any(head.scan.affine is odd for head in heads for odd in odds):
+    def stumble(brains: list[Brain], *rest: Any) -> Any:
+        sizes.append(len(brains))
+        if any(np.array_equal(brain.centroid(), odd) for brain in brains):
             raise ZeroDivisionError("as only this head does")
-        return place(heads, *rest)
+        return place(brains, *rest)
 
-    read, odds = scan.read, []
-
-    def remember(path: Path) -> Image:
-        image = read(path)
-        if path == files["odd"]:
-            odds.append(image.affine)
-        return image
-
-    monkeypatch.setattr(scan, "_place", stumble)
-    monkeypatch.setattr(scan, "read", remember)
-    for name, value in (("_params", PARAMS), ("_template", template), ("_standard", ())):
-        monkeypatch.setattr(run, name, value, raising=False)
-    results, _ = run._work(jobs, tmp_path)
+    monkeypatch.setattr(scan, "place", stumble)
+    results, _ = Worker(PARAMS, template).preprocess(jobs, tmp_path)
     assert [result.key for result in results] == list(files)
     assert sizes == [3, 1, 0, 1, 1]  # together, then each alone; the torn one has no head
     assert results[0].volume_sha256
@@ -206,7 +198,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with (
         pytest.raises(UsageError, match=r"preprocess\.device is cuda.*no GPU.*Set it to cpu"),
-        run._pool(1, params),
+        workers.pool(1, params),
     ):
         pass
 
@@ -219,15 +211,17 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_gpu_that_fails_stops_the_run_and_says_what_to_change(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str
+    template: Template,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    words: str,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
     params = PARAMS.model_copy(update={"device": "cuda", "batch": 4})
-    for name, value in (("_params", params), ("_template", None), ("_standard", ())):
-        monkeypatch.setattr(run, name, value, raising=False)
-    monkeypatch.setattr(run, "preprocess_scans", fail)
+    monkeypatch.setattr(workers, "preprocess_scans", fail)
     jobs = [Job(tmp_path / name, name, "", "") for name in "abcd"]
     with pytest.raises(UsageError, match=words):
-        run._work(jobs, tmp_path)
+        Worker(params, template).preprocess(jobs, tmp_path)

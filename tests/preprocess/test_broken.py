@@ -13,13 +13,13 @@ from scipy.spatial.transform import Rotation
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.template import Template
-from tests.preprocess.test_scan import PARAMS, run
+from tests.support.preprocessing import PARAMS, preprocess_one
 
 
 def verdict(values: np.ndarray, affine: np.ndarray, folder: Path, template: Template) -> str | None:
     path = folder / "scan.nii"
     nib.save(nib.Nifti1Image(values.astype(np.float32), affine), path)
-    result = run(path, folder / "out", template)
+    result = preprocess_one(path, folder / "out", template)
     return result.reason or judge(result.measures, PARAMS.quality)
 
 

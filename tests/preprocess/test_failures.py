@@ -1,4 +1,4 @@
-"""What the stage does when the machine fails: it says so at once, and goes on when it is mended."""
+"""What the stage does when the machine fails: it says so at once, and resumes when it is fixed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from neurofoundry.contracts import mni
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import UsageError
-from neurofoundry.preprocess import run
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
+from neurofoundry.preprocess.workers import Worker
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION
-from tests.preprocess.conftest import WriteCohort
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS, WriteCohort
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
@@ -37,7 +36,7 @@ def may_mount() -> bool:
         return False
 
 
-def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_goes_on_when_it_is_mended(
+def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_resumes_when_it_is_fixed(
     head_files: list[Path], write_cohort: WriteCohort, tmp_path: Path
 ) -> None:
     if not may_mount():
@@ -59,14 +58,14 @@ def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_goes_on_when_it_is
         mount -o remount,ro,size=1m {disk}
         {command} 2> {seen}/locked; echo $? > {seen}/locked.code
         mount -o remount,rw,size=100m {disk}
-        {command} 2> {seen}/mended; echo $? > {seen}/mended.code
+        {command} 2> {seen}/fixed; echo $? > {seen}/fixed.code
         cp {disk}/volumes/scans.tsv {seen}
     """
     subprocess.run([*NAMESPACE, "sh", "-c", script], cwd=ROOT, check=True)
 
-    words = {name: (seen / name).read_text() for name in ("full", "locked", "mended")}
+    words = {name: (seen / name).read_text() for name in ("full", "locked", "fixed")}
     codes = {name: int((seen / f"{name}.code").read_text()) for name in words}
-    assert codes == {"full": 2, "locked": 2, "mended": 0}, words
+    assert codes == {"full": 2, "locked": 2, "fixed": 0}, words
     assert "No space left on device. Nothing is lost" in words["full"]
     assert f"{disk}/.volumes.partial" in words["full"]
     assert "Read-only file system. Nothing is lost" in words["locked"]
@@ -92,11 +91,13 @@ def test_a_scan_on_a_failing_disk_stops_the_run_and_is_named(
         )
 
 
-def test_a_scan_on_a_failing_disk_is_named_by_the_fit_of_nyul_too(tmp_path: Path) -> None:
+def test_a_scan_on_a_failing_disk_is_named_by_the_fit_of_nyul_too(
+    template: Template, tmp_path: Path
+) -> None:
     scan = tmp_path / "scan.nii"
     scan.symlink_to("/proc/self/mem")
     with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
-        run._histogram(Job(scan, "a", "0" * 64, ""))
+        Worker(PARAMS, template).histogram(Job(scan, "a", "0" * 64, ""))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not gzip", "cut short"])

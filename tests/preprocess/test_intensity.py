@@ -78,7 +78,7 @@ def test_nyul_is_the_piecewise_linear_map_of_scipy_beyond_its_ends_too() -> None
     found = landmarks(values[MASK])
     standard = np.sort(RNG.normal(size=len(PERCENTILES)))
     line = interpolate.interp1d(found, standard, fill_value="extrapolate")
-    mapped = nyul(values, MASK, found=found, standard=standard)
+    mapped = nyul(values, MASK, own=found, standard=standard)
     np.testing.assert_allclose(mapped[MASK], line(values[MASK].astype(float)), atol=1e-5)
     np.testing.assert_allclose(landmarks(mapped[MASK]), standard, atol=1e-3)
     assert (mapped[~MASK] == 0).all()
@@ -86,11 +86,11 @@ def test_nyul_is_the_piecewise_linear_map_of_scipy_beyond_its_ends_too() -> None
 
 def test_nyul_bears_landmarks_that_coincide() -> None:
     values = np.where(MASK, np.round(brain() * 3), 0).astype(np.float32)
-    mapped = nyul(values, MASK, found=landmarks(values[MASK]), standard=np.arange(11.0))
+    mapped = nyul(values, MASK, own=landmarks(values[MASK]), standard=np.arange(11.0))
     assert np.isfinite(mapped).all()
     uniform = np.array([2.0] * 11)
     np.testing.assert_array_equal(
-        nyul(values, MASK, found=uniform, standard=np.arange(11.0)), zscore(values, MASK)
+        nyul(values, MASK, own=uniform, standard=np.arange(11.0)), zscore(values, MASK)
     )
 
 

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry.preprocess.load import UnusableScanError, read
+from neurofoundry.preprocess.load import UnusableScanError, read_scan
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.integers(0, 1000, (40, 50, 30)).astype(np.int16)
@@ -20,7 +20,7 @@ def save(path: Path, values: np.ndarray = VALUES, affine: np.ndarray = AFFINE) -
 
 
 def test_axes_become_ras_and_every_value_keeps_its_place(tmp_path: Path) -> None:
-    image = read(save(tmp_path / "a.nii.gz"))
+    image = read_scan(save(tmp_path / "a.nii.gz"))
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     for voxel in RNG.integers(0, 30, (50, 3)):
         where = nib.affines.apply_affine(np.linalg.inv(image.affine) @ AFFINE, voxel)
@@ -33,7 +33,7 @@ def test_scaled_values_of_any_type_are_read(tmp_path: Path, dtype: type) -> None
     image.header.set_slope_inter(0.5, -3)
     nib.save(image, tmp_path / "a.nii")
     stored = nib.load(tmp_path / "a.nii").get_fdata()
-    assert np.sort(read(tmp_path / "a.nii").values, axis=None) == pytest.approx(
+    assert np.sort(read_scan(tmp_path / "a.nii").values, axis=None) == pytest.approx(
         np.sort(stored, axis=None), abs=1e-4
     )
 
@@ -43,7 +43,7 @@ def test_a_last_axis_of_one_is_no_fault_and_values_that_are_not_numbers_are_back
 ) -> None:
     values = VALUES[..., None].astype(np.float32)
     values[:5] = np.nan
-    image = read(save(tmp_path / "a.nii", values))
+    image = read_scan(save(tmp_path / "a.nii", values))
     assert image.values.shape == (40, 30, 50)
     assert np.isfinite(image.values).all()
 
@@ -55,7 +55,7 @@ def test_a_last_axis_of_one_is_no_fault_and_values_that_are_not_numbers_are_back
         (VALUES[:, :, 0], AFFINE, "not one volume"),
         (VALUES[:, :, :5], AFFINE, "too few slices"),
         (VALUES, np.diag([0.1, 4, 4, 1]), "implausible voxel size"),
-        (VALUES, np.diag([1.0, 4, 4, 1]), "implausible view size"),
+        (VALUES, np.diag([1.0, 4, 4, 1]), "implausible field of view"),
         (VALUES * 0, AFFINE, "empty"),
         (VALUES * np.float32(np.nan), AFFINE, "not finite"),
         (VALUES.astype(np.complex64), AFFINE, "not intensities"),
@@ -65,7 +65,7 @@ def test_what_cannot_show_a_head_is_refused_in_words(
     tmp_path: Path, values: np.ndarray, affine: np.ndarray, words: str
 ) -> None:
     with pytest.raises(UnusableScanError, match=words):
-        read(save(tmp_path / "a.nii.gz", values, affine))
+        read_scan(save(tmp_path / "a.nii.gz", values, affine))
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -77,7 +77,7 @@ def test_a_file_that_is_cut_short_is_refused_in_words(
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UnusableScanError, match="cannot be read"):
-        read(path)
+        read_scan(path)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_a_file_that_is_cut_short_is_refused_in_words(
 def test_a_file_that_is_no_image_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(UnusableScanError, match="cannot be read"):
-        read(tmp_path / "a.nii.gz")
+        read_scan(tmp_path / "a.nii.gz")

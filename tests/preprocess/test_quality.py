@@ -10,39 +10,21 @@ from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityPara
 from neurofoundry.preprocess.quality import (
     BY_SYN,
     MEASURES,
-    _contrast_to_noise,
-    _ghosting,
-    _local_correlation,
-    _margin,
-    _shading,
+    contrast_to_noise,
+    ghosting,
     judge,
+    local_correlation,
+    margin,
+    shading,
 )
 from neurofoundry.preprocess.resample import Image, look_up
 from neurofoundry.preprocess.template import Template
-
-GOOD = {
-    "coverage": 1.0,
-    "in_box": 1.0,
-    "margin_mm": 12.0,
-    "mask_ml": 1400.0,
-    "mask_dice": 0.95,
-    "template_correlation": 0.7,
-    "template_nmi": 1.1,
-    "local_correlation": 0.7,
-    "contrast": 0.9,
-    "cnr": 6.0,
-    "bias": 0.05,
-    "ghosting": 0.02,
-    "rotation_deg": 8.0,
-    "scale": 0.92,
-    "determinant": 0.78,
-    "stretch": 1.1,
-}
+from tests.support.preprocessing import GOOD_MEASURES
 
 
 def test_a_good_scan_has_no_reason_and_every_bound_has_a_measure() -> None:
-    assert judge(GOOD, QualityParams()) is None
-    assert {*GOOD, *BY_SYN} == set(MEASURES)
+    assert judge(GOOD_MEASURES, QualityParams()) is None
+    assert {*GOOD_MEASURES, *BY_SYN} == set(MEASURES)
     assert set(QualityParams.model_fields) <= set(MEASURES)
 
 
@@ -51,11 +33,11 @@ def test_every_bound_is_kept_on_both_sides_and_named_in_the_reason(name: str) ->
     bound = getattr(QualityParams(), name)
     for end, beyond in ((bound.min, -1e-3), (bound.max, 1e-3)):
         if end is not None:
-            assert judge({**GOOD, name: end}, QualityParams()) is None
-            reason = judge({**GOOD, name: end + beyond}, QualityParams())
+            assert judge({**GOOD_MEASURES, name: end}, QualityParams()) is None
+            reason = judge({**GOOD_MEASURES, name: end + beyond}, QualityParams())
             assert reason is not None
             assert reason.startswith(MEASURES[name] + ":")
-    assert judge({**GOOD, name: float("nan")}, QualityParams())
+    assert judge({**GOOD_MEASURES, name: float("nan")}, QualityParams())
 
 
 def test_bounds_that_bound_nothing_are_refused() -> None:
@@ -78,7 +60,7 @@ def test_local_correlation_agrees_with_correlations_counted_window_by_window() -
         window = tuple(slice(max(n - 2, 0), n + 3) for n in (i, j, k))
         chosen = inside[window]
         expected.append(np.corrcoef(a[window][chosen], b[window][chosen])[0, 1])
-    assert _local_correlation(a, b, inside) == pytest.approx(np.mean(expected), abs=1e-4)
+    assert local_correlation(a, b, inside) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_contrast_to_noise_is_that_of_tissue_with_known_noise() -> None:
@@ -89,10 +71,10 @@ def test_contrast_to_noise_is_that_of_tissue_with_known_noise() -> None:
     scan = Image((values + rng.normal(0, 5, values.shape)).astype(np.float32), affine)
     voxels = np.argwhere(np.ones((14, 36, 36))) + 2
     white, grey = apply_affine(affine, voxels + np.array([22, 0, 0])), apply_affine(affine, voxels)
-    assert _contrast_to_noise(scan, white, grey) == pytest.approx(40 / 5, rel=0.03)
-    assert _contrast_to_noise(scan, grey, white) == pytest.approx(-40 / 5, rel=0.03)
+    assert contrast_to_noise(scan, white, grey) == pytest.approx(40 / 5, rel=0.03)
+    assert contrast_to_noise(scan, grey, white) == pytest.approx(-40 / 5, rel=0.03)
     beyond = white + 1000
-    assert _contrast_to_noise(scan, beyond, grey) == 0
+    assert contrast_to_noise(scan, beyond, grey) == 0
 
 
 def test_shading_is_the_deviation_of_the_field_and_not_of_the_noise() -> None:
@@ -100,9 +82,9 @@ def test_shading_is_the_deviation_of_the_field_and_not_of_the_noise() -> None:
     points = rng.uniform(-70, 70, (4000, 3))
     field = 0.002 * points[:, 0] - 1e-5 * points[:, 1] * points[:, 2]
     white = (0.8 * np.exp(field + rng.normal(0, 0.05, len(points)))).astype(np.float32)
-    assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
+    assert shading(white, points) == pytest.approx(field.std(), rel=0.05)
     white[:100] = 0  # holes are not shading
-    assert _shading(white, points) == pytest.approx(field.std(), rel=0.05)
+    assert shading(white, points) == pytest.approx(field.std(), rel=0.05)
 
 
 def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Template) -> None:
@@ -121,7 +103,7 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Te
         values = np.where(depth > -18, np.where(skull, 10, 200), air)
         values = values + np.where(z < template.centre[2] - 8, below, 0)
         values[0, 0, 0] = 0  # no air is as dark as the darkest voxel, but where it is blackened
-        return _ghosting(Image(values.astype(np.float32), affine), white, np.eye(4), template)
+        return ghosting(Image(values.astype(np.float32), affine), white, np.eye(4), template)
 
     assert found(np.ones_like(depth)) == 0
     # Means of up to 125 voxels, and of fewer at the edges.
@@ -149,9 +131,9 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Te
     # Where the view ends at the scalp, there is none, nor where all is blackened.
     corner = from_matvec(np.diag([4.0, 4, 4]), [-50, -90, -60])
     tight = Image(np.full((25, 35, 30), 200, np.float32), corner)
-    assert np.isnan(_ghosting(tight, white, np.eye(4), template))
+    assert np.isnan(ghosting(tight, white, np.eye(4), template))
     assert np.isnan(found(np.zeros_like(depth)))
-    lacking = {name: value for name, value in GOOD.items() if name != "ghosting"}
+    lacking = {name: value for name, value in GOOD_MEASURES.items() if name != "ghosting"}
     assert judge(lacking, QualityParams()) is None
 
 
@@ -159,5 +141,5 @@ def test_the_margin_is_the_distance_to_the_nearest_face_of_the_scan() -> None:
     scan = Image(np.zeros((50, 60, 40), np.float32), from_matvec(np.diag([1.0, 2, 3]), [0, 0, 0]))
     middle = np.array([25.0, 60, 60])
     corners = middle + np.array([[-5.0, 0, 0], [5, 0, 0], [0, 0, 40]])
-    assert _margin(scan, corners) == pytest.approx(3 * 39.5 - 100)
-    assert _margin(scan, corners + np.array([21, 0, 0])) == pytest.approx(49.5 - 51)
+    assert margin(scan, corners) == pytest.approx(3 * 39.5 - 100)
+    assert margin(scan, corners + np.array([21, 0, 0])) == pytest.approx(49.5 - 51)

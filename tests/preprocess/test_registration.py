@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import registration
+from neurofoundry.preprocess.brain import find_brain
 from neurofoundry.preprocess.registration import (
     BINS,
     closest_rigid,
@@ -18,17 +19,17 @@ from neurofoundry.preprocess.registration import (
     mutual_information,
 )
 from neurofoundry.preprocess.resample import Image, Matrix
-from neurofoundry.preprocess.scan import _find_brain, _scale
 from neurofoundry.preprocess.template import Template
-from tests.preprocess.conftest import image_of
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS, image_of
 
 RNG = np.random.default_rng(0)
 
 
 def to_scan(scan: Image, template: Template) -> Matrix:
-    intensities, centre = _scale(_find_brain(scan, PARAMS))
-    (affine,) = registration.register([intensities], [centre], template.levels, template.centre)
+    brain = find_brain(scan, PARAMS)
+    (affine,) = registration.register(
+        [brain.intensities()], [brain.centroid()], template.levels, template.centre
+    )
     return closest_rigid(affine, template.centre)
 
 
@@ -58,6 +59,19 @@ def test_a_turned_head_is_found_where_it_was_turned_to(
     turn = from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix(), [12, -7, 9])
     turned = Image(scan.values, turn @ scan.affine)
     assert apart(to_scan(turned, template), turn @ to_scan(scan, template), template) < 1.5
+
+
+def test_the_coarsest_registration_ends_where_the_orientation_is_judged(
+    heads: list[Head], template: Template
+) -> None:
+    """registration_spacing 8 leaves no finer level."""
+    brain = find_brain(image_of(heads[0]), PARAMS)
+    judged = [level for level in template.levels if level.spacing >= registration.CHECKPOINT_MM]
+    (affine,) = registration.register(
+        [brain.intensities()], [brain.centroid()], judged, template.centre
+    )
+    rigid = closest_rigid(affine, template.centre)
+    assert apart(rigid, np.linalg.inv(heads[0].pose), template) < 4
 
 
 def test_mutual_information_agrees_with_a_histogram_counted_by_hand() -> None:
@@ -127,13 +141,14 @@ def test_the_slope_of_mutual_information_is_that_of_automatic_differentiation() 
 def test_a_batch_of_poses_gives_what_each_pose_gives_alone(
     heads: list[Head], template: Template
 ) -> None:
-    intensities, centre = _scale(_find_brain(image_of(heads[1]), PARAMS))
+    brain = find_brain(image_of(heads[1]), PARAMS)
+    intensities = brain.intensities()
     turns = [np.eye(3), Rotation.from_euler("z", 20, degrees=True).as_matrix()]
-    starts = registration._start(centre, turns)
-    together, fits = registration._climb([intensities], template.levels[:1], starts[None])
+    starts = registration.initial_poses(brain.centroid(), turns)
+    together, fits = registration.optimize_poses([intensities], template.levels[:1], starts[None])
     for number in range(2):
         start = starts[None, [number]]
-        alone, fit = registration._climb([intensities], template.levels[:1], start)
+        alone, fit = registration.optimize_poses([intensities], template.levels[:1], start)
         np.testing.assert_allclose(together[0, number], alone[0, 0], atol=0.05)
         np.testing.assert_allclose(fits[0, number], fit[0, 0], atol=1e-3)
 
@@ -150,7 +165,7 @@ def test_the_closest_rotation_is_the_polar_factor_and_keeps_the_centre() -> None
 
 
 def test_there_are_24_ways_to_turn_by_right_angles() -> None:
-    turns = registration._right_angles()
+    turns = registration.right_angled_rotations()
     assert len({turn.tobytes() for turn in map(np.round, turns)}) == 24
     assert all(np.linalg.det(turn) == pytest.approx(1) for turn in turns)
     assert all((turn @ turn.T == np.eye(3)).all() for turn in turns)

@@ -11,12 +11,12 @@ from PIL import Image as Pillow
 from neurofoundry.preprocess import report
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
-from tests.preprocess.test_quality import GOOD
+from tests.support.preprocessing import GOOD_MEASURES
 
 
 def page_of(count: int, folder: Path) -> tuple[str, list[dict[str, object]]]:
     rng = np.random.default_rng(0)
-    table = pd.DataFrame([GOOD | dict.fromkeys(BY_SYN, np.nan)] * count).assign(
+    table = pd.DataFrame([GOOD_MEASURES | dict.fromkeys(BY_SYN, np.nan)] * count).assign(
         scan_id=[f"s{number:04d}" for number in range(count)],
         site=[f"site{number % 3}" for number in range(count)],
         usable=True,
@@ -44,7 +44,7 @@ def test_the_worst_scans_come_first_with_their_pictures_and_decisions(tmp_path: 
     assert by_scan["s0001"]["decision"] == "keep"
     assert by_scan["s0001"]["words"] == 'a "good" one'
     assert all(str(card["picture"]).startswith("data:image/jpeg;base64,") for card in cards)
-    fits = [card["values"][list(GOOD).index("template_correlation")] for card in cards[1:]]  # type: ignore[index]
+    fits = [card["values"][list(GOOD_MEASURES).index("template_correlation")] for card in cards[1:]]  # type: ignore[index]
     assert fits == sorted(fits)
 
 

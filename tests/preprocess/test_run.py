@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,15 +21,16 @@ from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import run
+from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.intensity import standard_scale
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.scan import brain_histogram
+from neurofoundry.runtime import progress
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
 from neurofoundry.runtime.tracking import Tracker
-from tests.preprocess.conftest import WriteCohort
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS, WriteCohort
 
 ROOT = Path(__file__).resolve().parents[2]
 Preprocess = Callable[..., Workspace]
@@ -113,14 +115,40 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     assert work.summary["scans"] == 6
 
 
-def test_parts_of_several_machines_make_what_one_run_makes(
+def test_a_log_is_told_how_far_the_run_is_and_how_many_scans_failed(
+    head_files: list[Path],
+    write_cohort: WriteCohort,
+    preprocess: Preprocess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torn = tmp_path / "torn.nii.gz"
+    torn.write_bytes(head_files[2].read_bytes()[:30_000])
+    cohort = write_cohort({"head0": head_files[0], "head1": head_files[1], "torn": torn})
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    with caplog.at_level("INFO", logger="neurofoundry"):
+        preprocess(cohort, workers=1)
+    lines = [line for line in caplog.messages if line.startswith("preprocess: ")]
+    assert len(lines) > 3
+    assert lines[0] == "preprocess: 0/3 scans"
+    assert re.fullmatch(r"preprocess: 3/3 scans, [\d.]+/(s|min), 1 failed", lines[-1])
+    caplog.clear()
+    (tmp_path / "work" / "head0.json").unlink()
+    with caplog.at_level("INFO", logger="neurofoundry"):
+        preprocess(cohort, workers=1)
+    assert caplog.messages[-1].startswith("preprocess: 3/3 scans, ")
+    assert any("preprocess: 2/3 scans, 1 failed" in line for line in caplog.messages)
+
+
+def test_shards_of_several_machines_make_what_one_run_makes(
     head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess
 ) -> None:
     cohort = write_cohort({f"head{number}": path for number, path in enumerate(head_files[:3])})
     whole = preprocess(cohort, "whole")
-    parts = [preprocess(cohort, f"part{number}", part=f"{number}/4") for number in (1, 2, 3, 4)]
-    assert [part.summary["scans"] for part in parts] == [1, 1, 1, 0]
-    merged = preprocess(cohort, "merged", earlier=tuple(part.dir for part in parts))
+    shards = [preprocess(cohort, f"shard{n}", shard=f"{n}/4") for n in (1, 2, 3, 4)]
+    assert [shard.summary["scans"] for shard in shards] == [1, 1, 1, 0]
+    merged = preprocess(cohort, "merged", earlier=tuple(shard.dir for shard in shards))
     assert merged.summary["reused"] == 3
     assert content(merged.dir) == content(whole.dir)
 
@@ -207,8 +235,7 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
     params = PARAMS.model_copy(update={"normalization": "nyul"})
 
     def fit(splits: list[str], kept: int, name: str) -> Workspace:
-        part = table.assign(split=splits).iloc[:kept]
-        write_table(part, cohort / "scans.tsv", SCANS)
+        write_table(table.assign(split=splits).iloc[:kept], cohort / "scans.tsv", SCANS)
         return preprocess(cohort, name, params=params)
 
     splits = ["train", "pretrain", "test", "val"]
@@ -289,7 +316,7 @@ def test_a_worker_that_is_killed_gives_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The template is what a worker gets first; unpacking this one kills it.
-    monkeypatch.setattr(run.template, "build", lambda *_: Deadly())
+    monkeypatch.setattr(templates, "build", lambda *_: Deadly())
     cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
     with pytest.raises(UsageError, match="fewer --workers"):
         preprocess(cohort)

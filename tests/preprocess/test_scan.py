@@ -11,28 +11,20 @@ import SimpleITK
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from neurofoundry.contracts.volumes import SLOPE, Grid, open_volume
+from neurofoundry.contracts.volumes import SLOPE, open_volume
 from neurofoundry.phantom.scanner import Head
-from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
-
-PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
-
-
-def run(path: Path, out: Path, template: Template, params: PreprocessParams = PARAMS) -> Result:
-    out.mkdir(exist_ok=True)
-    job = Job(path, "a", hash_file(path), "k")
-    return preprocess_scans([job], out=out, params=params, template=template)[0]
+from tests.support.preprocessing import PARAMS, preprocess_one
 
 
 def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
     head_files: list[Path], heads: list[Head], template: Template, tmp_path: Path
 ) -> None:
-    result = run(head_files[0], tmp_path, template)
+    result = preprocess_one(head_files[0], tmp_path, template)
     assert result.reason is None
     assert json.loads((tmp_path / "a.json").read_text()) == asdict(result)
     assert result.volume_sha256 == hash_file(tmp_path / "a.nii")
@@ -54,7 +46,7 @@ def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
 def test_the_transform_is_what_itk_needs_to_repeat_the_resampling(
     head_files: list[Path], template: Template, tmp_path: Path
 ) -> None:
-    run(head_files[1], tmp_path, template)
+    preprocess_one(head_files[1], tmp_path, template)
     volume = SimpleITK.ReadImage(str(tmp_path / "a.nii"), SimpleITK.sitkFloat32)
     moved = SimpleITK.Resample(
         SimpleITK.ReadImage(str(head_files[1]), SimpleITK.sitkFloat32),
@@ -72,7 +64,7 @@ def test_the_order_and_direction_of_stored_axes_make_no_difference(
     head_files: list[Path], template: Template, tmp_path: Path
 ) -> None:
     image = nib.load(head_files[2])
-    expected = run(head_files[2], tmp_path / "stored", template)
+    expected = preprocess_one(head_files[2], tmp_path / "stored", template)
     for codes in ("RAS", "LPS", "SAL", "PIR"):
         change = ornt_transform(nib.io_orientation(image.affine), axcodes2ornt(tuple(codes)))
         turned = nib.Nifti1Image(
@@ -81,7 +73,7 @@ def test_the_order_and_direction_of_stored_axes_make_no_difference(
         )
         nib.save(turned, tmp_path / f"{codes}.nii.gz")
         assert nib.aff2axcodes(turned.affine) == tuple(codes)
-        found = run(tmp_path / f"{codes}.nii.gz", tmp_path / codes, template)
+        found = preprocess_one(tmp_path / f"{codes}.nii.gz", tmp_path / codes, template)
         first, second = (
             open_volume(tmp_path / folder / "a.nii", PARAMS.grid).astype(float) * SLOPE
             for folder in ("stored", codes)
@@ -96,7 +88,7 @@ def test_rigid_registration_keeps_the_size_of_the_brain_and_affine_fits_the_temp
     params = {"rigid": PARAMS, "affine": PARAMS.model_copy(update={"registration": "affine"})}
     determinants = {}
     for name, chosen in params.items():
-        result = run(head_files[3], tmp_path / name, template, chosen)
+        result = preprocess_one(head_files[3], tmp_path / name, template, chosen)
         to_scan = read_affine(tmp_path / name / "a_to-mni.txt")
         determinants[name] = np.linalg.det(to_scan[:3, :3])
         volume = open_volume(tmp_path / name / "a.nii", PARAMS.grid)
@@ -114,7 +106,7 @@ def test_n4_leaves_less_shading_in_the_volume(
     path = tmp_path / "shaded.nii.gz"
     nib.save(nib.Nifti1Image((scan.image * slope).astype(np.int16), scan.affine), path)
     found = {
-        name: run(
+        name: preprocess_one(
             path, tmp_path / name, template, PARAMS.model_copy(update={"bias_correction": name})
         )
         for name in ("none", "n4")
@@ -159,10 +151,10 @@ def test_a_normalization_changes_the_scale_and_not_the_order_of_intensities(
 def test_a_result_without_volume_leaves_no_file_of_an_earlier_one(
     head_files: list[Path], template: Template, tmp_path: Path
 ) -> None:
-    run(head_files[0], tmp_path / "out", template)
+    preprocess_one(head_files[0], tmp_path / "out", template)
     noise = np.random.default_rng(0).random((60, 60, 60), dtype=np.float32)
     nib.save(nib.Nifti1Image(np.zeros_like(noise), np.diag([3.0, 3, 3, 1])), tmp_path / "b.nii")
-    result = run(tmp_path / "b.nii", tmp_path / "out", template)
+    result = preprocess_one(tmp_path / "b.nii", tmp_path / "out", template)
     assert result.reason == "empty: every value is 0"
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.json"]
 
@@ -181,7 +173,7 @@ def test_real_heads_pass_and_a_flair_does_not(
     real_mri: Path, template: Template, tmp_path: Path
 ) -> None:
     for number, path in enumerate(sorted(real_mri.rglob("*.nii.gz"))):
-        result = run(path, tmp_path / str(number), template)
+        result = preprocess_one(path, tmp_path / str(number), template)
         if "FLAIR" in path.name:
             assert "contrast" in (judge(result.measures, PARAMS.quality) or "")
         else:

@@ -24,8 +24,7 @@ from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import Tracker
-from tests.preprocess.conftest import WriteCohort
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS, WriteCohort
 
 Write = Callable[..., Path]
 

@@ -17,13 +17,13 @@ from neurofoundry.preprocess.verdict import (
     outliers,
     read_overrides,
 )
-from tests.preprocess.test_quality import GOOD
+from tests.support.preprocessing import GOOD_MEASURES
 
 PARAMS = PreprocessParams()
 
 
 def scans(count: int, site: str = "here") -> pd.DataFrame:
-    table = pd.DataFrame([GOOD | dict.fromkeys(BY_SYN, np.nan)] * count)
+    table = pd.DataFrame([GOOD_MEASURES | dict.fromkeys(BY_SYN, np.nan)] * count)
     rng = np.random.default_rng(0)
     table["local_correlation"] = 0.7 + 0.01 * rng.normal(size=count)
     names = [f"{site}{number}" for number in range(count)]

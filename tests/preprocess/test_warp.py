@@ -20,7 +20,7 @@ from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.warp import WINDOW, Warp, exponential, local_correlation, register
 from neurofoundry.runtime.files import hash_file
-from tests.preprocess.test_scan import PARAMS
+from tests.support.preprocessing import PARAMS
 
 SYN = PARAMS.model_copy(update={"registration": "syn"})
 

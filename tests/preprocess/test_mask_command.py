@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from neurofoundry.contracts.volumes import open_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.phantom.scanner import Head
-from neurofoundry.preprocess import extractor
+from neurofoundry.preprocess import mask_command
 from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import MaskParams
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
-from tests.preprocess.conftest import image_of
-from tests.preprocess.test_scan import PARAMS, run
+from tests.support.preprocessing import PARAMS, image_of, preprocess_one
 
 BALL = """
 import nibabel as nib, numpy as np, sys
@@ -41,10 +40,10 @@ def writing(values: str, affine: str = "scan.affine") -> str:
 
 def test_the_mask_is_what_the_program_wrote(tmp_path: Path) -> None:
     ball = "((places**2).sum(axis=0) < 15**2).astype('uint8')"
-    found = extractor.extract(SCAN, MaskParams(command=program(tmp_path, writing(ball))))
+    mask = mask_command.run(SCAN, MaskParams(command=program(tmp_path, writing(ball))))
     places = np.indices(SCAN.values.shape) - np.reshape([20, 22, 18], (3, 1, 1, 1))
-    np.testing.assert_array_equal(found.values, (places**2).sum(axis=0) < 15**2)
-    np.testing.assert_array_equal(found.affine, SCAN.affine)
+    np.testing.assert_array_equal(mask.values, (places**2).sum(axis=0) < 15**2)
+    np.testing.assert_array_equal(mask.affine, SCAN.affine)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_a_program_without_a_mask_costs_the_scan_and_says_why(
 ) -> None:
     params = MaskParams(command=program(tmp_path, last), timeout=5 if "sleep" in last else 60)
     with pytest.raises(UnusableScanError, match=words):
-        extractor.extract(SCAN, params)
+        mask_command.run(SCAN, params)
 
 
 def test_a_mask_of_another_program_is_used_as_it_is(
@@ -81,7 +80,7 @@ def test_a_mask_of_another_program_is_used_as_it_is(
     nib.save(nib.as_closest_canonical(mask), tmp_path / "truth.nii.gz")
     copy = f"import shutil; shutil.copy({str(tmp_path / 'truth.nii.gz')!r}, sys.argv[2])"
     params = PARAMS.model_copy(update={"mask": MaskParams(command=program(tmp_path, copy))})
-    result = run(head_files[1], tmp_path / "out", template, params)
+    result = preprocess_one(head_files[1], tmp_path / "out", template, params)
     assert result.reason is None
     ml = heads[1].brain.sum() * abs(np.linalg.det(truth.affine)) / 1000
     assert result.measures["mask_ml"] == pytest.approx(ml, rel=0.02)
@@ -92,8 +91,8 @@ def test_a_mask_of_another_program_is_used_as_it_is(
 
 def test_a_program_that_is_not_there_ends_the_run_before_it_begins() -> None:
     with pytest.raises(UsageError, match="no program synthstrip-nowhere"):
-        extractor.check(MaskParams(command="synthstrip-nowhere {input} {output}"))
-    extractor.check(MaskParams(command=f"{sys.executable} {{input}} {{output}}"))
+        mask_command.check(MaskParams(command="synthstrip-nowhere {input} {output}"))
+    mask_command.check(MaskParams(command=f"{sys.executable} {{input}} {{output}}"))
 
 
 @pytest.mark.parametrize(

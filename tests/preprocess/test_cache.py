@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from neurofoundry.preprocess.cache import ScanCache, make_key
+from neurofoundry.preprocess.scan import Job, Result, output_files
+from neurofoundry.runtime.files import write_json
+
+
+def write_scan(folder: Path, scan_id: str, key: str, *, volume: bool = True) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in output_files("rigid")[:-1] if volume else ():
+        (folder / name.format(scan_id)).write_text(f"{name} of {key}")
+    result = Result(key, None if volume else "no head", "0" * 64 if volume else None)
+    write_json(folder / f"{scan_id}.json", asdict(result))
+
+
+def jobs(**keys: str) -> list[Job]:
+    return [Job(Path("scan.nii"), scan_id, "", key) for scan_id, key in keys.items()]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ScanCache:
+    (tmp_path / "work").mkdir()
+    return ScanCache(tmp_path / "work", (tmp_path / "first", tmp_path / "second"), "rigid")
+
+
+def test_a_scan_is_found_by_its_key_wherever_it_was_made(cache: ScanCache, tmp_path: Path) -> None:
+    write_scan(tmp_path / "work", "a", "1")
+    write_scan(tmp_path / "first", "b", "old")
+    write_scan(tmp_path / "second", "b", "2")
+    write_scan(tmp_path / "second", "c", "3", volume=False)
+    write_scan(tmp_path / "second", "d", "old")
+    results = cache.finished(jobs(a="1", b="2", c="3", d="4", e="5"))
+    assert {scan_id: result.key for scan_id, result in results.items()} == dict(a="1", b="2", c="3")
+    assert (tmp_path / "work" / "b.nii").read_text() == "{}.nii of 2"
+    assert (tmp_path / "work" / "c.json").exists()
+    assert not (tmp_path / "work" / "d.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["a.nii", "a_to-mni.txt", "a.png"])
+def test_a_scan_that_has_lost_a_file_is_not_done(
+    cache: ScanCache, tmp_path: Path, lost: str
+) -> None:
+    write_scan(tmp_path / "first", "a", "1")
+    (tmp_path / "first" / lost).unlink()
+    assert cache.finished(jobs(a="1")) == {}
+
+
+@pytest.mark.parametrize("content", ["", "{", '"text"', '{"key": "1", "unknown": 2}'])
+def test_a_damaged_result_is_not_done(cache: ScanCache, tmp_path: Path, content: str) -> None:
+    write_scan(tmp_path / "first", "a", "1")
+    (tmp_path / "first" / "a.json").write_text(content)
+    assert cache.finished(jobs(a="1")) == {}
+
+
+def test_only_files_of_results_and_what_is_to_stay_are_left(
+    cache: ScanCache, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    write_scan(work, "a", "1")
+    write_scan(work, "b", "2", volume=False)
+    for name in ("b.nii", "gone.json", ".a.tmp.nii", "scans.tsv"):
+        (work / name).touch()
+    cache.remove_others(cache.finished(jobs(a="1", b="2")), {"scans.tsv"})
+    left = {path.name for path in work.iterdir()}
+    assert left == {"a.nii", "a_to-mni.txt", "a.png", "a.json", "b.json", "scans.tsv"}
+
+
+def test_a_key_tells_where_one_part_ends() -> None:
+    assert make_key("ab", "c") != make_key("a", "bc")
+    assert make_key("ab", "c") == make_key("ab", "c")

@@ -1,0 +1,54 @@
+"""What tests of preprocessing share: parameters that are cheap, and one scan at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from neurofoundry.contracts.volumes import Grid
+from neurofoundry.phantom.scanner import Head
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.resample import Image
+from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
+from neurofoundry.preprocess.template import Template
+from neurofoundry.runtime.files import hash_file
+
+WriteCohort = Callable[[Mapping[str, Path]], Path]
+
+PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
+
+GOOD_MEASURES = {
+    "coverage": 1.0,
+    "in_box": 1.0,
+    "margin_mm": 12.0,
+    "mask_ml": 1400.0,
+    "mask_dice": 0.95,
+    "template_correlation": 0.7,
+    "template_nmi": 1.1,
+    "local_correlation": 0.7,
+    "contrast": 0.9,
+    "cnr": 6.0,
+    "bias": 0.05,
+    "ghosting": 0.02,
+    "rotation_deg": 8.0,
+    "scale": 0.92,
+    "determinant": 0.78,
+    "stretch": 1.1,
+}
+"""Every measure that any registration gives, within all bounds."""
+
+
+def preprocess_one(
+    path: Path, out: Path, template: Template, params: PreprocessParams = PARAMS
+) -> Result:
+    """Preprocess a scan under the name ``a`` into the folder ``out``, which is made."""
+    out.mkdir(exist_ok=True)
+    job = Job(path, "a", hash_file(path), "k")
+    return preprocess_scans([job], out=out, params=params, template=template)[0]
+
+
+def image_of(head: Head) -> Image:
+    """The image of a phantom as `read_scan` would give it."""
+    return Image(head.image.astype(np.float32), head.affine)
