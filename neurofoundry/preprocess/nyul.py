@@ -15,6 +15,7 @@ from neurofoundry.preprocess.cache import make_key
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.scan import Job
 from neurofoundry.preprocess.workers import histogram, pool
+from neurofoundry.runtime.cache import take
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.runtime.stage import Workspace
@@ -45,20 +46,18 @@ def standard_scale(
     none of the scans shows a brain.
     """
     key = make_key(settings, *(job.sha256 for job in jobs))
-    content = _kept(work, key) or {"key": key, **_fit(jobs, params, template, workers)}
-    write_json(work.dir / LANDMARKS, content)
-    return [float(value) for value in content["standard"]]
+    path = work.dir / LANDMARKS
+    earlier = [folder / LANDMARKS for folder in work.earlier]
+    if not take(path, key, earlier=earlier, key_of=_key_of):
+        write_json(path, {"key": key, **_fit(jobs, params, template, workers)})
+    return [float(value) for value in json.loads(path.read_text())["standard"]]
 
 
-def _kept(work: Workspace, key: str) -> dict[str, Any] | None:
-    for folder in (work.dir, *work.earlier):
-        try:
-            content: dict[str, Any] = json.loads((folder / LANDMARKS).read_text())
-            if content["key"] == key and content["standard"]:
-                return content
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            continue
-    return None
+def _key_of(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text())["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _fit(

@@ -13,13 +13,13 @@ from neurofoundry.params import Section
 
 
 class Bounds(Section):
-    """What a measure must lie within; an end that is left out is open."""
+    """The range that a measure must lie in; an end that is left out is open."""
 
     min: float | None = None
     max: float | None = None
 
     @model_validator(mode="after")
-    def _in_order(self) -> Bounds:
+    def _check_order(self) -> Bounds:
         if self.min is None and self.max is None:
             raise ValueError("give min, max or both")
         if self.min is not None and self.max is not None and self.min >= self.max:
@@ -28,38 +28,39 @@ class Bounds(Section):
 
 
 class QualityParams(Section):
-    """A scan beyond any of these bounds is not usable. quality.py says how each is measured."""
+    """A scan out of any of these bounds is not usable. quality.py says how each is measured."""
 
     coverage: Bounds = Bounds(min=0.9)
-    """Share of the template's brain that the scan's field of view holds."""
+    """Share of the template's brain that lies within the scan's field of view."""
     in_box: Bounds = Bounds(min=0.9)
-    """Share of the brain's surface that the standard box holds."""
+    """Share of the brain's surface that lies within the standard box."""
     contrast: Bounds = Bounds(min=0.25)
     """(white - grey) / (their standard deviations, summed): negative in T2w and FLAIR."""
     mask_ml: Bounds = Bounds(min=850, max=2000)
     """Volume of the brain mask in ml."""
     mask_dice: Bounds = Bounds(min=0.7)
-    """Overlap with the template's brain, after affine registration, of the brain as the scan alone
-    shows it. Loose, because atrophy and infarcts lower it and the template then mends the mask."""
+    """Overlap (Dice), after affine registration, of the template's brain with the brain as the scan
+    alone shows it. Loose, because atrophy and infarcts lower it and the template then corrects the
+    mask."""
     template_correlation: Bounds = Bounds(min=0.5)
     """Correlation of intensities with the template's, over the template's brain."""
     local_correlation: Bounds = Bounds(min=0.4)
-    """Mean correlation with the template within windows of 20 mm: what tells good registrations
+    """Mean correlation with the template within windows of 20 mm: it separates good registrations
     (0.52 and more) from failed ones (0.34 and less) best."""
     cnr: Bounds = Bounds(min=1.5)
     """Difference of white and grey matter over the noise between neighbouring voxels. Clinical
     scans with slices of 3 mm have 3.8 and more."""
     bias: Bounds = Bounds(max=0.4)
-    """Standard deviation of the shading that is left in white matter, as a share; scans have 0.03
-    to 0.13 before any correction."""
+    """Standard deviation of the shading left in white matter, as a share; scans have 0.03 to 0.13
+    before any correction."""
     ghosting: Bounds = Bounds(max=0.04)
     """Range of the air's brightness beside and above the head, in means over 20 mm, as a share of
-    white matter's: what motion and ghosts leave there, 0.03 to 0.2. Air has at most 0.013."""
+    white matter's. Motion and ghosts leave 0.03 to 0.2 there; clean air has at most 0.013."""
     rotation_deg: Bounds = Bounds(max=40)
-    """How far the scan had to be turned against what its header says. A header that is wrong by
-    90° can be mended, but then nobody knows left from right."""
+    """How far the scan had to be rotated from what its header says. A header that is wrong by 90°
+    can be corrected, but then nobody knows left from right."""
     determinant: Bounds = Bounds(min=0.5, max=1.08)
-    """Volume of the brain as a share of the template's, by the affine registration."""
+    """Volume of the brain relative to the template's, by the affine registration."""
     stretch: Bounds = Bounds(max=1.28)
     """The largest scale of the affine registration over the smallest."""
     jacobian_min: Bounds = Bounds(min=0.01)
@@ -69,14 +70,15 @@ class QualityParams(Section):
 
 
 class MaskParams(Section):
-    """A program that finds the brain in the place of ours, such as SynthStrip or HD-BET."""
+    """A program that finds the brain instead of ours, such as SynthStrip or HD-BET."""
 
     command: str
-    """With {input} and {output} in the places of the scan's and the mask's file (.nii.gz), such as
+    """{input} and {output} stand for the files of the scan and of the mask (.nii.gz), such as
     `mri_synthstrip -i {input} -m {output}`. It runs once a scan, and its mask is used as it is.
-    The results depend on the command's words, not on what stands behind them: name the version."""
+    Cached scans depend on the text of the command, not on the program: put its version in the
+    path."""
     timeout: float = Field(default=600, gt=0)
-    """Seconds after which a scan is given up."""
+    """Seconds after which the command is stopped and the scan is unusable."""
 
     @field_validator("command")
     @classmethod
@@ -85,14 +87,12 @@ class MaskParams(Section):
         try:
             filled = [part.format(input="scan", output="mask") for part in parts]
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"only {{input}} and {{output}} can stand in braces: {error}"
-            ) from error
+            raise ValueError(f"only {{input}} and {{output}} can be in braces: {error}") from error
         for name in ("{input}", "{output}"):
             if not any(name in part for part in parts):
-                raise ValueError(f"{name} must be part of it")
+                raise ValueError(f"it must contain {name}")
         if filled[0] != parts[0]:
-            raise ValueError("it must begin with a program")
+            raise ValueError("it must start with a program")
         return command
 
 
@@ -103,46 +103,46 @@ class PreprocessParams(Section):
     bias_correction: Literal["none", "n4"] = "none"
     """n4 removes shading inside the brain, for 0.7 s of CPU a scan."""
     mask: MaskParams | None = None
-    """null: the brain's surface grows in the scan, and the template mends it."""
+    """null: the brain's surface grows in the scan, and the template corrects it."""
     registration: Literal["rigid", "affine", "syn"] = "rigid"
-    """rigid keeps the brain's own size and shape; affine fits its size to the template's; syn warps
-    it to the template's shape, symmetrically and without folds, for half a minute of CPU a scan
-    with registration_spacing 2."""
+    """rigid keeps the brain's own size and shape; affine scales it to the template's size; syn
+    warps it to the template's shape, symmetrically and without folds, for half a minute of CPU a
+    scan with registration_spacing 2."""
     template: Path | None = None
-    """A folder with another template than nilearn's (ICBM 2009a nonlinear symmetric), in MNI152
+    """A folder with a template other than nilearn's (ICBM 2009a nonlinear symmetric), in MNI152
     space, such as 2009c: t1.nii.gz, mask.nii.gz, gm.nii.gz, wm.nii.gz. A relative path starts at
     the raw data's folder, with which it is versioned and copied to a cluster."""
     registration_spacing: float = Field(default=2.0, ge=1, le=8)
     """mm; the finest resolution at which scan and template are compared."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where scans are registered. cuda: a GPU, in batches; all else, five sixths of a rigid scan's
-    time and a seventh of a syn one's, stays with the workers. Volumes are not the same bytes in
-    every run: a GPU adds up in any order."""
+    """Where scans are registered. cuda: on a GPU, in batches; the rest, five sixths of a rigid
+    scan's time and a seventh of a syn one's, stays with the workers. Volumes are not the same bytes
+    in every run: a GPU adds up in any order."""
     batch: int = Field(default=1, ge=1)
-    """Scans that a worker registers together, for device cuda: all workers share the GPU. A kill
-    loses so many scans a worker."""
+    """Scans that a worker registers together, for device cuda: all workers share the GPU. A killed
+    run loses this many scans a worker."""
     normalization: Literal["zscore", "whitestripe", "nyul"] = "zscore"
-    """zscore: mean 0 and deviation 1 within the brain. whitestripe: white matter at 0. nyul: the
-    histogram's landmarks at those of the scans of the splits pretrain and train."""
+    """zscore: mean 0 and standard deviation 1 within the brain. whitestripe: white matter at 0.
+    nyul: the histogram's landmarks at those of the scans of the splits pretrain and train."""
     quality: QualityParams = QualityParams()
     outliers: float | None = Field(default=6.0, ge=3)
     """A scan is not usable when its fit or its contrast lies this many robust standard deviations
-    below the median of its site, of which at least 20 scans must be usable. null: compare none."""
+    below the median of its site, where at least 20 scans are usable. null: compare none."""
     overrides: Path | None = None
-    """A table (scan_id, decision: keep or exclude, reason), as qc.html exports it: what a person
-    decided goes before every bound. By default qc_overrides.tsv at the root of the raw data, if it
-    is there: steps on a cluster see that one only."""
+    """A table (scan_id, decision: keep or exclude, reason), as qc.html exports it: a person's
+    decisions override every bound. By default qc_overrides.tsv at the root of the raw data, if it
+    exists: steps on a cluster see only that one."""
 
     @model_validator(mode="after")
-    def _batch_has_effect(self) -> PreprocessParams:
+    def _check_batch(self) -> PreprocessParams:
         if self.batch > 1 and self.device == "cpu":
             raise ValueError(
-                "batch: one scan at a time is fastest on a cpu; set device to cuda, or remove batch"
+                "batch: a cpu is fastest with one scan at a time; set device to cuda, or no batch"
             )
         return self
 
     def of_one_scan(self) -> dict[str, Any]:
-        """What the files of a scan depend on: not on what is decided when all are done. Of the
-        template, the content counts, not the path."""
+        """Return what the files of one scan depend on: not what is decided when all are done. The
+        template counts by its content, not by its path."""
         left_out = {"quality", "outliers", "overrides", "batch", "template"}
         return self.model_dump(mode="json", exclude=left_out)

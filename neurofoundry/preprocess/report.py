@@ -125,14 +125,14 @@ def _card(
     name = PICTURE.format(scan["scan_id"])
     drawn = pd.notna(scan["mask_ml"]) and (folder / name).exists()
     picture = _embed(folder / name) if drawn and embed else name
-    decision, words = overrides.get(scan["scan_id"], ("", ""))
+    decision, why = overrides.get(scan["scan_id"], ("", ""))
     return {
         "scan": scan["scan_id"],
         "site": scan["site"],
         "usable": bool(scan["usable"]),
         "reason": scan["reason"] if pd.notna(scan["reason"]) else "",
         "decision": decision,
-        "words": words,
+        "why": why,
         "picture": picture if drawn else "",
         "values": [round(scan[m], 4) if pd.notna(scan[m]) else None for m in MEASURES],
     }

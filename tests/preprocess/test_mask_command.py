@@ -98,9 +98,9 @@ def test_a_program_that_is_not_there_ends_the_run_before_it_begins() -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("bet {input}", "{output} must be"),
+        ("bet {input}", "must contain {output}"),
         ("bet {input} {output} {weights}", "braces"),
-        ("{input} {output}", "begin with a program"),
+        ("{input} {output}", "start with a program"),
         ("bet '{input} {output}", "quotation"),
     ],
 )

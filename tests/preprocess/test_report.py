@@ -42,7 +42,7 @@ def test_the_worst_scans_come_first_with_their_pictures_and_decisions(tmp_path: 
     assert "</script><b>" not in page
     by_scan = {card["scan"]: card for card in cards}
     assert by_scan["s0001"]["decision"] == "keep"
-    assert by_scan["s0001"]["words"] == 'a "good" one'
+    assert by_scan["s0001"]["why"] == 'a "good" one'
     assert all(str(card["picture"]).startswith("data:image/jpeg;base64,") for card in cards)
     fits = [card["values"][list(GOOD_MEASURES).index("template_correlation")] for card in cards[1:]]  # type: ignore[index]
     assert fits == sorted(fits)
