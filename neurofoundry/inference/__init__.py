@@ -1,1 +1,1 @@
-"""From raw scans to embeddings and predictions, with weights that are there already."""
+"""From raw scans to embeddings and predictions, with existing weights."""

@@ -1,18 +1,13 @@
-"""Embeddings: preprocess each scan, show it to the encoder, keep the features.
-
-A scan's features are kept under a key, the hash of its image, of the weights and of what its
-volume depends on, until the table is whole: a kill loses only the scans in flight.
-"""
+"""Embeddings: preprocess each scan, show it to the encoder, keep the features."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,27 +23,31 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VolumeFolder, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
-from neurofoundry.inference.scans import Found, find
+from neurofoundry.inference.feature_cache import FeatureCache
+from neurofoundry.inference.scans import InputScan, find_scans
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import validate
-from neurofoundry.preprocess.cache import source_hash
+from neurofoundry.preprocess.cache import make_key, source_hash
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import Job, output_files
+from neurofoundry.preprocess.scan import RESULT, Job, output_files
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
-from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.files import atomic, hash_file
 from neurofoundry.runtime.output import lock_folder
+from neurofoundry.runtime.progress import Progress
 
 BATCH = 8
-"""Volumes that a GPU sees at once; on a CPU it is one."""
+"""Volumes that a GPU sees at once; a CPU sees one."""
+
+WriteTable = Callable[[pd.DataFrame], None]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder, and what its volumes are made like."""
+    """An encoder, and how its volumes are made."""
 
     encoder: Encoder
     plan: Plan
@@ -78,7 +77,7 @@ def embed(
     params: PreprocessParams | None = None,
     template: Path | None = None,
 ) -> None:
-    """Write the table ``out`` (.tsv or .parquet), one row a scan: features, or the reason why not.
+    """Write the table ``out`` (.tsv or .parquet), one row a scan: features, or why there are none.
 
     ``places`` are raw scans, or outputs of preprocess. ``params`` are for weights that do not say
     how their volumes are made; ``template`` is the folder of a template that is not nilearn's.
@@ -95,19 +94,20 @@ def embed(
             raise UsageError("--params: preprocess.template has no effect here. Give --template.")
         recipe = params.model_dump(mode="json", exclude={"outliers", "overrides"})
         recipe |= fingerprint(template)
-    found = Weights(encoder, plan, hash_file(weights / "encoder.safetensors"), recipe)
-    with table(out) as (work, write):
-        rows = list(features_of(places, found, work=work, workers=workers, template=template))
+    sha256 = hash_file(weights / "encoder.safetensors")
+    loaded = Weights(encoder, plan, sha256, recipe)
+    with open_table(out) as (work, write):
+        rows = list(embed_scans(places, loaded, work=work, workers=workers, template=template))
         values = np.full((len(rows), plan.features), np.nan, np.float32)
         for number, row in enumerate(rows):
             if row.features is not None:
                 values[number] = row.features
         columns = pd.DataFrame(values, columns=[f"f{i:04d}" for i in range(plan.features)])
-        write(pd.concat([describe(rows), columns], axis=1))
+        write(pd.concat([describe_scans(rows), columns], axis=1))
 
 
-def describe(rows: Sequence[Embedded]) -> pd.DataFrame:
-    """The columns that every table begins with."""
+def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
+    """Return the columns that every table begins with."""
     return pd.DataFrame(
         {
             "scan": [row.scan for row in rows],
@@ -120,8 +120,11 @@ def describe(rows: Sequence[Embedded]) -> pd.DataFrame:
 
 
 @contextmanager
-def table(out: Path) -> Iterator[tuple[Path, Any]]:
-    """A folder to work in, and the function that writes the table whole and ends the work."""
+def open_table(out: Path) -> Iterator[tuple[Path, WriteTable]]:
+    """Give a folder to work in, and the function that writes the table whole and ends the work.
+
+    Raises UsageError where the table cannot be written, or another process is writing it.
+    """
     if out.suffix not in (".tsv", ".parquet"):
         raise UsageError(f"--out {out}: expected a table, .tsv or .parquet.")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -134,12 +137,12 @@ def table(out: Path) -> Iterator[tuple[Path, Any]]:
     work.mkdir(exist_ok=True)
     lock = lock_folder(work, out)
 
-    def write(content: pd.DataFrame) -> None:
+    def write(table: pd.DataFrame) -> None:
         if out.suffix == ".tsv":
-            write_table(content, out)
+            write_table(table, out)
         else:
-            content.to_parquet(work / "whole", index=False)
-            (work / "whole").replace(out)
+            with atomic(out) as temporary:
+                table.to_parquet(temporary, index=False)
         shutil.rmtree(work)
 
     try:
@@ -148,7 +151,7 @@ def table(out: Path) -> Iterator[tuple[Path, Any]]:
         os.close(lock)
 
 
-def features_of(
+def embed_scans(
     places: Sequence[Path],
     weights: Weights,
     *,
@@ -156,15 +159,16 @@ def features_of(
     workers: int,
     template: Path | None = None,
 ) -> Iterator[Embedded]:
-    """Features of every scan below ``places``, in the order in which they were found.
+    """Yield the features of every scan below ``places``, in the order in which they are found.
 
-    Raises DataError and UsageError.
+    What is done is kept in the folder ``work``, and not done again after a kill. Raises DataError
+    and UsageError.
     """
     encoders.place(weights.encoder)
-    volumes = [place for place in places if (place / "grid.json").is_file()]
-    for folder in volumes:
-        yield from _of_volumes(folder, weights, work)
-    raw = [place for place in places if place not in volumes]
+    outputs = [place for place in places if (place / "grid.json").is_file()]
+    for folder in outputs:
+        yield from _embed_volumes(Volumes(folder), weights, FeatureCache(work))
+    raw = [place for place in places if place not in outputs]
     if not raw:
         return
     if not weights.recipe:
@@ -173,12 +177,12 @@ def features_of(
             "Give --params with the section 'preprocess', or the output of preprocess as scans."
         )
     _check_template(weights, template)
-    found = find(raw, nifti=work / "nifti", workers=workers)
-    yield from _of_scans(found, weights, work, workers, template)
+    scans = find_scans(raw, nifti=work / "nifti", workers=workers)
+    yield from _embed_raw(scans, weights, FeatureCache(work), workers, template)
 
 
 def _check_template(weights: Weights, template: Path | None) -> None:
-    """Raise UsageError unless it is the one of the weights' volumes."""
+    """Raise UsageError unless the weights' volumes were made with this template."""
     expected = weights.recipe.get("template_sha256")
     if fingerprint(template).get("template_sha256") == expected:
         return
@@ -194,125 +198,125 @@ def _check_template(weights: Weights, template: Path | None) -> None:
     )
 
 
-def _of_volumes(folder: Path, weights: Weights, work: Path) -> Iterator[Embedded]:
-    """Of an output of preprocess."""
-    volumes = Volumes(folder)
+def _embed_volumes(volumes: Volumes, weights: Weights, cache: FeatureCache) -> Iterator[Embedded]:
+    """Yield the features of an output of preprocess."""
     check_volumes(weights.plan, volumes)
     scans = volumes.scans
     rows = scans.astype(object).where(scans.notna(), "").to_dict("records")
     keys = {
-        row["scan_id"]: _hash(weights.sha256, row["volume_sha256"])
+        row["scan_id"]: make_key(weights.sha256, row["volume_sha256"])
         for row in rows
         if row["volume_sha256"]
     }
-    waiting = [scan_id for scan_id, key in keys.items() if _kept(work, key) is None]
-    for batch in _batches(waiting):
-        features = _forward(weights.encoder, volumes, batch)
-        for scan_id, values in zip(batch, features, strict=True):
-            _keep(work, keys[scan_id], values)
+    waiting = [scan_id for scan_id, key in keys.items() if cache.features(key) is None]
+    done = len(keys) - len(waiting)
+    with Progress("embed", len(keys), unit="volumes", done=done) as progress:
+        for start in range(0, len(waiting), _batch_size()):
+            batch = waiting[start : start + _batch_size()]
+            features = _forward(weights.encoder, volumes, batch)
+            for scan_id, values in zip(batch, features, strict=True):
+                cache.keep(keys[scan_id], values)
+            progress.advance(len(batch))
     for row in rows:
         key = keys.get(row["scan_id"])
-        found = None if key is None else _kept(work, key)
-        yield Embedded(row["path"], row["scan_id"], row["sha256"], row["reason"], found)
+        kept = None if key is None else cache.features(key)
+        yield Embedded(row["path"], row["scan_id"], row["sha256"], row["reason"], kept)
 
 
-def _of_scans(
-    scans: Sequence[Found], weights: Weights, work: Path, workers: int, template: Path | None
+def _embed_raw(
+    scans: Sequence[InputScan],
+    weights: Weights,
+    cache: FeatureCache,
+    workers: int,
+    template: Path | None,
 ) -> Iterator[Embedded]:
-    """Of raw scans: a volume is made, seen by the encoder and removed again."""
+    """Yield the features of raw scans: each is made a volume, seen, and removed again."""
+    params, standard = _read_recipe(weights)
+    settings = json.dumps(dict(weights.recipe), sort_keys=True) + source_hash()
+    keys = {
+        scan.scan_id: make_key(weights.sha256, settings, scan.sha256)
+        for scan in scans
+        if not scan.reason
+    }
+    reasons = {key: cache.reason(key) for key in keys.values()}
+    # Copies of an image share its key.
+    waiting = {
+        key: Job(scan.file.resolve(), scan_id=key, sha256=scan.sha256, key=key)
+        for scan in scans
+        if scan.file is not None and reasons[key := keys[scan.scan_id]] is None
+    }
+    volumes = VolumeFolder(cache.folder, params.grid)
+    batch = _Batch(weights.encoder, volumes, cache, output_files(params.registration))
+    for job, result, _ in preprocess_jobs(
+        list(waiting.values()),
+        out=cache.folder,
+        params=params,
+        template=template,
+        standard=standard,
+        workers=workers,
+    ):
+        reason = result.reason or judge(result.measures, params.quality) or ""
+        reasons[job.key] = reason
+        if result.volume_sha256:
+            batch.add(job.key, reason)
+        elif (cache.folder / RESULT.format(job.key)).exists():
+            cache.keep(job.key, None, reason)
+        # Else it is a defect of ours: the next run tries again.
+    batch.flush()
+    for scan in scans:
+        if scan.reason:
+            yield Embedded(scan.origin, "", "", scan.reason, None)
+        else:
+            key = keys[scan.scan_id]
+            reason = reasons[key] or ""
+            yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, cache.features(key))
+
+
+def _read_recipe(weights: Weights) -> tuple[PreprocessParams, list[float]]:
+    """Return the parameters of the weights' volumes, and the standard landmarks of nyul."""
     beside = ("standard", "template_sha256")
     given = {name: value for name, value in weights.recipe.items() if name not in beside}
     params = validate(given, PreprocessParams, origin="preprocess of the weights' plan")
-    grid = params.grid
-    check_grid(weights.plan, grid)
-    standard = list(weights.recipe.get("standard", ()))
-    settings = json.dumps(dict(weights.recipe), sort_keys=True) + source_hash()
-    keys = {scan.scan_id: _hash(weights.sha256, settings, scan.sha256) for scan in scans}
-    readable = {keys[scan.scan_id]: scan for scan in scans if not scan.reason}
-    results: dict[str, str] = {}
-    ready: list[str] = []
+    check_grid(weights.plan, params.grid)
+    return params, list(weights.recipe.get("standard", ()))
 
-    def forward() -> None:
-        if not ready:
+
+@dataclass
+class _Batch:
+    """Volumes that wait until there are enough of them for the encoder."""
+
+    encoder: Encoder
+    volumes: VolumeFolder
+    cache: FeatureCache
+    files: Sequence[str]
+    """Files of a scan, which are removed when it has been seen."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Key to the reason why the scan is not usable; '' if it is."""
+
+    def add(self, key: str, reason: str) -> None:
+        self.reasons[key] = reason
+        if len(self.reasons) == _batch_size():
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.reasons:
             return
-        features = _forward(weights.encoder, VolumeFolder(work, grid), ready)
-        for key, values in zip(ready, features, strict=True):
-            _keep(work, key, values, results[key])
-            for name in output_files(params.registration):
-                (work / name.format(key)).unlink(missing_ok=True)
-        ready.clear()
-
-    waiting = []
-    for key, scan in readable.items():
-        if (kept := _reason(work, key)) is not None:
-            results[key] = kept
-        else:
-            assert scan.file is not None
-            waiting.append(Job(scan.file, scan_id=key, sha256=scan.sha256, key=key))
-    for job, result, _ in preprocess_jobs(
-        waiting, out=work, params=params, template=template, standard=standard, workers=workers
-    ):
-        key = job.key
-        results[key] = result.reason or judge(result.measures, params.quality) or ""
-        if result.volume_sha256:
-            ready.append(key)
-        elif (work / f"{key}.json").exists():  # not a defect of ours, which is tried again
-            _keep(work, key, None, results[key])
-        if len(ready) == _batch_size():
-            forward()
-    forward()
-    for scan in scans:
-        if scan.reason:
-            yield Embedded(scan.scan, "", "", scan.reason, None)
-        else:
-            key = keys[scan.scan_id]
-            yield Embedded(scan.scan, scan.scan_id, scan.sha256, results[key], _kept(work, key))
+        features = _forward(self.encoder, self.volumes, list(self.reasons))
+        for (key, reason), values in zip(self.reasons.items(), features, strict=True):
+            self.cache.keep(key, values, reason)
+            for name in self.files:
+                (self.volumes.folder / name.format(key)).unlink(missing_ok=True)
+        self.reasons.clear()
 
 
 def _batch_size() -> int:
     return BATCH if torch.cuda.is_available() else 1
 
 
-def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    size = _batch_size()
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 def _forward(encoder: Encoder, volumes: VolumeFolder, names: Sequence[str]) -> NDArray[np.float32]:
-    """Features (scans, features)."""
+    """Return features (scans, features)."""
     read = partial(read_batch, volumes)
     features: NDArray[np.float32] = infer(encoder, names, read, size=_batch_size()).numpy()
     if not np.isfinite(features).all():
         raise DataError("The encoder gives features that are not numbers. Its weights are damaged.")
     return features
-
-
-def _keep(work: Path, key: str, features: NDArray[np.float32] | None, reason: str = "") -> None:
-    values = np.empty(0, np.float32) if features is None else features
-    temporary = work / f".{key}.npz"
-    np.savez(temporary, features=values, reason=np.array(reason))
-    temporary.replace(work / f"{key}.npz")
-
-
-def _kept(work: Path, key: str) -> NDArray[np.float32] | None:
-    """Features; None where there are none (yet)."""
-    try:
-        with np.load(work / f"{key}.npz", allow_pickle=False) as found:
-            features: NDArray[np.float32] = found["features"]
-    except FileNotFoundError:
-        return None
-    return features if features.size else None
-
-
-def _reason(work: Path, key: str) -> str | None:
-    """The verdict; None where there is none yet."""
-    try:
-        with np.load(work / f"{key}.npz", allow_pickle=False) as found:
-            return str(found["reason"])
-    except FileNotFoundError:
-        return None
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The scans that somebody points at, whatever form they are in."""
+"""The scans that a user points at, whatever form they are in."""
 
 from __future__ import annotations
 
@@ -15,70 +15,72 @@ from neurofoundry.ingest.scan import Findings, Scan, slug
 
 
 @dataclass(frozen=True)
-class Found:
-    """A scan, or why there is none."""
+class InputScan:
+    """A scan, or a file that is none."""
 
-    scan: str
+    origin: str
     """Where it was found: a path below what was given, or the pseudonym of a DICOM series."""
     scan_id: str
-    """Unique; '' for what is no scan."""
+    """Unique; '' for what is not a scan."""
     file: Path | None
     sha256: str = ""
     reason: str = ""
     """Why it cannot be read; '' when it can."""
 
 
-def find(places: Sequence[Path], *, nifti: Path, workers: int) -> list[Found]:
-    """Every scan below ``places``, readable ones first: BIDS, DICOM, a table, or NIfTI files.
+def find_scans(places: Sequence[Path], *, nifti: Path, workers: int) -> list[InputScan]:
+    """Find every scan below ``places``, readable ones first: BIDS, DICOM, a table or NIfTI files.
 
     DICOM is converted into the folder ``nifti``. Unlike ingest, this keeps every T1w of a session.
-    Raises DataError when a place holds no scan, UsageError when there is no such place.
+    Raises DataError when a place holds no scan, and UsageError when there is no such place.
     """
-    readable: list[Found] = []
-    broken: list[Found] = []
-    names: Counter[str] = Counter()
+    readable: list[InputScan] = []
+    unreadable: list[InputScan] = []
+    counts: Counter[str] = Counter()
     for number, place in enumerate(places):
-        found = _look_below(place, nifti / str(number), workers)
-        for scan in inspect_images(found.scans, found, workers):
-            names[scan.scan_id] += 1
-            count = names[scan.scan_id]
+        findings = _read_below(place, nifti / str(number), workers)
+        for scan in inspect_images(findings.scans, findings, workers):
+            counts[scan.scan_id] += 1
+            count = counts[scan.scan_id]
             unique = scan.scan_id if count == 1 else f"{scan.scan_id}_{count}"
-            readable.append(Found(scan.origin, unique, scan.file, scan.sha256))
-        broken += [Found(path, "", None, reason=reason) for _, path, reason in found.excluded]
-    return readable + broken
+            readable.append(InputScan(scan.origin, unique, scan.file, scan.sha256))
+        unreadable += [
+            InputScan(path, "", None, reason=reason) for _, path, reason in findings.excluded
+        ]
+    return readable + unreadable
 
 
-def _look_below(place: Path, nifti: Path, workers: int) -> Findings:
+def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
     if not place.exists():
         raise UsageError(f"{place}: no such file or folder. Give the scans, or a folder of them.")
     if place.is_file():
-        found = Findings(place.parent)
-        found.scans = [_single(place, place.parent)]
-        return found
-    found = Findings(place)
+        findings = Findings(place.parent)
+        findings.scans = [_single(place, place.parent)]
+        return findings
+    findings = Findings(place)
     try:
-        datasets = sources.find((), found)
+        datasets = sources.find((), findings)
     except DataError:
-        found = Findings(place)  # what is not a dataset may be a folder of images
+        findings = Findings(place)  # what is not a dataset may be a folder of images
         images = sources.files(place, skip=set(), closed=[])
-        found.scans = [_single(file, place) for file in images if file.name.endswith(IMAGE)]
-        if not found.scans:
+        findings.scans = [_single(file, place) for file in images if file.name.endswith(IMAGE)]
+        if not findings.scans:
             raise
-        return found
+        return findings
     nifti.mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
-        read_dataset(dataset, datasets, found, age_columns=(), nifti=nifti, workers=workers)
-    return found
+        read_dataset(dataset, datasets, findings, age_columns=(), nifti=nifti, workers=workers)
+    return findings
 
 
 def _single(file: Path, root: Path) -> Scan:
+    """Return a NIfTI file as a scan of which only the path below ``root`` is known."""
     path = file.relative_to(root).as_posix()
     if not path.endswith(IMAGE):
         raise UsageError(f"{file}: expected a NIfTI image (.nii, .nii.gz) or a folder.")
-    name = slug(path.removesuffix(".gz").removesuffix(".nii").replace("/", "_"))
-    return _Named(
+    return _NamedScan(
         dataset="",
-        subject=name,
+        subject=slug(path.removesuffix(".gz").removesuffix(".nii").replace("/", "_")),
         session="",
         source="table",
         path=path,
@@ -89,8 +91,8 @@ def _single(file: Path, root: Path) -> Scan:
     )
 
 
-class _Named(Scan):
-    """A scan of which nothing is known but its file."""
+class _NamedScan(Scan):
+    """A scan whose identifier is its file name."""
 
     @property
     def scan_id(self) -> str:

@@ -1,45 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry.contracts.encoder import EncoderParams, Plan
-from neurofoundry.contracts.volumes import Grid
-from neurofoundry.nn import encoders
 from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
-from neurofoundry.preprocess.params import PreprocessParams
-
-RECIPE = PreprocessParams(grid=Grid(spacing=6.0), registration_spacing=4.0)
-
-
-def write_encoder(
-    folder: Path, *, recipe: PreprocessParams | dict[str, Any] | None = RECIPE
-) -> Path:
-    """Untrained weights for 6 mm, that say how their volumes are made."""
-    if isinstance(recipe, PreprocessParams):
-        left_out = {"outliers", "overrides", "device", "batch", "template"}
-        recipe = recipe.model_dump(mode="json", exclude=left_out)
-    folder.mkdir(parents=True)
-    params = EncoderParams(stem_stride=2, width=0.125)
-    encoder = encoders.build(params, seed=5)
-    plan = Plan(
-        name="simclr",
-        encoder=params,
-        features=encoder.features,
-        grid=RECIPE.grid.describe(),
-        preprocess=recipe or {},
-        method="simclr",
-        licence="none",
-    )
-    encoders.save(folder, encoder, plan)
-    return folder
+from tests.support.inference import write_encoder
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from neurofoundry.preprocess import template
 from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.runtime.files import hash_file, write_json
-from tests.inference.conftest import RECIPE, write_encoder
 from tests.ingest.test_dicom import IDENTIFYING, KEY, hospital
 from tests.support import tiny
+from tests.support.inference import RECIPE, write_encoder
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -158,32 +158,37 @@ class TestRestart:
         self, embedded: Path, raw: Path, weights: Path, tmp_path: Path, monkeypatch: Any
     ) -> None:
         out = tmp_path / "table.tsv"
-        seen: list[Path] = []
-        forward = embeddings._forward
+        seen: list[list[str]] = []
+        infer = embeddings.infer
 
-        def killed_at_the_second(*given: Any) -> Any:
-            seen.append(given[2])
+        def killed_at_the_second(encoder: Any, scans: list[str], *rest: Any, **size: int) -> Any:
+            seen.append(scans)
             if len(seen) == 2:
                 raise KeyboardInterrupt
-            return forward(*given)
+            return infer(encoder, scans, *rest, **size)
 
-        monkeypatch.setattr(embeddings, "_forward", killed_at_the_second)
+        monkeypatch.setattr(embeddings, "infer", killed_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             embed([raw], weights=weights, out=out, workers=1)
         assert not out.exists()
-        monkeypatch.setattr(embeddings, "_forward", lambda *g: (seen.append(g[2]), forward(*g))[1])
         embed([raw], weights=weights, out=out, workers=1)
         assert len(seen) == 3  # the first scan was not seen again
+        assert seen[2] == seen[1] != seen[0]
         assert out.read_text() == embedded.read_text()
 
 
 class TestVolumes:
-    def test_an_output_of_preprocess_is_taken_as_it_is(self, tmp_path: Path) -> None:
+    def test_an_output_of_preprocess_is_taken_as_it_is(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         scans = tiny.scans_table(3)
         scans.loc[1, "usable"], scans.loc[1, "reason"] = False, "moved"
         folder = tiny.write_volumes(tmp_path / "volumes", scans)
         encoder = tiny.write_encoder(tmp_path / "encoder")
-        embed([folder], weights=encoder, out=tmp_path / "out.tsv", workers=1)
+        with caplog.at_level("INFO", logger="neurofoundry"):
+            embed([folder], weights=encoder, out=tmp_path / "out.tsv", workers=1)
+        count = len(scans)
+        assert caplog.messages[-1].startswith(f"embed: {count}/{count} volumes, ")
         table = read(tmp_path / "out.tsv")
         expected = load_encoder(encoder)([folder / f"{name}.nii" for name in scans["scan_id"]])
         np.testing.assert_allclose(features(table), expected.numpy(), rtol=1e-4, atol=1e-6)

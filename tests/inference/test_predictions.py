@@ -12,8 +12,8 @@ from neurofoundry.errors import DataError
 from neurofoundry.finetune import reference
 from neurofoundry.inference.predictions import predict
 from neurofoundry.runtime.files import write_json
-from tests.inference.conftest import RECIPE
 from tests.support import tiny
+from tests.support.inference import RECIPE
 
 PROBE = {"initializations": {"probe": {"encoder": "simclr", "mode": "probe"}}}
 TUNED = {**tiny.FINETUNED, "epochs": 1}

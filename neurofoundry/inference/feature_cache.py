@@ -1,0 +1,43 @@
+"""Features of scans, kept one by one until their table is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurofoundry.runtime.files import atomic
+
+
+class FeatureCache:
+    """A file KEY.npz for each scan that is done: a kill loses only the scans in flight."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, key: str, features: NDArray[np.float32] | None, reason: str = "") -> None:
+        """Keep features (features,), None where there are none, and why the scan is not usable."""
+        values = np.empty(0, np.float32) if features is None else features
+        with atomic(self._path(key)) as temporary:
+            np.savez(temporary, features=values, reason=np.array(reason))
+
+    def features(self, key: str) -> NDArray[np.float32] | None:
+        """Return features; None where there are none, or none yet."""
+        try:
+            with np.load(self._path(key), allow_pickle=False) as content:
+                features: NDArray[np.float32] = content["features"]
+        except FileNotFoundError:
+            return None
+        return features if features.size else None
+
+    def reason(self, key: str) -> str | None:
+        """Return why the scan is not usable, '' if it is; None where it is not done yet."""
+        try:
+            with np.load(self._path(key), allow_pickle=False) as content:
+                return str(content["reason"])
+        except FileNotFoundError:
+            return None
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.npz"
