@@ -1,4 +1,4 @@
-"""Weights in and out, and what they say of raw scans."""
+"""Commands that bring weights in and out, and that apply them to raw scans."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neurofoundry.cli.options import (
-    Out,
-    Overrides,
-    Workers,
-    app,
-    cores,
-    load_params,
-)
+from neurofoundry.cli.options import Out, Overrides, Workers, app, cores, load_params
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate
 
@@ -22,20 +15,25 @@ from neurofoundry.runtime.store import locate
 @app.command(name="import")
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],
-    name: Annotated[str, typer.Option("--as", help="What finetune.initializations call it.")],
+    name: Annotated[str, typer.Option("--as", help="The name that finetune.initializations use.")],
     out: Out,
     kind: Annotated[
-        str, typer.Option(help="3d-neuro-simclr, medicalnet, monai or neurofoundry; else guessed.")
+        str,
+        typer.Option(help="3d-neuro-simclr, medicalnet, monai or neurofoundry; else guessed."),
     ] = "",
-    licence: Annotated[str, typer.Option(help="Of the weights, where they do not say.")] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, where they do not state it.")
+    ] = "",
     spacing: Annotated[
-        float | None, typer.Option(help="mm of the grid to bind weights to that have none.")
+        float | None,
+        typer.Option(help="Grid in mm that unbound weights are to be bound to."),
     ] = None,
     stem_stride: Annotated[
-        int | None, typer.Option(help="Of the first convolution, for kind monai; else 1.")
+        int | None,
+        typer.Option(help="Stride of the first convolution, for monai; else 1."),
     ] = None,
 ) -> None:
-    """Make an encoder of a published checkpoint: strictly, and without running what is in it."""
+    """Import a published checkpoint as an encoder: strictly, and without running what is in it."""
     from neurofoundry.params import validate
     from neurofoundry.runtime import stage
     from neurofoundry.weights.params import ImportParams
@@ -56,12 +54,12 @@ def import_(
 @app.command()
 def export(
     encoder: Annotated[
-        Path, typer.Argument(callback=locate, help="An output of pretrain or import.")
+        Path, typer.Argument(callback=locate, help="The output of pretrain or import.")
     ],
     out: Out,
-    authors: Annotated[str, typer.Option(help="As the model card names them.")] = "Not named",
+    authors: Annotated[str, typer.Option(help="Authors for the model card.")] = "Not named",
 ) -> None:
-    """Write an encoder for the Hugging Face hub, for MONAI and for other installations."""
+    """Export an encoder for the Hugging Face hub, for MONAI and for other installations."""
     from neurofoundry.runtime import stage
     from neurofoundry.weights import bundle
 
@@ -74,62 +72,62 @@ def export(
     )
 
 
-Scans = Annotated[
+ScanPaths = Annotated[
     list[Path],
     typer.Argument(help="BIDS, DICOM, NIfTI files or folders of them, or outputs of preprocess."),
 ]
-Template = Annotated[
+TemplateFolder = Annotated[
     Path | None,
-    typer.Option(help="The folder of the template, for weights whose volumes had another."),
+    typer.Option(help="The folder of the template, for weights that do not use nilearn's."),
 ]
-Table = Annotated[Path, typer.Option("--out", help="The table to write, .tsv or .parquet.")]
+Table = Annotated[Path, typer.Option("--out", help="The table to write: .tsv or .parquet.")]
 
 
 @app.command()
 def embed(
-    scans: Scans,
+    scans: ScanPaths,
     weights: Annotated[
         Path, typer.Option(callback=locate, help="The folder of an encoder, or of an exported one.")
     ],
     out: Table,
     params: Annotated[
-        str, typer.Option(help="Whose 'preprocess' makes volumes; for weights that do not say.")
+        str, typer.Option(help="Parameters whose 'preprocess' makes volumes, for weights without.")
     ] = "",
     overrides: Overrides = None,
-    template: Template = None,
+    template: TemplateFolder = None,
     workers: Workers = 0,
 ) -> None:
-    """Features of raw scans: one row a scan, with the reason where there are none."""
+    """Write the features of raw scans: one row a scan, with the reason where there are none."""
     from neurofoundry.inference.embeddings import embed
 
     if overrides and not params:
-        raise UsageError("--set: there are no --params that it could override.")
-    values = load_params(params, overrides).preprocess if params else None
+        raise UsageError("--set: there are no --params to override. Give --params, too.")
+    preprocess = load_params(params, overrides).preprocess if params else None
     embed(
         scans,
         weights=weights,
         out=out,
         workers=workers or cores(),
-        params=values,
+        params=preprocess,
         template=template,
     )
 
 
 @app.command()
 def predict(
-    scans: Scans,
+    scans: ScanPaths,
     model: Annotated[
         Path,
         typer.Option(
             callback=locate,
-            help="A model: models/TASK/INIT/FRACTION/SEED, or an output of promote.",
+            help="A model: models/TASK/INIT/FRACTION/SEED, or the output of promote.",
         ),
     ],
     out: Table,
-    template: Template = None,
+    template: TemplateFolder = None,
     workers: Workers = 0,
 ) -> None:
-    """What a model says of raw scans, with its uncertainty and a flag for unfamiliar ones."""
+    """Write predictions for raw scans, with uncertainty and a flag for unfamiliar ones."""
     from neurofoundry.inference.predictions import predict
 
     predict(scans, model=model, out=out, workers=workers or cores(), template=template)

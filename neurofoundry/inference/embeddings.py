@@ -173,7 +173,7 @@ def embed_scans(
         return
     if not weights.recipe:
         raise UsageError(
-            f"The weights '{weights.plan.name}' do not say how volumes are made of raw scans. "
+            f"The weights '{weights.plan.name}' do not say how volumes are made from raw scans. "
             "Give --params with the section 'preprocess', or the output of preprocess as scans."
         )
     _check_template(weights, template)

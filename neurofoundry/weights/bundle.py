@@ -1,4 +1,4 @@
-"""Weights out: a folder that the Hugging Face hub and MONAI's bundle loader take as it is."""
+"""Weights out: a folder that the Hugging Face hub and MONAI's bundle loader accept as it is."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.runtime import templates
-from neurofoundry.runtime.files import hash_file, write_json
+from neurofoundry.runtime.files import atomic, hash_file, write_json
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
-"""What MONAI checks metadata.json against."""
+"""The schema that MONAI checks metadata.json against."""
 
 CARD = Path(__file__).with_name("card.md")
 
@@ -31,25 +31,26 @@ HUB_LICENCES = (
     *("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl"),
     *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
 )
-"""Licences that the hub knows by these names; others are 'other' with a name of their own."""
+"""Licences that the hub knows by these names; any other is 'other', with a name of its own."""
 
 
 def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     """Write an encoder for others: weights, plan, model card, MONAI bundle, hashed subjects.
 
-    Names of persons become HMAC-SHA256 under the hash of the weights as salt: who holds the same
-    names can see whom the encoder has seen, and the guard against leakage goes on to work.
+    Names of persons become HMAC-SHA256 with the hash of the weights as salt: whoever holds the same
+    names can see whom the encoder has seen, and the guard against leakage still works.
     """
     network, plan = encoders.load(encoder)
     encoders.save(work.dir, network, plan)
     for folder in ("configs", "models"):
         (work.dir / folder).mkdir(exist_ok=True)
-    content = io.BytesIO()  # torch itself would report a full disk as a defect of its own
+    content = io.BytesIO()  # torch would report a full disk as a defect
     torch.save(network.state_dict(), content)
-    (work.dir / "models/model.pt").write_bytes(content.getbuffer())
+    with atomic(work.dir / "models/model.pt") as temporary:
+        temporary.write_bytes(content.getbuffer())
     write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
     write_json(work.dir / "configs/inference.json", inference(plan))
-    (work.dir / "LICENSE").write_text(f"The weights are under: {plan.licence}\n")
+    _write_text(work.dir / "LICENSE", f"The weights are licensed under: {plan.licence}\n")
     seen = read_pretrained(encoder)
     if seen.persons is not None:
         salt = seen.salt or hash_file(work.dir / "encoder.safetensors")
@@ -59,13 +60,18 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     if seen.images is not None:
         shutil.copyfile(encoder / "images.tsv", work.dir / "images.tsv")
     card = _card(plan, None if seen.persons is None else len(seen.persons), authors)
-    (work.dir / "README.md").write_text(card, encoding="utf-8")
+    _write_text(work.dir / "README.md", card)
     parameters = sum(weight.numel() for weight in network.parameters())
     work.summary |= {"parameters": parameters, "features": plan.features}
 
 
+def _write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def metadata(plan: Plan, authors: str) -> dict[str, Any]:
-    """configs/metadata.json: what MONAI asks of a bundle."""
+    """Return configs/metadata.json, which MONAI asks of a bundle."""
     shape = plan.grid["shape_xyz"][::-1] if plan.grid else ["*", "*", "*"]
     return {
         "schema": SCHEMA,
@@ -78,11 +84,12 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
         "name": plan.name,
         "task": "Features of 3D T1-weighted brain MRI",
         "description": f"{plan.encoder.architecture}, pretrained with {plan.method}: "
-        f"{plan.features} numbers that describe a brain. Not for diagnosis.",
+        f"{plan.features} features of a brain. Not for diagnosis.",
         "authors": authors,
         "copyright": f"Weights: {plan.licence}",
         "data_type": "nibabel",
-        "intended_use": "Research: a start for fine-tuning and linear models. Not for diagnosis.",
+        "intended_use": "Research: a starting point for fine-tuning and linear models. "
+        "Not for diagnosis.",
         "network_data_format": {
             "inputs": {
                 "image": {
@@ -112,7 +119,7 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
 
 
 def inference(plan: Plan) -> dict[str, Any]:
-    """configs/inference.json: the network, and how a volume of preprocess is read for it."""
+    """Return configs/inference.json: the network, and how it reads a volume of preprocess."""
     return {
         "imports": ["$import torch"],
         "bundle_root": ".",
@@ -132,23 +139,23 @@ def inference(plan: Plan) -> dict[str, Any]:
 
 
 def _is_plain(plan: Plan) -> bool:
-    """Whether MONAI alone can build the network."""
+    """Return whether MONAI alone can build the network."""
     return plan.encoder.norm == "batch" and not plan.encoder.dilated
 
 
 def _network(plan: Plan) -> dict[str, Any]:
     params = plan.encoder
     if not _is_plain(plan):
-        kind, values = type(params), params.model_dump(mode="json")
+        schema, values = type(params), params.model_dump(mode="json")
         return {
             "_target_": f"{Encoder.__module__}.{Encoder.__qualname__}",
-            "params": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values},
+            "params": {"_target_": f"{schema.__module__}.{schema.__qualname__}", **values},
         }
     return {"_target_": "monai.networks.nets.resnet.ResNet", **encoders.monai_arguments(params)}
 
 
 def _card(plan: Plan, persons: int | None, authors: str) -> str:
-    """README.md: the model card, with the front matter that the hub reads."""
+    """Return README.md: the model card, with the front matter that the hub reads."""
     known = plan.licence.lower() in HUB_LICENCES
     context = {
         "plan": plan,

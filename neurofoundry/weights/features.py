@@ -27,13 +27,13 @@ from neurofoundry.nn.encoders import Encoder
 Volume: TypeAlias = "str | PathLike[str] | nib.spatialimages.SpatialImage"
 
 LARGEST = 32.767
-"""Standard deviations that a volume can hold (volumes.SLOPE): beyond, they are no z-scores."""
+"""Standard deviations that a volume can hold (volumes.SLOPE): larger values are not z-scores."""
 
-REMEDY = "`neurofoundry embed` and `neurofoundry preprocess` make such volumes of raw scans."
+REMEDY = "`neurofoundry embed` and `neurofoundry preprocess` make such volumes from raw scans."
 
 
 def load_encoder(path: str | PathLike[str]) -> FrozenEncoder:
-    """The encoder of a folder: an output of pretrain or import, or one that was exported.
+    """Load the encoder of a folder: an output of pretrain or import, or one that was exported.
 
     It is on the GPU if there is one. Raises DataError.
     """
@@ -49,7 +49,7 @@ class FrozenEncoder:
         self.encoder = encoder.to(self.device).eval().requires_grad_(False)
         self.plan = plan
         self.grid = Grid(spacing=plan.grid["spacing_mm"]) if plan.grid else None
-        """None where the weights are bound to none."""
+        """None where the weights are bound to no grid."""
 
     def __call__(
         self,
@@ -58,24 +58,24 @@ class FrozenEncoder:
         affine: NDArray[Any] | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """Features of shape (scans, features), float32, on the CPU.
+        """Return features, (scans, features), float32, on the CPU.
 
         ``volumes`` are z-scores within the brain and 0 outside, as preprocess writes them: one
         NIfTI image (or its path), or several; or an array (x, y, z) with the ``affine`` of its
         voxels; or a tensor (scans, 1, z, y, x) with the ``grid`` it is on. Raises DataError when
-        they are on another grid, turned, or no z-scores, and UsageError when that cannot be known.
+        they are on another grid, rotated, or not z-scores, and UsageError when that is unknown.
         """
         if isinstance(volumes, np.ndarray | Tensor):
             return torch.cat([self._features(one) for one in self._arrays(volumes, affine, grid)])
         if affine is not None or grid is not None:
-            raise UsageError("affine and grid are for arrays: an image knows its own.")
+            raise UsageError("affine and grid are for arrays: an image has its own.")
         images: Any = volumes
         if isinstance(volumes, str | PathLike | nib.spatialimages.SpatialImage):
             images = [volumes]
         return torch.cat([self._features(self._read(image)) for image in images])
 
     def _features(self, volume: NDArray[Any]) -> Tensor:
-        """``volume`` is (z, y, x). One at a time: so that no scan depends on those beside it."""
+        """Return the features of one volume (z, y, x): no scan may depend on those beside it."""
         largest = float(np.abs(volume).max(initial=0))
         if not largest <= LARGEST * 1.001:
             raise DataError(
@@ -103,7 +103,7 @@ class FrozenEncoder:
         values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
         if (affine is None) == (grid is None):
             raise UsageError(
-                "An array does not say where its voxels lie. Give encoder(array, affine=…) for "
+                "An array does not tell where its voxels lie. Give encoder(array, affine=…) for "
                 "axes (x, y, z), or encoder(tensor, grid=Grid(spacing=…)) for (scans, 1, z, y, x)."
             )
         if affine is not None:
@@ -119,24 +119,24 @@ class FrozenEncoder:
         return list(values[:, 0])
 
     def _check(self, name: str, shape: tuple[int, ...], affine: NDArray[Any]) -> None:
-        """Whether voxels of this shape (x, y, z) lie where the weights expect them."""
+        """Raise DataError unless voxels of ``shape`` (x, y, z) lie where the weights need them."""
         if len(shape) != 3:
             raise DataError(f"{name}: shape {shape}, expected one volume (x, y, z).")
         codes = "".join(str(code) for code in nib.aff2axcodes(affine))
-        steps = affine[:3, :3] - np.diag(np.diag(affine[:3, :3]))
+        oblique = np.abs(affine[:3, :3] - np.diag(np.diag(affine[:3, :3]))).max() > 1e-4
         if codes != "RAS":
             raise DataError(
-                f"{name}: its axes run to {codes}, expected RAS+. Reorient it first: "
+                f"{name}: its axes are {codes}, expected RAS+. Reorient it first: "
                 "nibabel.as_closest_canonical(image)."
             )
         if self.grid is None:
             return
         spacing = nib.affines.voxel_sizes(affine)
-        if np.abs(steps).max() > 1e-4 or not np.allclose(spacing, self.grid.spacing, atol=1e-4):
-            found = " × ".join(f"{size:.4g}" for size in spacing)
-            turned = ", turned" if np.abs(steps).max() > 1e-4 else ""
+        if oblique or not np.allclose(spacing, self.grid.spacing, atol=1e-4):
+            sizes = " × ".join(f"{size:.4g}" for size in spacing)
+            rotated = ", rotated" if oblique else ""
             raise DataError(
-                f"{name}: voxels of {found} mm{turned}, expected {self.grid.spacing:g} mm along "
+                f"{name}: voxels of {sizes} mm{rotated}, expected {self.grid.spacing:g} mm along "
                 f"the axes. Set preprocess.grid.spacing to {self.grid.spacing:g}: {REMEDY}"
             )
         if shape != self.grid.shape or not np.allclose(affine, self.grid.affine, atol=1e-3):

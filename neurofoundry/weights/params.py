@@ -1,4 +1,4 @@
-"""What `neurofoundry import` is told."""
+"""The options of `neurofoundry import`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from neurofoundry.params import Name, Section
 
-Kind = Literal["3d-neuro-simclr", "medicalnet", "monai", "neurofoundry"]
+CheckpointKind = Literal["3d-neuro-simclr", "medicalnet", "monai", "neurofoundry"]
 
 
 class ImportParams(Section):
@@ -14,11 +14,11 @@ class ImportParams(Section):
 
     name: Name
     """What finetune.initializations call the weights."""
-    kind: Kind | None = None
-    """Whose form the checkpoint has; None: guess."""
+    kind: CheckpointKind | None = None
+    """Whose format the checkpoint has; None: guess."""
     licence: str = ""
-    """Of the weights; needed where the kind does not tell."""
+    """Licence of the weights; needed where the kind does not imply it."""
     spacing: float | None = None
-    """mm of the standard grid that the weights are to be bound to; None: any grid."""
+    """mm of the standard grid to bind the weights to; None: any grid."""
     stem_stride: Literal[1, 2] | None = None
-    """Of the first convolution, which tensors do not tell; None: what the kind has, else 1."""
+    """Stride of the first convolution, which tensors do not tell; None: the kind's, else 1."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neurofoundry import load_encoder
-from neurofoundry.contracts.volumes import SLOPE, Grid
+from neurofoundry.contracts.volumes import SLOPE, Grid, VolumeFolder
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
@@ -40,7 +40,7 @@ class TestFeatures:
     def test_three_lines_give_what_the_stages_see(
         self, volumes: Path, weights: Path, paths: list[Path]
     ) -> None:
-        batch = read_batch(volumes, [path.stem for path in paths], GRID).float() * SLOPE
+        batch = read_batch(VolumeFolder(volumes, GRID), [p.stem for p in paths]).float() * SLOPE
         network, _ = encoders.load(weights)
         with torch.no_grad():
             expected = network.eval()(batch)
@@ -66,15 +66,15 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda v, a: (v[::-1], a @ np.diag([-1, 1, 1, 1])), r"to LAS.*as_closest_canonical"),
+            (lambda v, a: (v[::-1], a @ np.diag([-1, 1, 1, 1])), r"are LAS.*as_closest_canonical"),
             (lambda v, a: (v, a @ np.diag([0.5, 0.5, 0.5, 1])), r"3 × 3 × 3 mm.*spacing to 6"),
             (lambda v, a: (v[1:], a), r"\(31, 32, 25\).*standard box"),
             (lambda v, a: (v, a + _shift(6)), "standard box"),
-            (lambda v, a: (v, a @ _turned(5)), "turned"),
+            (lambda v, a: (v, a @ _rotation(5)), "rotated"),
             (lambda v, a: (v * 100, a), r"expected z-scores"),
             (lambda v, a: (np.stack([v, v], 3), a), "expected one volume"),
         ],
-        ids=["flipped", "spacing", "shape", "shifted", "turned", "raw", "4d"],
+        ids=["flipped", "spacing", "shape", "shifted", "rotated", "raw", "4d"],
     )
     def test_of_a_volume_that_lies_elsewhere(
         self, weights: Path, paths: list[Path], change: Any, message: str
@@ -106,7 +106,7 @@ def _shift(mm: float) -> np.ndarray:
     return shift
 
 
-def _turned(degrees: float) -> np.ndarray:
+def _rotation(degrees: float) -> np.ndarray:
     turn = np.eye(4)
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn[:2, :2] = [[c, -s], [s, c]]

@@ -22,7 +22,7 @@ from tests.support import tiny
 from tests.support.published import trained, write_simclr
 
 
-def bring_to(out: Path, checkpoint: Path, **given: Any) -> Path:
+def import_to(out: Path, checkpoint: Path, **given: Any) -> Path:
     params = ImportParams(**{"name": "theirs", **given})
     return stage.run(
         "pretrain",
@@ -58,7 +58,7 @@ class TestFeatures:
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]], volumes: Tensor
     ) -> None:
         path, network, _ = simclr
-        folder = bring_to(tmp_path / "out", path)
+        folder = import_to(tmp_path / "out", path)
         with torch.no_grad():
             expected = network(volumes)
         torch.testing.assert_close(features_of(folder, volumes), expected, rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ class TestFeatures:
             path,
             _use_new_zipfile_serialization=not legacy,
         )
-        folder = bring_to(tmp_path / "out", path)
+        folder = import_to(tmp_path / "out", path)
         with torch.no_grad():
             expected = network(volumes)
         torch.testing.assert_close(features_of(folder, volumes), expected, rtol=1e-5, atol=1e-5)
@@ -102,7 +102,7 @@ class TestFeatures:
             torch.save(tensors, path)
         else:
             safetensors.torch.save_file(tensors, path)
-        folder = bring_to(tmp_path / "out", path, licence="CC0-1.0", stem_stride=stem_stride)
+        folder = import_to(tmp_path / "out", path, licence="CC0-1.0", stem_stride=stem_stride)
         with torch.no_grad():
             expected = network(volumes)
         torch.testing.assert_close(features_of(folder, volumes), expected, rtol=1e-5, atol=1e-5)
@@ -110,9 +110,9 @@ class TestFeatures:
     def test_of_our_own_under_another_name(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]], volumes: Tensor
     ) -> None:
-        first = bring_to(tmp_path / "first", simclr[0])
+        first = import_to(tmp_path / "first", simclr[0])
         (first / "subjects.tsv").write_text("person\na/sub-1\n")
-        second = bring_to(tmp_path / "second", first, name="again")
+        second = import_to(tmp_path / "second", first, name="again")
         assert torch.equal(features_of(second, volumes), features_of(first, volumes))
         assert read_plan(second).name == "again"
         assert read_pretrained(second).persons == {"a/sub-1"}
@@ -134,7 +134,7 @@ class TestPlan:
     def test_the_published_grid_is_the_one_of_preprocess_at_1_mm(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
     ) -> None:
-        plan = read_plan(bring_to(tmp_path / "out", simclr[0]))
+        plan = read_plan(import_to(tmp_path / "out", simclr[0]))
         grid = Grid(spacing=1.0)
         check_grid(plan, grid)
         # x −95…96, y −113…78, z −68…81 of MNI152: the reference's crop of 193 × 229 × 193.
@@ -148,17 +148,17 @@ class TestPlan:
     def test_weights_without_a_grid_take_any_unless_bound_to_one(self, tmp_path: Path) -> None:
         path = tmp_path / "monai.pt"
         torch.save(trained(1, "biased").state_dict(), path)
-        plan = read_plan(bring_to(tmp_path / "any", path, licence="MIT"))
+        plan = read_plan(import_to(tmp_path / "any", path, licence="MIT"))
         check_grid(plan, Grid(spacing=3.0))
         check_grid(plan, Grid(spacing=1.0))
-        plan = read_plan(bring_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
+        plan = read_plan(import_to(tmp_path / "2", path, licence="MIT", spacing=2.0))
         with pytest.raises(UsageError, match="another grid"):
             check_grid(plan, Grid(spacing=3.0))
 
     def test_whom_they_have_seen_is_unknown(
         self, tmp_path: Path, simclr: tuple[Path, Any, dict[str, Any]]
     ) -> None:
-        seen = read_pretrained(bring_to(tmp_path / "out", simclr[0]))
+        seen = read_pretrained(import_to(tmp_path / "out", simclr[0]))
         assert seen.persons is None
         assert seen.images is None
 
@@ -206,7 +206,7 @@ class TestRefusal:
     ) -> None:
         path = self.change(simclr[0], **changes)
         with pytest.raises(DataError, match=message):
-            bring_to(tmp_path / "out", path, kind="3d-neuro-simclr")
+            import_to(tmp_path / "out", path, kind="3d-neuro-simclr")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "zip"])
@@ -224,7 +224,7 @@ class TestRefusal:
             _use_new_zipfile_serialization=not legacy,
         )
         with pytest.raises(DataError, match=r"refused.*could run code"):
-            bring_to(tmp_path / "out", path)
+            import_to(tmp_path / "out", path)
         assert not mark.exists()
 
     def test_a_bare_pickle_that_would_run_code_is_not_run(self, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ class TestRefusal:
         path = tmp_path / "evil.pkl"
         path.write_bytes(pickle.dumps(Malice()))
         with pytest.raises(DataError, match=r"could run code|damaged"):
-            bring_to(tmp_path / "out", path)
+            import_to(tmp_path / "out", path)
         assert not mark.exists()
 
     @pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
@@ -247,14 +247,14 @@ class TestRefusal:
         content = simclr[0].read_bytes()
         simclr[0].write_bytes(content[: int(len(content) * share)])
         with pytest.raises(DataError, match=r"cut short.*Download it again"):
-            bring_to(tmp_path / "out", simclr[0])
+            import_to(tmp_path / "out", simclr[0])
 
     def test_a_legacy_file_cut_short(self, tmp_path: Path) -> None:
         path = tmp_path / "old.pth"
         torch.save(trained(1, "biased").state_dict(), path, _use_new_zipfile_serialization=False)
         path.write_bytes(path.read_bytes()[:20000])
         with pytest.raises(DataError, match="cut short"):
-            bring_to(tmp_path / "out", path)
+            import_to(tmp_path / "out", path)
 
     @pytest.mark.parametrize("mode", ["w", "w:gz"])
     def test_a_real_tar(
@@ -264,19 +264,19 @@ class TestRefusal:
         with tarfile.open(path, mode) as archive:
             archive.add(simclr[0], "checkpoint.pt")
         with pytest.raises(DataError, match="a real tar archive"):
-            bring_to(tmp_path / "out", path)
+            import_to(tmp_path / "out", path)
 
     def test_an_unpacked_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "x" / "archive").mkdir(parents=True)
         (tmp_path / "x" / "archive" / "data.pkl").touch()
         with pytest.raises(DataError, match="an unpacked checkpoint"):
-            bring_to(tmp_path / "out", tmp_path / "x")
+            import_to(tmp_path / "out", tmp_path / "x")
 
     def test_a_web_page(self, tmp_path: Path) -> None:
         path = tmp_path / "page.tar"
         path.write_text("<!DOCTYPE html>")
-        with pytest.raises(DataError, match="neither a checkpoint"):
-            bring_to(tmp_path / "out", path)
+        with pytest.raises(DataError, match="neither a torch checkpoint"):
+            import_to(tmp_path / "out", path)
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -294,20 +294,20 @@ class TestRefusal:
         message: str,
     ) -> None:
         with pytest.raises(NeurofoundryError, match=message):
-            bring_to(tmp_path / "out", simclr[0], **given)
+            import_to(tmp_path / "out", simclr[0], **given)
 
     def test_weights_without_a_licence(self, tmp_path: Path) -> None:
         path = tmp_path / "monai.pt"
         torch.save(trained(1, "biased").state_dict(), path)
         with pytest.raises(UsageError, match="--licence"):
-            bring_to(tmp_path / "out", path)
+            import_to(tmp_path / "out", path)
 
 
 class TestUse:
     def test_finetune_takes_them_by_their_name(self, tmp_path: Path) -> None:
         path = tmp_path / "monai.pt"
         torch.save(trained(2, "biased").state_dict(), path)
-        folder = bring_to(tmp_path / "encoder", path, licence="MIT", stem_stride=2)
+        folder = import_to(tmp_path / "encoder", path, licence="MIT", stem_stride=2)
         scans = tiny.scans_table(28)
         volumes = tiny.write_volumes(tmp_path / "volumes", scans)
         probe = {"initializations": {"probe": {"encoder": "theirs", "mode": "probe"}}}
