@@ -15,12 +15,13 @@ from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.inference import embeddings
 from neurofoundry.inference.embeddings import embed
+from neurofoundry.ingest.pseudonyms import KEY
 from neurofoundry.preprocess import template
 from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.runtime.files import hash_file, write_json
-from tests.ingest.test_dicom import IDENTIFYING, KEY, hospital
 from tests.support import tiny
+from tests.support.dicom_files import IDENTIFYING, hospital
 from tests.support.inference import RECIPE, write_encoder
 
 

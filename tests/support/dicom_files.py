@@ -53,6 +53,13 @@ PERSON = {
     "DeviceSerialNumber": "SN-31337",
 }
 
+IDENTIFYING = [
+    "mueller", "hans", "peter", "4711", "19530204", "1953", "20181119", "20200301", "134501",
+    "998877",
+    "entenhausen", "klinikum", "duck", "mickey", "bridge", "schaedel", "31337", "mprage", "1.2.826",
+]  # fmt: skip
+"""Words of the headers and folders of `hospital` that no output may show."""
+
 
 def write_series(
     folder: Path,
@@ -116,3 +123,17 @@ def write_series(
         content.save_as(file, enforce_file_format=True)
         written.append(file)
     return written
+
+
+def hospital(data: Path) -> Path:
+    """Two persons, one of them twice, in folders named after them, as hospitals do."""
+    first = data / "MUELLER_HANS" / "20181119"
+    write_series(first / "a", LOCALIZER, number=1, slices=3)
+    write_series(first / "a", T2, number=2, seed=1)
+    write_series(first / "a", MPRAGE, number=3, seed=2)
+    later = {"StudyDate": "20200301", "PatientAge": "067Y"}
+    write_series(data / "MUELLER_HANS" / "0first", MPRAGE, study="2", seed=3, person=later)
+    other = {"PatientID": "PID-2", "PatientSex": "F", "PatientAge": "", "PatientName": "PETER"}
+    write_series(data / "x", MPRAGE, seed=4, person=other)
+    (data / "MUELLER_HANS" / "letter.txt").write_text("Dear Hans")
+    return data
