@@ -15,7 +15,8 @@ from PIL import Image
 from neurofoundry.contracts.cohort import EXCLUDED, SCANS
 from neurofoundry.contracts.encoder import EncoderParams, Plan
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
+from neurofoundry.contracts.volumes import VOLUMES, Grid, Volumes, write_volume
+from neurofoundry.evaluate.inputs import Inputs, read
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.runtime import tracking
@@ -57,6 +58,16 @@ class Folders:
         """As `evaluate` takes them."""
         folders = {name: self.root / name for name in ("cohort", "volumes", "models")}
         return folders | {"encoder": [self.root / "encoder"]}
+
+    def read(self) -> Inputs:
+        """The tables of the folders, as `evaluate` reads them."""
+        folders = self.inputs
+        return read(
+            cohort_dir=folders["cohort"],
+            volumes=Volumes(folders["volumes"]),
+            encoder=folders["encoder"],
+            models=folders["models"],
+        )
 
     def predictions(self, task: str, init: str, fraction: float = 1.0, seed: int = 0) -> Path:
         run = self.root / "models" / task / init / str(fraction) / str(seed)

@@ -291,11 +291,7 @@ def test_tasks_that_not_all_have_are_left_out_and_said_to_be(three, tmp_path):
 def test_predictions_come_back_as_they_were_and_name_nobody(tmp_path):
     tasks = {"stroke": TASKS["stroke"]}
     folders = write_inputs(tmp_path / "in", scans_table(60), tasks=tasks, seeds=(0, 3))
-    found = inputs.read(
-        cohort_dir=folders.inputs["cohort"],
-        **{name: folders.inputs[name] for name in ("volumes", "encoder", "models")},
-    )
-    before = inputs.read_evidence("stroke", tasks["stroke"], found, folders.root / "models")
+    before = inputs.read_evidence("stroke", tasks["stroke"], folders.read(), folders.root / "models")
     nothing = inputs.Model("none", 0.5, (), np.array([]), "no labels in train")
     before = inputs.Evidence(
         "stroke", before.task, before.scans, before.targets, (*before.models, nothing)

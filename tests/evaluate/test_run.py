@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from neurofoundry import params as parameters
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, promotion
 from neurofoundry.evaluate.measure import performance
@@ -151,15 +152,12 @@ def test_the_bands_of_a_curve_hold_it_and_are_no_narrower_than_the_interval_of_i
 
 @pytest.fixture(scope="module")
 def measured(usual):
-    found = inputs.read(
-        cohort_dir=usual.inputs["cohort"],
-        **{name: usual.inputs[name] for name in ("volumes", "encoder", "models")},
-    )
+    found = usual.read()
     tasks = [
         inputs.read_evidence(name, TASKS[name], found, usual.inputs["models"])
         for name in ("alzheimers", "age")
     ]
-    sizes = morphometry_of(tasks, found, usual.inputs["volumes"])
+    sizes = morphometry_of(tasks, found, Volumes(usual.inputs["volumes"]))
     tasks = [with_floors(each, found, sizes) for each in tasks]
     rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
     values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)

@@ -104,7 +104,7 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
     twice = np.concatenate([model.outputs] * 2)
     model = inputs.Model("m", 1.0, (0, 1), twice, fitted=fitted)
     for number, (_, said) in enumerate(fitted):
-        undone = calibration.correction_on_train(evidence.task, model, number)(said)
+        undone = calibration.correction_on_train(case.task, model, number)(said)
         assert stats.linregress(labels, undone).slope == pytest.approx(1)
         assert undone.mean() == pytest.approx(labels.mean())
     case = replace(case, models=(model,))

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from neurofoundry.evaluate import inputs
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.evaluate.measure import robustness
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import embedding_map
@@ -199,17 +199,13 @@ def test_sites_of_one_name_are_told_apart_by_their_datasets():
 def written(folder: Any, out: Path, **params: int) -> bool:
     out.mkdir(exist_ok=True)
     root = folder.root
+    volumes = Volumes(root / "volumes")
     return embedding_map.write(
         out,
         robustness.read_features(root / "models"),
-        inputs=inputs.read(
-            cohort_dir=root / "cohort",
-            volumes=root / "volumes",
-            encoder=[root / "encoder"],
-            models=root / "models",
-        ),
+        inputs=folder.read(),
         tasks=TASKS,
-        volumes=root / "volumes",
+        volumes=volumes,
         params=EvaluateParams(baseline="scratch", **params),
     )
 
