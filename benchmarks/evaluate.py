@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import calibration, curves, performance, subgroups
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.tasks import Classification, Regression

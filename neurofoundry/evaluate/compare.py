@@ -25,19 +25,19 @@ from rich.table import Table
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import predictions
-from neurofoundry.evaluate.inputs import Evidence
+from neurofoundry.evaluate.evidence import TESTED, Evidence
 from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import narrative
+from neurofoundry.evaluate.report.provenance import short
+from neurofoundry.evaluate.rows import find_row, table_of
 from neurofoundry.params import validate
 from neurofoundry.runtime import stage, tracking
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks import PRIMARY_METRICS, parse_task
-
-JUDGED = ("test", "ood")
 
 VALUES = ["evaluation", *performance.MEASURES]
 DIFFERENCES = [
@@ -112,8 +112,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(
         {each.letter: each.title for each in evaluations},
         parameters(evaluations),
-        performance.table(values, VALUES),
-        _adjust(performance.table(differences, DIFFERENCES), first, shared),
+        table_of(values, VALUES),
+        _adjust(table_of(differences, DIFFERENCES), first, shared),
         tuple(name for name in every if name not in shared),
     )
 
@@ -168,7 +168,7 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 
 def _judged(evidence: Evidence) -> Judged:
     thresholds = performance.thresholds_of(evidence)
-    rows = evidence.scans["split"].isin(JUDGED).to_numpy()
+    rows = evidence.scans["split"].isin(TESTED).to_numpy()
     models = tuple(
         replace(model, outputs=model.outputs[:, rows]) if model.seeds else model
         for model in evidence.models
@@ -209,7 +209,7 @@ def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
             yield f"{field} is {_text(a)} in {first} and {_text(b)} in {other}"
             return
     same = True
-    for split in JUDGED:
+    for split in TESTED:
         a, b = (Counter(each.scans["scan"][each.scans["split"] == split]) for each in (one, two))
         if a != b:
             same = False
@@ -219,7 +219,7 @@ def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
             )
     if not same:
         return
-    for split in JUDGED:
+    for split in TESTED:
         rows = (one.scans["split"] == split).to_numpy()
         if differs := int((one.targets[rows] != two.targets[rows]).sum()):
             yield (
@@ -242,7 +242,7 @@ def _compare_task(
     base = {(model.name, model.fraction): model for model in judged[0][1].evidence.models}
     values: list[dict[str, object]] = []
     differences: list[dict[str, object]] = []
-    for split in JUDGED:
+    for split in TESTED:
         if not (together.scans["split"] == split).any():
             continue
         samples = performance.resample(
@@ -297,9 +297,9 @@ def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
             rows.setdefault(("", *used), []).append(name)
         flat = {each.letter: dict(_flat(each.stages[name]["params"])) for each in having}
         for each in having:
-            flat[each.letter] |= {"data_version": _short(each.stages[name]["data_version"])}
+            flat[each.letter] |= {"data_version": short(each.stages[name]["data_version"])}
             if len({str(other.stages[name]["code_sha256"]) for other in having}) > 1:
-                flat[each.letter]["code"] = _short(each.stages[name]["git_commit"])
+                flat[each.letter]["code"] = short(each.stages[name]["git_commit"])
         for key in dict.fromkeys(key for found in flat.values() for key in found):
             shown = tuple(flat.get(each.letter, {}).get(key) for each in evaluations)
             differ = len({flat[each.letter].get(key) for each in having}) > 1
@@ -327,11 +327,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _short(commit: Any) -> str:
-    """The beginning of a hash, and '+' where files differed from the commit."""
-    return str(commit)[:10] + "+" * str(commit).endswith("+")
 
 
 @dataclass(frozen=True)
@@ -387,10 +382,10 @@ def _cells(comparison: Comparison, where: Mapping[str, Any]) -> Iterator[str]:
     """The value of a model in every evaluation, then every difference to the first."""
     letters, metric = tuple(comparison.titles), str(where["metric"])
     for letter in letters:
-        row = narrative.find(comparison.values, evaluation=letter, **where)
+        row = find_row(comparison.values, evaluation=letter, **where)
         yield narrative.with_interval(row, metric) if row and row["value"] is not None else "–"
     for letter in letters[1:]:
-        row = narrative.find(comparison.differences, evaluation=letter, **where)
+        row = find_row(comparison.differences, evaluation=letter, **where)
         if row is None or row["value"] is None:
             yield "–"
             continue

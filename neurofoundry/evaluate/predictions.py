@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurofoundry.errors import DataError
-from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.tasks import Task
 
 

@@ -13,6 +13,7 @@ from neurofoundry.evaluate.measure import baselines
 from neurofoundry.evaluate.measure.performance import Measured
 from neurofoundry.evaluate.params import Promotion
 from neurofoundry.evaluate.report import narrative
+from neurofoundry.evaluate.rows import find_row
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks import Task
 
@@ -60,7 +61,7 @@ def decide(
     """
     if rule is None:
         return _decision(False, "params.yaml declares no rule (evaluate.promotion).", None)
-    row = narrative.find(
+    row = find_row(
         measured.differences,
         task=rule.task,
         init=rule.initialization,
@@ -121,7 +122,7 @@ def _better(rule: Promotion, row: Mapping[str, Any]) -> Requirement:
 
 
 def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: float) -> Requirement:
-    row = narrative.find(
+    row = find_row(
         measured.measures,
         task=rule.task,
         init=rule.initialization,
@@ -134,7 +135,7 @@ def _calibrated(rule: Promotion, bound: float, measured: Measured, fraction: flo
 
 
 def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Requirement:
-    row = narrative.find(sites, encoder=encoder)
+    row = find_row(sites, encoder=encoder)
     what = f"The balanced accuracy with which the site is read from the features of {encoder}"
     absent = "there are no features of its encoder"
     return _bounded("site", bound, row, "balanced_accuracy", what=what, absent=absent)

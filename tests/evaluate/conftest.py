@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from neurofoundry.contracts.cohort import EXCLUDED, SCANS
 from neurofoundry.contracts.encoder import EncoderParams, Plan
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, Volumes, write_volume
+from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Inputs, read
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.results import Results, measure
 from neurofoundry.evaluate.run import evaluate
-from neurofoundry.runtime import tracking
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
-from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.runtime.tracking import Tracker
 from neurofoundry.tasks import Classification, Regression, Task
 
 GRID = Grid(spacing=6.0)
@@ -318,16 +320,19 @@ def write_record(folder: Path, name: str, **params: Any) -> None:
 
 
 def run(
-    folders: Folders, out: Path, *, tasks: dict[str, Task] = TASKS, seed: int = 0, **params: Any
+    folders: Folders,
+    out: Path,
+    *,
+    tasks: dict[str, Task] = TASKS,
+    seed: int = 0,
+    tracker: Tracker | None = None,
+    **params: Any,
 ) -> Workspace:
     """Run the stage into ``out``, without publishing."""
     out.mkdir()
     values = EvaluateParams.model_validate({"baseline": "scratch", "bootstraps": 200, **params})
-    with tracking.run(
-        TrackingParams(mode="disabled"), stage="evaluate", key="k" * 16, config={}
-    ) as t:
-        work = Workspace(dir=out, earlier=(), tracker=t, data_version="v")
-        evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed)
+    work = Workspace(dir=out, earlier=(), tracker=tracker or Tracker(), data_version="v")
+    evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed)
     return work
 
 
@@ -338,5 +343,32 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.fixture(scope="session")
+def results(usual: Folders) -> Results:
+    """What is measured of ``usual``."""
+    return measure(
+        usual.read(),
+        Volumes(usual.inputs["volumes"]),
+        usual.inputs["models"],
+        tasks=TASKS,
+        params=EvaluateParams(baseline="scratch", bootstraps=100),
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="session")
 def evaluated(usual: Folders, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return run(usual, tmp_path_factory.mktemp("evaluated") / "out")
+
+
+@pytest.fixture
+def folders(usual: Folders, tmp_path: Path) -> Folders:
+    """A copy that may be broken."""
+    shutil.copytree(usual.root, tmp_path / "in")
+    return Folders(tmp_path / "in")
+
+
+def fails(folders: Folders, tmp_path: Path, *words: str, error: type = DataError) -> None:
+    with pytest.raises(error) as caught:
+        run(folders, tmp_path / "out")
+    for word in words:
+        assert word in str(caught.value)

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from neurofoundry.cli import main as cli
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.evaluate import compare, inputs, predictions
+from neurofoundry.evaluate import compare, predictions
+from neurofoundry.evaluate.evidence import Evidence, Model, read_evidence
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.run import evaluate
 from neurofoundry.runtime import stage
@@ -291,9 +292,9 @@ def test_tasks_that_not_all_have_are_left_out_and_said_to_be(three, tmp_path):
 def test_predictions_come_back_as_they_were_and_name_nobody(tmp_path):
     tasks = {"stroke": TASKS["stroke"]}
     folders = write_inputs(tmp_path / "in", scans_table(60), tasks=tasks, seeds=(0, 3))
-    before = inputs.read_evidence("stroke", tasks["stroke"], folders.read(), folders.root / "models")
-    nothing = inputs.Model("none", 0.5, (), np.array([]), "no labels in train")
-    before = inputs.Evidence(
+    before = read_evidence("stroke", tasks["stroke"], folders.read(), folders.root / "models")
+    nothing = Model("none", 0.5, (), np.array([]), "no labels in train")
+    before = Evidence(
         "stroke", before.task, before.scans, before.targets, (*before.models, nothing)
     )
     predictions.write(tmp_path / "kept", before)

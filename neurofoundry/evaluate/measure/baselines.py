@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neurofoundry.evaluate.inputs import Model
+from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.inputs import Inputs, site_of
+from neurofoundry.evaluate.measure import morphometry
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
 
@@ -32,8 +37,8 @@ PENALTIES = np.logspace(-1, 3, 5)
 
 
 def names(task: Task) -> tuple[str, ...]:
-    """The floors of a task: the same answer for everybody, age, sex and site alone (but for what
-    the task is to predict), and simple morphometry."""
+    """Return the floors of a task: the same answer for everybody, age, sex and site alone (without
+    what the task predicts), and simple morphometry."""
     return task.constant_baseline, f"floor-{'-'.join(_covariates(task))}", MORPHOMETRY
 
 
@@ -41,10 +46,33 @@ def _covariates(task: Task) -> list[str]:
     return [name for name in ("age", "sex", "site") if name != task.column]
 
 
+def add(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> tuple[Evidence, ...]:
+    """Return the evidence with the floors of each task beside its models, fitted on the training
+    scans."""
+    sizes = _morphometry_of(tasks, inputs, volumes)
+    return tuple(
+        replace(
+            each,
+            models=(*each.models, *fit(each.task, inputs.train, each.scans, sizes)),
+        )
+        for each in tasks
+    )
+
+
+def _morphometry_of(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> pd.DataFrame:
+    """Return the morphometry of all scans that a floor is learned from or predicts, by scan_id."""
+    wanted = [
+        table["scan_id"] for each in tasks for table in (each.task.select(inputs.train), each.scans)
+    ]
+    scan_ids = sorted(set(pd.concat(wanted))) if wanted else []
+    sizes = morphometry.measure(volumes, scan_ids) if scan_ids else None
+    return pd.DataFrame(sizes, index=scan_ids, columns=list(morphometry.SIZES))
+
+
 def fit(
     task: Task, train: pd.DataFrame, scans: pd.DataFrame, sizes: pd.DataFrame
 ) -> tuple[Model, ...]:
-    """The floors of a task, learned from ``train`` and predicting ``scans``.
+    """Return the floors of a task, learned from ``train`` and predicting ``scans``.
 
     The first gives everybody the prevalence (or mean) of ``train``; the second is a logistic (or
     ridge) regression on age, sex and site, where a site that training has not seen is an average
@@ -56,17 +84,20 @@ def fit(
     same = task.constant(targets, len(scans))
     if isinstance(same, str):
         return tuple(Model(name, 1.0, (), np.empty(0), same) for name in names(task))
-    model = task.linear_model(iterations=1000).fit(_known(task, train, train), targets)
-    told = task.predict(model, _known(task, scans, train))
+    model = task.linear_model(iterations=1000).fit(_age_sex_site(task, train, train), targets)
+    from_covariates = task.predict(model, _age_sex_site(task, scans, train))
     return (
         Model(constant, 1.0, (0,), same[None]),
-        Model(covariates, 1.0, (0,), told[None]),
+        Model(covariates, 1.0, (0,), from_covariates[None]),
         _morphometry(task, train, targets, scans, sizes),
     )
 
 
-def _known(task: Task, scans: pd.DataFrame, train: pd.DataFrame) -> Values:
-    """Standardized age, sex and sites; who lacks an age or a sex stands in the middle."""
+def _age_sex_site(task: Task, scans: pd.DataFrame, train: pd.DataFrame) -> Values:
+    """Return standardized age, sex and sites (scans, columns), without what the task predicts.
+
+    A missing age becomes the mean, a missing sex halfway between the two.
+    """
     columns = []
     if task.column != "age":
         spread = train["age"].std(ddof=0)
@@ -75,13 +106,12 @@ def _known(task: Task, scans: pd.DataFrame, train: pd.DataFrame) -> Values:
     if task.column != "sex":
         columns.append(scans["sex"].map({"F": -0.5, "M": 0.5}).astype(float).fillna(0).to_numpy())
     if task.column != "site":
-        own = scans["dataset"] + "\0" + scans["site"]
-        places = (train["dataset"] + "\0" + train["site"]).value_counts(normalize=True)
-        known = own.isin(places.index).to_numpy()
+        own = pd.Series(site_of(scans))
+        shares = pd.Series(site_of(train)).value_counts(normalize=True)
+        known = own.isin(shares.index).to_numpy()
         # Less the share of each site: an unseen site is then the average of the others.
         columns += [
-            np.where(known, (own == place) - share, 0)
-            for place, share in places.sort_index().items()
+            np.where(known, (own == site) - share, 0) for site, share in shares.sort_index().items()
         ]
     return np.column_stack(columns)
 
@@ -89,15 +119,16 @@ def _known(task: Task, scans: pd.DataFrame, train: pd.DataFrame) -> Values:
 def _morphometry(
     task: Task, train: pd.DataFrame, targets: Values, scans: pd.DataFrame, sizes: pd.DataFrame
 ) -> Model:
-    """A regression on ``sizes``, its penalty chosen by cross-validation over training persons."""
+    """Return a regression on ``sizes``, its penalty chosen by cross-validation over training
+    persons."""
     groups = train["person"].to_numpy()
-    people = [len(set(groups[targets == index])) for index in range(len(task.classes))]
-    folds = min(5, len(set(groups)), *people)
+    persons = [len(set(groups[targets == index])) for index in range(len(task.classes))]
+    folds = min(5, len(set(groups)), *persons)
     model: Any = make_pipeline(StandardScaler(), task.linear_model())
     if folds >= 2:
         dealt = list(task.splitter(folds).split(targets, targets, groups))
         choices = task.penalties(PENALTIES)
         model = GridSearchCV(model, choices, scoring=task.scoring, cv=dealt)
     model.fit(sizes.loc[train["scan_id"]].to_numpy(), targets)
-    said = task.predict(model, sizes.loc[scans["scan_id"]].to_numpy())
-    return Model(MORPHOMETRY, 1.0, (0,), said[None])
+    predicted = task.predict(model, sizes.loc[scans["scan_id"]].to_numpy())
+    return Model(MORPHOMETRY, 1.0, (0,), predicted[None])

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from neurofoundry.evaluate.inputs import Evidence, Model
-from neurofoundry.evaluate.measure.performance import gap, persons_to_count
+from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.measure.performance import persons_to_count, shortage
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
@@ -23,11 +24,14 @@ CALIBRATION = [
 ]
 
 AS_IT_IS = "no"
-"""Of the column ``corrected``: the model as it is."""
+"""In the column ``corrected``: the model as it is."""
+
+Outputs = Mapping[tuple[Model, str], list[Values]]
+"""For a model and a value of ``corrected`` the outputs of each seed."""
 
 
 def corrections(evidence: Evidence) -> tuple[str, ...]:
-    """The splits that a correction is learned from, and before them ``AS_IT_IS``."""
+    """Return ``AS_IT_IS``, and the splits that a correction is learned from."""
     return (AS_IT_IS, *evidence.task.corrected_on)
 
 
@@ -36,73 +40,76 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
     is and as it is after each of ``corrections``; means over seeds."""
     rows: list[dict[str, object]] = []
     for evidence in tasks:
-        models = [m for m in evidence.models if m.fraction == evidence.fraction and not m.is_floor]
-        for split in ("test", "ood"):
-            inside = (evidence.scans["split"] == split).to_numpy()
-            if not inside.any():
-                continue
-            missing = gap(evidence, split, min_subjects=params.min_subjects)
-            subjects = evidence.scans["person"][inside].nunique()
-            said = {(m, c): _said(evidence, m, c) for m in models for c in corrections(evidence)}
-            known = {} if missing else {k: v for k, v in said.items() if not isinstance(v, str)}
-            samples = _resample(evidence, known, inside, params.bootstraps, seed, split)
-            for (model, corrected), outputs in said.items():
-                head: dict[str, object] = {"task": evidence.name, "init": model.name}
-                head |= {"split": split, "corrected": corrected, "subjects": subjects}
-                reason = outputs if isinstance(outputs, str) else missing
-                for name in evidence.task.calibration_names:
-                    if reason is None:
-                        found = _estimate(evidence, samples[model, corrected], name, split)
-                    else:
-                        found = Estimate(None, None, None, reason)
-                    ends = {"value": found.value, "low": found.low, "high": found.high}
-                    rows.append({**head, "metric": name, **ends, "reason": found.reason})
-    numbers = dict.fromkeys(("value", "low", "high"), float)
-    return pd.DataFrame(rows, columns=CALIBRATION).astype(numbers)
+        for split in evidence.splits:
+            rows += _rows(evidence, split, params, seed)
+    return table_of(rows, CALIBRATION)
 
 
-def _said(evidence: Evidence, model: Model, corrected: str) -> list[Values] | str:
-    """Outputs of each seed, corrected or not, or the reason why there are none."""
+def _rows(
+    evidence: Evidence, split: str, params: EvaluateParams, seed: int
+) -> list[dict[str, object]]:
+    too_few = shortage(evidence, split, min_subjects=params.min_subjects)
+    subjects = evidence.scans["person"][evidence.inside(split)].nunique()
+    outputs = {
+        (m, c): _outputs(evidence, m, c) for m in evidence.trained for c in corrections(evidence)
+    }
+    known = {key: each for key, each in outputs.items() if not isinstance(each, str)}
+    samples = {} if too_few else _resample(evidence, known, split, params.bootstraps, seed)
+    rows: list[dict[str, object]] = []
+    for (model, corrected), each in outputs.items():
+        head = {"task": evidence.name, "init": model.name, "split": split}
+        reason = each if isinstance(each, str) else too_few
+        for name in evidence.task.calibration_names:
+            if reason is None:
+                estimate = _estimate(evidence, samples[model, corrected], name, split)
+            else:
+                estimate = Estimate(None, None, None, reason)
+            row = {"corrected": corrected, "metric": name, "subjects": subjects}
+            rows.append({**head, **row, **cells(estimate)})
+    return rows
+
+
+def _outputs(evidence: Evidence, model: Model, corrected: str) -> list[Values] | str:
+    """Return the outputs of each seed, corrected or not, or the reason why there are none."""
     if model.reason:
         return f"no model was made: {model.reason}"
     outputs = list(model.outputs)
     if corrected == AS_IT_IS:
         return outputs
-    found = []
+    made = []
     for number, each in enumerate(outputs):
         if corrected == "val":
-            fitted = correction(evidence, each)
+            correct = correction(evidence, each)
         else:
-            fitted = correction_on_train(evidence.task, model, number)
-        if isinstance(fitted, str):
-            return fitted
-        found.append(fitted(each))
-    return found
+            correct = correction_on_train(evidence.task, model, number)
+        if isinstance(correct, str):
+            return correct
+        made.append(correct(each))
+    return made
 
 
 def _resample(
-    evidence: Evidence,
-    said: Mapping[tuple[Model, str], list[Values]],
-    inside: np.ndarray,
-    bootstraps: int,
-    seed: int,
-    split: str,
+    evidence: Evidence, outputs: Outputs, split: str, bootstraps: int, seed: int
 ) -> dict[tuple[Model, str], Values]:
-    """Metrics, and the error of calibration by chance, in every resample: means over seeds."""
-    if not said:
+    """Return the metrics, and the calibration error by chance, in every resample: means over
+    seeds."""
+    if not outputs:
         return {}
+    inside = evidence.inside(split)
+    labels = evidence.labels[inside]
 
-    def statistic(weights: Values) -> Values:
-        return np.stack(
-            [
-                np.mean([_values(evidence, each, inside, weights) for each in outputs], axis=0)
-                for outputs in said.values()
-            ]
-        )
+    def metrics(seeds: Sequence[Values], weights: Values) -> Values:
+        by_seed = [evidence.task.calibration(labels, each[inside], weights) for each in seeds]
+        return np.asarray(np.mean(by_seed, axis=0))
 
-    persons = evidence.scans["person"].to_numpy()[inside]
-    samples = intervals.resample(statistic, persons, count=bootstraps, seed=seed, key=split)
-    return dict(zip(said, samples, strict=True))
+    samples = intervals.resample(
+        lambda weights: np.stack([metrics(seeds, weights) for seeds in outputs.values()]),
+        evidence.persons[inside],
+        count=bootstraps,
+        seed=seed,
+        key=split,
+    )
+    return dict(zip(outputs, samples, strict=True))
 
 
 def _estimate(evidence: Evidence, samples: Values, name: str, split: str) -> Estimate:
@@ -122,19 +129,17 @@ def _why_missing(name: str) -> str:
     return "the outputs separate the classes, or are all the same"
 
 
-def _values(evidence: Evidence, outputs: Values, inside: np.ndarray, weights: Values) -> Values:
-    return evidence.task.calibration(evidence.labels[inside], outputs[inside], weights)
-
-
 def correction(evidence: Evidence, outputs: Values) -> Correction | str:
-    """A function of outputs learned from split 'val' alone, or the reason why there is none."""
-    val = (evidence.scans["split"] == "val").to_numpy()
+    """Learn a correction from split 'val' alone, or return the reason why there is none."""
+    val = evidence.inside("val")
     return evidence.task.correction(evidence.labels[val], outputs[val], "validation")
 
 
 def correction_on_train(task: Task, model: Model, number: int) -> Correction | str:
-    """As `correction`, learned from the scans that a seed has learned from: the usual way for brain
-    age. It does too little where a model fits these better than others."""
+    """Learn a correction from the scans that a seed was trained on, as is usual for brain age.
+
+    It does too little where a model fits these better than others. As `correction` otherwise.
+    """
     fitted = model.fitted[number] if model.fitted else None
     if fitted is None:
         return "finetune has kept no outputs of the training subjects (fitted.tsv)"

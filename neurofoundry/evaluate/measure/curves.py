@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from neurofoundry.evaluate.inputs import Evidence, Model
-from neurofoundry.evaluate.measure.performance import gap, thresholds_of
+from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
+from neurofoundry.evaluate.measure.performance import shortage, thresholds_of
+from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats.intervals import LEVEL, resample
 from neurofoundry.stats.metrics import Values, calibration_bins, sensitivity_at
 
@@ -25,10 +30,38 @@ RESAMPLES = 500
 """Of persons, behind the band of a curve: it is drawn, and no conclusion rests on it."""
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The tables behind the figures: initializations with all labels, on test and ood."""
+
+    roc: pd.DataFrame
+    """ROC: every threshold of each seed."""
+    bands: pd.DataFrame
+    """ROC_BANDS: means over seeds and classes."""
+    reliability: pd.DataFrame
+    """RELIABILITY: a row a bin."""
+    predicted: pd.DataFrame
+    """PREDICTED: a row a scan."""
+    confusion: pd.DataFrame
+    """CONFUSION: a row a pair of classes."""
+
+
+def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Curves:
+    """Measure all curves of all tasks."""
+    fewest = params.min_subjects
+    return Curves(
+        roc=roc(tasks, min_subjects=fewest),
+        bands=roc_bands(tasks, min_subjects=fewest, seed=seed),
+        reliability=reliability(tasks, min_subjects=fewest),
+        predicted=predicted_against_true(tasks, min_subjects=fewest),
+        confusion=confusion(tasks, min_subjects=fewest),
+    )
+
+
 def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
-    """ROC curves with all labels; with several classes, of each against the rest."""
-    parts = []
-    for evidence, model, split, rows in _judged(tasks, "roc", min_subjects):
+    """ROC: one curve a seed; with more than two classes, one of each against the rest."""
+    tables = []
+    for evidence, model, split, rows in _drawn(tasks, "roc", min_subjects):
         classes = evidence.task.classes
         for seed, outputs in zip(model.seeds, model.outputs, strict=True):
             for index in [1] if len(classes) == 2 else range(len(classes)):
@@ -36,45 +69,48 @@ def roc(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
                     evidence.targets[rows] == index, outputs[rows, index]
                 )
                 # The curve begins where nothing is called, at an infinite threshold.
-                part = pd.DataFrame({"threshold": least.clip(max=1), "fpr": alarms, "tpr": hits})
+                table = pd.DataFrame({"threshold": least.clip(max=1), "fpr": alarms, "tpr": hits})
                 head = {"task": evidence.name, "init": model.name, "split": split}
-                parts.append(part.assign(**head, seed=seed, **{"class": classes[index]}))
-    return pd.concat(parts)[ROC] if parts else pd.DataFrame(columns=ROC)
+                tables.append(table.assign(**head, seed=seed, **{"class": classes[index]}))
+    return pd.concat(tables)[ROC] if tables else pd.DataFrame(columns=ROC)
 
 
 def roc_bands(tasks: Sequence[Evidence], *, min_subjects: int, seed: int) -> pd.DataFrame:
-    """Mean ROC curves over seeds and classes, with the middle 95 % of resamples of the persons."""
-    parts = []
-    for evidence, model, split, rows in _judged(tasks, "roc", min_subjects):
+    """ROC_BANDS: mean curves over seeds and classes, with the middle 95 % of resamples of the
+    persons."""
+    tables = []
+    for evidence, model, split, rows in _drawn(tasks, "roc", min_subjects):
         targets, outputs = evidence.targets[rows], model.outputs[:, rows]
         classes = len(evidence.task.classes)
-        drawn = [
+        one_against_rest = [
             (targets == index, each[:, index])
             for each in outputs
             for index in ([1] if classes == 2 else range(classes))
         ]
-
-        def mean(weights: Values, drawn: Sequence[tuple[np.ndarray, Values]] = drawn) -> Values:
-            found = [sensitivity_at(*each, weights, FALSE_ALARMS) for each in drawn]
-            return np.asarray(np.mean(found, axis=0))
-
-        persons = evidence.scans["person"].to_numpy()[rows]
-        samples = resample(mean, persons, count=RESAMPLES, seed=seed, key=split)
+        statistic = partial(_mean_curve, one_against_rest)
+        persons = evidence.persons[rows]
+        samples = resample(statistic, persons, count=RESAMPLES, seed=seed, key=split)
         tail = (1 - LEVEL) / 2
         low, high = np.nanquantile(samples[:, 1:], [tail, 1 - tail], axis=1)
-        part = pd.DataFrame({"fpr": FALSE_ALARMS, "tpr": samples[:, 0], "low": low, "high": high})
-        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
-    return pd.concat(parts)[ROC_BANDS] if parts else pd.DataFrame(columns=ROC_BANDS)
+        table = pd.DataFrame({"fpr": FALSE_ALARMS, "tpr": samples[:, 0], "low": low, "high": high})
+        tables.append(table.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(tables)[ROC_BANDS] if tables else pd.DataFrame(columns=ROC_BANDS)
+
+
+def _mean_curve(one_against_rest: Sequence[tuple[NDArray[Any], Values]], weights: Values) -> Values:
+    """Return the mean of ROC curves, of labels and scores, at FALSE_ALARMS: (shares, resamples)."""
+    curves = [sensitivity_at(*each, weights, FALSE_ALARMS) for each in one_against_rest]
+    return np.asarray(np.mean(curves, axis=0))
 
 
 def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
-    """How many scans of each class are called what; seeds pooled.
+    """CONFUSION: how many scans of each class are called what; seeds pooled.
 
     Two classes: at the threshold carried over from val, or 0.5 where val gives none. More: as the
     most probable class.
     """
-    parts = []
-    for evidence, model, split, rows in _judged(tasks, "confusion", min_subjects):
+    tables = []
+    for evidence, model, split, rows in _drawn(tasks, "confusion", min_subjects):
         classes = evidence.task.classes
         truth = np.tile(evidence.targets[rows].astype(int), len(model.seeds))
         called = np.concatenate(
@@ -89,15 +125,16 @@ def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
         )
         counts = confusion_matrix(truth, called, labels=range(len(classes)))
         pairs = itertools.product(classes, classes)
-        part = pd.DataFrame(pairs, columns=["true", "predicted"]).assign(scans=counts.ravel())
-        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
-    return pd.concat(parts)[CONFUSION] if parts else pd.DataFrame(columns=CONFUSION)
+        table = pd.DataFrame(pairs, columns=["true", "predicted"]).assign(scans=counts.ravel())
+        tables.append(table.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(tables)[CONFUSION] if tables else pd.DataFrame(columns=CONFUSION)
 
 
 def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
-    """Stated probability (of the call, with several classes) and observed share; seeds pooled."""
-    parts = []
-    for evidence, model, split, rows in _judged(tasks, "reliability", min_subjects):
+    """RELIABILITY: stated probability (of the call, with more than two classes) and observed share;
+    seeds pooled."""
+    tables = []
+    for evidence, model, split, rows in _drawn(tasks, "reliability", min_subjects):
         targets = np.tile(evidence.targets[rows], len(model.seeds))
         outputs = np.concatenate(model.outputs[:, rows])
         if len(evidence.task.classes) == 2:
@@ -106,31 +143,29 @@ def reliability(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame
             stated, right = outputs.max(axis=1), targets == outputs.argmax(axis=1)
         points = pd.DataFrame({"stated": stated, "observed": right.astype(float)})
         by_bin = points.groupby(calibration_bins(stated))
-        part = by_bin.mean().assign(scans=by_bin.size())
-        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
-    return pd.concat(parts)[RELIABILITY] if parts else pd.DataFrame(columns=RELIABILITY)
+        table = by_bin.mean().assign(scans=by_bin.size())
+        tables.append(table.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(tables)[RELIABILITY] if tables else pd.DataFrame(columns=RELIABILITY)
 
 
 def predicted_against_true(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
-    """Outputs of regressions with all labels, mean over seeds, by the truth."""
-    parts = []
-    for evidence, model, split, rows in _judged(tasks, "predicted_vs_true", min_subjects):
+    """PREDICTED: outputs of regressions, mean over seeds, by the truth."""
+    tables = []
+    for evidence, model, split, rows in _drawn(tasks, "predicted_vs_true", min_subjects):
         outputs = model.outputs[:, rows].mean(axis=0)
-        part = pd.DataFrame({"true": evidence.targets[rows], "predicted": outputs})
-        part = part.sort_values(["true", "predicted"])
-        parts.append(part.assign(task=evidence.name, init=model.name, split=split))
-    return pd.concat(parts)[PREDICTED] if parts else pd.DataFrame(columns=PREDICTED)
+        table = pd.DataFrame({"true": evidence.targets[rows], "predicted": outputs})
+        table = table.sort_values(["true", "predicted"])
+        tables.append(table.assign(task=evidence.name, init=model.name, split=split))
+    return pd.concat(tables)[PREDICTED] if tables else pd.DataFrame(columns=PREDICTED)
 
 
-def _judged(
+def _drawn(
     tasks: Sequence[Evidence], curve: str, min_subjects: int
-) -> Iterator[tuple[Evidence, Model, str, np.ndarray]]:
+) -> Iterator[tuple[Evidence, Model, str, NDArray[np.bool_]]]:
+    """Yield the models of the tasks that have a curve, a split with enough subjects, and its
+    rows."""
     for evidence in tasks:
-        for model in evidence.models:
-            if curve not in evidence.task.curves or model.is_floor or not model.seeds:
-                continue
-            if model.fraction != evidence.fraction:
-                continue
-            for split in ("test", "ood"):
-                if gap(evidence, split, min_subjects=min_subjects) is None:
-                    yield evidence, model, split, (evidence.scans["split"] == split).to_numpy()
+        for model in evidence.trained if curve in evidence.task.curves else ():
+            for split in TESTED if model.seeds else ():
+                if shortage(evidence, split, min_subjects=min_subjects) is None:
+                    yield evidence, model, split, evidence.inside(split)

@@ -1,38 +1,34 @@
-"""Whether what a frozen encoder says of two scans of a person is about the person."""
+"""Whether the features of two scans of a person, under a frozen encoder, are about the person."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from neurofoundry.evaluate.inputs import Inputs
-from neurofoundry.evaluate.measure.robustness import first_two
+from neurofoundry.evaluate.evidence import TESTED
+from neurofoundry.evaluate.inputs import Features, Inputs
+from neurofoundry.evaluate.measure.robustness import Positions, pairs_by_sites
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals, metrics
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
 
 EMBEDDINGS = [
-    "encoder",
-    "sites",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "chance",
-    "subjects",
-    "reason",
+    *("encoder", "sites", "metric", "value", "low", "high", "chance", "subjects", "reason")
 ]
 
 NAMES = ("icc_consistency", "identification", "distance_ratio")
 
 
 def measure(
-    features: Mapping[str, tuple[np.ndarray, Values]],
+    features: Mapping[str, Features],
     inputs: Inputs,
     *,
     params: EvaluateParams,
@@ -47,37 +43,21 @@ def measure(
     taken for stay as they are.
     """
     rows: list[dict[str, object]] = []
-    usable = inputs.scans["usable"] & inputs.scans["split"].isin(["test", "ood"])
-    for name, (scan_ids, values) in features.items():
-        scans = inputs.scans[usable & inputs.scans["scan_id"].isin(scan_ids)]
-        order = pd.Series(np.arange(len(scan_ids)), scan_ids).reindex(scans["scan_id"])
-        x = standardized(values[order.to_numpy(int)])
+    usable = inputs.scans["usable"] & inputs.scans["split"].isin(TESTED)
+    for name, of_encoder in features.items():
+        scans = inputs.scans[usable & inputs.scans["scan_id"].isin(of_encoder.scan_ids)]
+        x = standardized(of_encoder.of(scans["scan_id"]))
         person = scans["person"].to_numpy()
-        site = (scans["dataset"] + "\0" + scans["site"]).to_numpy()
-        first, second = first_two(scans)
-        same = site[first] == site[second]
-        for sites, chosen in (("one", same), ("two", ~same)):
-            pairs = first[chosen], second[chosen]
-            for metric, (found, chance) in _estimates(x, person, *pairs, params, seed).items():
-                rows.append(
-                    {
-                        "encoder": name,
-                        "sites": sites,
-                        "metric": metric,
-                        "value": found.value,
-                        "low": found.low,
-                        "high": found.high,
-                        "chance": chance,
-                        "subjects": int(chosen.sum()),
-                        "reason": found.reason,
-                    }
-                )
-    numbers = dict.fromkeys(("value", "low", "high", "chance"), float)
-    return pd.DataFrame(rows, columns=EMBEDDINGS).astype(numbers)
+        for sites, pairs in pairs_by_sites(scans).items():
+            head = {"encoder": name, "sites": sites, "subjects": len(pairs[0])}
+            for metric, (estimate, chance) in _estimates(x, person, *pairs, params, seed).items():
+                rows.append({**head, "metric": metric, **cells(estimate), "chance": chance})
+    return table_of(rows, EMBEDDINGS)
 
 
 def standardized(values: Values) -> Values:
-    """Features (scans, features) of variance 1; those that never vary fall out."""
+    """Return features (scans, features) with mean 0 and variance 1, without those that never
+    vary."""
     spread = values.std(axis=0)
     varies = spread > 1e-9 * np.abs(values).max(axis=0, initial=0)
     standardized: Values = (values[:, varies] - values[:, varies].mean(axis=0)) / spread[varies]
@@ -86,13 +66,13 @@ def standardized(values: Values) -> Values:
 
 def _estimates(
     x: Values,
-    person: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
+    person: NDArray[Any],
+    first: Positions,
+    second: Positions,
     params: EvaluateParams,
     seed: int,
 ) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric with what chance would give, where that is known."""
+    """Return each metric with what chance would give, where that is known."""
     count = len(first)
     reason = ""
     if count < params.min_subjects:
@@ -116,12 +96,15 @@ def _estimates(
         seed=seed,
         key="embeddings",
     )
-    found = [intervals.estimate(s, name, [count]) for name, s in zip(NAMES, samples, strict=True)]
-    return dict(zip(NAMES, zip(found, (0.0, chance, 1.0), strict=True), strict=True))
+    estimates = [
+        intervals.estimate(of_metric, name, [count])
+        for name, of_metric in zip(NAMES, samples, strict=True)
+    ]
+    return dict(zip(NAMES, zip(estimates, (0.0, chance, 1.0), strict=True), strict=True))
 
 
 def median_icc(pairs: Values, weights: Values) -> Values:
-    """Median over features of ICC(3,1) of pairs (persons, 2, features): (resamples,)."""
+    """Return the median over features of ICC(3,1) of pairs (persons, 2, features): (resamples,)."""
     with warnings.catch_warnings():
         # A resample of one person many times has no variance between persons: it gives NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -130,10 +113,10 @@ def median_icc(pairs: Values, weights: Values) -> Values:
 
 
 def identified(
-    x: Values, person: np.ndarray, first: np.ndarray, second: np.ndarray
+    x: Values, person: NDArray[Any], first: Positions, second: Positions
 ) -> tuple[Values, float]:
-    """Of each pair, the share of its scans (persons,) that lie nearer to the other scan of the
-    person than to any scan of anybody else; and the share that chance would give.
+    """Return for each pair the share of its scans (persons,) that lie nearer to the other scan of
+    the person than to any scan of anybody else; and the share that chance would give.
 
     ``x`` are features (scans, features), ``person`` (scans,) whose they are, ``first`` and
     ``second`` (persons,) the positions of the pairs. Further scans of a person do not take part;
@@ -151,8 +134,8 @@ def identified(
 
 
 def distances(first: Values, second: Values) -> tuple[Values, Values]:
-    """Distance between the two scans of each person (persons,), and mean distance between the
-    scans of two persons (persons, persons), 0 on the diagonal."""
+    """Return the distance between the two scans of each person (persons,), and the mean distance
+    between the scans of two persons (persons, persons), 0 on the diagonal."""
     within = np.linalg.norm(first - second, axis=1)
     between = (
         cdist(first, first) + cdist(second, second) + cdist(first, second) + cdist(second, first)
@@ -162,7 +145,7 @@ def distances(first: Values, second: Values) -> tuple[Values, Values]:
 
 
 def distance_ratio(within: Values, between: Values, weights: Values) -> Values:
-    """Mean distance within persons over that between persons (resamples,); 0 is perfect.
+    """Return the mean distance within persons over that between persons (resamples,); 0 is perfect.
 
     A person drawn twice is not compared with himself.
     """
@@ -170,4 +153,5 @@ def distance_ratio(within: Values, between: Values, weights: Values) -> Values:
     pairs = total**2 - (weights**2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         apart = ((weights @ between) * weights).sum(axis=1) / pairs
-        return (weights @ within / total) / apart
+        ratio: Values = (weights @ within / total) / apart
+    return ratio

@@ -1,13 +1,13 @@
 """Where in the brain the answers of models come from: maps of finetune, averaged over persons.
 
-A map of a person shares out, among blocks of the standard grid, the difference between what a model
-says of the scan and of a flat brain (models/…/explanation.npz). Registration is rigid, and heads
-differ: averages are drawn no sharper than ``SMOOTHING_MM``.
+A map of a person distributes over the blocks of the standard grid the difference between a model's
+answer for the scan and for a flat brain (models/…/explanation.npz). Registration is rigid, and
+heads differ: averages are drawn no sharper than ``SMOOTHING_MM``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
-from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.stats.metrics import Values
 
 EXPLANATIONS = [
@@ -31,13 +31,12 @@ EXPLANATIONS = [
 SMOOTHING_MM = 12.0
 """Full width at half maximum."""
 
-
 _AGAIN = "Run finetune again."
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the answers of one initialization for a group of persons come from, mean over seeds."""
+    """Where the answers of one initialization for a group of persons come from, mean over seeds."""
 
     task: str
     init: str
@@ -49,61 +48,60 @@ class Explanation:
     mean: Values
     """(x, y, z) on ``grid``, smoothed: what each block adds to the answer."""
     answer: float
-    """Mean over the persons, of scans …"""
+    """Mean answer for their scans, log odds of the class of interest or value …"""
     flat: float
-    """… and of their flat brains: log odds of the class of interest, or value."""
+    """… and for flat brains of the same outline."""
     left_over: float
-    """Of the differences, the share that the sums of the maps miss: above 1 where answers hardly
-    differ from those of flat brains."""
+    """Share of the differences that the sums of the maps miss: above 1 where answers hardly differ
+    from those for flat brains."""
 
     @property
-    def place(self) -> NDArray[np.float64]:
-        """Where the block lies that moves the answer most, mm."""
+    def peak_mm(self) -> NDArray[np.float64]:
+        """MNI coordinates (mm) of the block that moves the answer most."""
         index = np.unravel_index(np.abs(self.mean).argmax(), self.mean.shape)
         return np.asarray(apply_affine(self.grid.affine, index))
 
 
 def read(tasks: Sequence[Evidence], models: Path) -> tuple[Explanation, ...]:
-    """Of every model with all labels that finetune has explained, by group of persons.
+    """Read what finetune has explained of every model with all labels, by group of persons.
 
     Raises DataError when a file is not what finetune writes, or is of other scans.
     """
-    found = []
+    explained: list[Explanation] = []
     for evidence in tasks:
-        for model in evidence.models:
-            if model.is_floor or model.fraction != evidence.fraction:
-                continue
+        for model in evidence.trained:
             run = models / evidence.name / model.name / str(model.fraction)
             paths = [run / str(seed) / "explanation.npz" for seed in model.seeds]
             if paths and all(path.exists() for path in paths):
-                found += _groups(evidence, model, [_read(path, evidence) for path in paths])
-    return tuple(found)
+                explained += _groups(evidence, model, [_read(path, evidence) for path in paths])
+    return tuple(explained)
 
 
 def _read(path: Path, evidence: Evidence) -> dict[str, NDArray[Any]]:
     names = ("scan_id", "maps", "spacing", "answer", "flat")
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = {name: content[name] for name in names}
-        shape = (len(found["scan_id"]), *Grid(spacing=float(found["spacing"])).shape)
+            run = {name: content[name] for name in names}
+        shape = (len(run["scan_id"]), *Grid(spacing=float(run["spacing"])).shape)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: the explanations cannot be read ({error}). {_AGAIN}") from error
-    if found["maps"].shape != shape or not shape[0]:
-        raise DataError(f"{path}: maps of shape {found['maps'].shape}, expected {shape}. {_AGAIN}")
-    if not all(np.isfinite(found[name]).all() for name in names[1:]):
+    if run["maps"].shape != shape or not shape[0]:
+        raise DataError(f"{path}: maps of shape {run['maps'].shape}, expected {shape}. {_AGAIN}")
+    if not all(np.isfinite(run[name]).all() for name in names[1:]):
         raise DataError(f"{path}: some of its values are not numbers. {_AGAIN}")
-    test = evidence.scans["scan_id"][evidence.scans["split"] == "test"]
-    if foreign := sorted(set(found["scan_id"]) - set(test)):
+    test = evidence.scans["scan_id"][evidence.inside("test")]
+    if foreign := sorted(set(run["scan_id"]) - set(test)):
         raise DataError(
             f"{path}: {len(foreign)} scans are not test scans of the task, such as {foreign[0]}. "
             f"{_AGAIN}"
         )
-    return found
+    return run
 
 
 def _groups(
     evidence: Evidence, model: Model, runs: Sequence[dict[str, NDArray[Any]]]
-) -> list[Explanation]:
+) -> Iterator[Explanation]:
+    """Yield the explanation of each class, the one of interest first; of a regression, of all."""
     scan_ids = [list(run["scan_id"]) for run in runs]
     if any(each != scan_ids[0] for each in scan_ids):
         raise DataError(
@@ -115,63 +113,56 @@ def _groups(
         for name in ("maps", "answer", "flat")
     )
     targets = pd.Series(evidence.targets, evidence.scans["scan_id"])[scan_ids[0]].to_numpy()
-    groups = {"everybody": np.ones(len(targets), bool)}
-    if classes := evidence.task.classes:
-        # The class of interest, the last, comes first.
-        groups = {name: targets == index for index, name in reversed([*enumerate(classes)])}
-    found = []
-    for name, inside in groups.items():
+    classes = reversed([*enumerate(evidence.task.classes)])
+    groups = {name: targets == index for index, name in classes}
+    for name, inside in (groups or {"everybody": np.ones(len(targets), bool)}).items():
         if not inside.any():
             continue
-        mean = maps[inside].mean(axis=0)
         moved = answers[inside] - flats[inside]
-        over = np.abs(moved - maps[inside].sum(axis=(1, 2, 3))).sum()
-        found.append(
-            Explanation(
-                task=evidence.name,
-                init=model.name,
-                group=name,
-                subjects=int(inside.sum()),
-                seeds=len(runs),
-                grid=grid,
-                mean=smooth(mean, grid),
-                answer=float(answers[inside].mean()),
-                flat=float(flats[inside].mean()),
-                left_over=float(over / np.abs(moved).sum()) if moved.any() else 0.0,
-            )
+        missed = np.abs(moved - maps[inside].sum(axis=(1, 2, 3))).sum()
+        yield Explanation(
+            task=evidence.name,
+            init=model.name,
+            group=name,
+            subjects=int(inside.sum()),
+            seeds=len(runs),
+            grid=grid,
+            mean=smooth(maps[inside].mean(axis=0), grid),
+            answer=float(answers[inside].mean()),
+            flat=float(flats[inside].mean()),
+            left_over=float(missed / np.abs(moved).sum()) if moved.any() else 0.0,
         )
-    return found
 
 
 def smooth(values: Values, grid: Grid) -> Values:
-    """Blurred to ``SMOOTHING_MM``, mirrored at the faces of the box, so that the sum stays."""
+    """Blur a map to ``SMOOTHING_MM``, mirrored at the faces of the box, so that the sum stays."""
     width = SMOOTHING_MM / np.sqrt(8 * np.log(2)) / grid.spacing
     return np.asarray(ndimage.gaussian_filter(values, width, mode="reflect"))
 
 
-def table(found: Sequence[Explanation]) -> pd.DataFrame:
-    """EXPLANATIONS: a row a task, initialization and group."""
+def table(explained: Sequence[Explanation]) -> pd.DataFrame:
+    """EXPLANATIONS: a row a task, initialization and group; x, y, z (mm) are those of the peak."""
     rows = [
         {
             **{name: getattr(each, name) for name in EXPLANATIONS[:8]},
             "peak": float(each.mean.flat[np.abs(each.mean).argmax()]),
-            **dict(zip("xyz", each.place, strict=True)),
+            **dict(zip("xyz", each.peak_mm, strict=True)),
         }
-        for each in found
+        for each in explained
     ]
     return pd.DataFrame(rows, columns=EXPLANATIONS)
 
 
-def write(folder: Path, found: Sequence[Explanation]) -> None:
+def write(folder: Path, explained: Sequence[Explanation]) -> None:
     """Write FOLDER/TASK/INIT/N.nii.gz, N counting the groups in the order of the table, from 1."""
     counted: dict[tuple[str, str], int] = {}
-    for each in found:
+    for each in explained:
         number = counted[each.task, each.init] = counted.get((each.task, each.init), 0) + 1
-        place = folder / each.task / each.init
-        place.mkdir(parents=True, exist_ok=True)
+        target = folder / each.task / each.init
+        target.mkdir(parents=True, exist_ok=True)
         image = nib.Nifti1Image(each.mean.astype(np.float32), each.grid.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(each.grid.affine, code="mni")
         image.set_qform(each.grid.affine, code="mni")
         image.header["descrip"] = f"{each.group}: {each.subjects} subjects"[:79].encode()
-        nib.save(image, place / f"{number}.nii.gz")
+        nib.save(image, target / f"{number}.nii.gz")

@@ -1,7 +1,7 @@
 """Simple morphometry of a preprocessed volume: sizes of the brain, its tissues and its fluid.
 
-A floor for models of images. Registration is rigid, so that volumes keep their true size; the
-tissues are told apart by brightness, and places by their coordinates in MNI space.
+A floor for models of images. Registration is rigid, so that volumes keep their true size; tissues
+are separated by brightness, and regions by their coordinates in MNI space.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.volumes import Grid, Volumes
+from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats.metrics import Values
 
-FEATURES = (
+SIZES = (
     *("brain_ml", "width_mm", "length_mm", "height_mm"),
     *("fluid_share", "grey_share", "white_share", "grey_over_white"),
     *("ventricles_ml", "ventricles_share", "rim_fluid_share", "left_temporal", "right_temporal"),
     *("largest_asymmetry", "mean_asymmetry"),
 )
-"""Tissues are shares of the brain; temporal: share of fluid in a box about the hippocampus.
-Asymmetry: of the share of fluid in blocks of 12 mm, left less right."""
+"""Tissues are shares of the brain; temporal: share of fluid in a box around the hippocampus.
+Asymmetry: of the share of fluid in blocks of 12 mm, left minus right."""
 
 WORKING_MM = 3.0
 """Voxels are skipped on finer grids: volumes of structures do not need them."""
@@ -32,12 +33,17 @@ TEMPORAL = ((15, 42), (-42, 2), (-32, 0))
 
 
 def measure(volumes: Volumes, scan_ids: Sequence[str]) -> Values:
-    """FEATURES of scans, (scans, features)."""
-    return np.array([features(volumes.open(name), volumes.grid) for name in scan_ids])
+    """Return the SIZES of scans, (scans, sizes)."""
+    sizes = []
+    with Progress("morphometry", len(scan_ids), unit="scans") as progress:
+        for scan_id in scan_ids:
+            sizes.append(sizes_of(volumes.open(scan_id), volumes.grid))
+            progress.advance()
+    return np.array(sizes)
 
 
-def features(volume: NDArray[np.int16], grid: Grid) -> Values:
-    """FEATURES of a volume, axes (z, y, x), 0 outside the brain."""
+def sizes_of(volume: NDArray[np.int16], grid: Grid) -> Values:
+    """Return the SIZES of a volume, axes (z, y, x), 0 outside the brain."""
     step = max(1, round(WORKING_MM / grid.spacing))
     first = step // 2
     volume = np.asarray(volume[first::step, first::step, first::step])
@@ -45,7 +51,7 @@ def features(volume: NDArray[np.int16], grid: Grid) -> Values:
     edge = grid.spacing * step
     voxel_ml = edge**3 / 1000
     if not brain.any():
-        return np.zeros(len(FEATURES))
+        return np.zeros(len(SIZES))
     low, high = tissue_thresholds(volume[brain])
     fluid, white = brain & (volume < low), brain & (volume >= high)
     extents = [np.ptp(np.flatnonzero(brain.any(axis=other))) for other in ((0, 1), (0, 2), (1, 2))]
@@ -82,8 +88,8 @@ def features(volume: NDArray[np.int16], grid: Grid) -> Values:
 
 
 def tissue_thresholds(values: NDArray[np.int16]) -> tuple[float, float]:
-    """Two thresholds that part fluid, grey and white matter: those with the largest variance
-    between the three (Otsu, IEEE Trans. SMC 9, 1979), on a histogram of 96 bins."""
+    """Return the two thresholds between fluid, grey and white matter: those with the largest
+    variance between the three (Otsu, IEEE Trans. SMC 9, 1979), on a histogram of 96 bins."""
     ends = np.quantile(values, [0.002, 0.998])
     counts, edges = np.histogram(np.clip(values, *ends), bins=96)
     centres = (edges[1:] + edges[:-1]) / 2
@@ -92,8 +98,8 @@ def tissue_thresholds(values: NDArray[np.int16]) -> tuple[float, float]:
 
     def between(start: NDArray[np.intp], end: NDArray[np.intp]) -> Values:
         inside = np.maximum(mass[end] - mass[start], 1)
-        found: Values = (moment[end] - moment[start]) ** 2 / inside
-        return found
+        squares: Values = (moment[end] - moment[start]) ** 2 / inside
+        return squares
 
     first, second = np.triu_indices(97, 1)
     last = np.full_like(first, 96)
@@ -103,7 +109,7 @@ def tissue_thresholds(values: NDArray[np.int16]) -> tuple[float, float]:
 
 
 def _rim(brain: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:
-    """The part of the brain from which ``depth`` voxels along some axis lead out of it."""
+    """Return the part of the brain from which ``depth`` voxels along some axis lead out of it."""
     deep = brain.copy()
     for axis in range(3):
         for way in (depth, -depth):
@@ -125,7 +131,7 @@ def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> float:
 
 
 def _asymmetry(fluid: NDArray[np.bool_], brain: NDArray[np.bool_], edge: int) -> Values:
-    """|left − right| of the share of fluid in blocks that are mostly brain on both sides."""
+    """Return |left − right| of the share of fluid in blocks that are mostly brain on both sides."""
     shape = [count // edge for count in fluid.shape]
     shape[2] -= shape[2] % 2
 
@@ -140,4 +146,5 @@ def _asymmetry(fluid: NDArray[np.bool_], brain: NDArray[np.bool_], edge: int) ->
     of_brain = blocks(brain)
     dark = blocks(fluid) / np.maximum(1, of_brain)
     inside = (of_brain > 0.8 * edge**3) & (of_brain[:, :, ::-1] > 0.8 * edge**3)
-    return np.abs(dark - dark[:, :, ::-1])[inside]
+    asymmetry: Values = np.abs(dark - dark[:, :, ::-1])[inside]
+    return asymmetry

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from neurofoundry.evaluate.inputs import Evidence, Model
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
+from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats import comparisons, intervals
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import METRICS, Values
@@ -34,7 +34,7 @@ Samples = Mapping[Model, Mapping[str, Values]]
 """For each model that has outputs its metrics in every resample, by name: (seeds, 1 + count)."""
 
 Thresholds = Mapping[Model, Sequence[float | None]]
-"""For each model and seed what val suggests; None where it suggests nothing."""
+"""For each model and seed the threshold that val suggests; None where it suggests none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,44 @@ class Measured:
     """MEASURES: a row a task, model, fraction, split and metric."""
     differences: pd.DataFrame
     """DIFFERENCES: init − versus on the same resampled persons, learned from ``fraction`` and
-    ``versus_fraction`` of the labels. ``verdict`` is better, worse or
-    none: the side of zero on which the whole interval lies, if any."""
+    ``versus_fraction`` of the labels. ``verdict`` is better, worse or none: the side of zero on
+    which the whole interval lies, if any."""
     gaps: pd.DataFrame
     """GAPS: ood − test of the same model."""
 
 
-def gap(evidence: Evidence, split: str, *, min_subjects: int) -> str | None:
-    """Why nothing can be measured in a split, in words; None when something can."""
+def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
+    """Measure every model of every task on val, test and ood, and compare them in pairs."""
+    against = {params.baseline, *([params.promotion.over] if params.promotion else [])}
+    measures: list[dict[str, object]] = []
+    differences: list[dict[str, object]] = []
+    gaps: list[dict[str, object]] = []
+    with Progress("resampling", len(tasks), unit="tasks") as progress:
+        for evidence in tasks:
+            samples: dict[str, Samples] = {}
+            thresholds = thresholds_of(evidence)
+            for split in _measured_splits(evidence):
+                drawn = resample(evidence, split, thresholds, params=params, seed=seed)
+                samples[split] = drawn
+                measures += values(evidence, split, drawn, thresholds, params=params)
+                if split != "val":
+                    differences += compare(evidence, split, drawn, _pairs(evidence, against))
+            gaps += _gaps(evidence, samples)
+            progress.advance()
+    return Measured(
+        table_of(measures, MEASURES),
+        _adjust(table_of(differences, DIFFERENCES), tasks, params.baseline),
+        table_of(gaps, GAPS),
+    )
+
+
+def _measured_splits(evidence: Evidence) -> tuple[str, ...]:
+    """Return val and test, and ood where the cohort has one."""
+    return ("val", "test", "ood") if evidence.inside("ood").any() else ("val", "test")
+
+
+def shortage(evidence: Evidence, split: str, *, min_subjects: int) -> str | None:
+    """Return why nothing can be measured in a split, in words; None when something can."""
     counts = persons_per_class(evidence, split)
     labels = [f" with {evidence.task.column}={name}" for name in evidence.task.classes] or [""]
     for count, label in zip(counts, labels, strict=True):
@@ -62,72 +92,22 @@ def gap(evidence: Evidence, split: str, *, min_subjects: int) -> str | None:
 
 
 def persons_per_class(evidence: Evidence, split: str) -> list[int]:
-    """Persons of every class (of a regression: all of them) in a split."""
-    inside = (evidence.scans["split"] == split).to_numpy()
-    persons = evidence.scans["person"].to_numpy()
-    return evidence.task.persons_per_class(persons, evidence.targets, inside)
-
-
-def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
-    """Measure every model of every task on val, test and ood, and compare them in pairs."""
-    against = {params.baseline, *([params.promotion.over] if params.promotion else [])}
-    measures: list[dict[str, object]] = []
-    differences: list[dict[str, object]] = []
-    gaps: list[dict[str, object]] = []
-    for evidence in track(tasks, "resampling", console=Console(stderr=True), transient=True):
-        samples: dict[str, Samples] = {}
-        thresholds = thresholds_of(evidence)
-        for split in _splits(evidence):
-            samples[split] = resample(evidence, split, thresholds, params=params, seed=seed)
-            measures += values(evidence, split, samples[split], thresholds, params=params)
-            if split != "val":
-                pairs = _pairs(evidence, against)
-                differences += compare(evidence, split, samples[split], pairs)
-        gaps += _gaps(evidence, samples)
-    return Measured(
-        table(measures, MEASURES),
-        _judge(table(differences, DIFFERENCES), tasks, params.baseline),
-        table(gaps, GAPS),
+    """Return the number of persons of every class (of a regression: of all) in a split."""
+    return evidence.task.persons_per_class(
+        evidence.persons, evidence.targets, evidence.inside(split)
     )
 
 
-def table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
-    """Rows as a table of ``columns``, the numbers among them as numbers."""
-    numbers = {
-        "fraction",
-        "versus_fraction",
-        "value",
-        "low",
-        "high",
-        "seed_sd",
-        "p",
-        "p_holm",
-    } & set(columns)
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
-
-
-def on_validation(evidence: Evidence, model: Model) -> float:
-    """The metric that the task is judged by, on val, mean over seeds: good enough to choose by,
-    however few the subjects. NaN where val lacks a class."""
-    rows = (evidence.scans["split"] == "val").to_numpy()
-    once = np.ones((1, int(rows.sum())))
-    task, labels = evidence.task, evidence.labels[rows]
-    if not rows.any():
-        return float("nan")
-    return float(
-        np.mean([task.measure(labels, p[rows], once)[task.primary][0] for p in model.outputs])
-    )
-
-
-def _splits(evidence: Evidence) -> list[str]:
-    """val and test always; ood where the cohort has one."""
-    has_ood = (evidence.scans["split"] == "ood").any()
-    return ["val", "test", "ood"] if has_ood else ["val", "test"]
+def persons_to_count(evidence: Evidence, split: str) -> list[int]:
+    """Return the number of persons of every class in a split, for intervals; who has scans of
+    several classes counts for none, being no whole pair."""
+    targets = pd.Series(evidence.targets, evidence.persons)
+    return evidence.task.persons_to_count(targets[evidence.inside(split)])
 
 
 def thresholds_of(evidence: Evidence) -> Thresholds:
-    """For each model and seed of a two-class task the threshold that val suggests."""
-    val = (evidence.scans["split"] == "val").to_numpy()
+    """Return the threshold that val suggests for each model and seed of a two-class task."""
+    val = evidence.inside("val")
     targets = evidence.targets[val]
     return {
         model: tuple(
@@ -138,6 +118,20 @@ def thresholds_of(evidence: Evidence) -> Thresholds:
     }
 
 
+def on_validation(evidence: Evidence, model: Model) -> float:
+    """Return the primary metric of the task on val, mean over seeds.
+
+    Good enough to choose by, however few the subjects. NaN where val lacks a class.
+    """
+    rows = evidence.inside("val")
+    if not rows.any():
+        return float("nan")
+    once = np.ones((1, int(rows.sum())))
+    task, labels = evidence.task, evidence.labels[rows]
+    by_seed = [task.measure(labels, each[rows], once)[task.primary][0] for each in model.outputs]
+    return float(np.mean(by_seed))
+
+
 def resample(
     evidence: Evidence,
     split: str,
@@ -146,15 +140,15 @@ def resample(
     params: EvaluateParams,
     seed: int,
 ) -> Samples:
-    """The metrics of every model in a split, in every resample of its persons.
+    """Return the metrics of every model in a split, in every resample of its persons.
 
     All models see the same resamples, so that they can be compared in pairs; so do the models of
     two evaluations of the same scans. Empty where the split has too few persons.
     """
     models = [model for model in evidence.models if model.seeds]
-    if not models or gap(evidence, split, min_subjects=params.min_subjects):
+    if not models or shortage(evidence, split, min_subjects=params.min_subjects):
         return {}
-    rows = (evidence.scans["split"] == split).to_numpy()
+    rows = evidence.inside(split)
     labels = evidence.labels[rows]
     runs = [(model, index) for model in models for index in range(len(model.seeds))]
 
@@ -167,11 +161,11 @@ def resample(
         return np.array([list(measured(*run, weights).values()) for run in runs])
 
     names = list(measured(*runs[0], np.ones((1, int(rows.sum())))))
-    persons = evidence.scans["person"].to_numpy()[rows]
-    found = intervals.resample(statistic, persons, count=params.bootstraps, seed=seed, key=split)
+    persons = evidence.persons[rows]
+    samples = intervals.resample(statistic, persons, count=params.bootstraps, seed=seed, key=split)
     return {
         model: {
-            name: found[[run[0] is model for run in runs], position]
+            name: samples[[run[0] is model for run in runs], position]
             for position, name in enumerate(names)
         }
         for model in models
@@ -186,44 +180,39 @@ def values(
     *,
     params: EvaluateParams,
 ) -> list[dict[str, object]]:
-    """Rows of MEASURES: every model of the task in a split."""
-    persons = evidence.scans["person"].to_numpy()[evidence.scans["split"] == split]
-    missing = gap(evidence, split, min_subjects=params.min_subjects)
+    """Return rows of MEASURES: every model of the task in a split."""
+    persons = evidence.persons[evidence.inside(split)]
+    counted = {"subjects": len(set(persons)), "scans": len(persons)}
+    too_few = shortage(evidence, split, min_subjects=params.min_subjects)
     of_classes = persons_to_count(evidence, split)
     rows: list[dict[str, object]] = []
     for model in evidence.models:
-        found = samples.get(model)
+        sampled = samples.get(model)
+        reason = f"no model was made: {model.reason}" if model.reason else too_few
         for name in evidence.task.metric_names:
-            reason = f"no model was made: {model.reason}" if model.reason else missing
-            spread = None
-            if found and not reason:
-                estimate = intervals.estimate(
-                    found[name].mean(axis=0),
-                    name,
-                    of_classes,
-                    by_chance=found["ece_by_chance"].mean(0) if name == "ece" else None,
-                    reason=_why_missing(name, split, thresholds[model], len(persons)),
-                )
-                if len(found[name]) > 1 and estimate.value is not None:
-                    spread = float(found[name][:, 0].std(ddof=1))
-            else:
-                estimate = Estimate(None, None, None, reason)
-            rows.append(
-                {
-                    **{"task": evidence.name, "init": model.name, "fraction": model.fraction},
-                    **{"split": split, "metric": name, **_row(estimate)},
-                    **{"seed_sd": spread, "seeds": len(model.seeds)},
-                    **{"subjects": len(set(persons)), "scans": len(persons)},
-                }
-            )
+            head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
+            head |= {"split": split, "metric": name, "seeds": len(model.seeds)}
+            estimate, spread = Estimate(None, None, None, reason), None
+            if sampled and not reason:
+                missing = _why_missing(name, split, thresholds[model], len(persons))
+                estimate = _estimate(sampled, name, of_classes, missing)
+                if len(model.seeds) > 1 and estimate.value is not None:
+                    spread = float(sampled[name][:, 0].std(ddof=1))
+            rows.append({**head, **cells(estimate), "seed_sd": spread, **counted})
     return rows
 
 
-def persons_to_count(evidence: Evidence, split: str) -> list[int]:
-    """Persons of every class; who has scans of several counts for none, being no whole pair."""
-    inside = (evidence.scans["split"] == split).to_numpy()
-    targets = pd.Series(evidence.targets, evidence.scans["person"])
-    return evidence.task.persons_to_count(targets[inside])
+def _estimate(
+    sampled: Mapping[str, Values], name: str, of_classes: Sequence[int], reason: str
+) -> Estimate:
+    """Return the estimate of a metric, mean over seeds."""
+    return intervals.estimate(
+        sampled[name].mean(axis=0),
+        name,
+        of_classes,
+        by_chance=sampled["ece_by_chance"].mean(axis=0) if name == "ece" else None,
+        reason=reason,
+    )
 
 
 def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
@@ -241,8 +230,8 @@ def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scan
 
 
 def _pairs(evidence: Evidence, against: Set[str]) -> list[tuple[Model, Model]]:
-    """Every initialization and others on as many labels, with all labels the floors, and with
-    fewer labels others with all of them."""
+    """Pair every initialization with others on as many labels, with all labels with the floors,
+    and with fewer labels with others on all of them."""
     return [
         (model, other)
         for model in evidence.models
@@ -260,54 +249,58 @@ def _pairs(evidence: Evidence, against: Set[str]) -> list[tuple[Model, Model]]:
 def compare(
     evidence: Evidence, split: str, samples: Samples, pairs: Sequence[tuple[Model, Model]]
 ) -> list[dict[str, object]]:
-    """Rows of DIFFERENCES, first − second, for pairs of models of ``evidence`` in a split."""
-    of_classes, primary = persons_to_count(evidence, split), evidence.task.primary
+    """Return rows of DIFFERENCES, first − second, for pairs of models in a split."""
+    of_classes = persons_to_count(evidence, split)
     errors = _errors_by_formula(evidence, split, samples)
-    inside = (evidence.scans["split"] == split).to_numpy()
     rows: list[dict[str, object]] = []
     for model, other in pairs:
         first, second = samples.get(model), samples.get(other)
         for name in evidence.task.metric_names:
-            if first and second and _alike(model, other, first[name], second[name], inside):
+            if first is None or second is None:
+                estimate = Estimate(None, None, None, _why_no_pair(model, other))
+            elif _same_predictions(model, other, first[name], second[name], evidence.inside(split)):
                 estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
-            elif first and second:
-                estimate = comparisons.difference(
-                    first[name].mean(axis=0),
-                    second[name].mean(axis=0),
-                    name,
-                    of_classes,
-                    standard_error=errors.get((model, other)) if name == primary else None,
-                    reason="one of the two cannot be measured",
-                )
             else:
-                reason = next(
-                    (f"no model was made: {m.reason}" for m in (model, other) if m.reason),
-                    "too few subjects",
-                )
-                estimate = Estimate(None, None, None, reason)
-            rows.append(
-                {
-                    "task": evidence.name,
-                    "init": model.name,
-                    "versus": other.name,
-                    "fraction": model.fraction,
-                    "versus_fraction": other.fraction,
-                    "split": split,
-                    "metric": name,
-                    **_row(estimate),
-                    "p": estimate.p,
-                    "verdict": _side(estimate, name),
-                }
-            )
+                by_formula = name == evidence.task.primary
+                error = errors.get((model, other)) if by_formula else None
+                estimate = _difference(first, second, name, of_classes, error)
+            head: dict[str, object] = {"task": evidence.name, "init": model.name}
+            head |= {"versus": other.name, "fraction": model.fraction}
+            head |= {"versus_fraction": other.fraction, "split": split, "metric": name}
+            verdict = _verdict(estimate, name)
+            rows.append({**head, **cells(estimate), "p": estimate.p, "verdict": verdict})
     return rows
 
 
-def _alike(
+def _why_no_pair(model: Model, other: Model) -> str:
+    reasons = (f"no model was made: {each.reason}" for each in (model, other) if each.reason)
+    return next(reasons, "too few subjects")
+
+
+def _difference(
+    first: Mapping[str, Values],
+    second: Mapping[str, Values],
+    name: str,
+    of_classes: Sequence[int],
+    error: float | None = None,
+) -> Estimate:
+    """Return the difference in a metric, each a mean over seeds."""
+    return comparisons.difference(
+        first[name].mean(axis=0),
+        second[name].mean(axis=0),
+        name,
+        of_classes,
+        standard_error=error,
+        reason="one of the two cannot be measured",
+    )
+
+
+def _same_predictions(
     model: Model, other: Model, first: Values, second: Values, inside: NDArray[np.bool_]
 ) -> bool:
-    """Whether two models say the same of everybody, called at the same threshold.
+    """Return whether two models predict the same for everybody, called at the same threshold.
 
-    Resamples alone cannot tell: two perfect models need not say the same of the next person.
+    Resamples alone cannot tell: two perfect models need not predict the same for the next person.
     """
     return (
         np.array_equal(model.outputs[:, inside], other.outputs[:, inside])
@@ -319,16 +312,16 @@ def _alike(
 def _errors_by_formula(
     evidence: Evidence, split: str, samples: Samples
 ) -> dict[tuple[Model, Model], float]:
-    """Standard error of the difference of two models in the primary metric, each a mean over seeds;
-    DeLong's for AUC. Nothing where only resampling tells."""
+    """Return the standard error of the difference of two models in the primary metric, each a mean
+    over seeds; DeLong's for AUC. Empty where only resampling tells."""
     models = [model for model in evidence.models if model in samples]
     if not models:
         return {}
-    rows = (evidence.scans["split"] == split).to_numpy()
+    rows = evidence.inside(split)
     covariance = evidence.task.primary_covariance(
         evidence.labels[rows],
         np.concatenate([model.outputs[:, rows] for model in models]),
-        evidence.scans["person"].to_numpy()[rows],
+        evidence.persons[rows],
     )
     if covariance is None:
         return {}
@@ -345,35 +338,21 @@ def _errors_by_formula(
 
 
 def _gaps(evidence: Evidence, samples: Mapping[str, Samples]) -> list[dict[str, object]]:
+    """Return rows of GAPS. The resamples of test and ood are of different persons: independent."""
     rows: list[dict[str, object]] = []
     of_classes = min(persons_to_count(evidence, "test"), persons_to_count(evidence, "ood"), key=min)
     for model in evidence.models:
         inside, outside = (samples.get(split, {}).get(model) for split in ("test", "ood"))
         if inside and outside:
             for name in evidence.task.metric_names:
-                # Different persons: the resamples of the two are independent.
-                estimate = comparisons.difference(
-                    outside[name].mean(axis=0),
-                    inside[name].mean(axis=0),
-                    name,
-                    of_classes,
-                    reason="one of the two cannot be measured",
-                )
+                estimate = _difference(outside, inside, name, of_classes)
                 head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
-                rows.append({**head, "metric": name, **_row(estimate), "p": estimate.p})
+                rows.append({**head, "metric": name, **cells(estimate), "p": estimate.p})
     return rows
 
 
-def _row(estimate: Estimate) -> dict[str, object]:
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "reason": estimate.reason,
-    }
-
-
-def _side(estimate: Estimate, name: str) -> str | None:
+def _verdict(estimate: Estimate, name: str) -> str | None:
+    """Return better, worse or none; None where there is no interval."""
     if estimate.low is None or estimate.value is None:
         return None
     if not estimate.excludes_zero:
@@ -381,17 +360,16 @@ def _side(estimate: Estimate, name: str) -> str | None:
     return "better" if (estimate.value > 0) == METRICS[name].higher_is_better else "worse"
 
 
-def _judge(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) -> pd.DataFrame:
+def _adjust(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) -> pd.DataFrame:
     """Adjust the p-values of the comparisons that a reader draws conclusions from.
 
-    Two families a split, both against the baseline with all labels and by the metric that the task
-    is judged by: every initialization with all labels, and every one with fewer.
+    Two families a split, both against the baseline with all labels and by the primary metric of
+    the task: every initialization with all labels, and every one with fewer.
     """
-    of_task = {evidence.name: evidence for evidence in tasks}
-    all_labels = differences["task"].map({name: e.fraction for name, e in of_task.items()})
-    judged = differences["task"].map({name: e.task.primary for name, e in of_task.items()})
+    all_labels = differences["task"].map({each.name: each.fraction for each in tasks})
+    primary = differences["task"].map({each.name: each.task.primary for each in tasks})
     headline = (
-        (differences["metric"] == judged)
+        (differences["metric"] == primary)
         & (differences["versus"] == baseline)
         & (differences["versus_fraction"] == all_labels)
         & differences["p"].notna()

@@ -1,14 +1,14 @@
-"""What a model says of the same person on another day or scanner, and how well a scanner can be
-read from what an encoder says of a scan."""
+"""What a model predicts for the same person on another day or scanner, and how well a scanner can
+be read from what an encoder makes of a scan."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -17,8 +17,10 @@ from sklearn.preprocessing import StandardScaler
 
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.errors import DataError
-from neurofoundry.evaluate.inputs import Evidence, Inputs
+from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.inputs import Features, Inputs, site_of
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals, metrics
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
@@ -36,43 +38,46 @@ PER_SITE = 10
 COMPONENTS = 30
 """Principal components of the features that the site is read from."""
 
+Positions = NDArray[np.int_]
+
 
 def repeats(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
     """REPEATS: ICC(2,1), absolute agreement, and ICC(3,1), consistency, of the outputs for the
     first two scans of everybody in test and ood who has several; at one site and at two.
 
-    Of a classification the outputs are log odds of the class of interest; seeds are averaged.
+    For a classification the outputs are log odds of the class of interest; seeds are averaged.
     """
     rows: list[dict[str, object]] = []
     for evidence in tasks:
         if len(evidence.task.classes) > 2:
             continue  # no one number to agree on
-        first, second = first_two(evidence.scans)
-        site = (evidence.scans["dataset"] + "\0" + evidence.scans["site"]).to_numpy()
-        same = site[first] == site[second]
-        for model in evidence.models:
-            if model.fraction != evidence.fraction or model.is_floor or not model.seeds:
+        by_sites = pairs_by_sites(evidence.scans)
+        for model in evidence.trained:
+            if not model.seeds:
                 continue
             outputs = evidence.task.on_one_scale(model.outputs)
-            for sites, chosen in (("one", same), ("two", ~same)):
-                pairs = np.stack([outputs[first[chosen]], outputs[second[chosen]]], axis=1)
-                for name, found in _agreement(pairs, params.min_subjects).items():
-                    rows.append(
-                        {
-                            **{"task": evidence.name, "init": model.name, "sites": sites},
-                            **{"metric": name, "subjects": len(pairs), "value": found.value},
-                            **{"low": found.low, "high": found.high, "reason": found.reason},
-                        }
-                    )
-    return pd.DataFrame(rows, columns=REPEATS).astype(
-        dict.fromkeys(("value", "low", "high"), float)
-    )
+            for sites, (first, second) in by_sites.items():
+                pairs = np.stack([outputs[first], outputs[second]], axis=1)
+                head = {"task": evidence.name, "init": model.name, "sites": sites}
+                for name, estimate in _agreement(pairs, params.min_subjects).items():
+                    row = {"metric": name, "subjects": len(pairs), **cells(estimate)}
+                    rows.append({**head, **row})
+    return table_of(rows, REPEATS)
 
 
-def first_two(scans: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the first two scans in test and ood of each person with several, by session."""
+def pairs_by_sites(scans: pd.DataFrame) -> dict[str, tuple[Positions, Positions]]:
+    """Return the positions of `first_two`, of the pairs from ``one`` site and from ``two``."""
+    first, second = first_two(scans)
+    site = site_of(scans)
+    same = site[first] == site[second]
+    return {"one": (first[same], second[same]), "two": (first[~same], second[~same])}
+
+
+def first_two(scans: pd.DataFrame) -> tuple[Positions, Positions]:
+    """Return the positions of the first two scans in test and ood, by session, of each person with
+    several."""
     scans = scans.assign(position=np.arange(len(scans)))
-    scans = scans[scans["split"].isin(["test", "ood"])].sort_values(["session", "scan_id"])
+    scans = scans[scans["split"].isin(TESTED)].sort_values(["session", "scan_id"])
     turn = scans.groupby("person").cumcount()
     several = scans["person"].isin(scans["person"][turn == 1])
     first = scans[several & (turn == 0)].set_index("person")["position"].sort_index()
@@ -85,24 +90,12 @@ def _agreement(pairs: Values, fewest: int) -> dict[str, Estimate]:
     if len(pairs) < fewest:
         reason = f"{len(pairs)} subjects were scanned twice so, {fewest} are needed"
         return {name: Estimate(None, None, None, reason) for name in names}
-    found = intervals.icc_estimates(pairs, reason="the outputs are all the same")
-    return dict(zip(names, found, strict=True))
-
-
-def read_features(models: Path) -> dict[str, tuple[np.ndarray, Values]]:
-    """Encoder to scan ids and features (scans, features), from models/features; empty if absent."""
-    found = {}
-    for path in sorted((models / "features").glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                found[path.stem] = (content["scan_id"], content["features"].astype(np.float64))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not features ({error}). Run finetune again.") from error
-    return found
+    estimates = intervals.icc_estimates(pairs, reason="the outputs are all the same")
+    return dict(zip(names, estimates, strict=True))
 
 
 def sites(
-    features: Mapping[str, tuple[np.ndarray, Values]],
+    features: Mapping[str, Features],
     inputs: Inputs,
     tasks: Mapping[str, Task],
     *,
@@ -114,44 +107,51 @@ def sites(
     Balanced accuracy on held-out persons (five folds by person) of sites with PER_SITE persons or
     more. ``from_age_sex_labels`` is what age, sex and the labels of the tasks alone give away:
     where it lies far above chance, sites differ in whom they scanned, and reading the site is no
-    sign of the scanner alone.
+    sign of the scanner alone. Raises DataError on features of another cohort.
     """
+    if not features:
+        return table_of([], SITES)
+    scans = _scans_of_sites(_scans_with_features(features, inputs))
+    site, people = site_of(scans), scans["person"].to_numpy()
+    count = len(set(site))
+    head: dict[str, object] = {"sites": count, "subjects": scans["person"].nunique()}
+    if count < 2:
+        reason = f"{count} sites with {PER_SITE} subjects or more were held out, 2 are needed"
+        return table_of([{"encoder": n, **head, "reason": reason} for n in features], SITES)
+    from_others = _read_site(_age_sex_labels(scans, tasks), site, people)
+    head["chance"] = 1 / count
+    head["from_age_sex_labels"] = _recall(from_others, site, people, 1, seed).value
+    rows = []
+    for name, of_encoder in features.items():
+        right = _read_site(of_encoder.of(scans["scan_id"]), site, people)
+        estimate = _recall(right, site, people, params.bootstraps, seed)
+        rows.append({"encoder": name, **head, **cells(estimate), "reason": None})
+    return table_of(rows, SITES)
+
+
+def _scans_with_features(features: Mapping[str, Features], inputs: Inputs) -> pd.DataFrame:
+    """Return the held-out scans that take part in a task: those that every encoder has seen."""
     scans = inputs.scans[inputs.scans["usable"] & inputs.scans["split"].isin(HELD_OUT)]
-    for name, (scan_ids, _) in features.items():
-        if unknown := set(scan_ids) - set(scans["scan_id"]):
+    for name, of_encoder in features.items():
+        if unknown := set(of_encoder.scan_ids) - set(scans["scan_id"]):
             raise DataError(
                 f"models/features/{name}.npz: {len(unknown)} scans are not among the usable scans "
                 "of val, test and ood. The models belong to another cohort: run finetune again."
             )
-        scans = scans[scans["scan_id"].isin(scan_ids)]  # those that take part in a task
-    place = scans["dataset"] + "\0" + scans["site"]
-    persons = scans.groupby(place)["person"].nunique()
-    scans = scans[place.isin(persons.index[persons >= PER_SITE])]
-    places = (scans["dataset"] + "\0" + scans["site"]).to_numpy(str)
-    count = len(set(places))
-    known = _known(scans, tasks)
-    rows = []
-    for name, (scan_ids, values) in features.items():
-        head = {"encoder": name, "sites": count, "subjects": scans["person"].nunique()}
-        if count < 2:
-            reason = f"{count} sites with {PER_SITE} subjects or more were held out, 2 are needed"
-            rows.append({**head, "reason": reason})
-            continue
-        order = pd.Series(np.arange(len(scan_ids)), scan_ids).reindex(scans["scan_id"])
-        people = scans["person"].to_numpy()
-        right = _read_site(values[order.to_numpy(int)], places, people)
-        estimate = _recall(right, places, people, params.bootstraps, seed)
-        ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-        by_known = _recall(_read_site(known, places, people), places, people, 1, seed).value
-        rows.append(
-            {**head, **ends, "chance": 1 / count, "from_age_sex_labels": by_known, "reason": None}
-        )
-    numbers = ("value", "low", "high", "chance", "from_age_sex_labels")
-    return pd.DataFrame(rows, columns=SITES).astype(dict.fromkeys(numbers, float))
+        scans = scans[scans["scan_id"].isin(of_encoder.scan_ids)]
+    return scans
 
 
-def _read_site(values: Values, place: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """Whether the site of each scan is read rightly by a model that has not seen the person."""
+def _scans_of_sites(scans: pd.DataFrame) -> pd.DataFrame:
+    """Return the scans of sites with PER_SITE persons or more."""
+    site = pd.Series(site_of(scans), scans.index)
+    persons = scans.groupby(site)["person"].nunique()
+    return scans[site.isin(persons.index[persons >= PER_SITE])]
+
+
+def _read_site(values: Values, site: NDArray[Any], people: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether the site of each scan is read rightly by a model that has not seen the
+    person."""
     components = min(COMPONENTS, values.shape[1], len(values) // 2)
     model = make_pipeline(
         StandardScaler(),
@@ -159,16 +159,19 @@ def _read_site(values: Values, place: np.ndarray, people: np.ndarray) -> np.ndar
         LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000),
     )
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    right: np.ndarray = cross_val_predict(model, values, place, groups=people, cv=folds) == place
+    right: NDArray[np.bool_] = (
+        cross_val_predict(model, values, site, groups=people, cv=folds) == site
+    )
     return right
 
 
 def _recall(
-    right: np.ndarray, place: np.ndarray, people: np.ndarray, bootstraps: int, seed: int
+    right: NDArray[np.bool_], site: NDArray[Any], people: NDArray[Any], bootstraps: int, seed: int
 ) -> Estimate:
-    names = sorted(set(place))
+    """Return the balanced accuracy: the mean over sites of the share of scans read rightly."""
+    names = sorted(set(site))
     samples = intervals.resample(
-        lambda w: np.mean([metrics.share(right, w, among=place == name) for name in names], axis=0),
+        lambda w: np.mean([metrics.share(right, w, among=site == name) for name in names], axis=0),
         people,
         count=bootstraps,
         seed=seed,
@@ -176,23 +179,22 @@ def _recall(
     )
     if bootstraps == 1:
         return Estimate(float(samples[0]), None, None)
-    persons = [len(set(people[place == name])) for name in names]
+    persons = [len(set(people[site == name])) for name in names]
     return intervals.estimate(samples, "balanced_accuracy", persons)
 
 
-def _known(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> Values:
-    """Age, sex and labels as numbers; what is missing stands in the middle, and says so."""
+def _age_sex_labels(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> Values:
+    """Return age, sex and labels as numbers (scans, columns); a missing value becomes the mean, and
+    a further column says so."""
     columns = [scans["age"], scans["sex"].map({"F": 0.0, "M": 1.0}).astype(float)]
     for task in tasks.values():
         if task.column not in ("age", "sex", "site") and task.column in scans:
             chosen = task.select(scans)
-            columns.append(
-                pd.Series(task.targets(chosen), chosen.index, dtype=float).reindex(scans.index)
-            )
+            labels = pd.Series(task.targets(chosen), chosen.index, dtype=float)
+            columns.append(labels.reindex(scans.index))
     table = np.column_stack([column.to_numpy(float) for column in columns])
     missing = np.isnan(table)
     with np.errstate(invalid="ignore"):
-        middle = np.nan_to_num(
-            np.where(missing, 0, table).sum(0) / np.maximum(1, (~missing).sum(0))
-        )
-    return np.hstack([np.where(missing, middle, table), missing.astype(float)])
+        known = np.where(missing, 0, table)
+        mean = np.nan_to_num(known.sum(0) / np.maximum(1, (~missing).sum(0)))
+    return np.hstack([np.where(missing, mean, table), missing.astype(float)])

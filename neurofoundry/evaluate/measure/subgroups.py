@@ -1,4 +1,4 @@
-"""The metric that each task is judged by, in groups of the test subjects."""
+"""The primary metric of each task in groups of the test subjects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from neurofoundry.evaluate.inputs import Evidence
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
@@ -22,6 +24,8 @@ SUBGROUPS = [
 AGE_BANDS = (0, 20, 40, 60, 80, 121)
 """Years: from each to below the next."""
 
+Mask = NDArray[np.bool_]
+
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
     """SUBGROUPS: a row a task, floor or initialization with all labels, split, variable and group.
@@ -32,34 +36,17 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
     """
     rows: list[dict[str, object]] = []
     for evidence in tasks:
-        models = [
-            m
-            for m in evidence.models
-            if m.seeds and (m.is_floor or m.fraction == evidence.fraction)
-        ]
-        for split in ("test", "ood"):
-            whole = (evidence.scans["split"] == split).to_numpy()
-            for variable, group, inside in _groups(evidence, whole):
+        for split in evidence.splits:
+            for variable, group, inside in _groups(evidence, split):
                 head = {"task": evidence.name, "split": split, "variable": variable}
                 head |= {"group": group, "metric": evidence.task.primary}
-                persons = evidence.scans["person"][inside].nunique()
-                reason = _suppressed(evidence, inside, params)
-                few = persons < params.min_subgroup
-                counted = {"subjects": np.nan if few else persons, "reason": reason}
-                for model in models:
-                    found: dict[str, object] = dict.fromkeys(("value", "low", "high"))
-                    if reason is None:
-                        estimate = _estimate(evidence, model.outputs[:, inside], inside)
-                        found = {"value": estimate.value, "low": estimate.low}
-                        found |= {"high": estimate.high}
-                    rows.append({**head, "init": model.name, **found, **counted})
-    numbers = dict.fromkeys(("value", "low", "high", "subjects"), float)
-    return pd.DataFrame(rows, columns=SUBGROUPS).astype(numbers)
+                rows += [{**head, **row} for row in _rows(evidence, inside, params)]
+    return table_of(rows, SUBGROUPS)
 
 
-def _groups(evidence: Evidence, whole: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name of the variable, name of the group, and which scans belong to it."""
-    scans = evidence.scans
+def _groups(evidence: Evidence, split: str) -> Iterator[tuple[str, str, Mask]]:
+    """Yield the name of a variable, the name of a group, and which scans belong to it."""
+    scans, whole = evidence.scans, evidence.inside(split)
     bands = pd.cut(
         scans["age"],
         AGE_BANDS,
@@ -71,12 +58,25 @@ def _groups(evidence: Evidence, whole: np.ndarray) -> Iterator[tuple[str, str, n
         if variable == evidence.task.column and variable != "age":
             continue  # one class only: a group within which nothing can be told apart
         present = values[whole].dropna()
-        # A single group is everybody, and stands in the main table.
+        # A single group is everybody, who is in the main table.
         for group in sorted(set(present)) if present.nunique() > 1 else []:
             yield variable, str(group), whole & (values == group).fillna(False).to_numpy(bool)
 
 
-def _suppressed(evidence: Evidence, inside: np.ndarray, params: EvaluateParams) -> str | None:
+def _rows(evidence: Evidence, inside: Mask, params: EvaluateParams) -> Iterator[dict[str, object]]:
+    persons = evidence.scans["person"][inside].nunique()
+    reason = _suppressed(evidence, inside, params)
+    subjects = np.nan if persons < params.min_subgroup else persons
+    for model in evidence.models:
+        if model.seeds and (model.is_floor or model.fraction == evidence.fraction):
+            estimate = Estimate(None, None, None)
+            if reason is None:
+                estimate = _estimate(evidence, model.outputs[:, inside], inside)
+            yield {"init": model.name, **cells(estimate), "subjects": subjects, "reason": reason}
+
+
+def _suppressed(evidence: Evidence, inside: Mask, params: EvaluateParams) -> str | None:
+    """Return why a group has no numbers; None when it has."""
     persons = evidence.scans["person"][inside].nunique()
     if persons < params.min_subgroup:
         return f"fewer than {params.min_subgroup} subjects"
@@ -85,14 +85,13 @@ def _suppressed(evidence: Evidence, inside: np.ndarray, params: EvaluateParams) 
     return None
 
 
-def _persons(evidence: Evidence, inside: np.ndarray) -> list[int]:
-    persons = evidence.scans["person"].to_numpy()
-    return evidence.task.persons_per_class(persons, evidence.targets, inside)
+def _persons(evidence: Evidence, inside: Mask) -> list[int]:
+    return evidence.task.persons_per_class(evidence.persons, evidence.targets, inside)
 
 
-def _estimate(evidence: Evidence, outputs: Values, inside: np.ndarray) -> Estimate:
-    """The metric of the group, mean over seeds. Its error comes from a formula: resampling every
-    group would take longer than all the rest."""
-    task, persons = evidence.task, evidence.scans["person"].to_numpy()[inside]
+def _estimate(evidence: Evidence, outputs: Values, inside: Mask) -> Estimate:
+    """Return the metric of a group, mean over seeds. Its error comes from a formula: resampling
+    every group would take longer than all the rest."""
+    task, persons = evidence.task, evidence.persons[inside]
     value, error = task.primary_with_error(evidence.labels[inside], outputs, persons)
     return intervals.with_error(value, error, task.primary, _persons(evidence, inside))

@@ -1,7 +1,7 @@
-"""A map of the held-out scans by what each frozen encoder says of them, to look at in a browser.
+"""A map of the held-out scans by their features under each frozen encoder, for a browser.
 
 The page shows single scans, so it names nobody: scans have numbers that mean nothing elsewhere,
-ages and other measures stand in bands, and groups of few persons are not told from what is unknown.
+ages and other measures are in bands, and groups of few persons are not told from what is unknown.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,18 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from neurofoundry.contracts.volumes import SLOPE, Grid, Volumes
-from neurofoundry.evaluate.inputs import Inputs
+from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.measure.embeddings import standardized
-from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.report import build
+from neurofoundry.evaluate.results import Results
+from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.templates import render
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
 
 PAGE = "embeddings.html"
 
 MOST = 4000
-"""Scans on the page, 2 kB each; of more, so many are drawn by lot."""
+"""Scans on the page at most, 2 kB each; of more, a random sample."""
 
 COMPONENTS = 6
 """Principal components to choose the axes from."""
@@ -48,36 +49,58 @@ SLICE_MM = 10
 
 SLICE_PIXELS = 64
 WINDOW = 2.5
-"""z-scores from black to the middle grey, and from there to white."""
+"""z-scores from black to middle grey, and from there to white."""
 
 CHUNK = 512
 """Scans whose distances to all others are held at once."""
 
 
-def write(
-    folder: Path,
-    features: Mapping[str, tuple[np.ndarray, Values]],
-    *,
-    inputs: Inputs,
-    tasks: Mapping[str, Task],
-    volumes: Volumes,
-    params: EvaluateParams,
-) -> bool:
-    """Write PAGE, the same bytes for the same inputs; False where there is too little to show."""
-    scans = _scans(features, inputs)
-    if scans["person"].nunique() <= max(NEAREST, params.min_subjects):
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """Something that dots are coloured by."""
+
+    names: list[str]
+    """Of the groups."""
+    codes: NDArray[np.int_]
+    """(scans,): the group of each scan, -1 for none."""
+    ordered: bool
+    """Whether the groups are bands of a measure."""
+
+
+def write(folder: Path, results: Results) -> bool:
+    """Write PAGE, the same bytes for the same results; False where there is too little to show."""
+    scans, fewest = _scans(results), results.params.min_subjects
+    if scans["person"].nunique() <= max(NEAREST, fewest):
         return False
-    variables = _variables(scans, tasks, params.min_subjects)
-    data = {
+    tasks = [each.task for each in results.tasks]
+    context = {
+        "data": _data(results, scans, _variables(scans, tasks, fewest)),
+        "held_out": min(len(each.scan_ids) for each in results.features.values()),
+        "few": fewest,
+        "nearest": NEAREST,
+        "synthetic": results.inputs.synthetic,
+    }
+    with atomic(folder / PAGE) as temporary:
+        text = render(Path(__file__).with_name(PAGE), context)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+    return True
+
+
+def _data(
+    results: Results, scans: pd.DataFrame, variables: Mapping[str, Variable]
+) -> dict[str, Any]:
+    """Return what the script of the page reads."""
+    volumes, encoders = results.volumes, results.features.items()
+    return {
         "variables": [
-            {"name": name, "ordered": ordered, "values": names}
-            for name, (names, _, ordered) in variables.items()
+            {"name": name, "ordered": each.ordered, "values": each.names}
+            for name, each in variables.items()
         ],
         "scans": [
             {
                 "person": int(person),
                 "new": bool(split == "ood"),
-                "groups": [int(codes[row]) for _, codes, _ in variables.values()],
+                "groups": [int(each.codes[row]) for each in variables.values()],
                 "slice": _slice(volumes.open(scan_id), volumes.grid),
             }
             for row, (person, split, scan_id) in enumerate(
@@ -85,77 +108,67 @@ def write(
             )
         ],
         "encoders": [
-            _encoder(name, scans, scan_ids, values, variables)
-            for name, (scan_ids, values) in sorted(
-                features.items(), key=lambda item: item[0] == "random"
-            )
+            _encoder(name, features.of(scans["scan_id"]), scans["person"], variables)
+            for name, features in sorted(encoders, key=lambda item: item[0] == "random")
         ],
     }
-    context = {
-        "data": data,
-        "held_out": min(len(scan_ids) for scan_ids, _ in features.values()),
-        "few": params.min_subjects,
-        "nearest": NEAREST,
-        "synthetic": bool(inputs.scans["dataset"].str.startswith("phantom").all()),
-    }
-    build.render(folder, PAGE, context)
-    return True
 
 
-def _scans(features: Mapping[str, tuple[np.ndarray, Values]], inputs: Inputs) -> pd.DataFrame:
-    """The scans that every encoder has seen, in an order that says nothing of their names."""
-    known = inputs.scans[inputs.scans["usable"]]
-    for scan_ids, _ in features.values():
-        known = known[known["scan_id"].isin(scan_ids)]
+def _scans(results: Results) -> pd.DataFrame:
+    """Return the scans that every encoder has seen, in an order that tells nothing of their
+    names."""
+    known = results.inputs.scans[results.inputs.scans["usable"]]
+    for features in results.features.values():
+        known = known[known["scan_id"].isin(features.scan_ids)]
     lot = [hashlib.sha256(name.encode()).hexdigest() for name in known["scan_id"]]
-    return known.iloc[np.argsort(lot, kind="stable")[:MOST] if features else []]
+    return known.iloc[np.argsort(lot, kind="stable")[:MOST] if results.features else []]
 
 
-def _variables(
-    scans: pd.DataFrame, tasks: Mapping[str, Task], fewest: int
-) -> dict[str, tuple[list[str], NDArray[np.int_], bool]]:
-    """What dots are coloured by: names of groups, the group of each scan (-1: none), and whether
-    the groups are bands of a measure."""
-    namesakes = scans.groupby("site")["dataset"].nunique().gt(1).any()
-    place = scans["dataset"] + " / " + scans["site"] if namesakes else scans["site"]
+def _variables(scans: pd.DataFrame, tasks: Sequence[Task], fewest: int) -> dict[str, Variable]:
+    """Return what dots can be coloured by, by name: columns with two groups or more."""
+    site = site_names(scans)
     columns: dict[str, tuple[pd.Series, Sequence[str] | None]] = {
-        "site": (place, sorted(set(place.dropna()))),
+        "site": (site, sorted(set(site.dropna()))),
         "age": (scans["age"], None),
         "sex": (scans["sex"], ("F", "M")),
     }
-    for task in tasks.values():
+    for task in tasks:
         if task.column in scans and task.column not in columns:
             columns[task.column] = (scans[task.column], task.classes or None)
-    found = {}
+    variables = {}
     for name, (values, classes) in columns.items():
         if classes is None:
             numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
-            names, codes = bands(numbers, scans["person"].to_numpy(), fewest)
+            variable = bands(numbers, scans["person"].to_numpy(), fewest)
         else:
-            names, codes = groups(values, classes, scans["person"], fewest)
-        if len(names) > 1:
-            found[name] = (names, codes, classes is None)
-    return found
+            variable = groups(values, classes, scans["person"], fewest)
+        if len(variable.names) > 1:
+            variables[name] = variable
+    return variables
 
 
-def groups(
-    values: pd.Series, classes: Sequence[str], person: pd.Series, fewest: int
-) -> tuple[list[str], NDArray[np.int_]]:
-    """Classes with ``fewest`` persons or more, and the class of each scan (-1: none of them)."""
+def site_names(scans: pd.DataFrame) -> pd.Series:
+    """Return the site of each scan, with its dataset where sites of two have one name."""
+    namesakes = scans.groupby("site")["dataset"].nunique().gt(1).any()
+    return scans["dataset"] + " / " + scans["site"] if namesakes else scans["site"]
+
+
+def groups(values: pd.Series, classes: Sequence[str], person: pd.Series, fewest: int) -> Variable:
+    """Group scans by class; classes of fewer than ``fewest`` persons are no group."""
     persons = person.groupby(values).nunique()
     names = [name for name in classes if persons.get(name, 0) >= fewest]
     codes = values.map({name: code for code, name in enumerate(names)})
-    return names, np.array(codes.fillna(-1), np.int_)
+    return Variable(names, np.array(codes.fillna(-1), np.int_), ordered=False)
 
 
-def bands(values: Values, person: np.ndarray, fewest: int) -> tuple[list[str], NDArray[np.int_]]:
-    """Bands of a measure, of ``fewest`` persons or more each, and the band of each scan (-1: none).
+def bands(values: Values, person: NDArray[Any], fewest: int) -> Variable:
+    """Group scans by bands of a measure, each of ``fewest`` persons or more.
 
     The lowest and the highest have no end: an outlier is not told from others.
     """
     known = np.isfinite(values)
     if not known.any():
-        return [], np.full(len(values), -1)
+        return Variable([], np.full(len(values), -1), ordered=True)
     ends = np.quantile(values[known], np.arange(1, BANDS) / BANDS)
     edges: list[float] = []
     for end in sorted({float(f"{end:.2g}") for end in ends}):
@@ -166,23 +179,20 @@ def bands(values: Values, person: np.ndarray, fewest: int) -> tuple[list[str], N
     codes = np.where(known, np.digitize(values, edges), -1)
     texts = [f"{edge:g}" for edge in edges]
     names = [f"{low} to {high}" for low, high in itertools.pairwise(texts)]
-    return [f"under {texts[0]}", *names, f"from {texts[-1]}"] if edges else [], codes
+    names = [f"under {texts[0]}", *names, f"from {texts[-1]}"] if edges else []
+    return Variable(names, codes, ordered=True)
 
 
 def _encoder(
-    name: str,
-    scans: pd.DataFrame,
-    scan_ids: np.ndarray,
-    values: Values,
-    variables: Mapping[str, tuple[list[str], NDArray[np.int_], bool]],
+    name: str, values: Values, persons: pd.Series, variables: Mapping[str, Variable]
 ) -> dict[str, Any]:
-    """Where an encoder puts each scan, and whom it puts next to whom."""
-    order = pd.Series(np.arange(len(scan_ids)), scan_ids).reindex(scans["scan_id"])
-    x = standardized(values[order.to_numpy(int)])
+    """Return where an encoder places each scan, given its features (scans, features), and which
+    scans of others are near."""
+    x = standardized(values)
     if not x.shape[1]:
         return {"name": name, "shares": []}
     fitted = PCA(min(COMPONENTS, *x.shape), svd_solver="full").fit(x)
-    person = pd.factorize(scans["person"])[0]
+    person = pd.factorize(persons)[0]
     near, distance = nearest(x, person, NEAREST)
     return {
         "name": name,
@@ -190,29 +200,29 @@ def _encoder(
         "points": fitted.transform(x).round(3).tolist(),
         "near": near.tolist(),
         "distance": distance.round(2).tolist(),
-        "alike": [alike(near, codes, person) for _, codes, _ in variables.values()],
+        "alike": [alike(near, each.codes, person) for each in variables.values()],
     }
 
 
-def nearest(x: Values, person: np.ndarray, count: int) -> tuple[NDArray[np.int_], Values]:
-    """Of each scan the ``count`` nearest scans of other persons, the nearest first: their
-    positions and distances, (scans, count)."""
+def nearest(x: Values, person: NDArray[Any], count: int) -> tuple[NDArray[np.int_], Values]:
+    """Return the ``count`` scans of other persons that are nearest to each scan, the nearest first:
+    their positions and distances, (scans, count)."""
     positions, distances = [], []
     for start in range(0, len(x), CHUNK):
         rows = slice(start, start + CHUNK)
         away = cdist(x[rows], x)
         away[person[rows, None] == person] = np.inf
-        found = np.argsort(away, axis=1, kind="stable")[:, :count]
-        positions.append(found)
-        distances.append(np.take_along_axis(away, found, axis=1))
+        order = np.argsort(away, axis=1, kind="stable")[:, :count]
+        positions.append(order)
+        distances.append(np.take_along_axis(away, order, axis=1))
     return np.concatenate(positions), np.concatenate(distances)
 
 
 def alike(
-    near: NDArray[np.int_], group: NDArray[np.int_], person: np.ndarray
+    near: NDArray[np.int_], group: NDArray[np.int_], person: NDArray[Any]
 ) -> tuple[float, float] | None:
-    """The share of neighbours in the group of the scan itself, and the share by chance: that among
-    all scans of other persons. Scans without a group (-1) do not count."""
+    """Return the share of neighbours in the group of the scan itself, and the share by chance: that
+    among all scans of other persons. Scans without a group (-1) do not count."""
     known = group >= 0
     pairs = known[:, None] & known[near]
     if not pairs.any():
@@ -225,7 +235,8 @@ def alike(
 
 
 def _slice(volume: NDArray[np.int16], grid: Grid) -> str:
-    """An axial slice (the front up, the left of the person on the left) as the base64 of a JPEG."""
+    """Return an axial slice (anterior up, the left of the person on the left) as the base64 of a
+    JPEG."""
     height = round((SLICE_MM - grid.affine[2, 3]) / grid.spacing)
     zscores = np.asarray(volume[height, ::-1], np.float32) * SLOPE
     grey = np.where(zscores == 0, 0, 128 + 127 * np.clip(zscores / WINDOW, -1, 1))

@@ -1,265 +1,141 @@
-"""The figures of the report, as SVG to stand inside HTML: the same bytes for the same numbers."""
+"""The figures of an evaluation, each drawn once: the report shows them, and the tracker records
+them."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from nibabel.affines import apply_affine
-from numpy.typing import NDArray
-from scipy import ndimage
 
-from neurofoundry.contracts import mni
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.explanations import Explanation
-
-INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
-BASELINE = "#6b7280"
-COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
-FAMILIAR, NEW = "#1f5f8b", "#c4611f"
-
-PANEL = (1.65, 1.6)
-"""Inches of a figure that has others like it beside it."""
-
-_STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # names may hold dollar signs
-    "svg.fonttype": "none",
-    "svg.hashsalt": "neurofoundry",
-    "font.size": 8.5,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 1.4,
-    "lines.linewidth": 1.5,
-}
+from neurofoundry.evaluate.report import narrative, plots
+from neurofoundry.evaluate.results import Results
+from neurofoundry.stats.metrics import METRICS
 
 
-def colours(names: Sequence[str], baseline: str) -> dict[str, str]:
-    """A colour for every initialization; the baseline is grey."""
-    others = [name for name in names if name != baseline]
-    palette = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
-    return {name: palette.get(name, BASELINE) for name in names}
+@dataclass(frozen=True)
+class Figure:
+    """A drawing of one initialization."""
+
+    init: str
+    caption: str
+    svg: str
 
 
-PLACES = (("test", FAMILIAR), ("ood", NEW))
+Panels = tuple[Figure, ...]
+"""Figures of one kind, one an initialization: beside each other, as six curves in one figure cannot
+be told apart."""
 
 
-def roc(curves: pd.DataFrame, title: str) -> str:
-    """ROC curves of one initialization with their bands, at familiar and at new sites."""
+@dataclass(frozen=True)
+class TaskFigures:
+    """The figures of a task; kinds that do not apply are empty."""
 
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for split, colour in PLACES:
-            rows = curves[curves["split"] == split]
-            x, middle = np.r_[0, rows["fpr"]], np.r_[0, rows["tpr"]]
-            axes.fill_between(
-                rows["fpr"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0
-            )
-            axes.plot(x, middle, color=colour)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set(xlabel="1 − specificity", ylabel="Sensitivity")
-        axes.set_xticks([0, 0.5, 1])
-        axes.set_yticks([0, 0.5, 1])
+    roc: Panels
+    reliability: Panels
+    predicted: Panels
+    labels: Panels
+    """The primary metric by share of the labels."""
+    maps: Mapping[str, Panels]
+    """Of each initialization that was explained, one a group of persons."""
 
-    return _svg(draw, title, size=PANEL)
+    def __iter__(self) -> Iterator[Figure]:
+        """Yield all of them."""
+        yield from itertools.chain(self.roc, self.reliability, self.predicted, self.labels)
+        yield from itertools.chain(*self.maps.values())
 
 
-def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
-    """Stated probability against observed share of one initialization, in bins of equal mass."""
+@dataclass(frozen=True)
+class Figures:
+    """All figures of an evaluation."""
 
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.plot(points["stated"], points["observed"], "o-", color=colour, markersize=3.5)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set(xlabel="Stated", ylabel="Observed")
-        axes.set_xticks([0, 0.5, 1])
-        axes.set_yticks([0, 0.5, 1])
-
-    return _svg(draw, title, size=PANEL)
+    tasks: Mapping[str, TaskFigures]
+    pretraining: Mapping[str, str]
+    """The loss of each encoder by epoch, as SVG, where it has more than one."""
 
 
-def predicted_against_true(
-    points: pd.DataFrame, limits: tuple[float, float], unit: str, title: str
-) -> str:
-    """Outputs of one initialization, mean over seeds, against the truth, between ``limits``."""
-
-    def draw(axes: Axes) -> None:
-        margin = 0.04 * (limits[1] - limits[0] or 1)
-        ends = (limits[0] - margin, limits[1] + margin)
-        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        for split, colour in PLACES:
-            rows = points[points["split"] == split]
-            axes.scatter(
-                rows["true"],
-                rows["predicted"],
-                s=6,
-                color=colour,
-                alpha=0.7,
-                linewidths=0,
-                # Thousands of vector dots would make the page heavy.
-                rasterized=len(points) > 1000,
-            )
-        axes.set(xlim=ends, ylim=ends, aspect="equal")
-        axes.set(xlabel=f"True{unit}", ylabel=f"Predicted{unit}")
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_locator(MaxNLocator(3))
-
-    return _svg(draw, title, size=PANEL)
-
-
-def label_efficiency(
-    rows: pd.DataFrame, name: str, baseline: str, colour: str, label: str, title: str
-) -> str:
-    """The metric of an initialization against the share of labels learned from, with intervals;
-    behind it the curve of the baseline, and where that ends.
-
-    ``rows`` are those of all initializations, so that panels beside each other have one axis.
-    """
-    drawn = rows.dropna(subset=["low"]).sort_values("fraction")
-
-    def draw(axes: Axes) -> None:
-        behind, own = (drawn[drawn["init"] == each] for each in (baseline, name))
-        if len(behind):
-            ends = float(behind["value"].iloc[-1])
-            axes.axhline(ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        if name != baseline:
-            axes.plot(behind["fraction"], behind["value"], color=BASELINE, linewidth=1)
-        reach = [own["value"] - own["low"], own["high"] - own["value"]]
-        axes.errorbar(
-            own["fraction"],
-            own["value"],
-            np.maximum(reach, 0),
-            fmt="o-",
-            color=colour,
-            markersize=3.5,
-            elinewidth=0.8,
-        )
-        shares = sorted(set(rows["fraction"]))
-        axes.set_xscale("log")
-        axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
-        axes.set_xticks([], minor=True)
-        axes.set_xlim(shares[0] / 1.15, shares[-1] * 1.15)
-        low, high = drawn["low"].min(), drawn["high"].max()
-        margin = 0.04 * (high - low or 1)
-        axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.set(xlabel="Labels", ylabel=label)
-
-    return _svg(draw, title, size=PANEL)
-
-
-def pretraining(history: pd.DataFrame) -> str:
-    """Loss of the pretraining by epoch."""
-
-    def draw(axes: Axes) -> None:
-        losses = [name for name in history.columns if "loss" in name]
-        for name, colour in zip(losses, COLOURS, strict=False):
-            axes.plot(history["epoch"], history[name], color=colour, label=name.replace("_", " "))
-        axes.set(xlabel="Epoch", ylabel="Loss")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if len(losses) > 1:
-            axes.legend(loc="best")
-
-    return _svg(draw, "Pretraining loss by epoch", size=(4.4, 2.4))
-
-
-AXIAL_MM = (-40, -20, 0, 20, 40, 60)
-"""Heights that every map is cut at, beside its peak."""
-PIXEL_MM = 2.0
-WARM, COLD = (0.98, 0.42, 0.10), (0.16, 0.52, 0.98)
-
-
-def explanation(found: Explanation, limit: float, unit: str, title: str) -> str:
-    """A map on the template: three planes through its peak, then axial ones from below; colours
-    fade in up to ``limit``."""
-    cuts = [(axis, float(found.place[axis])) for axis in range(3)]
-    cuts += [(2, float(height)) for height in AXIAL_MM]
-    panels = [_panel(found, limit, *cut) for cut in cuts]
-    side = panels[2].shape[0]
-    panels = [np.pad(p, ((side - p.shape[0], 0), (0, 0), (0, 0))) for p in panels]
-    mosaic = np.concatenate([np.concatenate(panels[k : k + 3], axis=1) for k in (0, 3, 6)])
-
-    def draw(axes: Axes) -> None:
-        axes.imshow(mosaic, interpolation="nearest")
-        axes.axis("off")
-        for number, (axis, position) in enumerate(cuts):
-            row, column = divmod(number, 3)
-            text = f"{'xyz'[axis]} = {position:.0f}".replace("-", "−")
-            axes.text(side * column + 3, side * row + 3, text, color="#fff", size=7, va="top")
-        colours = LinearSegmentedColormap.from_list("map", [COLD, (0.2, 0.2, 0.2), WARM])
-        scale = ScalarMappable(Normalize(-limit, limit), colours)
-        bar = axes.figure.colorbar(scale, ax=axes, location="bottom", aspect=30, pad=0.02)
-        bar.set_label(unit)
-        bar.locator = MaxNLocator(5)
-        bar.outline.set_visible(False)
-        bar.update_ticks()
-
-    return _svg(draw, title, size=(3.6, 4.1))
-
-
-def _panel(found: Explanation, limit: float, axis: int, position: float) -> NDArray[np.float64]:
-    """A plane of the standard box as red, green and blue; rows from the top."""
-    points = mni.plane(axis, position, PIXEL_MM)
-    grey, moved = (
-        ndimage.map_coordinates(
-            values, np.moveaxis(apply_affine(np.linalg.inv(affine), points), -1, 0), order=1
-        )
-        for values, affine in (mni.load("t1"), (found.mean, found.grid.affine))
+def draw(results: Results) -> Figures:
+    """Draw all figures."""
+    return Figures(
+        tasks={each.name: _draw_task(each, results) for each in results.tasks},
+        pretraining={
+            each.name: plots.pretraining(each.history)
+            for each in results.inputs.encoders
+            if len(each.history) > 1
+        },
     )
-    strength = np.clip(np.abs(moved) / limit, 0, 1)[..., None] if limit else 0.0
-    colour = np.where(moved[..., None] > 0, WARM, COLD)
-    return np.asarray((1 - strength) * 0.9 * grey[..., None] + strength * colour)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span low to high."""
-    found = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(round(tick, 10)) for tick in found]
+def _draw_task(evidence: Evidence, results: Results) -> TaskFigures:
+    curves, baseline = results.curves, results.params.baseline
+    models = [model.name for model in evidence.models if not model.is_floor]
+    palette = plots.colours(list(dict.fromkeys(models)), baseline)
+    reliability = curves.reliability[curves.reliability["split"] == "test"]
+    predicted = curves.predicted[curves.predicted["task"] == evidence.name]
+    values = predicted[["true", "predicted"]].to_numpy(float)
+    limits = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    unit = f",{narrative.unit(evidence)}" if narrative.unit(evidence) else ""
+    metric = METRICS[evidence.task.primary].title
+    shares = narrative.primary(evidence, results.measured).dropna(subset="value")
+    if shares["fraction"].nunique() < 2:
+        shares = shares.iloc[:0]
+    return TaskFigures(
+        roc=_panels(
+            *(evidence, curves.bands, "ROC curve"),
+            lambda _, rows, title: plots.roc(rows, title),
+        ),
+        reliability=_panels(
+            *(evidence, reliability, "stated and observed risk"),
+            lambda init, rows, title: plots.reliability(rows, palette[init], title),
+        ),
+        predicted=_panels(
+            *(evidence, predicted, f"predicted and true {evidence.task.column}"),
+            lambda _, rows, title: plots.predicted_against_true(rows, limits, unit, title),
+        ),
+        labels=_panels(
+            *(evidence, shares, f"{metric} by share of the labels"),
+            lambda init, _, title: plots.label_efficiency(
+                *(shares, init, baseline, palette[init], f"{metric}{unit}", title)
+            ),
+        ),
+        maps=_maps(evidence, [each for each in results.explained if each.task == evidence.name]),
+    )
 
 
-def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (3.3, 3.2)) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            dpi=144,
-            metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]),
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # The page gives the width and the typeface; several figures must not share identifiers.
-    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg)
-    svg = re.sub(r' id="[a-zA-Z][\w.]*_\d+"', "", svg)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    label = f' role="img" aria-label="{html.escape(title)}"'
-    return svg.replace("<svg ", f"<svg{label} ", 1)
+def _panels(
+    evidence: Evidence,
+    table: pd.DataFrame,
+    what: str,
+    plot: Callable[[str, pd.DataFrame, str], str],
+) -> Panels:
+    """Plot the rows of each initialization of a task."""
+    panels = []
+    for name, rows in table[table["task"] == evidence.name].groupby("init", sort=False):
+        init = str(name)
+        title = f"{init}: {what}"
+        panels.append(Figure(init, title, plot(init, rows, title)))
+    return tuple(panels)
+
+
+def _maps(evidence: Evidence, explained: list[Explanation]) -> dict[str, Panels]:
+    """Plot the maps of each initialization, on one scale of colours."""
+    unit = narrative.explained_unit(evidence)
+    maps = {}
+    for init in dict.fromkeys(each.init for each in explained):
+        groups = [each for each in explained if each.init == init]
+        limit = max(float(np.abs(each.mean).max()) for each in groups)
+        figures = []
+        for each in groups:
+            subjects = "subject" if each.subjects == 1 else "subjects"
+            group = each.group
+            if group != "everybody":
+                group = f"{evidence.task.column} {group}"
+            caption = f"{init}: {group}, mean of {each.subjects} {subjects}"
+            svg = plots.explanation(each, limit, unit, caption)
+            figures.append(Figure(init, caption, svg))
+        maps[init] = tuple(figures)
+    return maps

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from neurofoundry.evaluate.inputs import Evidence
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
+from neurofoundry.evaluate.rows import find_row
 from neurofoundry.stats.metrics import METRICS
 
 SIGNIFICANT = 0.05
@@ -68,14 +68,14 @@ def unit(evidence: Evidence) -> str:
     return " years" if evidence.task.column == "age" else ""
 
 
-def moves(evidence: Evidence) -> str:
-    """What the maps of a task share out, with its unit."""
+def explained_unit(evidence: Evidence) -> str:
+    """Return what the maps of a task distribute over the brain, with its unit."""
     return evidence.task.explained_unit(unit(evidence))
 
 
 def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
     """Whether a model is shown to know more at familiar sites than the same answer for all."""
-    row = find(
+    row = find_row(
         measured.differences,
         task=evidence.name,
         init=init,
@@ -87,16 +87,16 @@ def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
     return row is not None and row["verdict"] == "better"
 
 
-def find(table: pd.DataFrame, **where: object) -> Mapping[str, Any] | None:
-    """The one row of a table in which every column holds the given value."""
-    chosen = np.ones(len(table), bool)
-    for column, value in where.items():
-        chosen &= table[column].to_numpy() == value
-    rows = np.flatnonzero(chosen)
-    if not len(rows):
-        return None
-    values = {str(column): table[column].to_numpy()[rows[0]] for column in table}
-    return {key: None if pd.isna(value) else value for key, value in values.items()}
+def primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
+    """Return the rows of MEASURES with the primary metric of a task, of its initializations at
+    familiar sites."""
+    table = measured.measures
+    return table[
+        (table["task"] == evidence.name)
+        & (table["metric"] == evidence.task.primary)
+        & (table["split"] == "test")
+        & ~table["init"].str.startswith("floor-")
+    ]
 
 
 def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[str, str] | None:
@@ -108,7 +108,7 @@ def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[st
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
     scores = {}
     for model in evidence.models:
-        row = find(measured.measures, init=model.name, split="test", **where)
+        row = find_row(measured.measures, init=model.name, split="test", **where)
         if not model.is_floor and model.name != baseline and row and row["value"] is not None:
             scores[model.name] = on_validation(evidence, model)
     if not scores:
@@ -123,10 +123,10 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
     """The best-supported statement about a task."""
     metric = evidence.task.primary
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
-    base = find(measured.measures, init=baseline, split="test", **where)
+    base = find_row(measured.measures, init=baseline, split="test", **where)
     chosen = candidate(evidence, measured, baseline)
     name = chosen[0] if chosen else baseline
-    row = find(measured.measures, init=name, split="test", **where)
+    row = find_row(measured.measures, init=name, split="test", **where)
     if row is None or row["value"] is None:
         reason = str(row["reason"]) if row else "no model was made for it"
         return Conclusion("nothing", False, "Not estimable", (_sentence(reason),), None)
@@ -136,7 +136,7 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
     reached += f"{number(row['value'], metric)}{unit(evidence)} ({interval(row, metric)})"
     verdict: Literal["better", "worse", "none", "nothing"] = "nothing"
     headline, sentences = f"{name}, with nothing to compare", [f"{reached}."]
-    versus = find(measured.differences, init=name, versus=baseline, split="test", **where)
+    versus = find_row(measured.differences, init=name, versus=baseline, split="test", **where)
     sure = False
     if versus is not None and base is not None and versus["verdict"] in ("better", "worse", "none"):
         verdict = versus["verdict"]
@@ -145,7 +145,7 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
         compared = len(measured.differences.query(family))
         headline, because = _compared(name, baseline, versus, metric, compared)
         sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
-    sentences.append(_against_floors(evidence, measured, name, where))
+    sentences.append(against_floors(evidence, measured, name, where))
     if chosen:
         sentences.append(label_efficiency(evidence, measured, name, baseline))
     sentences.append(_elsewhere(measured, name, baseline if chosen else None, where, metric))
@@ -176,15 +176,15 @@ def _compared(
     )
 
 
-def _against_floors(
+def against_floors(
     evidence: Evidence, measured: Measured, name: str, where: Mapping[str, object]
 ) -> str:
     beaten: list[str] = []
     unbeaten: list[str] = []
     better: list[str] = []
     for floor in _floors(evidence):
-        versus = find(measured.differences, init=name, versus=floor, split="test", **where)
-        value = find(measured.measures, init=floor, split="test", **{**where, "fraction": 1.0})
+        versus = find_row(measured.differences, init=name, versus=floor, split="test", **where)
+        value = find_row(measured.measures, init=floor, split="test", **{**where, "fraction": 1.0})
         if versus is None or value is None or versus["verdict"] is None:
             continue
         text = f"{plain(floor)} ({number(value['value'], str(where['metric']))})"
@@ -222,10 +222,10 @@ def with_fewer_labels(
 ) -> list[Fewer]:
     """At familiar sites, by rising share of the labels; what cannot be compared is left out."""
     where = {"task": evidence.name, "split": "test", "metric": evidence.task.primary}
-    found = []
+    tried = []
     for fraction in sorted({m.fraction for m in evidence.models if m.name == name}):
-        value = find(measured.measures, init=name, fraction=fraction, **where)
-        versus = find(
+        value = find_row(measured.measures, init=name, fraction=fraction, **where)
+        versus = find_row(
             measured.differences,
             init=name,
             versus=baseline,
@@ -234,8 +234,8 @@ def with_fewer_labels(
             **where,
         )
         if fraction < evidence.fraction and value and versus and versus["verdict"]:
-            found.append(Fewer(fraction, value, versus))
-    return found
+            tried.append(Fewer(fraction, value, versus))
+    return tried
 
 
 def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
@@ -246,7 +246,7 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
     """
     metric = evidence.task.primary
     where = {"task": evidence.name, "split": "test", "metric": metric}
-    base = find(measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    base = find_row(measured.measures, init=baseline, fraction=evidence.fraction, **where)
     tried = with_fewer_labels(evidence, measured, name, baseline)
     if not tried or base is None:
         return ""
@@ -264,12 +264,12 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
     reached = f"With {enough.fraction:.0%} of the labels {name} reaches "
     reached += number(enough.value["value"], metric)
     against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
-    found = with_interval(enough.versus, metric, signed=True)
+    difference = with_interval(enough.versus, metric, signed=True)
     if enough.versus["verdict"] == "better":
         sure = "better" if enough.sure else "perhaps better"
-        return f"{reached}, {sure} than {against} (difference {found})."
+        return f"{reached}, {sure} than {against} (difference {difference})."
     return (
-        f"{reached}, {against}: it is not shown to be worse (difference {found}), but "
+        f"{reached}, {against}: it is not shown to be worse (difference {difference}), but "
         f"{_possible_loss(enough.versus, metric)}."
     )
 
@@ -298,13 +298,13 @@ def _all(evidence: Evidence) -> str:
 def _elsewhere(
     measured: Measured, name: str, baseline: str | None, where: Mapping[str, object], metric: str
 ) -> str:
-    row = find(measured.measures, init=name, split="ood", **where)
+    row = find_row(measured.measures, init=name, split="ood", **where)
     if row is None:
         return ""
     if row["value"] is None:
         return f"At new sites nothing can be measured: {row['reason']}."
     text = f"In {row['subjects']} subjects of new sites it reached {with_interval(row, metric)}"
-    gap = find(measured.gaps, init=name, **where)
+    gap = find_row(measured.gaps, init=name, **where)
     if gap is not None and gap["low"] is not None:
         change = with_interval(gap, metric, signed=True)
         worse = (gap["value"] < 0) == METRICS[metric].higher_is_better
@@ -312,7 +312,7 @@ def _elsewhere(
             text += f"; the change of {change} could be chance"
         else:
             text += f", which is {'worse' if worse else 'better'} than at familiar sites: {change}"
-    versus = find(measured.differences, init=name, versus=baseline, split="ood", **where)
+    versus = find_row(measured.differences, init=name, versus=baseline, split="ood", **where)
     if versus is None or versus["verdict"] is None:
         return f"{text}."
     against = (
@@ -336,14 +336,14 @@ def note(
         "split": split,
     }
     notes = []
-    versus = find(measured.differences, init=name, versus=baseline, **where)
+    versus = find_row(measured.differences, init=name, versus=baseline, **where)
     if versus is not None and versus["verdict"] in ("better", "worse"):
         sure = versus["p_holm"] < SIGNIFICANT
         words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {baseline}"
         notes.append((versus["verdict"], words))
     verdicts: dict[str, list[str]] = {"worse": [], "none": []}
     for floor in _floors(evidence):
-        versus = find(measured.differences, init=name, versus=floor, **where)
+        versus = find_row(measured.differences, init=name, versus=floor, **where)
         if versus is not None and versus["verdict"] in verdicts:
             verdicts[versus["verdict"]].append(plain(floor))
     if verdicts["worse"]:

@@ -10,14 +10,14 @@ import pytest
 from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 
-from neurofoundry.evaluate import inputs
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import calibration
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats import metrics
 from tests.evaluate.conftest import TASKS
 
 
-def evidence(kind: str, *, scans: int = 900) -> inputs.Evidence:
+def evidence(kind: str, *, scans: int = 900) -> Evidence:
     """Half val, half test: risks stated too extremely and too high, or ages drawn to the mean."""
     random = np.random.default_rng(3)
     table = pd.DataFrame(
@@ -30,14 +30,14 @@ def evidence(kind: str, *, scans: int = 900) -> inputs.Evidence:
     if kind == "age":
         targets = random.uniform(40, 90, scans)
         outputs = 65 + 0.5 * (targets - 65) + random.normal(0, 4, scans) + 3
-        return inputs.Evidence(
-            "age", TASKS["age"], table, targets, (inputs.Model("m", 1.0, (0,), outputs[None]),)
+        return Evidence(
+            "age", TASKS["age"], table, targets, (Model("m", 1.0, (0,), outputs[None]),)
         )
     logit = random.normal(0, 1, scans)
     targets = (random.random(scans) < special.expit(logit)).astype(float)
     p = special.expit(2 * logit + 1)
-    model = inputs.Model("m", 1.0, (0,), np.stack([1 - p, p], axis=1)[None])
-    return inputs.Evidence("sex", TASKS["sex"], table, targets, (model,))
+    model = Model("m", 1.0, (0,), np.stack([1 - p, p], axis=1)[None])
+    return Evidence("sex", TASKS["sex"], table, targets, (model,))
 
 
 def test_slope_and_intercept_are_those_of_unpenalized_logistic_regressions():
@@ -102,7 +102,7 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
     noise = np.random.default_rng(0).normal(0, 2, 30)
     fitted = tuple((labels, 20 + slope * labels + noise) for slope in (0.7, 0.8))
     twice = np.concatenate([model.outputs] * 2)
-    model = inputs.Model("m", 1.0, (0, 1), twice, fitted=fitted)
+    model = Model("m", 1.0, (0, 1), twice, fitted=fitted)
     for number, (_, said) in enumerate(fitted):
         undone = calibration.correction_on_train(case.task, model, number)(said)
         assert stats.linregress(labels, undone).slope == pytest.approx(1)
@@ -132,7 +132,7 @@ def test_the_labels_of_test_subjects_play_no_part_in_the_correction(kind):
     test = (case.scans["split"] == "test").to_numpy()
     turned = case.targets.copy()
     turned[test] = case.targets[test][::-1]
-    other = inputs.Evidence(case.name, case.task, case.scans, turned, case.models)
+    other = Evidence(case.name, case.task, case.scans, turned, case.models)
     outputs = case.models[0].outputs[0]
     one, two = (calibration.correction(each, outputs) for each in (case, other))
     assert (one(outputs) == two(outputs)).all()
@@ -145,7 +145,7 @@ def test_a_temperature_does_not_change_who_is_called_what():
     honest = special.softmax(random.normal(0, 1, (300, 3)) + np.eye(3)[targets], axis=1)
     outputs = special.softmax(3 * np.log(honest), axis=1)
     table = pd.DataFrame({"split": ["val"] * 300, "person": range(300)})
-    case = inputs.Evidence("three", task, table, targets.astype(float), ())
+    case = Evidence("three", task, table, targets.astype(float), ())
     corrected = calibration.correction(case, outputs)(outputs)
     assert (corrected.argmax(axis=1) == outputs.argmax(axis=1)).all()
     once = np.ones((1, 300))
@@ -155,7 +155,7 @@ def test_a_temperature_does_not_change_who_is_called_what():
 def test_without_a_class_on_validation_there_is_a_reason_and_no_number():
     case = evidence("sex")
     val = (case.scans["split"] == "val").to_numpy()
-    lacking = inputs.Evidence(
+    lacking = Evidence(
         case.name, case.task, case.scans, np.where(val, 0, case.targets), case.models
     )
     params = EvaluateParams(baseline="m", bootstraps=100)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry.evaluate import inputs
+from neurofoundry.evaluate.inputs import Features, Inputs
 from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats import intervals
@@ -39,8 +39,8 @@ def features(table: pd.DataFrame, *, noise: float, count: int = 12) -> np.ndarra
 
 def measured(table: pd.DataFrame, values: np.ndarray, **params: int) -> pd.DataFrame:
     found = embeddings.measure(
-        {"e": (table["scan_id"].to_numpy(str), values)},
-        inputs.Inputs(table, pd.DataFrame(), (), pd.DataFrame(), {}),
+        {"e": Features(table["scan_id"].to_numpy(str), values)},
+        Inputs(table, pd.DataFrame(), (), pd.DataFrame(), {}),
         params=PARAMS.model_copy(update=params),
         seed=0,
     )

@@ -15,10 +15,10 @@ from nibabel.affines import apply_affine
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.measure import explanations
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM, smooth
-from neurofoundry.evaluate.report import figures
+from neurofoundry.evaluate.report import plots
 from neurofoundry.runtime.stage import Workspace
 from tests.evaluate.conftest import GRID, TASKS, Folders, run, scans_table, write_inputs
-from tests.evaluate.report.test_build import Page
+from tests.support.page import Page
 
 PLACE = np.array([33.5, -26.5, -5.5])
 """Where the planted maps are warm, mm; the middle of a block."""
@@ -163,13 +163,13 @@ def test_a_place_that_moves_the_answer_is_warm_in_the_picture() -> None:
     )
     index = tuple(np.rint(apply_affine(np.linalg.inv(GRID.affine), PLACE)).astype(int))
     found.mean[index] = 1.0
-    panel = figures._panel(found, 1.0, 2, PLACE[2])
+    panel = plots.plane(found, 1.0, 2, PLACE[2])
     red, _, blue = np.moveaxis(panel, -1, 0)
     rows, columns = np.nonzero(red > blue + 0.5)
     # Pixels of 2 mm, from the left and from the top of the box.
     assert -95.5 + 2 * columns.mean() + 1 == pytest.approx(PLACE[0], abs=1.5)
     assert 78.5 - 2 * rows.mean() - 1 == pytest.approx(PLACE[1], abs=1.5)
-    assert np.allclose(*(figures._panel(found, 1.0, 2, 60.0)[..., k] for k in (0, 2)))
+    assert np.allclose(*(plots.plane(found, 1.0, 2, 60.0)[..., k] for k in (0, 2)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from neurofoundry.evaluate import inputs
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import baselines, performance
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.tasks import Classification
@@ -175,7 +175,7 @@ def test_too_few_subjects_of_a_class_give_a_reason_and_no_number(tmp_path):
     assert differences[differences["split"] == "test"]["value"].isna().all()
 
 
-def ages(test: np.ndarray, ood: np.ndarray) -> inputs.Evidence:
+def ages(test: np.ndarray, ood: np.ndarray) -> Evidence:
     """One scan a person, and a model that errs by years."""
     truth = np.concatenate([test, ood]).astype(float)
     table = pd.DataFrame(
@@ -186,11 +186,11 @@ def ages(test: np.ndarray, ood: np.ndarray) -> inputs.Evidence:
         }
     )
     outputs = truth + np.random.default_rng(0).normal(0, 3, len(truth))
-    model = inputs.Model("m", 1.0, (0,), outputs[None])
-    return inputs.Evidence("age", TASKS["age"], table, truth, (model,))
+    model = Model("m", 1.0, (0,), outputs[None])
+    return Evidence("age", TASKS["age"], table, truth, (model,))
 
 
-def measured_in(evidence: inputs.Evidence, split: str) -> pd.DataFrame:
+def measured_in(evidence: Evidence, split: str) -> pd.DataFrame:
     params = EvaluateParams(baseline="m", bootstraps=100)
     table = performance.measure([evidence], params=params, seed=0).measures
     return table[table["split"] == split].set_index("metric")
@@ -255,9 +255,9 @@ def test_a_comparison_of_equals_rarely_finds_a_difference(tmp_path):
         models = []
         for name in ("simclr", "scratch"):
             p = 1 / (1 + np.exp(-(targets - 0.5) - random.normal(0, 1, len(scans))))
-            models.append(inputs.Model(name, 1.0, (0,), np.stack([1 - p, p], axis=1)[None]))
+            models.append(Model(name, 1.0, (0,), np.stack([1 - p, p], axis=1)[None]))
         # Everybody is tested: the splits play no part here.
-        evidence = inputs.Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
+        evidence = Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
         found = performance.measure(
             [evidence], params=EvaluateParams(baseline="scratch", bootstraps=200), seed=number
         ).differences

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from neurofoundry.errors import DataError
-from neurofoundry.evaluate import inputs
+from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.inputs import Features, Inputs, read_features
 from neurofoundry.evaluate.measure import robustness
 from neurofoundry.evaluate.params import EvaluateParams
 from tests.evaluate.conftest import TASKS
@@ -15,7 +16,7 @@ from tests.evaluate.conftest import TASKS
 PARAMS = EvaluateParams(baseline="m", bootstraps=200)
 
 
-def travellers(*, shift: float, persons: int = 40) -> inputs.Evidence:
+def travellers(*, shift: float, persons: int = 40) -> Evidence:
     """Everybody twice, at two sites of which the second adds ``shift`` to what a model says."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
@@ -30,8 +31,8 @@ def travellers(*, shift: float, persons: int = 40) -> inputs.Evidence:
     )
     age = random.normal(60, 10, persons).repeat(2)
     outputs = age + random.normal(0, 2, 2 * persons) + shift * np.tile([0, 1], persons)
-    model = inputs.Model("m", 1.0, (0,), outputs[None])
-    return inputs.Evidence("age", TASKS["age"], table, age, (model,))
+    model = Model("m", 1.0, (0,), outputs[None])
+    return Evidence("age", TASKS["age"], table, age, (model,))
 
 
 def test_a_shift_between_sites_costs_agreement_and_not_consistency():
@@ -70,8 +71,8 @@ def test_a_model_that_contradicts_itself_has_an_agreement_and_does_not_stop_the_
     assert found["reason"].str.contains("no interval can be given").all()
 
 
-def held_out(scanned: pd.DataFrame) -> inputs.Inputs:
-    return inputs.Inputs(scanned, pd.DataFrame(), (), pd.DataFrame(), {})
+def held_out(scanned: pd.DataFrame) -> Inputs:
+    return Inputs(scanned, pd.DataFrame(), (), pd.DataFrame(), {})
 
 
 def scanned(*, confounded: bool) -> pd.DataFrame:
@@ -98,7 +99,7 @@ def test_a_site_that_shows_is_read_and_one_that_does_not_is_at_chance():
     telling = noise + 4 * (np.arange(40) == pd.factorize(scans["site"])[0][:, None])
     ids = scans["scan_id"].to_numpy(str)
     table = robustness.sites(
-        {"blind": (ids, noise), "telling": (ids, telling)},
+        {"blind": Features(ids, noise), "telling": Features(ids, telling)},
         held_out(scans),
         {},
         params=PARAMS,
@@ -114,7 +115,7 @@ def test_sites_that_scanned_others_are_shown_to_be_confounded():
     scans = scanned(confounded=True)
     features = np.random.default_rng(0).normal(size=(180, 5))
     table = robustness.sites(
-        {"e": (scans["scan_id"].to_numpy(str), features)},
+        {"e": Features(scans["scan_id"].to_numpy(str), features)},
         held_out(scans),
         TASKS,
         params=PARAMS,
@@ -126,7 +127,7 @@ def test_sites_that_scanned_others_are_shown_to_be_confounded():
 def test_one_site_cannot_be_told_from_others():
     scans = scanned(confounded=False).assign(site="a")
     table = robustness.sites(
-        {"e": (scans["scan_id"].to_numpy(str), np.zeros((180, 3)))},
+        {"e": Features(scans["scan_id"].to_numpy(str), np.zeros((180, 3)))},
         held_out(scans),
         {},
         params=PARAMS,
@@ -137,10 +138,10 @@ def test_one_site_cannot_be_told_from_others():
 
 def test_features_of_another_cohort_are_refused(tmp_path):
     scans = scanned(confounded=False)
-    features = {"e": (scans["scan_id"].to_numpy(str), np.zeros((180, 3)))}
+    features = {"e": Features(scans["scan_id"].to_numpy(str), np.zeros((180, 3)))}
     with pytest.raises(DataError, match=r"features/e\.npz: 1 scans are not among the usable"):
         robustness.sites(features, held_out(scans.iloc[1:]), {}, params=PARAMS, seed=0)
     (tmp_path / "features").mkdir()
     (tmp_path / "features/e.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"e\.npz: not features"):
-        robustness.read_features(tmp_path)
+        read_features(tmp_path)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from neurofoundry.contracts.volumes import Volumes
-from neurofoundry.evaluate.measure import robustness
-from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.inputs import Features
 from neurofoundry.evaluate.report import embedding_map
 from neurofoundry.evaluate.report.embedding_map import MOST, PAGE, alike, bands, groups, nearest
-from tests.evaluate.conftest import TASKS, run, scans_table, write_inputs
+from neurofoundry.evaluate.results import Results
+from tests.evaluate.conftest import run, scans_table, write_inputs
 
 
 def content(page: Path) -> dict[str, Any]:
@@ -166,65 +166,52 @@ class TestFew:
     def test_a_class_of_few_persons_is_not_told_from_the_unknown(self):
         values = pd.Series(["a"] * 9 + ["b"] * 8 + ["c", None])
         person = pd.Series([*range(9), *([20, 21, 22, 23] * 2), 30, 31])
-        names, codes = groups(values, ["a", "b", "c"], person, 5)
-        assert names == ["a"]
-        assert codes.tolist() == [0] * 9 + [-1] * 10
+        grouped = groups(values, ["a", "b", "c"], person, 5)
+        assert grouped.names == ["a"]
+        assert grouped.codes.tolist() == [0] * 9 + [-1] * 10
 
     def test_the_oldest_is_not_told_from_the_old(self):
         ages = np.r_[np.linspace(50, 80, 60), 103.0, np.nan]
-        names, codes = bands(ages, np.arange(62), 5)
+        banded = bands(ages, np.arange(62), 5)
+        names, codes = banded.names, banded.codes
         assert codes[-1] == -1
         assert np.bincount(codes[:-1]).min() >= 5
         assert codes[60] == codes[59] == len(names) - 1
         assert all(float(text) <= 80 for text in re.findall(r"\d+", " ".join(names)))
 
     def test_of_few_persons_there_are_no_bands(self):
-        assert bands(np.arange(9.0), np.arange(9), 5)[0] == []
-        assert bands(np.repeat([40.0, 60.0], 20), np.repeat([0, 1], 20), 5)[0] == []
-        assert bands(np.full(9, np.nan), np.arange(9), 5)[0] == []
+        assert bands(np.arange(9.0), np.arange(9), 5).names == []
+        assert bands(np.repeat([40.0, 60.0], 20), np.repeat([0, 1], 20), 5).names == []
+        assert bands(np.full(9, np.nan), np.arange(9), 5).names == []
 
 
 def test_sites_of_one_name_are_told_apart_by_their_datasets():
     scans = scans_table(80)
     both = pd.concat([scans, scans_table(80, dataset="other")], ignore_index=True)
     for table, count in ((scans, 4), (both, 8)):
-        names, codes, _ = embedding_map._variables(table, {}, 5)["site"]
-        assert len(names) == count
-        assert ("other / alder" in names) == (count == 8)
-        for name in names:
-            found = table[codes == names.index(name)]
-            assert found.groupby(["dataset", "site"]).ngroups == 1
+        names = embedding_map.site_names(table)
+        assert names.nunique() == count
+        assert ("other / alder" in set(names)) == (count == 8)
+        assert (table.groupby(names)[["dataset", "site"]].nunique() == 1).all(axis=None)
 
 
-def written(folder: Any, out: Path, **params: int) -> bool:
+def written(results: Results, out: Path) -> bool:
     out.mkdir(exist_ok=True)
-    root = folder.root
-    volumes = Volumes(root / "volumes")
-    return embedding_map.write(
-        out,
-        robustness.read_features(root / "models"),
-        inputs=folder.read(),
-        tasks=TASKS,
-        volumes=volumes,
-        params=EvaluateParams(baseline="scratch", **params),
-    )
+    return embedding_map.write(out, results)
 
 
-def test_more_scans_than_a_page_bears_are_drawn_by_lot(usual, tmp_path, monkeypatch):
+def test_more_scans_than_a_page_bears_are_drawn_by_lot(results, tmp_path, monkeypatch):
     assert MOST > 1000
     monkeypatch.setattr(embedding_map, "MOST", 50)
-    assert written(usual, tmp_path)
+    assert written(results, tmp_path)
     assert len(content(tmp_path / PAGE)["scans"]) == 50
     assert "these were drawn by lot" in (tmp_path / PAGE).read_text()
 
 
-def test_features_that_say_nothing_are_no_map(tmp_path):
-    folders = write_inputs(tmp_path / "in", scans_table(40))
-    path = folders.root / "models/features/simclr.npz"
-    with np.load(path) as file:
-        names = file["scan_id"]
-    np.savez(path, scan_id=names, features=np.ones((len(names), 4)))
-    assert written(folders, tmp_path / "out")
+def test_features_that_say_nothing_are_no_map(results, tmp_path):
+    scan_ids = results.features["simclr"].scan_ids
+    same = {"simclr": Features(scan_ids, np.ones((len(scan_ids), 4)))}
+    assert written(replace(results, features=same), tmp_path / "out")
     assert content(tmp_path / "out" / PAGE)["encoders"] == [{"name": "simclr", "shares": []}]
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry.evaluate.inputs import Evidence, Model
-from neurofoundry.evaluate.measure.performance import DIFFERENCES, GAPS, MEASURES, Measured, table
+from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.measure.performance import DIFFERENCES, GAPS, MEASURES, Measured
 from neurofoundry.evaluate.report import narrative
+from neurofoundry.evaluate.rows import table_of
 from neurofoundry.tasks import Classification
 
 TASK = Classification(column="stroke", classes=("no", "yes"))
@@ -37,7 +38,9 @@ def measured(
         for other in ("scratch", "floor-prevalence", "floor-morphometry")
         for fraction in (0.2, 0.5, 1.0)
     ]
-    return Measured(table(measures, MEASURES), table(differences, DIFFERENCES), table([], GAPS))
+    return Measured(
+        table_of(measures, MEASURES), table_of(differences, DIFFERENCES), table_of([], GAPS)
+    )
 
 
 VALUES = {("simclr", 0.2): 0.7, ("simclr", 0.5): 0.7, ("simclr", 1.0): 0.7, ("scratch", 1.0): 0.9}
@@ -122,7 +125,7 @@ def test_in_a_group_the_floors_that_do_as_well_are_named() -> None:
 )
 def test_a_floor_that_is_better_is_not_called_unbeaten(low: float, high: float, said: str) -> None:
     where = {"task": "stroke", "fraction": 1.0, "metric": "auc"}
-    found = narrative._against_floors(evidence(), measured(VALUES, low, high), "simclr", where)
+    found = narrative.against_floors(evidence(), measured(VALUES, low, high), "simclr", where)
     joiner = "or" if "not" in said else "and"
     assert found.endswith(
         f"{said} the same answer for everybody (0.50) {joiner} simple brain volumes (0.95)."
@@ -144,3 +147,21 @@ def test_a_row_says_which_floors_it_does_not_beat_and_which_beat_it(
     floors = ("the same answer for everybody", "simple brain volumes")
     found = narrative.note(evidence(), measured(VALUES, low, high), "simclr", baseline="none")
     assert found == [(verdict, text.format(*floors)) for verdict, text in notes]
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "signed", "text"),
+    [
+        (0.814, "auc", False, "0.81"),
+        (0.814, "auc", True, "+0.81"),
+        (-0.004, "auc", True, "+0.00"),
+        (-0.061, "auc", True, "−0.06"),
+        (5.7, "mae", False, "5.70"),
+        (12.34, "mae", False, "12.3"),
+        (1234.5, "mae", False, "1234"),
+        (0.00123, "mae", False, "0.0012"),
+        (None, "auc", False, "–"),
+    ],
+)
+def test_numbers_have_the_digits_that_people_need(value, metric, signed, text):
+    assert narrative.number(value, metric, signed=signed) == text

@@ -1,0 +1,96 @@
+"""What the numbers cannot bear, from the numbers themselves: one function a sentence."""
+
+from __future__ import annotations
+
+from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
+from neurofoundry.evaluate.report import narrative
+from neurofoundry.evaluate.report.cohort import lacking
+from neurofoundry.evaluate.results import Results
+
+FEW_TO_CHOOSE = 10
+"""Validation subjects of a class, below which what they choose is largely chance."""
+
+FEW_TO_TEST = 20
+"""Test subjects of a class, below which intervals lean on an approximation."""
+
+
+def limits(results: Results) -> list[str]:
+    """Return the limits that hold for these results, in sentences."""
+    estimated = [each for each in results.tasks if _has_interval(each, results.measured)]
+    sentences = [_width(each, results.measured) for each in estimated]
+    sentences += [
+        _few_to_choose(estimated),
+        _few_to_test(estimated),
+        _seeds(results.measured),
+        _missing_covariates(results),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _has_interval(evidence: Evidence, measured: Measured) -> bool:
+    rows = narrative.primary(evidence, measured).dropna(subset="low")
+    return bool((rows["fraction"] == evidence.fraction).any())
+
+
+def _width(evidence: Evidence, measured: Measured) -> str:
+    metric = evidence.task.primary
+    rows = narrative.primary(evidence, measured).dropna(subset="low")
+    rows = rows[rows["fraction"] == evidence.fraction]
+    width = narrative.number((rows["high"] - rows["low"]).median(), metric)
+    fewest = min(persons_per_class(evidence, "test"))
+    smaller = f", {fewest} in the smaller group" if evidence.task.classes else ""
+    return (
+        f"{evidence.name}: {rows['subjects'].iloc[0]} test subjects at familiar sites{smaller}; "
+        f"a typical interval is {width}{narrative.unit(evidence)} wide."
+    )
+
+
+def _few_to_choose(tasks: list[Evidence]) -> str:
+    counts = {each.name: min(persons_per_class(each, "val")) for each in tasks}
+    few = [f"{name} {count}" for name, count in counts.items() if count < FEW_TO_CHOOSE]
+    if not few:
+        return ""
+    return (
+        "Models, thresholds and corrections are chosen on few validation subjects in the "
+        f"smaller group ({', '.join(few)}): others might have chosen otherwise."
+    )
+
+
+def _few_to_test(tasks: list[Evidence]) -> str:
+    few = [each.name for each in tasks if min(persons_per_class(each, "test")) < FEW_TO_TEST]
+    if not few:
+        return ""
+    return (
+        f"With fewer than {FEW_TO_TEST} subjects in a group ({', '.join(few)}) the intervals lean "
+        "on an approximation: in simulations they held the truth in 92 to 98 % of cohorts."
+    )
+
+
+def _seeds(measured: Measured) -> str:
+    seeds = int(measured.measures["seeds"].max()) if len(measured.measures) else 0
+    if not seeds:
+        return ""
+    if seeds == 1:
+        return (
+            "Each model was trained once: how much the numbers move between two trainings of the "
+            "same model is not known."
+        )
+    spread = measured.measures.query("split == 'test' and metric == 'auc'")["seed_sd"].max()
+    moved = f", by at most {spread:.2f} AUC (standard deviation)" if spread == spread else ""
+    return (
+        f"Models were trained up to {seeds} times and their metrics averaged; the intervals "
+        f"cover the choice of subjects, not that of training runs{moved}."
+    )
+
+
+def _missing_covariates(results: Results) -> str:
+    scans = results.inputs.scans
+    tested = scans[scans["usable"] & scans["split"].isin(TESTED)]
+    missing = lacking(tested)
+    if not missing:
+        return ""
+    return (
+        f"{missing} of {len(tested)} test scans lack an age or a sex; the model of age, sex "
+        "and site imputes the mean for them."
+    )

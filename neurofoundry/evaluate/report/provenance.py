@@ -1,0 +1,130 @@
+"""What the report says of how the models were made: encoders, parameters, code and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from neurofoundry.evaluate.inputs import Inputs, Pretrained
+from neurofoundry.evaluate.report.cohort import embed
+from neurofoundry.evaluate.report.figures import Figures
+from neurofoundry.evaluate.results import Results
+from neurofoundry.runtime.code import git_commit
+
+
+def describe(results: Results, figures: Figures) -> dict[str, Any]:
+    """Return what the templates name of how the models were made."""
+    inputs = results.inputs
+    return {
+        "encoders": [_encoder(each, figures) for each in inputs.encoders],
+        "provenance": _provenance(inputs, results.seed),
+        "declared": _declared(inputs),
+        "initializations": initializations(inputs),
+    }
+
+
+def initializations(inputs: Inputs) -> dict[str, str]:
+    """Return what each initialization is, in words, from the parameters of finetune."""
+    try:
+        declared = inputs.records["finetune"]["params"]["finetune"]["initializations"]
+        modes = {"finetune": "whole network trained", "probe": "frozen, linear model on top"}
+        return {
+            name: f"{_origin(start['encoder'])}; {modes[start['mode']]}"
+            for name, start in declared.items()
+        }
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _origin(encoder: str) -> str:
+    return "not pretrained" if encoder == "random" else f"pretrained ({encoder})"
+
+
+def _declared(inputs: Inputs) -> dict[str, Any]:
+    """Return the parameters of earlier stages that the checklist states, as far as they are
+    recorded.
+
+    Chosen by name: others can hold a path.
+    """
+    cohort, learning = _section(inputs, "ingest"), _section(inputs, "finetune")
+    return {
+        "own_splits": cohort.get("split_column") is not None,
+        "splits": _chosen(cohort.get("splits", {}), "pretrain", "train", "val", "test"),
+        "preprocess": _chosen(
+            *(_section(inputs, "preprocess"), "registration", "bias_correction", "normalization")
+        ),
+        "training": _chosen(
+            learning,
+            *("epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
+            *("augmentation", "precision", "fractions", "seeds"),
+        ),
+        "explain": _chosen(learning.get("explain") or {}, "steps", "scans"),
+    }
+
+
+def _section(inputs: Inputs, stage: str) -> Mapping[str, Any]:
+    return (inputs.records.get(stage, {}).get("params") or {}).get(stage) or {}
+
+
+def _chosen(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def _encoder(encoder: Pretrained, figures: Figures) -> dict[str, Any]:
+    """Return what the page shows of an encoder and how it was pretrained."""
+    history, views = encoder.history, encoder.folder / "views.png"
+    first, last = (history.iloc[[0, -1]].to_dict("records")) if len(history) else ({}, {})
+    return {
+        "name": encoder.name,
+        "persons": None if encoder.seen.persons is None else len(encoder.seen.persons),
+        "views": embed(views, width=960) if views.exists() else None,
+        "svg": figures.pretraining.get(encoder.name),
+        "epochs": len(history),
+        "first": first.get("loss"),
+        "last": last.get("loss"),
+        "rank": last.get("effective_rank"),
+        "architecture": encoder.plan.encoder.architecture,
+        "method": encoder.plan.method,
+        "licence": encoder.plan.licence,
+    }
+
+
+def _provenance(inputs: Inputs, seed: int) -> dict[str, Any]:
+    versions = [str(record.get("data_version", "")) for record in inputs.records.values()]
+    return {
+        "stages": [_stage(name, record) for name, record in inputs.records.items()],
+        "data_version": next((version[:16] for version in versions if version), "unknown"),
+        "commit": short(git_commit()) or "unknown",
+        "seed": seed,
+    }
+
+
+def _stage(name: str, record: Mapping[str, Any]) -> dict[str, str]:
+    hardware = record.get("hardware", {})
+    return {
+        "stage": name,
+        "finished": str(record.get("ended", "")).replace("T", " ")[:16],
+        "took": _duration(record),
+        "version": record.get("package_version", ""),
+        "commit": short(str(record.get("git_commit", ""))),
+        "image": record.get("image", ""),
+        "hardware": f"{hardware.get('cpus', '?')} × {hardware.get('processor', '?')}",
+        "run": record.get("tracking_run", ""),
+    }
+
+
+def short(commit: str) -> str:
+    """Return the beginning of a hash, with '+' where files differed from the commit."""
+    return commit[:10] + "+" * commit.endswith("+")
+
+
+def _duration(record: Mapping[str, Any]) -> str:
+    try:
+        start, end = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
+    except (KeyError, ValueError, TypeError):
+        return ""
+    seconds = int((end - start).total_seconds())
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,113 @@
+"""Everything that an evaluation has read and measured: what its tables, its report and the tracker
+show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from neurofoundry.contracts.evaluation import Decision
+from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.evaluate import promotion
+from neurofoundry.evaluate.evidence import Evidence, read_evidence
+from neurofoundry.evaluate.inputs import Features, Inputs, read_features
+from neurofoundry.evaluate.measure import (
+    baselines,
+    calibration,
+    curves,
+    embeddings,
+    explanations,
+    performance,
+    robustness,
+    subgroups,
+)
+from neurofoundry.evaluate.measure.curves import Curves
+from neurofoundry.evaluate.measure.explanations import Explanation
+from neurofoundry.evaluate.measure.performance import Measured
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """An evaluation, before anything of it is written."""
+
+    inputs: Inputs
+    volumes: Volumes
+    tasks: tuple[Evidence, ...]
+    """Of every declared task the scans, the models and the floors."""
+    features: Mapping[str, Features]
+    """Of every encoder."""
+    explained: tuple[Explanation, ...]
+    params: EvaluateParams
+    seed: int
+
+    measured: Measured
+    calibrated: pd.DataFrame
+    """calibration.CALIBRATION."""
+    subgroups: pd.DataFrame
+    """subgroups.SUBGROUPS."""
+    curves: Curves
+    repeats: pd.DataFrame
+    """robustness.REPEATS."""
+    sites: pd.DataFrame
+    """robustness.SITES."""
+    recognized: pd.DataFrame
+    """embeddings.EMBEDDINGS."""
+    decision: Decision
+
+
+def measure(
+    inputs: Inputs,
+    volumes: Volumes,
+    models: Path,
+    *,
+    tasks: Mapping[str, Task],
+    params: EvaluateParams,
+    seed: int,
+) -> Results:
+    """Read the predictions, add the floors, and measure all. Raises DataError."""
+    of_models = [read_evidence(name, task, inputs, models) for name, task in tasks.items()]
+    evidence = baselines.add(of_models, inputs, volumes)
+    features = read_features(models)
+    explained = explanations.read(evidence, models)
+    measured = performance.measure(evidence, params=params, seed=seed)
+    sites = robustness.sites(features, inputs, tasks, params=params, seed=seed)
+    return Results(
+        inputs=inputs,
+        volumes=volumes,
+        tasks=evidence,
+        features=features,
+        explained=explained,
+        params=params,
+        seed=seed,
+        measured=measured,
+        calibrated=calibration.measure(evidence, params=params, seed=seed),
+        subgroups=subgroups.measure(evidence, params=params),
+        curves=curves.measure(evidence, params=params, seed=seed),
+        repeats=robustness.repeats(evidence, params=params),
+        sites=sites,
+        recognized=embeddings.measure(features, inputs, params=params, seed=seed),
+        decision=_decide(params, evidence, measured, sites, inputs),
+    )
+
+
+def _decide(
+    params: EvaluateParams,
+    tasks: tuple[Evidence, ...],
+    measured: Measured,
+    sites: pd.DataFrame,
+    inputs: Inputs,
+) -> Decision:
+    rule = params.promotion
+    fractions = {each.name: each.fraction for each in tasks}
+    return promotion.decide(
+        rule,
+        measured,
+        fractions.get(rule.task, 1.0) if rule else 1.0,
+        sites=sites,
+        encoder=inputs.starts_from(rule.initialization) if rule else None,
+    )
