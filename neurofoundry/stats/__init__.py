@@ -1,1 +1,2 @@
-"""Metrics, intervals and comparisons of models, by person."""
+"""Metrics of predictions, their intervals, comparisons of models, and corrections of calibration;
+persons, not scans, are the unit of evidence."""

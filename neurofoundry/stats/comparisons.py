@@ -1,10 +1,11 @@
-"""Differences between models that were judged on the same persons, with intervals and p-values."""
+"""Differences between models that predict for the same persons, with intervals and p-values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +23,21 @@ from neurofoundry.stats.intervals import (
 from neurofoundry.stats.metrics import METRICS, Values
 from neurofoundry.stats.scales import LOGIT
 
+LEAST_P = 1e-9
+"""The smallest p-value that combined intervals give."""
+
 
 def auc_covariance(
-    labels: NDArray[np.integer], probabilities: Values, persons: Sequence[str] | NDArray
+    labels: NDArray[np.integer], probabilities: Values, persons: Sequence[str] | NDArray[Any]
 ) -> tuple[Values, Values]:
-    """AUCs of several models on the same scans, and their covariance matrix, by formula.
+    """Return the AUCs of models on the same scans, (models,), and their covariance by formula,
+    (models, models).
 
     ``labels`` (scans,) are indices of classes, ``probabilities`` (models, scans, classes),
-    ``persons`` (scans,) whose each scan is. The results are (models,) and (models, models).
-    With one scan a person it is the covariance of DeLong et al. (Biometrics 44, 1988); with
-    several, whatever their labels, that of Obuchowski (Biometrics 53, 1997, equation 3). With
-    more than two classes the AUC is the mean of each against the rest, and what a scan adds to it
-    is the mean of what it adds to each.
+    ``persons`` (scans,) whose each scan is. With one scan a person it is the covariance of DeLong
+    et al. (Biometrics 44, 1988); with several, whatever their labels, that of Obuchowski
+    (Biometrics 53, 1997, equation 3). With more than two classes the AUC is the mean of each
+    against the rest, and what a scan adds to it is the mean of what it adds to each.
     """
     models, scans, classes = probabilities.shape
     names, person = np.unique(np.asarray(persons), return_inverse=True)
@@ -41,18 +45,12 @@ def auc_covariance(
     added = np.zeros((models, scans))
     of_interest = [1] if classes == 2 else range(classes)
     for k in of_interest:
-        scores, positive = probabilities[:, :, k], labels == k
-        ranks = stats.rankdata(scores, axis=1)
-        # Of the other class, the share that each scan is ranked rightly against; ties half.
-        right = np.empty((models, scans))
-        own = stats.rankdata(scores[:, positive], axis=1)
-        right[:, positive] = (ranks[:, positive] - own) / (~positive).sum()
-        own = stats.rankdata(scores[:, ~positive], axis=1)
-        right[:, ~positive] = 1 - (ranks[:, ~positive] - own) / positive.sum()
-        area = right[:, positive].mean(axis=1)
+        positive = labels == k
+        placed = _placements(probabilities[:, :, k], positive)
+        area = placed[:, positive].mean(axis=1)
         counts = np.where(positive, positive.sum(), (~positive).sum())
         areas += area / len(of_interest)
-        added += (right - area[:, None]) / counts / len(of_interest)
+        added += (placed - area[:, None]) / counts / len(of_interest)
     by_class = [
         np.stack([np.bincount(person, row * (labels == c), len(names)) for row in added])
         for c in range(classes)
@@ -65,6 +63,18 @@ def auc_covariance(
     return areas, covariance
 
 
+def _placements(scores: Values, positive: NDArray[np.bool_]) -> Values:
+    """Return for each scan the share of the other class that it is ranked correctly against, ties
+    counting half: (models, scans)."""
+    ranks = stats.rankdata(scores, axis=1)
+    placed = np.empty_like(scores)
+    own = stats.rankdata(scores[:, positive], axis=1)
+    placed[:, positive] = (ranks[:, positive] - own) / (~positive).sum()
+    own = stats.rankdata(scores[:, ~positive], axis=1)
+    placed[:, ~positive] = 1 - (ranks[:, ~positive] - own) / positive.sum()
+    return placed
+
+
 def difference(
     first: Values,
     second: Values,
@@ -74,21 +84,21 @@ def difference(
     standard_error: float | None = None,
     reason: str = "",
 ) -> Estimate:
-    """first − second, from resamples of the same persons (or of two independent groups).
+    """Return first − second, from resamples of the same persons (or of two independent groups).
 
-    The interval is that of a t test, p its two-sided p-value. ``standard_error`` takes the place
-    of the spread of the resamples: DeLong's, for two AUCs. ``persons`` as in ``estimate``; of two
-    groups, those of the smaller.
+    ``first`` and ``second`` are (1 + count,), as ``resample`` gives them. The interval is that of a
+    t test, p its two-sided p-value. ``standard_error`` replaces the spread of the resamples:
+    DeLong's, for two AUCs. ``persons`` as in ``estimate``; of two groups, those of the smaller.
 
     Against something that never varies, such as chance, it is ``first`` and its interval, shifted.
-    Whoever judged everybody rightly in this sample is not that: resamples say nothing of the
-    uncertainty, so that the intervals of the two are put together (see ``_beside_an_end``).
+    A model that is right for everybody in this sample is not that: its resamples do not vary, but
+    another sample might. The intervals of the two are then combined (see ``_square_and_add``).
     """
     samples = first - second
     known = not np.isnan(samples[0])
     ends = [known and _at_an_end(each, metric) for each in (first, second)]
     if ends[1] or (ends[0] and not is_constant(second)):
-        return _beside_an_end(first, second, metric, persons, reason)
+        return _square_and_add(first, second, metric, persons, reason)
     if known and is_constant(second):
         return _from_constant(first, float(second[0]), metric, persons, reason)
     value, valid = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
@@ -104,7 +114,8 @@ def difference(
 
 
 def _at_an_end(samples: Values, metric: str) -> bool:
-    """Whether everybody was judged rightly, or wrongly, in the sample and so in all resamples."""
+    """Return whether a model is right, or wrong, for everybody in the sample and so in all
+    resamples."""
     value = float(samples[0])
     return (
         METRICS[metric].scale is LOGIT
@@ -113,14 +124,15 @@ def _at_an_end(samples: Values, metric: str) -> bool:
     )
 
 
-def _beside_an_end(
+def _square_and_add(
     first: Values, second: Values, metric: str, persons: Sequence[int], reason: str
 ) -> Estimate:
-    """A difference from (or of) a perfect result, from the intervals of the two.
+    """Return a difference from (or of) a perfect result, from the intervals of the two.
 
-    Their distances from the values are added in squares (Newcombe, Statistics in Medicine 17, 1998;
-    Zou & Donner, ibid. 27, 2008), as if the two were independent: that they judge the same persons
-    makes the truth narrower. p is the level at which the interval touches zero.
+    The distances of their ends from the values are added in squares (Newcombe, Statistics in
+    Medicine 17, 1998; Zou & Donner, ibid. 27, 2008), as if the two were independent: as they are
+    for the same persons, the interval is wider than it need be. p is the level at which it touches
+    zero.
     """
 
     def at(level: float) -> Estimate:
@@ -137,24 +149,25 @@ def _beside_an_end(
             value, value - low, value + math.hypot(one.high - one.value, two.value - two.low)
         )
 
-    found = at(LEVEL)
-    if found.value is None or found.low is None:
-        return found
-    least = 1e-9
+    combined = at(LEVEL)
+    if combined.value is None or combined.low is None:
+        return combined
     if not at(0.0).excludes_zero:
-        return replace(found, p=1.0)
-    if at(1 - least).excludes_zero:
-        return replace(found, p=least)
-    p = optimize.bisect(lambda p: at(1 - p).excludes_zero - 0.5, least, 1.0, xtol=1e-6)
-    return replace(found, p=float(p))
+        return replace(combined, p=1.0)
+    if at(1 - LEAST_P).excludes_zero:
+        return replace(combined, p=LEAST_P)
+    p = optimize.bisect(lambda p: at(1 - p).excludes_zero - 0.5, LEAST_P, 1.0, xtol=1e-6)
+    return replace(combined, p=float(p))
 
 
 def _from_constant(
     first: Values, constant: float, metric: str, persons: Sequence[int], reason: str
 ) -> Estimate:
-    result = _shift(estimate(first, metric, persons, reason=reason), -constant)
-    if result.value is None or result.low is None:
-        return result
+    """Return the difference from a value that never varies: the estimate, shifted, with the p-value
+    on the scale of the metric."""
+    shifted = _shift(estimate(first, metric, persons, reason=reason), -constant)
+    if shifted.value is None or shifted.low is None:
+        return shifted
     value = float(first[0])
     if is_constant(first):
         exponent = perfection_exponent(metric, persons)
@@ -171,17 +184,19 @@ def _from_constant(
         except (ValueError, ZeroDivisionError):  # the constant is an end of the scale
             distance = math.inf
         p = float(2 * stats.t.sf(abs(distance), degrees_of_freedom(persons)))
-    return replace(result, p=min(1.0, float(p)))
+    return replace(shifted, p=min(1.0, float(p)))
 
 
-def _shift(found: Estimate, by: float) -> Estimate:
-    if found.value is None or found.low is None or found.high is None:
-        return found
-    return replace(found, value=found.value + by, low=found.low + by, high=found.high + by)
+def _shift(estimate: Estimate, by: float) -> Estimate:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(
+        estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979)."""
+    """Return p-values adjusted for their number (Holm, Scandinavian J. of Statistics 6, 1979)."""
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))

@@ -1,4 +1,5 @@
-"""Corrections of calibration: functions of outputs that are learned from some persons."""
+"""Corrections of calibration: functions of outputs, fitted to the outputs and labels of some
+scans."""
 
 from __future__ import annotations
 
@@ -12,13 +13,22 @@ from neurofoundry.stats import metrics
 from neurofoundry.stats.metrics import Values
 
 Correction = Callable[[Values], Values]
+"""From outputs (scans, …) to better calibrated ones of the same shape."""
+
+FEWEST_LABELS = 5
+"""Scans that a line is fitted to."""
+
+LEAST_SLOPE = 0.05
+"""Slope of the outputs on the labels, below which undoing it would blow up the noise."""
 
 
 def platt(labels: NDArray[np.integer], probabilities: Values, where: str) -> Correction | str:
-    """p → σ(a + b·logit p) of two classes, probabilities (scans, 2); or why there is none.
+    """Fit p → σ(a + b·logit p) to probabilities (scans, 2) of two classes, by maximum likelihood.
 
-    With Platt's smoothed targets (Platt 1999), which keep a and b finite. ``where`` names the
-    scans in a sentence.
+    The targets are Platt's (Advances in Large Margin Classifiers, 1999), (n₁ + 1)/(n₁ + 2) and
+    1/(n₀ + 2) for n₁ and n₀ scans of the classes instead of 1 and 0: they keep a and b finite where
+    the classes are separated. Returns the reason where nothing can be fitted; ``where`` names the
+    scans in it.
     """
     x = _log_odds(probabilities)
     if np.ptp(x) == 0:
@@ -38,8 +48,8 @@ def platt(labels: NDArray[np.integer], probabilities: Values, where: str) -> Cor
 
 
 def temperature(labels: NDArray[np.integer], probabilities: Values) -> Correction:
-    """Logits over the temperature of least cross-entropy (Guo et al. 2017), of probabilities
-    (scans, classes)."""
+    """Fit the temperature that logits are divided by, to probabilities (scans, classes), by least
+    cross-entropy (Guo et al., ICML 2017)."""
     logits, rows = _logits(probabilities), np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -52,12 +62,16 @@ def temperature(labels: NDArray[np.integer], probabilities: Values) -> Correctio
 
 
 def line(labels: Values, outputs: Values, where: str) -> Correction | str:
-    """With output = a + b·label by least squares, output → (output − a)/b, which does not use the
-    label of whom it corrects (Smith et al., NeuroImage 200, 2019); or why there is none."""
-    if len(labels) < 5 or np.ptp(labels) == 0:
+    """Fit output = a + b·label by least squares, to undo it: output → (output − a)/b.
+
+    It does not use the label of whom it corrects (Smith et al., NeuroImage 200, 2019). Labels and
+    outputs are (scans,). Returns the reason where nothing can be fitted; ``where`` names the scans
+    in it.
+    """
+    if len(labels) < FEWEST_LABELS or np.ptp(labels) == 0:
         return f"{where} has too few labels to learn a correction from"
     slope, intercept = np.polyfit(labels, outputs, 1)
-    if slope < 0.05:
+    if slope < LEAST_SLOPE:
         return f"on {where} the outputs do not follow the label: nothing to correct by"
     return lambda values: (values - intercept) / slope
 

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals that allow for several scans of one person."""
+"""Estimates with 95 % intervals that allow for several scans per person."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,17 @@ LEVEL = 0.95
 
 
 def icc_estimates(ratings: Values, *, reason: str = "") -> tuple[Estimate, Estimate]:
-    """ICC(2,1) and ICC(3,1) of ratings (persons, raters) with intervals from quantiles of F.
+    """Return ICC(2,1) and ICC(3,1) of ratings (persons, raters), with intervals from F quantiles.
 
     McGraw & Wong (Psychological Methods 1, 1996, table 7). That of consistency is exact for normal
     ratings, that of agreement approximate, with Satterthwaite's degrees of freedom. An ICC(2,1) of
-    few persons can lie below −1. ``reason`` explains a value where all ratings are the same.
+    few persons can lie below −1. ``reason`` says why there is no value where all ratings are the
+    same.
     """
     n, k = ratings.shape
     if np.ptp(ratings) == 0:
-        unknown = Estimate(None, None, None, reason or "all ratings are the same")
-        return unknown, unknown
+        missing = Estimate(None, None, None, reason or "all ratings are the same")
+        return missing, missing
     agreement, consistency = (float(each[0]) for each in icc(ratings, np.ones((1, n))))
     bms, jms, ems = (float(each[0]) for each in mean_squares(ratings, np.ones((1, n))))
     if min(bms, ems) <= 1e-12 * (bms + ems):
@@ -61,31 +63,32 @@ def icc_estimates(ratings: Values, *, reason: str = "") -> tuple[Estimate, Estim
 
 def resample(
     statistic: Callable[[Values], Values],
-    persons: Sequence[str] | NDArray,
+    persons: Sequence[str] | NDArray[Any],
     *,
     count: int,
     seed: int,
     key: str = "",
 ) -> Values:
-    """A statistic of the sample, and of ``count`` resamples of its persons with replacement.
+    """Return a statistic of the sample, and of ``count`` resamples of its persons with replacement:
+    (…, 1 + count), the sample first.
 
-    ``persons`` (scans,) says whose each scan is: a person's scans are drawn together.
-    ``statistic`` maps weights (rows, scans) to values (..., rows). The result is
-    (..., 1 + count), the sample itself first, and does not depend on the order of the scans.
-    Another ``key`` draws independently.
+    ``persons`` (scans,) says whose each scan is: a person's scans are drawn together (the cluster
+    bootstrap; Davison & Hinkley 1997, section 3.8). ``statistic`` maps weights (resamples, scans)
+    to values (…, resamples). The result does not depend on the order of the scans; another ``key``
+    draws independently.
     """
     names, person = np.unique(np.asarray(persons), return_inverse=True)
     digest = hashlib.sha256(f"bootstrap\0{seed}\0{key}".encode()).digest()
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    parts = [statistic(np.ones((1, len(person))))]
+    values = [statistic(np.ones((1, len(person))))]
     rows_at_once = max(1, 1_000_000 // len(person))
     for start in range(0, count, rows_at_once):
         rows = min(rows_at_once, count - start)
         drawn = random.integers(len(names), size=(rows, len(names)))
         drawn += np.arange(rows)[:, None] * len(names)
         times = np.bincount(drawn.ravel(), minlength=rows * len(names)).reshape(rows, -1)
-        parts.append(statistic(times[:, person].astype(float)))
-    return np.concatenate(parts, axis=-1)
+        values.append(statistic(times[:, person].astype(float)))
+    return np.concatenate(values, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -116,25 +119,26 @@ def estimate(
     reason: str = "",
     level: float = LEVEL,
 ) -> Estimate:
-    """Value and interval of a metric from what ``resample`` gave for it, (1 + count,).
+    """Return the value and interval of a metric, from ``samples`` (1 + count,) of ``resample``.
 
-    The interval is value ± t · SE on the metric's own scale: SE is the spread of the resamples,
-    and t has the quantile of a t distribution whose degrees of freedom are those of a sample with
-    every class as small as the smallest. ``persons`` are those of every class (of a regression:
-    all). docs/measurements.md has the coverage in simulated cohorts: where percentiles of the
-    resamples hold the truth in 83 to 91 %, at 10 to 14 persons a class, this does in 93 to 98 %.
+    The interval is value ± t · SE on the scale of the metric: SE is the spread of the resamples,
+    and t the quantile of a t distribution whose degrees of freedom are those of a sample in which
+    every class is as small as the smallest. ``persons`` are the numbers of persons of every class
+    (of a regression: of all). docs/measurements.md has the coverage in simulated cohorts: at 10 to
+    14 persons a class, where percentiles of the resamples hold the truth in 83 to 91 %, this does
+    in 93 to 98 %.
 
-    Where everybody was judged rightly (or wrongly), all resamples agree and say nothing of the
+    Where a model is right (or wrong) for everybody, all resamples agree and say nothing of the
     uncertainty. The interval then ends where so perfect a result has a chance of 2.5 %: P(perfect)
     is at most (true value)^exponent, see ``perfection_exponent``. Metrics without an exponent have
     no interval there.
 
-    ``by_chance``: resampling noise adds to an error that cannot be negative, so that neither
-    percentiles nor the above ever reach a true zero. The interval then begins at the value less
-    the 95 % quantile of what chance alone gives, a valid bound by the triangle inequality, and
-    ends with the percentile.
+    ``by_chance``, (1 + count,): resampling noise adds to an error that cannot be negative, so that
+    neither percentiles nor the above ever reach a true zero. The interval then begins at the value
+    minus the 95 % quantile of what chance alone gives, a valid bound by the triangle inequality,
+    and ends with the percentile.
 
-    ``reason`` explains a value that is NaN.
+    ``reason`` says why a value is NaN.
     """
     value, valid = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
     if np.isnan(value):
@@ -159,7 +163,7 @@ def estimate(
 def with_error(
     value: float, error: float, metric: str, persons: Sequence[int], *, level: float = LEVEL
 ) -> Estimate:
-    """A value and the interval that its standard error gives, as in ``estimate``."""
+    """Return a value with the interval that its standard error gives, as in ``estimate``."""
     if error < 1e-12:
         return estimate(np.full(3, value), metric, persons, level=level)
     scale = METRICS[metric].scale
@@ -172,8 +176,9 @@ def with_error(
     return Estimate(value, scale.back(centre - reach), scale.back(centre + reach))
 
 
-def mean_with_error(values: Values, persons: Sequence[str] | NDArray) -> tuple[float, float]:
-    """Mean of values (scans,), and its standard error with the scans clustered by person."""
+def mean_with_error(values: Values, persons: Sequence[str] | NDArray[Any]) -> tuple[float, float]:
+    """Return the mean of values (scans,), and its standard error with scans clustered by person
+    (linearized, with n/(n − 1); Williams, Biometrics 56, 2000)."""
     _, person = np.unique(np.asarray(persons), return_inverse=True)
     mean = float(values.mean())
     sums = np.bincount(person, values - mean)
@@ -181,22 +186,26 @@ def mean_with_error(values: Values, persons: Sequence[str] | NDArray) -> tuple[f
 
 
 def degrees_of_freedom(persons: Sequence[int]) -> int:
+    """Return those of a sample in which every class has as many persons as the smallest."""
     return max(1, len(persons) * (min(persons) - 1))
 
 
 def small_sample_inflation(persons: Sequence[int]) -> float:
+    """Return √(n/(n − 1)), by which samples vary more than resamples; n is the smallest class."""
     return math.sqrt(min(persons) / max(1, min(persons) - 1))
 
 
 def is_constant(samples: Values) -> bool:
+    """Return whether all samples that are not NaN are the same."""
     return bool(np.nanmax(samples) - np.nanmin(samples) < 1e-12)
 
 
 def perfection_exponent(metric: str, persons: Sequence[int]) -> int | None:
-    """k in P(perfect result) ≤ (true value)^k, given the persons of every class; None if unknown.
+    """Return k in P(perfect result) ≤ (true value)^k, given the persons of every class; None if
+    unknown.
 
-    Sensitivity: each of n persons is found with the true sensitivity, so k = n. AUC: among m =
-    min(n) disjoint pairs of a positive and a negative all must be ranked rightly, so k = m.
+    Sensitivity: each of n persons is found with the true sensitivity, so k = n. AUC: m = min(n)
+    disjoint pairs of a positive and a negative must all be ranked correctly, so k = m.
     Balanced accuracy: the product of K recalls is at most their mean to the power of K, k = K·m.
     Identification: each of n persons is found, k = n, as if they were found independently.
     """

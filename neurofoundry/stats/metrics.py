@@ -1,8 +1,8 @@
-"""Metrics of predictions, over the sample and its resamples at once.
+"""Metrics of predictions, for the sample and its resamples at once.
 
-Every metric takes ``weights`` of shape (resamples, scans), how often each scan counts in each
-resample, and gives one number a resample: NaN where a resample cannot give one (one class only).
-All resamples are computed at once, and models that share the weights can be compared in pairs.
+Every metric takes ``weights`` (resamples, scans), how often each scan counts in each resample, and
+returns (resamples,) numbers, NaN where a resample has none (one class only). Models that share the
+weights can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """How people call a metric, which way is better, and the scale of its interval."""
+    """What a metric is called, which way is better, and the scale of its interval."""
 
     title: str
     higher_is_better: bool | None
-    """None: neither; the best value lies between."""
+    """None: neither, the best value lies between."""
     scale: Scale
 
 
@@ -52,6 +52,10 @@ METRICS = {
 }
 
 
+FEWEST_FOR_ECE = 20
+"""Scans that a calibration error is measured on."""
+
+
 def classification(
     labels: NDArray[np.integer],
     probabilities: Values,
@@ -59,13 +63,13 @@ def classification(
     *,
     threshold: float | None = None,
 ) -> dict[str, Values]:
-    """All metrics of a classification.
+    """Return all metrics of a classification by name.
 
     ``labels`` (scans,) are indices of classes, ``probabilities`` (scans, classes). With two
     classes the second is the one of interest and is called at ``threshold`` or above; without a
-    threshold what depends on it is NaN. With more, the likeliest class is called, AUC, F1 and
+    threshold, what depends on it is NaN. With more, the likeliest class is called; AUC, F1 and
     average precision are means of one class against the rest, and calibration is that of the call.
-    Beside the metrics stands ``ece_by_chance``, which ``estimate`` needs for the interval of ece.
+    ``ece_by_chance`` is no metric: ``estimate`` needs it for the interval of ece.
     """
     classes = probabilities.shape[1]
     of_interest = [1] if classes == 2 else range(classes)
@@ -81,17 +85,17 @@ def classification(
     if called.min(initial=0) < 0:
         unknown = np.full(len(weights), np.nan)
         recalls, harmonic = [unknown] * classes, [unknown]
-    metrics = {
+    values = {
         "auc": np.mean([area for area, _ in ranked], axis=0),
         "balanced_accuracy": np.mean(recalls, axis=0),
     }
     if classes == 2:
-        metrics |= {"sensitivity": recalls[1], "specificity": recalls[0]}
+        values |= {"sensitivity": recalls[1], "specificity": recalls[0]}
         confidence, right = probabilities[:, 1], labels == 1
     else:
         confidence, right = probabilities.max(axis=1), labels == called
     error, by_chance = calibration_error(right, confidence, weights)
-    return metrics | {
+    return values | {
         "f1": np.mean(harmonic, axis=0),
         "average_precision": np.mean([precision for _, precision in ranked], axis=0),
         "brier": brier(labels, probabilities, weights),
@@ -101,7 +105,8 @@ def classification(
 
 
 def regression(labels: Values, outputs: Values, weights: Values) -> dict[str, Values]:
-    """All metrics of a regression, errors in the unit of the labels: labels, outputs (scans,)."""
+    """Return all metrics of a regression by name, of labels and outputs (scans,); errors are in the
+    unit of the labels."""
     total = weights.sum(axis=1)
     errors = outputs - labels
     squared = _mean(errors**2, weights, total)
@@ -121,37 +126,29 @@ def regression(labels: Values, outputs: Values, weights: Values) -> dict[str, Va
     }
 
 
-def auc(labels: ArrayLike, scores: Values, weights: Values) -> Values:
-    """Area under the ROC curve: how often a positive scan ranks above a negative; ties half.
-
-    ``labels`` (scans,) are true for positives.
-    """
-    return ranking(labels, scores, weights)[0]
-
-
-def average_precision(labels: ArrayLike, scores: Values, weights: Values) -> Values:
-    """Mean precision over the recalls reached by lowering the threshold; labels as in ``auc``."""
-    return ranking(labels, scores, weights)[1]
-
-
 def ranking(labels: ArrayLike, scores: Values, weights: Values) -> tuple[Values, Values]:
-    """``auc`` and ``average_precision``, each (resamples,): both are sums over positives of what
-    ranks above them, so that they are found in one pass."""
+    """Return the area under the ROC curve and the average precision, each (resamples,).
+
+    ``labels`` (scans,) are true for positives. The area is how often a positive scan has a higher
+    score than a negative, ties counting half (Hanley & McNeil, Radiology 143, 1982); the average
+    precision is Σ (Rₙ − Rₙ₋₁)·Pₙ over the thresholds (scikit-learn's). Both are sums over positives
+    of what ranks above them, and so come out of one pass.
+    """
     positive = np.asarray(labels, bool)
     up, down = np.flatnonzero(positive), np.flatnonzero(~positive)
     up, down = (each[np.argsort(-scores[each], kind="stable")] for each in (up, down))
-    of_up, below_up, below_down = weights[:, up], -scores[up], -scores[down]
-    # How many stand above each positive, and how many above or level with it.
-    above, level = (np.searchsorted(below_down, below_up, side) for side in ("left", "right"))
+    of_up, rank_up, rank_down = weights[:, up], -scores[up], -scores[down]
+    # How many negatives are above each positive, and how many above or level with it.
+    above, level = (np.searchsorted(rank_down, rank_up, side) for side in ("left", "right"))
     negatives = np.zeros((len(weights), len(down) + 1))
     np.cumsum(weights[:, down], axis=1, out=negatives[:, 1:])
-    found = np.cumsum(of_up, axis=1)
-    found = found[:, np.searchsorted(below_up, below_up, "right") - 1]
+    hits = np.cumsum(of_up, axis=1)
+    hits = hits[:, np.searchsorted(rank_up, rank_up, "right") - 1]
     alarms = negatives[:, level]
     wrong = alarms if (above == level).all() else (negatives[:, above] + alarms) / 2
     positives, total = of_up.sum(axis=1), negatives[:, -1]
-    called = found + alarms
-    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+    called = hits + alarms
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
     with np.errstate(invalid="ignore"):
         area = 1 - (of_up * wrong).sum(axis=1) / (positives * total)
         return area, (of_up * precision).sum(axis=1) / positives
@@ -160,10 +157,10 @@ def ranking(labels: ArrayLike, scores: Values, weights: Values) -> tuple[Values,
 def sensitivity_at(
     labels: ArrayLike, scores: Values, weights: Values, false_alarms: Values
 ) -> Values:
-    """The ROC curve at given shares of false alarms, rising: (shares, resamples).
+    """Return the ROC curve at given, rising shares of false alarms: (shares, resamples).
 
-    ``labels`` (scans,) are true for positives. Between the points of the curve lie straight lines;
-    where it climbs at one share, its end counts. NaN where a resample lacks a class.
+    ``labels`` (scans,) are true for positives. The points of the curve are joined by straight
+    lines; where it climbs at one share, its end counts. NaN where a resample lacks a class.
     """
     order = np.argsort(-scores, kind="stable")
     positive, ranked = np.asarray(labels, bool)[order], scores[order]
@@ -175,32 +172,36 @@ def sensitivity_at(
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         hits, alarms = hits / hits[:, -1:], alarms / alarms[:, -1:]
-    found = np.stack([np.interp(false_alarms, *row) for row in zip(alarms, hits, strict=True)])
-    found[np.isnan(hits[:, -1]) | np.isnan(alarms[:, -1])] = np.nan
-    return found.T
+    curves = np.stack([np.interp(false_alarms, *row) for row in zip(alarms, hits, strict=True)])
+    curves[np.isnan(hits[:, -1]) | np.isnan(alarms[:, -1])] = np.nan
+    return curves.T
 
 
 def share(hits: NDArray[np.bool_], weights: Values, *, among: NDArray[np.bool_]) -> Values:
-    """Share of scans ``among`` some that are hits: sensitivity among the diseased."""
+    """Return the share of scans ``among`` some that are hits: sensitivity among the diseased."""
     with np.errstate(invalid="ignore"):
-        return (weights @ (hits & among)) / (weights @ among.astype(float))
+        shares: Values = (weights @ (hits & among)) / (weights @ among.astype(float))
+    return shares
 
 
 def f1(positive: NDArray[np.bool_], called: NDArray[np.bool_], weights: Values) -> Values:
-    """Harmonic mean of precision and recall: 2·hits / (positives + calls), (resamples,)."""
+    """Return the harmonic mean of precision and recall, 2·hits / (positives + calls)."""
+    counts = positive.astype(float) + called
     with np.errstate(invalid="ignore"):
-        return 2 * (weights @ (positive & called)) / (weights @ (positive.astype(float) + called))
+        harmonic: Values = 2 * (weights @ (positive & called)) / (weights @ counts)
+    return harmonic
 
 
 def brier(labels: NDArray[np.integer], probabilities: Values, weights: Values) -> Values:
-    """Mean squared error of probabilities (scans, classes), summed over classes; halved for two."""
+    """Return the mean squared error of probabilities (scans, classes), summed over the classes;
+    half of it for two classes (Brier, Monthly Weather Review 78, 1950)."""
     errors = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
     total = errors.sum(axis=1) / (2 if probabilities.shape[1] == 2 else 1)
     return _mean(total, weights, weights.sum(axis=1))
 
 
 def calibration_bins(confidence: Values) -> NDArray[np.intp]:
-    """The bin of every scan: up to ten of equal mass, each of ten scans or more.
+    """Return the bin of every scan: up to ten of equal mass, each of ten scans or more.
 
     Ties share a bin. With fewer than 20 scans there is one bin, which says little.
     """
@@ -212,28 +213,29 @@ def calibration_bins(confidence: Values) -> NDArray[np.intp]:
 def calibration_error(
     right: NDArray[np.bool_], confidence: Values, weights: Values
 ) -> tuple[Values, Values]:
-    """Expected calibration error over ``calibration_bins``: mean |share right − confidence|.
+    """Return the expected calibration error, mean |share right − confidence| over
+    ``calibration_bins`` (Naeini et al., AAAI 2015), and the error that chance alone gives.
 
-    The second result is the error that chance alone gives in each resample: that of the resample
-    measured from the sample, so that it is what a perfectly calibrated model would show. The bins
-    are those of the sample in all resamples. NaN with fewer than 20 scans.
+    The latter is the deviation of each resample from the sample: what a perfectly calibrated model
+    would show. The bins are those of the sample in all resamples. NaN with fewer than
+    FEWEST_FOR_ECE scans.
     """
-    if len(confidence) < 20:
+    if len(confidence) < FEWEST_FOR_ECE:
         unknown = np.full(len(weights), np.nan)
         return unknown, unknown
     bins = calibration_bins(confidence)
     excess = np.where(bins[:, None] == np.unique(bins), (right - confidence)[:, None], 0.0)
-    found = (weights @ excess) / weights.sum(axis=1, keepdims=True)
-    return np.abs(found).sum(axis=1), np.abs(found - excess.mean(axis=0)).sum(axis=1)
+    by_bin = (weights @ excess) / weights.sum(axis=1, keepdims=True)
+    return np.abs(by_bin).sum(axis=1), np.abs(by_bin - excess.mean(axis=0)).sum(axis=1)
 
 
 def calibration_line(
     positive: NDArray[np.bool_], probabilities: Values, weights: Values
 ) -> tuple[Values, Values]:
-    """Intercept and slope of calibration, each (resamples,); perfect ones are 0 and 1.
+    """Return the intercept and the slope of calibration; perfect ones are 0 and 1.
 
     The slope is b of logit P(positive) = a + b·logit p, the intercept is a where b is held at 1:
-    above 0 the risks stated are too low (Van Calster et al., BMC Medicine 17, 2019). Resamples
+    above 0, the risks stated are too low (Van Calster et al., BMC Medicine 17, 2019). Resamples
     take one Newton step from the fit to the sample. NaN where the outputs separate the classes.
     """
     x = special.logit(np.clip(probabilities, 1e-9, 1 - 1e-9))
@@ -256,9 +258,9 @@ def calibration_line(
 def logistic_line(
     x: Values, targets: Values, *, slope: float | None = None
 ) -> tuple[float, float] | None:
-    """Intercept and slope of a logistic regression of ``targets`` (0 to 1) on x, both (scans,).
+    """Return intercept and slope of a logistic regression of ``targets`` (0 to 1) on x, (scans,).
 
-    ``slope`` holds it. By Newton's method; None where the likelihood has no maximum.
+    A ``slope`` that is given is held. By Newton's method; None where the likelihood has no maximum.
     """
     line = np.array([0.0, 1.0 if slope is None else slope])
     design = np.stack([np.ones_like(x), x if slope is None else np.zeros_like(x)])
@@ -277,7 +279,7 @@ def logistic_line(
 
 
 def bias_slope(labels: Values, outputs: Values, weights: Values) -> Values:
-    """Slope of the error on the label (resamples,): below 0 the old are taken for younger."""
+    """Return the slope of the error on the label: below 0, the old are taken for younger."""
     total = weights.sum(axis=1)
     y = labels - labels.mean()
     e = outputs - labels - (outputs - labels).mean()
@@ -288,12 +290,12 @@ def bias_slope(labels: Values, outputs: Values, weights: Values) -> Values:
 
 
 def icc(ratings: Values, weights: Values) -> tuple[Values, Values]:
-    """Intraclass correlations ICC(2,1) and ICC(3,1) of ratings (persons, raters, ...), each
-    (resamples, ...).
+    """Return the intraclass correlations ICC(2,1) and ICC(3,1) of ratings (persons, raters, …),
+    each (resamples, …).
 
     Shrout & Fleiss (Psychological Bulletin 86, 1979): of absolute agreement, where raters count as
     a sample of raters, and of consistency, where what each adds to everybody is forgiven.
-    ``weights`` are those of persons. NaN where all ratings are the same.
+    ``weights`` are (resamples, persons). NaN where all ratings are the same.
     """
     bms, jms, ems = mean_squares(ratings, weights)
     raters = ratings.shape[1]
@@ -305,7 +307,8 @@ def icc(ratings: Values, weights: Values) -> tuple[Values, Values]:
 
 
 def mean_squares(ratings: Values, weights: Values) -> tuple[Values, Values, Values]:
-    """Of persons, raters and what is left, each (resamples, ...): ratings and weights as in icc."""
+    """Return the mean squares of persons, raters and residual, each (resamples, …), of ratings and
+    weights as in ``icc``."""
     raters = ratings.shape[1]
     x = ratings - ratings.mean(axis=(0, 1))
     persons = weights.sum(axis=1).reshape(-1, *[1] * (ratings.ndim - 2))
@@ -323,9 +326,10 @@ def mean_squares(ratings: Values, weights: Values) -> tuple[Values, Values, Valu
 
 
 def youden_threshold(labels: NDArray[np.bool_], scores: Values) -> float | None:
-    """The threshold with the largest sensitivity + specificity, between two observed scores.
+    """Return the threshold with the largest sensitivity + specificity (Youden, Cancer 3, 1950),
+    midway between two observed scores.
 
-    Of equal ones the nearest to 0.5. None when a class is missing or all scores are the same.
+    Of several, the one nearest to 0.5. None when a class is missing or all scores are the same.
     """
     if labels.all() or not labels.any() or np.ptp(scores) == 0:
         return None

@@ -1,4 +1,4 @@
-"""The scale of each metric on which its estimates are nearly normal."""
+"""Scales on which the estimates of metrics are nearly normal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Where an estimate is nearly normal: its interval is symmetric there, and never leaves the
-    values that the metric can take."""
+    """A scale on which an estimate is nearly normal: its interval is symmetric there, and never
+    leaves the values that the metric can take."""
 
     to: Callable[[float], float]
     back: Callable[[float], float]
     slope: Callable[[float], float]
     """Derivative of ``to``."""
     few_persons: bool = False
-    """Whether resamples vary less than samples do by a factor that matters, √((n − 1)/n)."""
+    """Whether resamples vary less than samples by a factor that matters, √((n − 1)/n)."""
 
 
 LINEAR = Scale(lambda v: v, lambda u: u, lambda v: 1.0, few_persons=True)

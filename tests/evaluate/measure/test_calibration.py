@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import special, stats
-from sklearn.linear_model import LogisticRegression
 
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import calibration
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.stats import metrics
 from tests.evaluate.conftest import TASKS
 
 
@@ -38,37 +36,6 @@ def evidence(kind: str, *, scans: int = 900) -> Evidence:
     p = special.expit(2 * logit + 1)
     model = Model("m", 1.0, (0,), np.stack([1 - p, p], axis=1)[None])
     return Evidence("sex", TASKS["sex"], table, targets, (model,))
-
-
-def test_slope_and_intercept_are_those_of_unpenalized_logistic_regressions():
-    case = evidence("sex")
-    p, y = case.models[0].outputs[0, :, 1], case.targets == 1
-    weights = np.stack([np.ones(len(y)), np.random.default_rng(0).integers(0, 3, len(y))])
-    intercept, slope = metrics.calibration_line(y, p, weights.astype(float))
-    x = special.logit(p)
-    for row in range(2):
-        oracle = LogisticRegression(C=np.inf, tol=1e-10).fit(x[:, None], y, weights[row])
-        # A resample takes one step from the sample: close, not equal.
-        assert slope[row] == pytest.approx(oracle.coef_[0, 0], abs=1e-5 if row == 0 else 0.01)
-        held = intercept[row] + x
-        excess = weights[row] @ (y - special.expit(held)) / weights[row].sum()
-        assert excess == pytest.approx(0, abs=1e-8 if row == 0 else 0.002)
-    assert slope[0] == pytest.approx(0.5, abs=0.1)
-    assert intercept[0] < -0.4
-
-
-def test_a_model_that_separates_the_classes_has_no_slope():
-    y = np.arange(40) >= 20
-    found = metrics.calibration_line(y, np.linspace(0.01, 0.99, 40), np.ones((3, 40)))
-    assert np.isnan(found).all()
-
-
-def test_the_slope_of_the_error_is_that_of_scipy():
-    case = evidence("age")
-    outputs = case.models[0].outputs[0]
-    found = metrics.bias_slope(case.targets, outputs, np.ones((1, len(outputs))))
-    expected = stats.linregress(case.targets, outputs - case.targets).slope
-    assert found[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["sex", "age"])
@@ -136,20 +103,6 @@ def test_the_labels_of_test_subjects_play_no_part_in_the_correction(kind):
     outputs = case.models[0].outputs[0]
     one, two = (calibration.correction(each, outputs) for each in (case, other))
     assert (one(outputs) == two(outputs)).all()
-
-
-def test_a_temperature_does_not_change_who_is_called_what():
-    random = np.random.default_rng(0)
-    task = TASKS["sex"].model_copy(update={"classes": ("a", "b", "c")})
-    targets = random.integers(0, 3, 300)
-    honest = special.softmax(random.normal(0, 1, (300, 3)) + np.eye(3)[targets], axis=1)
-    outputs = special.softmax(3 * np.log(honest), axis=1)
-    table = pd.DataFrame({"split": ["val"] * 300, "person": range(300)})
-    case = Evidence("three", task, table, targets.astype(float), ())
-    corrected = calibration.correction(case, outputs)(outputs)
-    assert (corrected.argmax(axis=1) == outputs.argmax(axis=1)).all()
-    once = np.ones((1, 300))
-    assert metrics.brier(targets, corrected, once) < metrics.brier(targets, outputs, once)
 
 
 def test_without_a_class_on_validation_there_is_a_reason_and_no_number():
