@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.contracts.encoder import EncoderParams, Plan
-from neurofoundry.contracts.volumes import COMPARES_OR_NAMES, Grid
+from neurofoundry.contracts.volumes import NOT_IN_RECIPE, Grid
 from neurofoundry.nn import encoders
 from neurofoundry.preprocess.params import PreprocessParams
 
@@ -18,7 +18,7 @@ def write_encoder(
 ) -> Path:
     """Write untrained weights for 6 mm, and the recipe of their volumes."""
     if isinstance(recipe, PreprocessParams):
-        recipe = recipe.model_dump(mode="json", exclude=set(COMPARES_OR_NAMES))
+        recipe = recipe.model_dump(mode="json", exclude=set(NOT_IN_RECIPE))
     folder.mkdir(parents=True)
     params = EncoderParams(stem_stride=2, width=0.125)
     encoder = encoders.build(params, seed=5)
