@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 import neurofoundry
-from neurofoundry.cli import cluster, stages, weights  # noqa: F401  their commands join the app
 from neurofoundry.cli.options import app
 from neurofoundry.errors import complain, run_app
 from neurofoundry.runtime import log
+
+# isort: off
+from neurofoundry.cli import stages, weights, cluster  # noqa: F401  in the order of the help
+# isort: on
 
 
 def _version(show: bool) -> None:
