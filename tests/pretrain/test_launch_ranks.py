@@ -23,7 +23,16 @@ TINY = {
     "tracking.mode": "disabled",
 }
 
-SAYS = "from neurofoundry.cli import _fail; _fail('sub-07: no brain [here].', {code})"
+FAILS = """
+from neurofoundry.cli import main as cli
+from neurofoundry.errors import DataError, UsageError
+
+def fail():
+    raise {error}("sub-07: no brain [here].")
+
+cli.app = fail
+cli.main()
+"""
 WAITS = "import time; time.sleep(300)"
 
 
@@ -36,18 +45,18 @@ def launch(folder: Path, *of_ranks: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("code", [2, 3])
-def test_what_a_person_has_to_mend_is_said_once_and_its_code_kept(
-    tmp_path: Path, code: int
+@pytest.mark.parametrize(("error", "code"), [("UsageError", 2), ("DataError", 3)])
+def test_an_error_of_all_ranks_is_reported_once_with_its_exit_code(
+    tmp_path: Path, error: str, code: int
 ) -> None:
-    says = SAYS.format(code=code)
-    done = launch(tmp_path, says, says)
+    fails = FAILS.format(error=error)
+    done = launch(tmp_path, fails, fails)
     assert done.stderr == "error: sub-07: no brain [here].\n"
     assert done.returncode == code
 
 
 def test_one_of_two_stops_the_other(tmp_path: Path) -> None:
-    done = launch(tmp_path, WAITS, SAYS.format(code=3))
+    done = launch(tmp_path, WAITS, FAILS.format(error="DataError"))
     assert done.stderr == "error: sub-07: no brain [here].\n"
     assert done.returncode == 3
 

@@ -306,8 +306,8 @@ class TestResume:
         (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
         with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
             run_stage(copy, tmp_path / "w", **RESUMED)
-        monkeypatch.setattr(run, "code_hash", lambda stage: "other")
-        with pytest.raises(UsageError, match=r"another run: code was \w+, is other\."):
+        monkeypatch.setattr(run, "deciding_code", lambda entry: {"pretrain.run": "other"})
+        with pytest.raises(UsageError, match=r"another run: .*code.pretrain.run was \w+, is other"):
             run_stage(volumes, tmp_path / "w", **RESUMED)
 
     def test_what_is_refused_is_not_lost(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
