@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neurofoundry.contracts.volumes import SLOPE, Grid, write_volume
 from neurofoundry.nn import augment, encoders
-from neurofoundry.nn.augment import draw
+from neurofoundry.nn.augment.draws import LEAST_OF_PAPER
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.pretrain import memory
 from neurofoundry.pretrain.ntxent import nt_xent
@@ -100,7 +100,7 @@ def write_volumes(folder: Path, grid: Grid, scans: int) -> None:
 def customary_transforms(shape: tuple[int, int, int], *, load: bool) -> Callable[..., Any]:
     """One view, by the law of 3D-Neuro-SimCLR (its main.py), axes as in the file (x, y, z)."""
     key = ["image"]
-    least = [round(share * n) for share, n in zip(draw.LEAST_OF_PAPER, shape, strict=True)]
+    least = [round(share * n) for share, n in zip(LEAST_OF_PAPER, shape, strict=True)]
     steps = [
         transforms.LoadImaged(key),
         transforms.EnsureChannelFirstd(key),

@@ -98,7 +98,7 @@ def test_a_template_decides_what_the_module_that_names_it_writes(copy: Copy) -> 
 
 def test_a_stage_is_decided_by_its_own_modules_and_those_it_imports() -> None:
     names = set(deciding_code(PRETRAIN))
-    assert {"pretrain.simclr", "nn.encoders", "nn.augment.draw", "contracts.volumes"} <= names
+    assert {"pretrain.simclr", "nn.encoders", "nn.augment.draws", "contracts.volumes"} <= names
     rooms = {name.split(".")[0] for name in names}
     assert not rooms & {"finetune", "evaluate", "ingest", "preprocess", "stats", "runtime", "cli"}
     assert len({code_hash(stage.entry) for stage in STAGES.values()}) == len(STAGES)

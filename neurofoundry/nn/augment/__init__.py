@@ -1,6 +1,39 @@
-"""Random views of a volume: parameters are drawn first, then applied to a whole batch."""
+"""Random views of a volume: parameters are drawn first, then applied to a whole batch.
 
-from neurofoundry.nn.augment.cpu import apply
-from neurofoundry.nn.augment.draw import Draws, draw
+torch is loaded with the first use of what is here, as parameters are checked without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from neurofoundry.nn.augment.draws import Draws, draw
 
 __all__ = ["Draws", "apply", "draw"]
+
+
+def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Return a random view of each z-scored volume: one resampling, then what scanners do.
+
+    In this order: crop, flip and rotation; blur and slice thickness; gamma and a curve of contrast;
+    bias field; noise. ``volumes`` and views are (batch, 1, z, y, x) with background 0; in the brain
+    of a view the mean is 0 and the standard deviation 1. A crop that misses the brain gives zeros.
+    """
+    from neurofoundry.nn.augment import batched, cpu
+
+    if volumes.device.type == "cpu":
+        return cpu.apply(volumes, draws)
+    return batched.apply(volumes, draws)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("Draws", "draw"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from neurofoundry.nn.augment import draws
+
+        return getattr(draws, name)

@@ -1,9 +1,11 @@
-"""Random views on a CPU: a view a thread, and nothing is computed where there is no brain."""
+"""Random views on a CPU: one thread a view, and nothing is computed where there is no brain.
+
+The steps are those of batched.py, on the lines of a view that show brain.
+"""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,35 +19,42 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch.nn import functional as F
 
-from neurofoundry.nn.augment.draw import KNOTS, Draws, curve_of
+from neurofoundry.nn.augment.draws import KNOTS, WINDOW, Draws, curve_of
 
-WINDOW = 5.0
-"""Contrast, bias field and noise act on intensities: z-scores from -5 to 5 become 0 to 1."""
+PIECE = 2**15
+"""Voxels that are done at once: they stay in the cache, and memory is used again."""
+
+LINE = 8
+"""Neighbours along x that are done together. Most of a view is background, and a line without
+brain costs nothing."""
+
+HALF = (LINE - 1) / 2
+"""From the first voxel of a line to its middle."""
+
+STEPS = torch.arange(LINE) - HALF
+"""The voxels of a line, from its middle."""
+
+INSIDE, OUTSIDE = 1, 2
+"""There is brain, there is background: both at the surface of the brain."""
+
+Box = tuple[slice, slice, slice]
+"""A part of a volume along z, y, x."""
 
 
 def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Views of z-scored volumes: one resampling, then what scanners do to intensities.
-
-    Crop, flip and rotation; blur and slice thickness; gamma and a curve of contrast; bias field;
-    noise. ``volumes`` are (batch, 1, z, y, x) with background 0; so are the views, with mean 0 and
-    standard deviation 1 in the brain. A brain that a crop misses leaves zeros.
-    """
+    """Return views as `augment.apply` does, of volumes on the CPU."""
     views = torch.zeros_like(volumes)
-    each = list(zip(volumes[:, 0], draws.each(), views[:, 0], strict=True))
-    if volumes.device.type == "cpu":
-        # A view a thread, however many there are: that scales better than threads within a step,
-        # and sums do not depend on their number.
-        with one_thread_each(torch.get_num_threads(), len(each)) as threads:
-            deque(threads.map(_view, *zip(*each, strict=True)), maxlen=0)
-    else:
-        for one in each:
-            _view(*one)
+    each = zip(volumes[:, 0], draws.each(), views[:, 0], strict=True)
+    # One thread a view, however many there are: that scales better than threads within a step, and
+    # sums do not depend on their number.
+    with one_thread_each(torch.get_num_threads(), len(volumes)) as threads:
+        deque(threads.map(_view, *zip(*each, strict=True)), maxlen=0)
     return views
 
 
 @contextmanager
 def one_thread_each(most: int, tasks: int) -> Iterator[Executor]:
-    """At most so many threads, in each of which torch itself uses one."""
+    """Start at most ``most`` threads, in each of which torch itself uses one."""
     start = partial(torch.set_num_threads, 1)
     try:
         with ThreadPoolExecutor(max(1, min(most, tasks)), initializer=start) as threads:
@@ -54,20 +63,9 @@ def one_thread_each(most: int, tasks: int) -> Iterator[Executor]:
         torch.set_num_threads(most)  # again, for threads that are started later
 
 
-PIECE = 2**15
-"""Voxels that a CPU does at once: they stay in its cache, and memory is used again."""
-
-LINE = 8
-"""Neighbours along x that are done together. Most of a view is background, and a line without
-brain costs nothing."""
-
-INSIDE, OUTSIDE = 1, 2
-"""There is brain, there is background: both at the surface of the brain."""
-
-
 @dataclass(frozen=True)
 class Seen:
-    """What a view shows of a brain: lines of a box of the view."""
+    """What a view shows of a brain: some lines of a box of the view."""
 
     low: tuple[int, int, int]
     """First voxel of the box along z, y, x."""
@@ -82,15 +80,16 @@ class Seen:
 
     @property
     def pieces(self) -> tuple[torch.Tensor, ...]:
+        """All values, a few lines at a time."""
         return _pieces(self.values)
 
     @property
     def voxels(self) -> torch.Tensor:
-        """How many show brain."""
+        """How many voxels show brain."""
         return self.brain.sum() + (self.values.numel() - self.brain.numel())
 
     def dense(self) -> torch.Tensor:
-        """The box."""
+        """Return the box as a volume."""
         box = self.values.new_zeros(self.shape)
         box.view(-1, LINE).index_copy_(0, self.lines, self.values)
         return box
@@ -102,14 +101,13 @@ class Seen:
 
 
 def _pieces(lines: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The voxels of lines (n, LINE), in pieces; on a GPU all at once."""
-    flat = lines.view(-1)
-    return flat.split(PIECE) if flat.device.type == "cpu" else (flat,)
+    """The voxels of lines (n, LINE), in pieces."""
+    return tuple(torch.split(lines.view(-1), PIECE))
 
 
 def _view(volume: torch.Tensor, draws: Draws, view: torch.Tensor) -> None:
     """Write a view of a volume, (z, y, x), into zeros. A step that is not drawn costs nothing."""
-    seen = _resample(volume, draws.affine)
+    seen = resample(volume, draws.affine)
     if seen is None:
         return
     if draws.blur.any() or draws.coarse.tolist() != list(volume.shape):
@@ -117,13 +115,10 @@ def _view(volume: torch.Tensor, draws: Draws, view: torch.Tensor) -> None:
         torch.index_select(soft.view(-1, LINE), 0, seen.lines, out=seen.values)
     _change_contrast(seen, draws.gamma.item(), draws.remap, negative=bool(draws.negative))
     if draws.bias.any():
-        field = _cosines(draws.bias.to(view.device), volume.shape, seen.low, seen.shape)
-        logarithms = field.view(-1, LINE).index_select(0, seen.lines)
-        for some, logarithm in zip(seen.pieces, _pieces(logarithms), strict=True):
-            some.mul_(logarithm.exp_())
+        _multiply_bias(seen, draws.bias, volume.shape)
     seen.clear()
     if draws.noise:
-        _add_noise(seen, draws.noise.item() * _deviation(seen), seed=int(draws.noise_seed))
+        add_noise(seen, draws.noise.item() * _deviation(seen), seed=int(draws.noise_seed))
         seen.clear()
     seen.values.sub_(seen.values.sum() / seen.voxels)
     seen.clear()
@@ -140,85 +135,109 @@ def _deviation(seen: Seen) -> float:
     return float((values.dot(values) / seen.voxels - mean.square()).clamp_(min=0).sqrt_())
 
 
-def _resample(volume: torch.Tensor, affine: torch.Tensor) -> Seen | None:
-    """What a view (z, y, x) shows of the brain of a volume; None if nothing.
+def resample(volume: torch.Tensor, affine: torch.Tensor) -> Seen | None:
+    """Return what a view shows of the brain of a volume, both (z, y, x); None if nothing.
 
     Trilinear interpolation. A voxel shows brain when at least half of what it is interpolated from
     is brain, and then shows that half alone: the background does not bleed in.
 
-    What lies around the middle of a line tells whether it is background, which most are, or deep
-    in the brain, where no shares need be known.
+    What lies around the middle of a line tells whether it is background, as most are, or deep in
+    the brain, where no shares need be known.
     """
-    device, shape = volume.device, volume.shape
     brain = volume.bool().view(torch.uint8)
     inner = _extent(brain)
     if inner is None:
         return None
-    matrix, offset = _in_voxels(affine, shape)
+    matrix, offset = _in_voxels(affine, volume.shape)
     # The farthest, along each axis, that a voxel of use to a line lies from the one nearest to its
     # middle: half the line, half a voxel of rounding, less than one voxel of interpolation.
-    half = (LINE - 1) / 2
-    reach = [math.ceil(abs(step) * half + 1.5) - 1 for step in matrix[:, 2]]
+    reach = [math.ceil(abs(step) * HALF + 1.5) - 1 for step in matrix[:, 2]]
     # Where a middle is moved to the nearest place that has neighbours, none of them is brain.
     margin = [2 * far + 1 for far in reach]
-    first = [axis.start - more for axis, more in zip(inner, margin, strict=True)]
-
-    lines = (*shape[:2], -(-shape[2] // LINE))
-    z, y, x = (
-        torch.arange(n, device=device) * step + start
-        for n, step, start in zip(lines, (1, 1, LINE), (0, 0, half), strict=True)
-    )
-    middles = [
-        ((z * to_z + (start - corner))[:, None, None] + (y * to_y)[:, None]) + x * to_x
-        for (to_z, to_y, to_x), start, corner in zip(
-            matrix.tolist(), offset.tolist(), first, strict=True
-        )
-    ]
-    around = _surroundings(
-        F.pad(brain[inner], [more for more in margin[::-1] for _ in "ab"]), reach
-    )
-    nearest = [
-        middle.sub(far).round_().clamp_(0, n - 1).int()
-        for middle, far, n in zip(middles, reach, around.shape, strict=True)
-    ]
-    at = sum(map(operator.mul, nearest, around.stride()))
-    kinds = around.view(-1).index_select(0, at.view(-1)).view(lines)
-    if shape[2] % LINE:  # the last of each row reach beyond the view
+    offset = offset - [axis.start - more for axis, more in zip(inner, margin, strict=True)]
+    middles = _middles(matrix, offset, volume.shape)
+    around = F.pad(brain[inner], [more for more in margin[::-1] for _ in "ab"])
+    kinds = _kinds(_surroundings(around, reach), middles, reach)
+    if volume.shape[2] % LINE:  # the last of each row reach beyond the view
         kinds[..., -1] |= OUTSIDE
     box = _extent(kinds & INSIDE)
     if box is None:
         return None
-    kinds, *middles = (each[box].flatten() for each in (kinds, *middles))
-    inside, surface = ((kinds == kind).nonzero()[:, 0] for kind in (INSIDE, INSIDE | OUTSIDE))
-
     image, mask = (_Slices(each[inner], margin) for each in (volume, brain))
-    steps = torch.arange(LINE, device=device) - half
-    points = image.scale(middles)
-    within = image.scale([steps * float(to_x) for to_x in matrix[:, 2]], vectors=True)
-    low_z, low_y, low_x = (axis.start for axis in box)
-    _, _, lines_x = counts = [axis.stop - axis.start for axis in box]
-    seen = Seen(
-        low=(low_z, low_y, low_x * LINE),
-        shape=(counts[0], counts[1], lines_x * LINE),
-        lines=torch.cat([inside, surface]),
-        values=volume.new_empty((len(inside) + len(surface), LINE)),
-        brain=volume.new_empty((len(surface), LINE)),
+    middles = image.scale([each[box].flatten() for each in middles])
+    within = image.scale([STEPS * float(step) for step in matrix[:, 2]], vectors=True)
+    return _read(image, mask, kinds[box].flatten(), (middles, within), box, volume.shape[2])
+
+
+def _middles(
+    matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: Sequence[int]
+) -> list[torch.Tensor]:
+    """Where in the padded brain the middles of all lines are: z, y, x, each (z, y, lines)."""
+    z, y, x = (
+        torch.arange(n) * step + start
+        for n, step, start in zip(
+            (*shape[:2], -(-shape[2] // LINE)), (1, 1, LINE), (0, 0, HALF), strict=True
+        )
     )
-    at_once = PIECE // LINE if device.type == "cpu" else max(1, len(seen.lines))
-    deep, mixed = seen.values.split([len(inside), len(surface)])
-    for some, values in zip(inside.split(at_once), deep.split(at_once), strict=True):
-        image.read(*image.places(points, within, some), out=values)
-    for some, values, shown in zip(
-        *(each.split(at_once) for each in (surface, mixed, seen.brain)), strict=True
-    ):
-        places = image.places(points, within, some)
-        image.read(*places, out=values)
-        share = mask.read(*places, out=shown)
+    return [
+        ((z * to_z + start)[:, None, None] + (y * to_y)[:, None]) + x * to_x
+        for (to_z, to_y, to_x), start in zip(matrix.tolist(), offset.tolist(), strict=True)
+    ]
+
+
+def _kinds(
+    around: torch.Tensor, middles: Sequence[torch.Tensor], reach: Sequence[int]
+) -> torch.Tensor:
+    """What each line shows, uint8, from what is around the voxel nearest to its middle."""
+    z, y, x = (
+        middle.sub(far).round_().clamp_(0, n - 1).int() * stride
+        for middle, far, n, stride in zip(
+            middles, reach, around.shape, around.stride(), strict=True
+        )
+    )
+    at = z + y + x
+    return around.view(-1).index_select(0, at.view(-1)).view(at.shape)
+
+
+def _read(
+    image: _Slices,
+    mask: _Slices,
+    kinds: torch.Tensor,
+    places: tuple[list[torch.Tensor], list[torch.Tensor]],
+    box: Box,
+    width: int,
+) -> Seen:
+    """Interpolate the lines of ``box`` that show brain; voxels beyond ``width`` do not.
+
+    ``places`` are the middles of all lines of the box, and a line's voxels from its middle.
+    """
+    inside, surface = ((kinds == kind).nonzero()[:, 0] for kind in (INSIDE, INSIDE | OUTSIDE))
+    z, y, x = ((axis.start, axis.stop - axis.start) for axis in box)
+    seen = Seen(
+        low=(z[0], y[0], x[0] * LINE),
+        shape=(z[1], y[1], x[1] * LINE),
+        lines=torch.cat([inside, surface]),
+        values=torch.empty((len(inside) + len(surface), LINE)),
+        brain=torch.empty((len(surface), LINE)),
+    )
+    at_once = PIECE // LINE
+    deep, mixed = torch.split(seen.values, [len(inside), len(surface)])
+    for some, values in _together(at_once, inside, deep):
+        image.read(*image.places(*places, some), out=values)
+    for some, values, shown in _together(at_once, surface, mixed, seen.brain):
+        at = image.places(*places, some)
+        image.read(*at, out=values)
+        share = mask.read(*at, out=shown)
         values.div_(share.clamp(min=0.5))
-        column = ((some % lines_x + low_x) * LINE)[:, None] + (steps + half)
-        shown.copy_((share >= 0.5) & (column < shape[2]))
+        column = ((some % x[1] + x[0]) * LINE)[:, None] + (STEPS + HALF)
+        shown.copy_((share >= 0.5) & (column < width))
     seen.clear()
     return seen
+
+
+def _together(size: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """So many rows of each tensor at a time."""
+    return zip(*(torch.split(each, size) for each in tensors), strict=True)
 
 
 class _Slices:
@@ -236,10 +255,7 @@ class _Slices:
         height, width = (1 << (n - 1).bit_length() for n in (2 * (nz - self.middle) * ny, nx))
         before = (height // 2 - self.middle * ny) * nx
         room = (height + ny) * nx + width
-        if volume.device.type == "cpu":  # numpy's zeros cost nothing until they are touched
-            memory = torch.from_numpy(np.zeros(room, np.float32))
-        else:
-            memory = torch.zeros(room, device=volume.device)
+        memory = torch.from_numpy(np.zeros(room, np.float32))  # costs nothing until it is touched
         inner = memory[before:][: nz * ny * nx].view(nz, ny, nx)
         for axis, (n, more) in enumerate(zip(volume.shape, margin, strict=True)):
             inner = inner.narrow(axis, more, n)
@@ -265,13 +281,13 @@ class _Slices:
         ``points`` are the middles of lines, ``within`` a line's voxels from its middle.
         """
         z, y, x = (point.index_select(0, some)[:, None] for point in points)
-        found = torch.empty((2, len(some), LINE), device=some.device)
-        torch.add(x, within[2], out=found[0])
-        torch.add(y, within[1], out=found[1])
+        places = torch.empty((2, len(some), LINE))
+        torch.add(x, within[2], out=places[0])
+        torch.add(y, within[1], out=places[1])
         share = z + within[0]
         slices = share.floor()
-        found[1].add_(slices, alpha=self.slice)
-        return found.flatten(1).T[None, None], share.sub_(slices)
+        places[1].add_(slices, alpha=self.slice)
+        return places.flatten(1).T[None, None], share.sub_(slices)
 
     def read(self, places: torch.Tensor, share: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         """Values at places."""
@@ -280,14 +296,14 @@ class _Slices:
         return out
 
 
-def _extent(there: torch.Tensor) -> tuple[slice, slice, slice] | None:
-    """The smallest box (z, y, x) of what is not 0 in uint8; None if all is."""
+def _extent(there: torch.Tensor) -> Box | None:
+    """The smallest box of what is not 0 in uint8 (z, y, x); None if all is."""
     front = there.amax(0)
     axes = (there.flatten(1).amax(1), front.amax(1), front.amax(0))
-    found = [axis.nonzero()[:, 0].tolist() for axis in axes]
-    if not found[0]:
+    filled = [axis.nonzero()[:, 0].tolist() for axis in axes]
+    if not filled[0]:
         return None
-    z, y, x = (slice(places[0], places[-1] + 1) for places in found)
+    z, y, x = (slice(places[0], places[-1] + 1) for places in filled)
     return z, y, x
 
 
@@ -316,41 +332,41 @@ def _surroundings(brain: torch.Tensor, reach: Sequence[int]) -> torch.Tensor:
 
 
 BLOCK = 32
-"""Samples along an axis that a CPU softens at once."""
+"""Samples along an axis that are softened at once."""
 
 
 def _soften(
     seen: Seen, deviation: torch.Tensor, coarse: torch.Tensor, shape: torch.Size
 ) -> torch.Tensor:
-    """The box after Gaussian blur, then fewer samples and back, along z, y and x of the view.
-
-    By matrices, both steps in one. They are bands: what a block of samples becomes is made of
-    those around it.
-    """
+    """The box after Gaussian blur, then fewer samples and back, along z, y and x of the view."""
     box = seen.dense()
-    z, y, x = seen.shape
-    block = BLOCK if box.device.type == "cpu" else max(seen.shape)
     for axis, (n, sigma, slices) in enumerate(zip(shape, deviation, coarse, strict=True)):
         if not sigma and slices == n:
             continue
         matrix = _coarsen(n, int(slices)) @ _gaussian(n, sigma)
         beyond = max(0, seen.low[axis] + seen.shape[axis] - n)  # stays 0
         matrix = F.pad(matrix, (0, beyond, 0, beyond)).narrow(0, seen.low[axis], seen.shape[axis])
-        matrix = matrix.narrow(1, seen.low[axis], seen.shape[axis])
-        soft = torch.empty_like(box)
-        for rows, some in zip(matrix.split(block), soft.split(block, axis), strict=True):
-            used = (rows.abs() > 1e-6).any(0).nonzero()
-            low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-            band = rows[:, low:high].to(box.device)
-            of = box.narrow(axis, low, high - low)
-            if axis == 0:
-                torch.mm(band, of.view(-1, y * x), out=some.view(-1, y * x))
-            elif axis == 1:
-                torch.bmm(band.expand(z, *band.shape), of, out=some)
-            else:
-                torch.bmm(of, band.T.expand(z, *band.T.shape), out=some)
-        box = soft
+        box = _multiply(matrix.narrow(1, seen.low[axis], seen.shape[axis]), box, axis)
     return box
+
+
+def _multiply(matrix: torch.Tensor, box: torch.Tensor, axis: int) -> torch.Tensor:
+    """Multiply along an axis by a matrix that is a band: each block of rows reads few samples."""
+    z, y, x = box.shape
+    product = torch.empty_like(box)
+    blocks = zip(torch.split(matrix, BLOCK), torch.split(product, BLOCK, axis), strict=True)
+    for rows, some in blocks:
+        used = (rows.abs() > 1e-6).any(0).nonzero()
+        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        band = rows[:, low:high]
+        of = box.narrow(axis, low, high - low)
+        if axis == 0:
+            torch.mm(band, of.view(-1, y * x), out=some.view(-1, y * x))
+        elif axis == 1:
+            torch.bmm(band.expand(z, *band.shape), of, out=some)
+        else:
+            torch.bmm(of, band.T.expand(z, *band.T.shape), out=some)
+    return product
 
 
 def _gaussian(n: int, deviation: torch.Tensor) -> torch.Tensor:
@@ -374,8 +390,8 @@ LEVELS = 2**16
 
 
 def _change_contrast(seen: Seen, exponent: float, curve: torch.Tensor, *, negative: bool) -> None:
-    """From z-scores to intensities from 0 to 1: to a power, or 1 - (1 - intensity) ** exponent,
-    then through a curve. By a table, unless that changes nothing."""
+    """Turn z-scores into intensities from 0 to 1; raise them to a power, or 1 - intensity; then
+    take them through a curve. By a table, unless that changes nothing."""
     straight = torch.equal(curve, curve_of(np.ones(KNOTS - 1)))
     if exponent == 1 and straight:
         for some in seen.pieces:
@@ -383,14 +399,14 @@ def _change_contrast(seen: Seen, exponent: float, curve: torch.Tensor, *, negati
         return
     levels = (torch.arange(LEVELS) + 0.5) / LEVELS
     levels = 1 - (1 - levels) ** exponent if negative else levels**exponent
-    levels = (levels if straight else _remap(levels, curve)).to(seen.values.device)
+    levels = levels if straight else _remap(levels, curve)
     for some in seen.pieces:
         level = some.mul_(LEVELS / (2 * WINDOW)).add_(LEVELS / 2).clamp_(0, LEVELS - 1).int()
         torch.index_select(levels, 0, level, out=some)
 
 
 def _remap(intensity: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
-    """Intensities from 0 to 1 through a curve of straight pieces."""
+    """Take intensities from 0 to 1 through a curve of straight pieces."""
     pieces = len(curve) - 1
     position = intensity * pieces
     piece = position.int().clamp_(max=pieces - 1)
@@ -398,48 +414,44 @@ def _remap(intensity: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
     return slope.mul_(position.sub_(piece)).add_(low)
 
 
-def _add_noise(seen: Seen, deviation: float, *, seed: int) -> None:
-    """The magnitude of intensities with complex Gaussian noise: Rician (Gudbjartsson 1995)."""
+def _multiply_bias(seen: Seen, coefficients: torch.Tensor, shape: Sequence[int]) -> None:
+    """Multiply by a bias field, whose logarithm is a sum of cosines."""
+    field = _cosines(coefficients, shape, seen.low, seen.shape)
+    logarithms = field.view(-1, LINE).index_select(0, seen.lines)
+    for some, logarithm in zip(seen.pieces, _pieces(logarithms), strict=True):
+        some.mul_(logarithm.exp_())
+
+
+def _cosines(
+    coefficients: torch.Tensor, shape: Sequence[int], low: Sequence[int], size: Sequence[int]
+) -> torch.Tensor:
+    """A box, ``size`` voxels from ``low`` on, of a sum of low-frequency cosines over a view of
+    ``shape``: inverse DCT-II without its scaling."""
+    z, y, x = (
+        torch.cos(
+            torch.arange(3)[:, None] * ((torch.arange(start, start + some) + 0.5) * (math.pi / n))
+        )
+        for n, start, some in zip(shape, low, size, strict=True)
+    )
+    planes = y.T @ (coefficients @ x)  # (3, y, x), and then along z: contiguous, unlike einsum's
+    return (z.T @ planes.flatten(1)).view(*size)
+
+
+def add_noise(seen: Seen, deviation: float, *, seed: int) -> None:
+    """Turn intensities into magnitudes with complex Gaussian noise: Rician (Gudbjartsson and Patz
+    1995)."""
     for some, (real, imaginary) in zip(seen.pieces, _normal_pairs(seen.pieces, seed), strict=True):
         some.add_(real, alpha=deviation)
         some.mul_(some).addcmul_(imaginary, imaginary, value=deviation**2).sqrt_()
 
 
 NORMAL = torch.tensor(ndtri((np.arange(2**16) + 0.5) / 2**16), dtype=torch.float32)
-"""Quantiles of the normal law: 16 random bits choose one, in a third of the usual time."""
+"""Quantiles of the normal distribution: 16 random bits choose one, in a third of the usual time."""
 
 
 def _normal_pairs(pieces: Sequence[torch.Tensor], seed: int) -> Iterator[torch.Tensor]:
     """Standard normal numbers, (2, n) for each piece."""
-    device = pieces[0].device
-    if device.type != "cpu":
-        source = torch.Generator(device).manual_seed(seed)
-        for some in pieces:
-            yield torch.randn((2, len(some)), generator=source, device=device)
-        return
     bits = np.random.SFC64(seed)
     for some in pieces:
         which = torch.from_numpy(bits.random_raw(-(-len(some) // 2)).view(np.uint16)).int()
         yield NORMAL.index_select(0, which[: 2 * len(some)]).view(2, -1)
-
-
-def _cosines(
-    coefficients: torch.Tensor,
-    shape: Sequence[int],
-    low: Sequence[int],
-    size: Sequence[int],
-) -> torch.Tensor:
-    """Sum of low-frequency cosines over a view of ``shape``: inverse DCT-II without its scaling.
-
-    Of a box of it, from ``low`` on.
-    """
-    device = coefficients.device
-    z, y, x = (
-        torch.cos(
-            torch.arange(3, device=device)[:, None]
-            * ((torch.arange(start, start + some, device=device) + 0.5) * (math.pi / n))
-        )
-        for n, start, some in zip(shape, low, size, strict=True)
-    )
-    planes = y.T @ (coefficients @ x)  # (3, y, x), and then along z: contiguous, unlike einsum's
-    return (z.T @ planes.flatten(1)).view(*size)

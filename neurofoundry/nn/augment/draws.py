@@ -1,4 +1,4 @@
-"""The parameters of random views: drawn here, applied in apply.py and cpu.py.
+"""The parameters of random views: drawn here, applied in batched.py and cpu.py.
 
 A draw depends on (seed, epoch, scan, view) alone, so that any view can be drawn again, whatever
 batch or worker it was in.
@@ -17,11 +17,15 @@ from scipy.spatial.transform import Rotation
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.nn.seeds import generator
 
+WINDOW = 5.0
+"""Contrast, bias field and noise act on intensities: z-scores from -5 to 5 become 0 to 1."""
+
 KNOTS = 9
 """Points of the curve that changes the contrast."""
 
 LEAST_OF_PAPER = np.array([40 / 192, 40 / 192, 30 / 150])
-"""Smallest crop (x, y, z) of the published law, as shares of its box of 192 × 192 × 150 voxels."""
+"""Smallest crop (x, y, z) of the published distribution, as shares of its box of 192 × 192 × 150
+voxels."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,26 @@ class Draws:
     coarse: torch.Tensor
     """(batch, 3): how many samples are left along z, y, x, int64."""
     noise: torch.Tensor
-    """(batch,) standard deviation."""
+    """(batch,) standard deviation, as a share of that of the brain's intensities."""
     noise_seed: torch.Tensor
     """(batch,) int64."""
 
     def each(self) -> Iterator[Draws]:
-        """Those of one scan after the other, without the batch's axis, as numbers of the CPU."""
+        """Yield the parameters of one scan after the other, without the batch axis, on the CPU."""
         columns = {f.name: getattr(self, f.name).cpu().unbind() for f in fields(self)}
         for row in zip(*columns.values(), strict=True):
             yield Draws(**dict(zip(columns, row, strict=True)))
+
+    def split(self, size: int) -> Iterator[Draws]:
+        """Yield the parameters of ``size`` scans after the other, and of those that are left."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        for start in range(0, len(self.gamma), size):
+            yield Draws(**{name: each[start : start + size] for name, each in columns.items()})
+
+    def to(self, device: torch.device) -> Draws:
+        """Return the same parameters on ``device``; seeds stay where they are, for generators."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return Draws(**moved | {"noise_seed": self.noise_seed})
 
 
 def draw(
@@ -100,7 +115,7 @@ def _draw_robust(
 def _draw_paper(
     params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
-    """The law of 3D-Neuro-SimCLR (arXiv 2509.10620): its views share nothing but by chance."""
+    """Draw as 3D-Neuro-SimCLR (arXiv 2509.10620): what two views share is left to chance."""
     random = generator(*sample, view)
     edges = random.uniform(LEAST_OF_PAPER, 1)
     crop = edges, edges / 2 + (1 - edges) * random.random(3)
@@ -134,7 +149,7 @@ def _crop(params: AugmentParams, random: np.random.Generator, *, near: Crop | No
         other_edges, other_centre = near
         smaller = np.minimum(edges, other_edges)
         wanted = params.min_overlap * min(edges.prod(), other_edges.prod())
-        # The same share of the possible overlap along each axis; crops then lie this close.
+        # The same share of the possible overlap along each axis: centres are at most so far apart.
         reach = (edges + other_edges) / 2 - smaller * np.cbrt(wanted / smaller.prod())
         low = np.maximum(low, other_centre - reach)
         high = np.minimum(high, other_centre + reach)
@@ -146,7 +161,7 @@ def _affine(
 ) -> torch.Tensor:
     edges, centre = crop
     mirror = np.array([-1.0 if mirrored else 1.0, 1.0, 1.0])
-    # Rotation preserves lengths in voxels, not in shares of a box that is no cube.
+    # Rotation preserves lengths in voxels, not as shares of a box that is no cube.
     extent = np.array(shape[::-1], float)
     rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     linear = (rotation / extent[:, None]) @ np.diag(extent * edges * mirror)
@@ -155,14 +170,16 @@ def _affine(
 
 
 def curve_of(slopes: NDArray[np.float64]) -> torch.Tensor:
+    """Return the curve from 0 to 1, (KNOTS,), whose pieces are as steep as ``slopes`` (KNOTS - 1,)
+    to each other."""
     values = np.concatenate([[0], np.cumsum(slopes)])
     return torch.tensor(values / values[-1], dtype=torch.float32)
 
 
 def _bias(strength: float, random: np.random.Generator) -> torch.Tensor:
     coefficients = random.standard_normal((3, 3, 3))
-    coefficients[0, 0, 0] = 0  # a constant factor is undone by standardisation
-    # A cosine has a mean square of 1/2, the constant of 1.
+    coefficients[0, 0, 0] = 0  # standardization undoes a constant factor
+    # The mean square of a cosine is 1/2, that of the constant 1.
     power = np.array([1, 0.5, 0.5])
     variance = np.einsum("ijk,i,j,k", coefficients**2, power, power, power)
     return torch.tensor(strength / np.sqrt(variance) * coefficients, dtype=torch.float32)
