@@ -21,8 +21,8 @@ def read_batch(
 ) -> torch.Tensor:
     """Read volumes as int16 steps of ``SLOPE``, shape (batch, 1, z, y, x). Raises DataError.
 
-    ``readers`` read several at once, as a network file system asks for. A GPU fetches from
-    ``pinned`` memory beside what it computes.
+    ``readers`` read several at once, which a network file system rewards. A GPU copies from
+    ``pinned`` memory while it computes.
     """
     shape = (len(scan_ids), 1, *volumes.grid.shape[::-1])
     batch = torch.empty(shape, dtype=torch.int16, pin_memory=pinned)

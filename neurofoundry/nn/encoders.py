@@ -1,4 +1,4 @@
-"""Networks, and their weights in and out."""
+"""Encoders, and reading and writing their weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from torch.nn import functional
 from neurofoundry.contracts.encoder import EncoderParams, Plan, read_plan
 from neurofoundry.errors import DataError
 from neurofoundry.nn.seeds import seeded
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import atomic, write_json
 
 BLOCKS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4, 6, 3])}
 
 
 class Encoder(ResNet):
-    """MONAI's ResNet without its classifier: z-scores (batch, 1, z, y, x) to (batch, features)."""
+    """MONAI's ResNet without its classifier: z-scores (batch, 1, z, y, x) to (batch, features).
+
+    ResNet: He et al. 2016, arXiv 1512.03385.
+    """
 
     features: int
 
@@ -31,7 +34,7 @@ class Encoder(ResNet):
         super().__init__(**monai_arguments(params))
         self.features = self.in_planes
         if params.norm == "group":
-            # MONAI hands its own `norm` to the stem alone.
+            # MONAI's own argument `norm` changes the stem alone.
             for module in list(self.modules()):
                 for name, child in list(module.named_children()):
                     if isinstance(child, nn.BatchNorm3d):
@@ -47,15 +50,16 @@ class Encoder(ResNet):
                 _dilate(level, dilation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features, (batch, features)."""
-        # MONAI's steps, but ReLU after the pool: the same values, and an eighth of the voxels.
+        """Return features (batch, features)."""
+        # MONAI's steps, but ReLU after the pool: the same values from an eighth of the voxels.
         maps = self.act(self.maxpool(self.bn1(self.conv1(x))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        return self.avgpool(maps).flatten(1)
+        features: torch.Tensor = self.avgpool(maps).flatten(1)
+        return features
 
 
 def monai_arguments(params: EncoderParams) -> dict[str, Any]:
-    """What MONAI's own ResNet is to be made with, before norm and dilation are exchanged."""
+    """Return the arguments of MONAI's ResNet, whose norms and strides `Encoder` then replaces."""
     block, layers = BLOCKS[params.architecture]
     return {
         "block": block,
@@ -71,9 +75,9 @@ def monai_arguments(params: EncoderParams) -> dict[str, Any]:
 
 
 class Padded(nn.Module):
-    """A shortcut without parameters: every ``stride``-th voxel, and channels of zeros.
+    """A shortcut without parameters: every ``stride``-th voxel, padded with channels of zeros.
 
-    MONAI's own lets no gradient through.
+    No gradient flows through MONAI's own.
     """
 
     def __init__(self, planes: int, stride: int) -> None:
@@ -81,13 +85,13 @@ class Padded(nn.Module):
         self.planes, self.stride = planes, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (batch, channels, z, y, x) to ``planes`` channels."""
+        """Return ``planes`` channels of (batch, channels, z, y, x)."""
         kept = x[:, :, :: self.stride, :: self.stride, :: self.stride]
         return functional.pad(kept, (0, 0, 0, 0, 0, 0, 0, self.planes - kept.shape[1]))
 
 
 def _dilate(level: nn.Module, dilation: int) -> None:
-    """Exchange the strides of a level for dilation."""
+    """Replace the strides of a level by dilation."""
     for module in level.modules():
         if isinstance(module, nn.Conv3d):
             module.stride = (1, 1, 1)
@@ -98,15 +102,15 @@ def _dilate(level: nn.Module, dilation: int) -> None:
 
 
 def build(params: EncoderParams, *, seed: int) -> Encoder:
-    """An encoder on the CPU, with weights that depend on ``seed`` alone."""
+    """Return an encoder on the CPU whose weights depend on ``seed`` alone."""
     with seeded(seed):
         return Encoder(params)
 
 
 def place(encoder: Encoder) -> Encoder:
-    """The same encoder, on the GPU if there is one, and with its weights in the faster order."""
+    """Move an encoder to the GPU if there is one, and its weights into the faster memory format."""
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    # A quarter less time than the default order, on a CPU too.
+    # A quarter less time than in the default format, on a CPU too.
     encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return encoder
 
@@ -129,27 +133,31 @@ def write_weights(path: Path, model: nn.Module) -> None:
     """Write the parameters and buffers of any model as safetensors, whole or not at all."""
     # safetensors refuses channels-last weights.
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(safetensors.torch.save(tensors))  # a full disk is an OSError
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors))  # a full disk is an OSError
 
 
 def read_weights(path: Path, model: nn.Module) -> None:
     """Fill ``model`` with weights that fit it in every name, shape and type, or raise DataError."""
     try:
-        found = safetensors.torch.load_file(path)
+        weights = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be read ({error}).") from error
-    fill(model, found, origin=path, remedy="Give the plan.json that was written with these weights")
+    fill(model, weights, origin=path, remedy="Give the plan.json that was written with them")
 
 
-def fill(model: nn.Module, found: Mapping[str, torch.Tensor], *, origin: Path, remedy: str) -> None:
-    """As `read_weights`, with tensors that were read from ``origin``."""
+def fill(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], *, origin: Path, remedy: str
+) -> None:
+    """Fill ``model`` with ``weights`` that were read from ``origin``, strictly, or raise DataError.
+
+    ``remedy`` ends the message: what to do where they do not fit.
+    """
     expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not part of the network" for name in found.keys() - expected.keys()]
-    for name in expected.keys() & found.keys():
-        have, want = found[name], expected[name]
+    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    problems += [f"{name} is not part of the network" for name in weights.keys() - expected.keys()]
+    for name in expected.keys() & weights.keys():
+        have, want = weights[name], expected[name]
         if (have.shape, have.dtype) != (want.shape, want.dtype):
             problems.append(
                 f"{name} is {tuple(have.shape)} {have.dtype}, "
@@ -161,4 +169,4 @@ def fill(model: nn.Module, found: Mapping[str, torch.Tensor], *, origin: Path, r
             f"{origin}: the weights do not fit the network of their plan in {len(problems)} "
             f"places:\n  {shown}\n{remedy}."
         )
-    model.load_state_dict(found)
+    model.load_state_dict(weights)

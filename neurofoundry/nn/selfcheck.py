@@ -1,5 +1,5 @@
-"""Whether convolutions here are right, as some releases of torch and cuDNN were silently wrong;
-whether torch.compile has what it needs."""
+"""Checks of this machine: convolutions are right, as some releases of torch and cuDNN were silently
+wrong, and torch.compile has what it needs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from neurofoundry.errors import UsageError
 from neurofoundry.nn.encoders import Encoder
 
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
-"""Greatest error as a share of the greatest value. TF32, which torch may use, has 10 bits."""
+"""Largest error as a share of the largest value. TF32, which torch may use, has 10 bits."""
 
 MOST_VOXELS, MOST_CHANNELS = 5, 8
-"""Along an axis of the maps that are tried, beside the reach of the kernel, so that float64 on the
-CPU takes no time. Smaller maps are tried as they are: where they have 2 voxels along an axis, the
-weight gradients of oneDNN (torch 2.13, CPUs that compute bf16) are made of memory never written."""
+"""Of the maps that are tried: voxels along an axis beyond the reach of the kernel, and channels, so
+that float64 on the CPU takes no time. Smaller maps are tried as they are: where they have 2 voxels
+along an axis, oneDNN (torch 2.13, CPUs that compute bf16) makes weight gradients of uninitialized
+memory."""
 
 TRIES = 3
-"""As such memory may by chance hold what is harmless."""
+"""Such memory may hold harmless values by chance."""
 
 
 class Convolution(NamedTuple):
-    """A kind of convolution, and the maps that it is done on."""
+    """A kind of convolution, and the size of the maps that it is applied to."""
 
     channels: tuple[int, int]
     maps: tuple[int, ...]
@@ -39,8 +40,8 @@ class Convolution(NamedTuple):
 
 
 def convolutions(encoder: Encoder, shape: Sequence[int]) -> list[Convolution]:
-    """All kinds that ``encoder`` does on a volume of ``shape`` (z, y, x), no larger than needed."""
-    found: dict[Convolution, None] = {}
+    """List all kinds in ``encoder`` on a volume of ``shape`` (z, y, x), no larger than needed."""
+    kinds: dict[Convolution, None] = {}
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor], _: Any) -> None:
         assert isinstance(module, nn.Conv3d)
@@ -53,14 +54,14 @@ def convolutions(encoder: Encoder, shape: Sequence[int]) -> list[Convolution]:
             min(module.out_channels, MOST_CHANNELS),
         )
         how = (module.kernel_size, module.stride, module.padding, module.dilation)
-        found[Convolution(channels, maps, *how)] = None  # type: ignore[arg-type]
+        kinds[Convolution(channels, maps, *how)] = None  # type: ignore[arg-type]
 
     shadow = copy.deepcopy(encoder).to("meta")  # knows shapes, computes nothing
     for module in shadow.modules():
         if isinstance(module, nn.Conv3d):
             module.register_forward_hook(note)
     shadow.forward(torch.empty(2, 1, *shape, device="meta"))
-    return list(found)
+    return list(kinds)
 
 
 def check_convolutions(
@@ -68,39 +69,46 @@ def check_convolutions(
 ) -> None:
     """Compare the convolutions of ``encoder`` and their gradients with float64 on the CPU.
 
-    Raises UsageError, which names the precision of ``stage``, when they differ by more than
-    rounding explains. Takes less than a second.
+    Takes less than a second. Raises UsageError, which names ``stage``.precision, where they differ
+    by more than rounding explains.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     for kind in convolutions(encoder, shape):
-        source = torch.Generator().manual_seed(0)
-        size = (2, kind.channels[0], *kind.maps)
-        maps = torch.randn(size, generator=source, dtype=torch.float64)
-        size = (*kind.channels[::-1], *kind.kernel)
-        kernels = torch.randn(size, generator=source, dtype=torch.float64)
-        right = _convolve(kind, maps, kernels)
-        for _ in range(TRIES):
-            # Freed at once: memory that is read before it is written holds these.
-            for power in range(6, 16):
-                torch.full((2**power,), 1e9, device=device)
-            found = _convolve(kind, maps.to(device, dtype), kernels.to(device, dtype))
-            error = max(
-                ((one - other).abs().max() / other.abs().max()).nan_to_num(torch.inf).item()
-                for one, other in zip(found, right, strict=True)
+        error = _largest_error(kind, device, dtype)
+        if error > TOLERANCE[dtype]:
+            z, y, x = kind.maps
+            raise UsageError(
+                f"3D convolutions (kernel {kind.kernel[0]}, stride {kind.stride[0]}, maps of "
+                f"{z} x {y} x {x}) on {device.type} in {dtype} are wrong by {error:.2g} of the "
+                f"largest value, more than the {TOLERANCE[dtype]:.2g} that rounding explains. "
+                f"Install another release of torch (now {torch.__version__}), or set "
+                f"{stage}.precision to {'fp32' if bf16 else 'bf16'}."
             )
-            if error > TOLERANCE[dtype]:
-                z, y, x = kind.maps
-                raise UsageError(
-                    f"3D convolutions (kernel {kind.kernel[0]}, stride {kind.stride[0]}, maps of "
-                    f"{z} x {y} x {x}) on {device.type} in {dtype} are wrong by {error:.2g} of the "
-                    f"largest value, more than the {TOLERANCE[dtype]:.2g} that rounding may cost. "
-                    f"Install another release of torch (now {torch.__version__}), or set "
-                    f"{stage}.precision to {'fp32' if bf16 else 'bf16'}."
-                )
+
+
+def _largest_error(kind: Convolution, device: torch.device, dtype: torch.dtype) -> float:
+    """Of result and gradients in some tries, as a share of the largest value."""
+    source = torch.Generator().manual_seed(0)
+    size = (2, kind.channels[0], *kind.maps)
+    maps = torch.randn(size, generator=source, dtype=torch.float64)
+    size = (*kind.channels[::-1], *kind.kernel)
+    kernels = torch.randn(size, generator=source, dtype=torch.float64)
+    expected = _convolve(kind, maps, kernels)
+    errors = []
+    for _ in range(TRIES):
+        # Freed at once: uninitialized memory then holds these values.
+        for power in range(6, 16):
+            torch.full((2**power,), 1e9, device=device)
+        results = _convolve(kind, maps.to(device, dtype), kernels.to(device, dtype))
+        errors += [
+            ((one - other).abs().max() / other.abs().max()).nan_to_num(torch.inf).item()
+            for one, other in zip(results, expected, strict=True)
+        ]
+    return max(errors)
 
 
 def _convolve(kind: Convolution, maps: torch.Tensor, kernels: torch.Tensor) -> list[torch.Tensor]:
-    """The result and its gradients, on the CPU in float64."""
+    """The result and its gradients, as float64 on the CPU."""
     x, w = (
         each.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
         for each in (maps, kernels)
@@ -110,13 +118,16 @@ def _convolve(kind: Convolution, maps: torch.Tensor, kernels: torch.Tensor) -> l
     return [each.detach().cpu().double() for each in (result, *gradients)]
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compile and run one small function. Raises UsageError where that cannot be done."""
+def check_compiler(device: torch.device, *, setting: str) -> None:
+    """Compile and run a small function.
+
+    Raises UsageError, which names the ``setting`` that asks for it, where that fails.
+    """
     try:
         torch.compile(_halved)(torch.ones(8, device=device))
     except (RuntimeError, OSError, SubprocessError) as error:
         raise UsageError(
-            f"pretrain.simclr.compile: torch.compile does not work here on {device.type} "
+            f"{setting}: torch.compile does not work here on {device.type} "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). It needs a C++ "
             "compiler (g++, or what CXX names), and Triton on a GPU. Install them, or set it to "
             "false."

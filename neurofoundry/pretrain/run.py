@@ -78,7 +78,7 @@ def pretrain(
         bf16 = params.precision == "bf16"
         check_convolutions(encoder, grid.shape[::-1], ranks.device, bf16=bf16, stage="pretrain")
         if method == "simclr" and params.simclr.compile:
-            check_compiler(ranks.device)
+            check_compiler(ranks.device, setting="pretrain.simclr.compile")
         objective = make_objective(method, encoder, params, grid, seed=seed)
         fit_to_ranks(encoder, params, ranks)
         history, looks = train(

@@ -99,8 +99,8 @@ class TestWeights:
         encoder(torch.randn(4, 1, 25, 32, 32))  # moves the running statistics
         plan = plan_of(SMALL, encoder.features)
         encoders.save(tmp_path, encoder, plan)
-        loaded, found = encoders.load(tmp_path)
-        assert found == plan
+        loaded, read = encoders.load(tmp_path)
+        assert read == plan
         for name, tensor in encoder.state_dict().items():
             assert torch.equal(tensor, loaded.state_dict()[name])
         assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.safetensors", "plan.json"]
@@ -208,8 +208,8 @@ class TestFind:
         two = self.place(tmp_path / "encoder/b", "mae")
         self.place(tmp_path / "encoder/.torn.partial", "torn")
         other = self.place(tmp_path / "elsewhere", "published")
-        found = find_encoders([tmp_path / "encoder", other])
-        assert found == {"mae": two, "simclr": one, "published": other}
+        by_name = find_encoders([tmp_path / "encoder", other])
+        assert by_name == {"mae": two, "simclr": one, "published": other}
 
     def test_two_of_one_name_are_refused(self, tmp_path: Path) -> None:
         self.place(tmp_path / "a", "simclr")

@@ -30,11 +30,11 @@ def test_convolutions_of_this_machine_are_right(bf16: bool) -> None:
 
 
 def test_every_kind_of_convolution_is_tried_on_maps_as_small_as_they_are() -> None:
-    found = convolutions(encoder_of(), SMALL)
-    assert len(found) == len(set(found)) == 11
+    kinds = convolutions(encoder_of(), SMALL)
+    assert len(kinds) == len(set(kinds)) == 11
     stem = ((1, 8), (11, 11, 11), (7, 7, 7), (2, 2, 2), (3, 3, 3), (1, 1, 1))
-    assert found[0] == stem
-    three = [kind for kind in found if kind.kernel == (3, 3, 3)]
+    assert kinds[0] == stem
+    three = [kind for kind in kinds if kind.kernel == (3, 3, 3)]
     assert {kind.maps[2] for kind in three if kind.stride == (1, 1, 1)} == {7, 4, 2, 1}
     dilated = convolutions(encoder_of(dilated=True), SMALL)
     assert {kind.dilation[0] for kind in dilated} == {1, 2, 4}
@@ -85,4 +85,4 @@ def test_a_machine_without_a_compiler_is_told_what_is_missing(
     with pytest.raises(
         UsageError, match=r"simclr\.compile.*/nowhere/g\+\+.*needs a C\+\+ compiler"
     ):
-        check_compiler(CPU)
+        check_compiler(CPU, setting="pretrain.simclr.compile")

@@ -171,7 +171,7 @@ def test_a_batch_that_ranks_cannot_share_equally() -> None:
 def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
     """Of the stem and the first level alone, as the compiler takes its time."""
     try:
-        check_compiler(torch.device("cpu"))
+        check_compiler(torch.device("cpu"), setting="simclr.compile")
     except UsageError as error:
         pytest.skip(str(error))
 

@@ -354,7 +354,7 @@ class TestResume:
     ) -> None:
         """Nor would another compilation: tried by hand, and in memory in test_gradients.py."""
         try:
-            check_compiler(torch.device("cpu"))
+            check_compiler(torch.device("cpu"), setting="simclr.compile")
         except UsageError as error:
             pytest.skip(str(error))
         compiled = {"simclr": {"projection": 16, "compile": True}, "probe": None}
