@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from neurofoundry.cli import main  # noqa: F401  its commands join the app
 from neurofoundry.cli.options import app
+from neurofoundry.params import Section
 from neurofoundry.project import Params
 from pipelines.__main__ import app as pipelines
 
@@ -91,7 +92,7 @@ def parameters() -> str:
 def _rows(key: str, field: FieldInfo, default: Any) -> Iterator[Row]:
     """What is to be said of a parameter, and of those within it."""
     sections, step = _sections(field.annotation)
-    within = [pair for section in sections for pair in section.model_fields.items()]
+    within = [pair for section in sections for pair in _fields(section).items()]
     documented = any(each.description for _, each in within)
     if not documented or field.description or default is None:
         shown = "as below" if documented and isinstance(default, BaseModel) else _show(default)
@@ -100,11 +101,23 @@ def _rows(key: str, field: FieldInfo, default: Any) -> Iterator[Row]:
         return
     rows: dict[str, Row] = {}
     for name, each in within:
-        given = isinstance(default, BaseModel)
+        given = isinstance(default, BaseModel) and hasattr(default, name)
         inner = getattr(default, name) if given else _default(each)
         for row in _rows(f"{key}{step}.{each.alias or name}", each, inner):
             rows[row.key] = rows.get(row.key, row) | row
     yield from rows.values()
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The keys of a section, and the sections in it that have the names of modules."""
+    if not issubclass(section, Section):
+        return section.model_fields
+    named = {field.alias or name for name, field in section.model_fields.items()}
+    return section.model_fields | {
+        name: FieldInfo(annotation=kind, default=kind())
+        for name, kind in section.types().items()
+        if name not in named
+    }
 
 
 def _sections(annotation: Any) -> tuple[list[type[BaseModel]], str]:

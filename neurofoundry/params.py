@@ -21,6 +21,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """Return the type of each key that the section may hold."""
+        return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that becomes a folder."""
@@ -155,17 +160,14 @@ def _alternatives(kind: Any) -> list[Any]:
 def _inside(kind: Any, key: str | int) -> Any:
     """The type of what is under ``key`` in a section, a mapping or a sequence."""
     if _is_section(kind):
-        fields = kind.model_fields.items()
-        return next(
-            (field.annotation for name, field in fields if key in (name, field.alias)), None
-        )
+        return kind.types().get(key)
     return next((each for each in reversed(get_args(kind)) if each is not Ellipsis), None)
 
 
 def _keys(kind: Any) -> list[str]:
     """The keys of a section."""
     sections = [each for each in _alternatives(kind) if _is_section(each)]
-    return [field.alias or name for each in sections for name, field in each.model_fields.items()]
+    return [key for each in sections for key in each.types()]
 
 
 def _tags(kind: Any) -> list[str]:
@@ -177,4 +179,4 @@ def _tags(kind: Any) -> list[str]:
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return isinstance(kind, type) and issubclass(kind, Section)

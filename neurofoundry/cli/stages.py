@@ -31,7 +31,6 @@ from neurofoundry.cli.options import (
     load_sections,
     plan,
 )
-from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate_all
 
 
@@ -126,18 +125,26 @@ def pretrain(
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
     processes: Annotated[
-        int, typer.Option(min=0, help="That train together; 0: one a GPU of this machine.")
+        int, typer.Option(min=0, help="Processes that train together; 0: one a GPU.")
     ] = 0,
+    accept_code_change: Annotated[
+        bool,
+        typer.Option(
+            "--accept-code-change",
+            help="Continue from a checkpoint of other code; stage.json names the changed modules.",
+        ),
+    ] = False,
     store: Store = None,
     copies: Copies = None,
     executor_input: ExecutorInput = "",
 ) -> None:
     """Train an encoder on unlabelled volumes."""
-    from neurofoundry.pretrain import ranks, run
+    from neurofoundry.pretrain import objectives, ranks, run
     from neurofoundry.project import PretrainSections
     from neurofoundry.runtime import stage
 
     values = load_sections(PretrainSections, params, overrides)
+    read = values.pretrain.read_by(method)
     ranks.spread(processes)
     folder = stage.run(
         "pretrain",
@@ -145,14 +152,12 @@ def pretrain(
             work, volumes=volumes, method=method, params=values.pretrain, seed=values.seed
         ),
         to=stage.Destination(out, store),
-        params={
-            "pretrain": values.pretrain.read_by(method),
-            "seed": values.seed,
-            "method": method,
-        },
+        params={"pretrain": read, "seed": values.seed, "method": method},
         inputs={"preprocess": volumes},
         track=values.tracking,
         leads=ranks.leads(),
+        found_by_name=[objectives.MODULES[method]],
+        accept_code_change=accept_code_change,
     )
     if ranks.leads():
         hand_over(folder, copies, executor_input)
@@ -160,19 +165,16 @@ def pretrain(
 
 @plan.command("pretrain")
 def plan_pretrain(
-    scans: Annotated[int, typer.Option("--scans", min=1, help="Of the cohort.")],
+    scans: Annotated[int, typer.Option("--scans", min=1, help="Scans of the cohort.")],
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")] = "",
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
 ) -> None:
     """Measure a few steps here; print hours, memory and the largest batch for so many scans."""
-    from neurofoundry.pretrain.plan import describe_cost
+    from neurofoundry.pretrain.cost import describe_cost
 
     values = load_params(params, overrides)
-    methods = values.pretrain.methods
-    if method and method not in methods:
-        raise UsageError(f"--method {method}: not one of pretrain.methods ({', '.join(methods)}).")
-    for name in [method] if method else methods:
+    for name in [method] if method else values.pretrain.methods:
         print(describe_cost(name, values.pretrain, values.preprocess.grid, scans=scans))
 
 

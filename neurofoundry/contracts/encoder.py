@@ -70,7 +70,8 @@ class Plan(Section):
     """How intensities were normalized in those volumes, as in their grid.json; background is 0."""
     preprocess: dict[str, Any] = Field(default_factory=dict)
     """How a scan's volume is made and checked (`Volumes.recipe`); empty if unknown."""
-    method: Literal["simclr", "mae", "random", "supervised", "unknown"]
+    method: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """How the weights were learned: an objective of pretraining, random, supervised or unknown."""
     licence: str
     """Licence of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None

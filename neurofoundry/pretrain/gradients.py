@@ -1,4 +1,4 @@
-"""The gradients of a batch that is encoded in chunks, and on several machines."""
+"""The gradients of a batch that is encoded in chunks, and on several ranks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def compute_gradients(
     chunk: int | None,
     bf16: bool = False,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Add the gradients of the loss of the whole batch to ``objective``; the loss and measures.
+    """Add the gradients of the loss of the whole batch to ``objective``; return loss and measures.
 
     ``inputs`` (views, own, channels, z, y, x) are this rank's share of the batch, ``persons``
-    (batch,) everyone. The rows are encoded ``chunk`` at a time in constant memory: once to know the
-    loss and what it asks of each encoded row, and once more to carry that back to the weights
-    (GradCache, Gao et al. 2021). Encoded rows are gathered from all ranks, and each carries its own
-    back; the sum over ranks is the gradient of the whole batch, neither averaged nor cut.
-    Loss and gradients are those of one chunk on one rank, but for rounding, and but for batch norm
-    in the encoder, whose statistics are those of a chunk (of all ranks' chunks on GPUs).
+    (batch,) are those of the whole batch. The rows are encoded ``chunk`` at a time in constant
+    memory: once for the loss and its gradient at each encoded row, and once more to propagate that
+    to the weights (GradCache, Gao et al. 2021). Encoded rows are gathered from all ranks, and each
+    rank propagates its own; the sum over ranks is the gradient of the whole batch, neither averaged
+    nor truncated. Loss and gradients equal those of one chunk on one rank, but for rounding, and
+    but for batch norm in the encoder, whose statistics are those of a chunk (of all ranks' chunks).
     """
     rows = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
-    chunks = rows.split(chunk or len(rows))
+    chunks = torch.split(rows, chunk or len(rows))
 
     def encode(some: torch.Tensor) -> torch.Tensor:
         with torch.autocast(some.device.type, torch.bfloat16, enabled=bf16):
@@ -40,28 +40,29 @@ def compute_gradients(
         return encoded.to(torch.promote_types(encoded.dtype, torch.float32))
 
     twice = len(chunks) > 1
-    with torch.set_grad_enabled(not twice), _unmoved(objective) if twice else nullcontext():
+    with torch.set_grad_enabled(not twice), _restored(objective) if twice else nullcontext():
         encoded = torch.cat([encode(some) for some in chunks])
-    everyone = ranks.gather(encoded.detach().unflatten(0, inputs.shape[:2])).requires_grad_()
+    own = encoded.detach().reshape(*inputs.shape[:2], -1)
+    everyone = ranks.gather(own).requires_grad_()
     loss, measures = objective.loss(everyone, persons)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert everyone.grad is not None
     for weight in objective.parameters():
         if weight.grad is not None:
             weight.grad /= ranks.count  # every rank computed all of it
-    asked = ranks.own(everyone.grad).flatten(0, 1)
+    wanted = ranks.own(everyone.grad).flatten(0, 1)
     if twice:
-        for some, gradient in zip(chunks, asked.split(len(chunks[0])), strict=True):
-            encode(some).backward(gradient)
+        for some, gradient in zip(chunks, torch.split(wanted, len(chunks[0])), strict=True):
+            torch.autograd.backward(encode(some), gradient)
     else:
-        encoded.backward(asked)
+        torch.autograd.backward(encoded, wanted)
     ranks.add_gradients(objective)
     return loss.detach(), measures
 
 
 @contextmanager
-def _unmoved(model: nn.Module) -> Iterator[None]:
-    """The running statistics of norms are as before afterwards."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Restore the running statistics of norms afterwards."""
     before = [buffer.clone() for buffer in model.buffers()]
     yield
     for buffer, old in zip(model.buffers(), before, strict=True):

@@ -1,4 +1,4 @@
-"""How embeddings lie on the sphere: what a falling loss does not show."""
+"""How embeddings are spread over the sphere, which a falling loss does not show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def alignment(views: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the two views of a scan: 0 to 4 (Wang and Isola 2020).
+    """Return the mean squared distance of the two views of a scan: 0 to 4 (Wang and Isola 2020).
 
     ``views`` are unit vectors (2, batch, dimensions), here and below.
     """
@@ -14,18 +14,22 @@ def alignment(views: torch.Tensor) -> torch.Tensor:
 
 
 def uniformity(views: torch.Tensor) -> torch.Tensor:
-    """Log mean Gaussian potential of different scans: 0 when all are one (Wang and Isola 2020)."""
+    """Return the log mean Gaussian potential of different scans (Wang and Isola 2020).
+
+    It is 0 when all embeddings are the same.
+    """
     potentials = [torch.pdist(view).square().mul(-2).exp() for view in views]
     return torch.cat(potentials).mean().log()
 
 
 def effective_rank(views: torch.Tensor) -> torch.Tensor:
-    """Exponential of the entropy of the singular values: 1 when collapsed (RankMe, 2023).
+    """Return the exponential of the entropy of the singular values (RankMe, Garrido et al. 2023).
 
-    Not a number where the views hold what is no number.
+    It is 1 when collapsed, and NaN where an embedding is not finite.
     """
     if not views.isfinite().all():
         return views.new_tensor(torch.nan)
     values = torch.linalg.svdvals(views.flatten(0, 1))
     shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp()
+    entropy: torch.Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()

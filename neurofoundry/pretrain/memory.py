@@ -1,4 +1,4 @@
-"""The memory of a process that trains: kept from step to step, and what to lower without enough."""
+"""The memory of a process that trains: kept between steps, and what to lower where it is short."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from neurofoundry.errors import UsageError
 from neurofoundry.pretrain.params import PretrainParams
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of mallopt(3)."""
+"""Parameters of mallopt(3)."""
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Inside, what a step frees stays with the process for the next one; it goes back afterwards.
+    """Keep what a step frees for the next one, and return it to the system afterwards.
 
-    glibc gives large blocks back to the system at once, and each step then asks for them anew, page
+    glibc returns large blocks to the system at once, and each step then requests them anew, page
     by page: nearly 4 GB and a quarter of its time, with 8 scans of 96 x 96 x 96 voxels on two
-    cores. The price is that blocks leave gaps that others do not fit: 5.0 GiB instead of 3.1 there,
-    at rest after twenty steps. Where the C library is another, nothing happens.
+    cores. The price is fragmentation: 5.0 GiB instead of 3.1 there, stable after twenty steps.
+    Other C libraries are left alone.
     """
     library = ctypes.CDLL(None)
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
@@ -41,8 +41,11 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def enough(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[None]:
-    """Turn running out of memory into what to lower."""
+def enough(params: PretrainParams, *, own: int, views: int, shape: torch.Size) -> Iterator[None]:
+    """Turn running out of memory into a UsageError that says what to lower.
+
+    A step has ``views`` of ``own`` scans, whose volumes are of ``shape``.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -52,20 +55,20 @@ def enough(params: PretrainParams, *, own: int, shape: torch.Size) -> Iterator[N
             total, whose = of_process(), "this process"
         else:
             raise
-        chunk = min(params.chunk or 2 * own, 2 * own)
+        chunk = min(params.chunk or views * own, views * own)
         advice = [f"pretrain.chunk to {chunk // 2} (now {chunk} views at once)"] * (chunk > 1)
         advice += ["pretrain.precision to bf16"] * (params.precision == "fp32")
         advice += ["pretrain.encoder.stem_stride to 2"] * (params.encoder.stem_stride == 1)
         advice += [f"pretrain.batch_size to {params.batch_size // 2}"]
         raise UsageError(
             f"The {total / 2**30:.0f} GiB of {whose} do not hold a step with {own} scans of "
-            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}; training then "
+            f"{' x '.join(map(str, shape))} voxels. Set {', or '.join(advice)}. Training then "
             "starts anew, as these change what is learned."
         ) from error
 
 
 def of_process() -> int:
-    """Bytes that this process may have: of the machine, or less where it is limited."""
+    """Return the bytes that this process may have: the machine's, or its limit where it has one."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return total if limit == resource.RLIM_INFINITY else min(total, limit)

@@ -1,37 +1,39 @@
-"""Batch norm with the statistics of all ranks, where torch has none: on a CPU."""
+"""Batch norm with the statistics of all ranks, on a CPU too, where torch has none."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
 MOMENTUM = 0.1
-"""Of the running statistics: torch's default, which the encoders keep."""
+"""Weight of a batch in the running statistics: torch's default, which the encoders keep."""
 
 DIMS = (0, 2, 3, 4)
-"""What the statistics of a channel are taken over."""
+"""Axes over which the statistics of a channel are taken."""
 
 
 class RankBatchNorm(nn.BatchNorm3d):
-    """As batch norm in one process that has the batches of all ranks, in value and gradient.
+    """Equals batch norm in one process that has the batches of all ranks, in value and gradient.
 
-    The gradients of its weights are those of this rank's rows, to be added like all others.
+    The gradients of its weights are those of this rank's rows, to be summed like all others.
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """``maps`` (batch, channels, z, y, x); the batches of ranks may differ in size."""
+        """Normalize ``maps`` (batch, channels, z, y, x); batches of ranks may differ in size."""
         if not self.training:
             return super().forward(maps)
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        found, mean, variance, count = _Normalize.apply(wide, self.weight, self.bias, self.eps)
+        apply: Callable[..., tuple[torch.Tensor, ...]] = _Normalize.apply
+        normalized, mean, variance, count = apply(wide, self.weight, self.bias, self.eps)
         with torch.no_grad():
             state = dict(self.named_buffers())
             state["num_batches_tracked"] += 1
             state["running_mean"].lerp_(mean, MOMENTUM)
             state["running_var"].lerp_(variance * count / (count - 1), MOMENTUM)
-        return found.to(maps.dtype)
+        return normalized.to(maps.dtype)
 
 
 class _Normalize(torch.autograd.Function):
@@ -61,14 +63,23 @@ class _Normalize(torch.autograd.Function):
         return rest * _channels(weight * scale), of_weight, of_bias, None
 
 
-def synchronize(model: nn.Module) -> None:
-    """Give every batch norm of ``model`` the statistics of all ranks, in place."""
+def synchronize(model: nn.Module, device: torch.device) -> None:
+    """Give every 3D batch norm of ``model`` the statistics of all ranks, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm3d:
-                norm = RankBatchNorm(child.num_features)
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
+                setattr(module, name, _synchronized(child, device))
+
+
+def _synchronized(norm: nn.BatchNorm3d, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        return convert(norm)
+    of_ranks = RankBatchNorm(norm.num_features)
+    of_ranks.load_state_dict(norm.state_dict())
+    for ours, theirs in zip(of_ranks.parameters(), norm.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    return of_ranks
 
 
 def _over_ranks(own: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,15 @@ def nt_xent(
     temperature: float,
     same_person: Literal["positive", "excluded"] = "excluded",
 ) -> torch.Tensor:
-    """NT-Xent, the normalized temperature-scaled cross entropy (Chen et al. 2020, eq. 1).
+    """Return NT-Xent, the normalized temperature-scaled cross entropy (Chen et al. 2020, eq. 1).
 
     ``views`` are embeddings (2, batch, dimensions) of unit length: two views of each scan.
     ``persons`` (batch,) numbers who was scanned. The positive of a view is the other view of its
     scan; its negatives are all views of other persons. Other scans of the same person are
-    'excluded', neither: to push them apart would teach the encoder what differs between sessions;
+    'excluded' from both, as repelling them would teach the encoder what differs between sessions;
     or they are 'positive' too, and the loss is the mean over the positives of a view (supervised
-    contrastive loss, Khosla et al. 2020, eq. 2, the classes being persons).
-    Returns the mean over all 2 · batch views.
+    contrastive loss, Khosla et al. 2020, eq. 2, with persons as classes).
+    The result is the mean over all 2 · batch views.
     """
     embeddings = views.flatten(0, 1)
     similarity = embeddings @ embeddings.T / temperature  # (2 · batch, 2 · batch)

@@ -1,9 +1,10 @@
-"""What every method of pretraining shares: how an encoder is taught without labels."""
+"""What an objective of pretraining is: how an encoder learns without labels."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,50 +12,75 @@ from torch import nn
 from neurofoundry.nn import augment
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.nn.encoders import Encoder
+from neurofoundry.params import Section
 
 
 class Objective(nn.Module, ABC):
-    """An encoder and what it is asked to do; a method is one such class in a file of its own.
+    """An encoder and what it is asked to do. To add one, see docs/pretraining.md.
 
     `encode` treats every row alone, so that it can run in chunks and on several machines; `loss`
     sees the rows of the whole batch at once, wherever they were encoded (gradients.py). So its
     value and gradient are the same for any number of chunks and machines, but for batch norm in
-    the encoder, whose statistics are of a chunk.
+    `encode`, whose statistics are those of a chunk.
+
+    All weights and buffers are in checkpoints; those without ``requires_grad`` are not trained.
     """
 
-    encoder: Encoder
+    name: ClassVar[str] = ""
+    """Of the objective: its module, its section of params.yaml, and the encoders that it makes."""
+    Params: ClassVar[type[Section]] = Section
+    """The section `pretrain.NAME`; every field has a default."""
+    views: ClassVar[int] = 2
+    """Rows of a scan in a step."""
 
-    @abstractmethod
+    def __init__(self, encoder: Encoder, params: Section, *, spacing_mm: float) -> None:
+        """Take ``encoder`` and ``params``, which are `Params`; voxels are of ``spacing_mm``."""
+        super().__init__()
+        self.encoder = encoder
+
+    def check(self, device: torch.device) -> None:
+        """Raise UsageError where ``device``, or several ranks, cannot do what is asked."""
+
     def inputs(
         self, zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int
     ) -> torch.Tensor:
-        """What is shown of ``scans``, whose volumes are z-scores (batch, 1, z, y, x).
+        """Return what is shown of ``scans``, whose volumes are z-scores (batch, 1, z, y, x).
 
         ``key`` is (seed, epoch). Returns (views, batch, channels, z, y, x), channel 0 the view.
         """
+        return draw_views(zscores, scans, params, *key, views=self.views)
 
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Rows of `inputs`, (rows, channels, z, y, x), to what `loss` needs of each: (rows, d)."""
+        """Turn rows of `inputs`, (rows, channels, z, y, x), into what `loss` needs: (rows, d)."""
 
     @abstractmethod
     def loss(
         self, encoded: torch.Tensor, persons: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a batch, and measures that tell whether it learns.
+        """Return the loss of a batch, and measures that tell whether the encoder learns.
 
         ``encoded`` is (views, batch, d); ``persons`` (batch,) numbers who was scanned.
         """
 
+    def after_step(self, step: int, steps: int) -> None:
+        """Follow the weights after update number ``step`` of ``steps``, on every rank.
+
+        Without autograd, for what gradients do not learn: a teacher that is a moving average (EMA).
+        """
+
     def alarm(self, means: Mapping[str, float]) -> str | None:
-        """What is wrong with the means of an epoch after the warm-up, and what to change."""
+        """Say what is wrong with the mean measures of an epoch after the warm-up, and the fix."""
         return None
 
 
 def draw_views(
     zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int, views: int
 ) -> torch.Tensor:
-    """Random views (views, batch, 1, z, y, x) of z-scores (batch, 1, z, y, x)."""
+    """Return random views (views, batch, 1, z, y, x) of z-scores (batch, 1, z, y, x).
+
+    ``key`` is (seed, epoch).
+    """
     seed, epoch = key
     _, _, z, y, x = zscores.shape
     drawn = [

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from neurofoundry.runtime.files import atomic
+
 
 def draw_views(path: Path, volumes: torch.Tensor, inputs: torch.Tensor, *, scans: int = 6) -> None:
-    """Write a PNG: a column a scan; its volume and its views, in axial and coronal middle slices.
+    """Write a PNG with a column a scan: axial and coronal slices of its volume and its views.
 
-    ``volumes`` are z-scores (batch, 1, z, y, x), ``inputs`` what `Objective.inputs` gives.
+    ``volumes`` are z-scores (batch, 1, z, y, x), ``inputs`` what `Objective.inputs` returns.
     """
     views = {f"view {number + 1}": view[:, :1] for number, view in enumerate(inputs)}
     if inputs.shape[2] > 1:
@@ -29,6 +31,5 @@ def draw_views(path: Path, volumes: torch.Tensor, inputs: torch.Tensor, *, scans
                 axis.imshow(picture, cmap="gray", vmin=-3, vmax=3, origin="lower")
                 axis.set_axis_off()
         axes[2 * row, 0].set_title(name, loc="left")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=80)
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)

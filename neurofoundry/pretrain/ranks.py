@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them; one alone is the plain case."""
+"""Processes that train one model together, as torchrun starts them; or one process alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from neurofoundry.errors import NeurofoundryError
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def spread(processes: int) -> None:
-    """Start this command again as several processes of this machine (0: one a GPU).
+    """Replace this process by several that run the same command (0: one a GPU of this machine).
 
-    They take this one's place. One process, or one that torchrun has started, goes on as it is.
+    One process alone, and one that torchrun has started, continues as it is.
     """
     count = processes or torch.cuda.device_count()
     if count > 1 and "RANK" not in os.environ:
@@ -37,7 +37,7 @@ def spread(processes: int) -> None:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started beside this one, if it did."""
+    """Join the processes that torchrun has started beside this one, if any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -50,51 +50,51 @@ def joined() -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise LostError(
-                "Another process has ended, and this one cannot go on without it. The same command "
-                "goes on from the last checkpoint."
+                "Another process has ended, and this one cannot continue without it. The same "
+                "command continues from the last checkpoint."
             ) from error
         raise
     distributed.destroy_process_group()
 
 
 class LostError(NeurofoundryError):
-    """The consequence of what another process says."""
+    """Another process has ended, and reports why."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its like."""
+    """The number of this process among all that train together."""
 
     number: int = 0
     count: int = 1
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device on which this process computes."""
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
     def share(self, batch: int) -> slice:
-        """Which scans of a batch are this rank's."""
+        """Return which scans of a batch are this rank's."""
         size = batch // self.count
         return slice(self.number * size, (self.number + 1) * size)
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """(views, own, d) of each rank to (views, batch, d), in the order of the batch."""
+        """Gather (views, own, d) of each rank into (views, batch, d), in the order of the batch."""
         if self.count == 1:
             return own
         own = own.contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.count)]
-        distributed.all_gather(parts, own)
-        return torch.cat(parts, 1)
+        shares = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(shares, own)
+        return torch.cat(shares, 1)
 
     def own(self, everyone: torch.Tensor) -> torch.Tensor:
-        """This rank's part of what `gather` gave."""
+        """Return this rank's share of what `gather` returned."""
         return everyone[:, self.share(everyone.shape[1])]
 
     def add_gradients(self, model: nn.Module) -> None:
-        """Make each gradient the sum over all ranks."""
+        """Replace each gradient by its sum over all ranks."""
         if self.count == 1:
             return
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -102,11 +102,11 @@ class Ranks:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         sizes = [gradient.numel() for gradient in gradients]
-        for gradient, total in zip(gradients, flat.split(sizes), strict=True):
+        for gradient, total in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(total.view(gradient.shape))
 
     def any(self, here: bool) -> bool:
-        """Whether it holds for any rank."""
+        """Return whether it holds for any rank."""
         if self.count == 1:
             return here
         there = torch.tensor(float(here), device=self.device)
@@ -114,7 +114,7 @@ class Ranks:
         return bool(there)
 
     def of_first(self, value: Any) -> Any:
-        """The value that the first rank has."""
+        """Return the value that the first rank has."""
         if self.count == 1:
             return value
         box = [value]

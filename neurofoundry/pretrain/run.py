@@ -1,34 +1,32 @@
 """The stage: `neurofoundry pretrain --method simclr --volumes volumes --out encoder/simclr`.
 
-On all GPUs of the machine by itself; `--processes 2` starts two processes on a CPU too (launch.py).
-A rank that dies takes the others along; the same command goes on from the last checkpoint.
+It uses all GPUs of the machine; with `--processes 2` two processes share a CPU (launch_ranks.py).
+A rank that dies ends the others too; the same command continues from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.contracts.volumes import (
-    Grid,
-    Volumes,
-)
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.nn import encoders, seeds
-from neurofoundry.nn.selfcheck import check_compiler, check_convolutions
-from neurofoundry.pretrain.mae import Mae
+from neurofoundry.nn import encoders
+from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.selfcheck import check_convolutions
+from neurofoundry.pretrain import objectives
+from neurofoundry.pretrain.batches import Batches
 from neurofoundry.pretrain.norm import synchronize
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.probe import Probe
 from neurofoundry.pretrain.ranks import Ranks, joined
-from neurofoundry.pretrain.simclr import Simclr
-from neurofoundry.pretrain.train import train
+from neurofoundry.pretrain.train import Trainer
 from neurofoundry.runtime.code import deciding_code
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import ENCODER
@@ -37,137 +35,125 @@ from neurofoundry.runtime.tracking import ENCODER
 def pretrain(
     work: Workspace, *, volumes: Path, method: str, params: PretrainParams, seed: int
 ) -> None:
-    """Train an encoder on scans without labels, by one method.
+    """Train an encoder on scans without labels, by one objective.
 
-    Writes the files of `encoder/METHOD/` (docs/architecture.md). A killed run goes on from its last
-    checkpoint and ends with the same weights. Raises DataError and UsageError.
+    Writes the files of `encoder/METHOD/` (docs/architecture.md). A killed run continues from its
+    last checkpoint and ends with the same weights. Raises DataError and UsageError.
     """
-    if method not in params.methods:
-        raise UsageError(
-            f"--method {method}: not one of pretrain.methods ({', '.join(params.methods)})."
-        )
-    opened = Volumes(volumes)
-    grid = opened.grid
-    table = opened.scans
-    scans = select_scans(table, params)
-    persons = sorted(scans["person"].unique())
+    section = params.section(method)
+    source = Volumes(volumes)
+    scans, spacing = select_scans(source.scans, params), source.grid.spacing
     probe = None
     if params.probe:
-        probe = Probe(
-            table,
-            params.probe,
-            volumes=volumes,
-            grid=grid,
-            views=params.augment,
-            batch_size=params.batch_size,
-            seed=seed,
+        views, size = params.augment, params.batch_size
+        probe = Probe(source, params.probe, views=views, batch_size=size, seed=seed)
+    encoder = encoders.build(params.encoder, seed=seed)
+    with joined() as ranks:
+        shape, bf16 = source.grid.shape[::-1], params.precision == "bf16"
+        check_convolutions(encoder, shape, ranks.device, bf16=bf16, stage="pretrain")
+        objective = objectives.build(method, encoder, section, spacing_mm=spacing, seed=seed)
+        fit_to_ranks(objective, params, ranks)
+        trainer = Trainer(
+            work,
+            objective,
+            Batches(scans, source, params.batch_size, seed, ranks),
+            params,
+            made_of=made_of(method, params, source, scans, seed=seed),
+            code=deciding_code("neurofoundry.pretrain.run", objectives.MODULES[method]),
+            probe=probe,
         )
+        trainer.train()
+    write_encoder(work, encoder, method, params, source, scans, seed=seed)
+    last = {k: value for k, value in trainer.history[-1].items() if k not in ("epoch", "step")}
+    if probe and trainer.evaluations:
+        last |= {k: value for k, value in trainer.evaluations[-1].items() if k in probe.scores}
+    counts = {"scans": len(scans), "persons": scans["person"].nunique(), "epochs": params.epochs}
+    work.summary |= last | counts
 
+
+def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:
+    """Return the usable scans of ``params.splits``, sorted by id. Raises DataError."""
+    scans = table[table["usable"] & table["split"].isin(params.splits)].sort_values("scan_id")
+    counted = f"The splits {', '.join(params.splits)} hold {len(scans)} usable scans"
+    if len(scans) < params.batch_size:
+        raise DataError(
+            f"{counted}, fewer than a batch. Lower pretrain.batch_size ({params.batch_size}), or "
+            "add a split to pretrain.splits."
+        )
+    if scans["person"].nunique() < 2:
+        raise DataError(
+            f"{counted}, all of one person; contrastive learning needs two. Add scans of other "
+            "persons, or a split to pretrain.splits."
+        )
+    return scans
+
+
+def fit_to_ranks(objective: Objective, params: PretrainParams, ranks: Ranks) -> None:
+    """Give batch norm the statistics of all ranks, and let the objective check what it needs.
+
+    Raises UsageError, also where ranks cannot have equal shares of a batch.
+    """
+    if params.batch_size % ranks.count:
+        raise UsageError(
+            f"pretrain.batch_size is {params.batch_size}, which {ranks.count} processes cannot "
+            f"share equally. Set it to a multiple of {ranks.count}."
+        )
+    if ranks.count > 1:
+        synchronize(objective, ranks.device)
+    objective.check(ranks.device)
+
+
+def made_of(
+    method: str, params: PretrainParams, volumes: Volumes, scans: pd.DataFrame, *, seed: int
+) -> dict[str, Any]:
+    """Return what the weights depend on beside the code, in plain values."""
     values = params.read_by(method)
     del values["licence"]  # no weight depends on it
-    made_of = {
+    return {
         "pretrain": values,
         "method": method,
         "seed": seed,
-        "spacing": grid.spacing,
+        "spacing": volumes.grid.spacing,
         "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
-        "code": dict(deciding_code("neurofoundry.pretrain.run")),
     }
-    encoder = encoders.build(params.encoder, seed=seed)
-    with joined() as ranks:
-        bf16 = params.precision == "bf16"
-        check_convolutions(encoder, grid.shape[::-1], ranks.device, bf16=bf16, stage="pretrain")
-        if method == "simclr" and params.simclr.compile:
-            check_compiler(ranks.device, setting="pretrain.simclr.compile")
-        objective = make_objective(method, encoder, params, grid, seed=seed)
-        fit_to_ranks(encoder, params, ranks)
-        history, looks = train(
-            work,
-            objective,
-            scans,
-            volumes=volumes,
-            grid=grid,
-            params=params,
-            made_of=made_of,
-            seed=seed,
-            ranks=ranks,
-            probe=probe,
-        )
 
-    pretraining = Pretraining(
-        data_version=work.data_version,
-        persons=len(persons),
-        scans=len(scans),
-        epochs=params.epochs,
-        seed=seed,
-    )
+
+def hash_table(table: pd.DataFrame) -> str:
+    """Return the SHA-256 of a table's values, in their order."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+
+def write_encoder(
+    work: Workspace,
+    encoder: Encoder,
+    method: str,
+    params: PretrainParams,
+    volumes: Volumes,
+    scans: pd.DataFrame,
+    *,
+    seed: int,
+) -> None:
+    """Write the weights, their plan, and whom and what they have seen."""
+    persons = sorted(scans["person"].unique())
     plan = Plan(
         name=method,
         encoder=params.encoder,
         features=encoder.features,
-        grid=grid.describe(),
-        preprocess=opened.recipe,
-        normalization=opened.normalization,
+        grid=volumes.grid.describe(),
+        preprocess=volumes.recipe,
+        normalization=volumes.normalization,
         method=method,
         licence=params.licence,
-        pretraining=pretraining,
+        pretraining=Pretraining(
+            data_version=work.data_version,
+            persons=len(persons),
+            scans=len(scans),
+            epochs=params.epochs,
+            seed=seed,
+        ),
     )
     encoders.save(work.dir, encoder, plan)
     write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv", SUBJECTS)
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
     write_table(images, work.dir / "images.tsv", IMAGES)
-    last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
-    if probe and looks:
-        last |= {name: value for name, value in looks[-1].items() if name in probe.scores}
     work.tracker.produced(f"encoder-{method}", "encoder", work.dir, ENCODER)
-    work.summary |= {**last, "scans": len(scans), "persons": len(persons), "epochs": params.epochs}
-
-
-def hash_table(table: pd.DataFrame) -> str:
-    """Of the values of a table, in their order."""
-    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-
-
-def make_objective(
-    method: str, encoder: encoders.Encoder, params: PretrainParams, grid: Grid, *, seed: int
-) -> Objective:
-    """What ``method`` asks of the encoder; other weights than the encoder's depend on ``seed``."""
-    with seeds.seeded(seed):
-        if method == "mae":
-            return Mae(encoder, params.mae, spacing_mm=grid.spacing)
-        return Simclr(encoder, params.simclr)
-
-
-def fit_to_ranks(encoder: encoders.Encoder, params: PretrainParams, ranks: Ranks) -> None:
-    """Give batch norm the statistics of all ranks. Raises UsageError where ranks are unequal."""
-    if params.batch_size % ranks.count:
-        raise UsageError(
-            f"pretrain.batch_size is {params.batch_size}, which {ranks.count} processes cannot "
-            f"share equally. Take a multiple of {ranks.count}."
-        )
-    if ranks.count > 1 and ranks.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-    elif ranks.count > 1:
-        synchronize(encoder)
-        if params.simclr.compile and params.encoder.norm == "batch":
-            raise UsageError(
-                "pretrain.simclr.compile: the batch norm that several processes share on a CPU "
-                "cannot be compiled. Set it to false, or pretrain.encoder.norm to group."
-            )
-
-
-def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:
-    """The usable scans of ``params.splits``, in the order of their ids. Raises DataError."""
-    scans = table[table["usable"] & table["split"].isin(params.splits)].sort_values("scan_id")
-    found = f"The splits {', '.join(params.splits)} hold {len(scans)} usable scans"
-    if len(scans) < params.batch_size:
-        raise DataError(
-            f"{found}, fewer than a batch. Lower pretrain.batch_size ({params.batch_size}), or "
-            "add a split to pretrain.splits."
-        )
-    if scans["person"].nunique() < 2:
-        raise DataError(
-            f"{found}, all of one person, and contrast needs two. Add scans of other persons, or "
-            "a split to pretrain.splits."
-        )
-    return scans

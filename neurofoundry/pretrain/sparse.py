@@ -1,4 +1,4 @@
-"""The encoder on what is visible of a volume: its convolutions see nothing spread into the gaps."""
+"""The encoder on the visible part of a volume: nothing spreads into what is hidden."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from neurofoundry.nn.encoders import Encoder
 
 
 def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """The last maps of ``encoder`` (batch, features, z', y', x') where ``visible``, 0 elsewhere.
+    """Return the last maps of ``encoder`` (batch, features, z', y', x'), 0 where all is hidden.
 
     ``volumes`` are (batch, 1, z, y, x); ``visible`` has their shape, 1 where the encoder may look.
     As in SparK (Tian et al. 2023) and S3D (Wald et al. 2024): what is hidden is 0, and the maps
-    are 0 there again after each step, so that the pattern of gaps does not fade from layer to
-    layer; the statistics of norms are of visible positions alone. A position of a coarser map is
-    visible when a voxel of its cell is. With everything visible this is the dense encoder.
+    are set to 0 there again after each step, so that the pattern of gaps does not fade from layer
+    to layer; the statistics of norms are those of visible positions alone. A position of a coarser
+    map is visible if any voxel of its cell is. With everything visible this is the dense encoder.
     """
     masks: dict[torch.Size, torch.Tensor] = {}
 
@@ -30,13 +30,11 @@ def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor)
         return masks[shape].to(maps.dtype)
 
     def normalized(norm: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-        return (
-            _group_norm(norm, maps, seen(maps))
-            if isinstance(norm, nn.GroupNorm)
-            else (_batch_norm(norm, maps, seen(maps)))
-        )
+        if isinstance(norm, nn.GroupNorm):
+            return group_norm(norm, maps, seen(maps))
+        return batch_norm(norm, maps, seen(maps))
 
-    maps = normalized(encoder.bn1, encoder.conv1(volumes * visible))
+    maps: torch.Tensor = normalized(encoder.bn1, encoder.conv1(volumes * visible))
     maps = encoder.act(encoder.maxpool(maps))
     maps = maps * seen(maps)
     layers: tuple[Any, ...] = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
@@ -53,23 +51,29 @@ def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor)
     return maps
 
 
-def _batch_norm(norm: nn.Module, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Any batch norm, of the visible positions as if there were no others."""
+def batch_norm(norm: nn.Module, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Apply any batch norm to the visible positions as if there were no others.
+
+    ``maps`` are (batch, channels, z, y, x); ``seen`` (batch, 1, z, y, x) is 1 where visible.
+    """
     last = maps.permute(0, 2, 3, 4, 1)
     there = seen[:, 0] != 0
-    # Positions as a batch. As one volume of so many voxels, a transposed view, torch (2.13, CPU)
-    # gives them right values and wrong gradients.
+    # Positions as a batch: as the voxels of one volume, which is a transposed view, torch (2.13,
+    # CPU) computes their values right and their gradients wrong.
     values: torch.Tensor = norm(last[there][:, :, None, None, None])
     whole = torch.zeros_like(last, dtype=values.dtype)
     whole[there] = values[:, :, 0, 0, 0]
     return whole.permute(0, 4, 1, 2, 3)
 
 
-def _group_norm(norm: nn.GroupNorm, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Group norm with the mean and variance of the visible positions of each volume."""
-    groups = maps.to(torch.promote_types(maps.dtype, torch.float32)).unflatten(
-        1, (norm.num_groups, -1)
-    )
+def group_norm(norm: nn.GroupNorm, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Apply group norm with the mean and variance of the visible positions of each volume.
+
+    ``maps`` and ``seen`` as for `batch_norm`.
+    """
+    batch, channels, *counts = maps.shape
+    wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    groups = wide.reshape(batch, norm.num_groups, channels // norm.num_groups, *counts)
     seen = seen[:, None].to(groups.dtype)
     count = (seen.sum((2, 3, 4, 5), keepdim=True) * groups.shape[2]).clamp(min=1)
     centred = (groups - (groups * seen).sum((2, 3, 4, 5), keepdim=True) / count) * seen

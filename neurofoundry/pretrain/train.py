@@ -1,285 +1,241 @@
-"""The training loop: AdamW, warm-up and cosine, exact resume, on one process or many."""
+"""The training loop: exact resume, on one process or many."""
 
 from __future__ import annotations
 
-import math
+import logging
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.contracts.volumes import SLOPE, Grid, VolumeFolder
-from neurofoundry.errors import DataError, UsageError
-from neurofoundry.nn import seeds
-from neurofoundry.nn.batches import read_batch
+from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.pretrain import memory
-from neurofoundry.pretrain.gradients import compute_gradients
+from neurofoundry.pretrain.batches import Batches
 from neurofoundry.pretrain.objective import Objective
+from neurofoundry.pretrain.optimizer import (
+    DivergedError,
+    learning_rate,
+    make_optimizer,
+    train_step,
+)
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.picture import draw_views
 from neurofoundry.pretrain.probe import Probe
-from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.runtime import checkpoint
+from neurofoundry.runtime.progress import Progress
 from neurofoundry.runtime.stage import Workspace
 
-READERS = 4
-"""Volumes that are read at once."""
 
-
-@memory.kept()
-def train(
-    work: Workspace,
-    objective: Objective,
-    scans: pd.DataFrame,
-    *,
-    volumes: Path,
-    grid: Grid,
-    params: PretrainParams,
-    made_of: Mapping[str, Any],
-    seed: int,
-    ranks: Ranks,
-    probe: Probe | None,
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Train in place, from the last checkpoint if there is one; the means of each epoch, and what
-    the probe saw.
+class Trainer:
+    """Trains an objective in place and leaves history, probe and checkpoints in ``work.dir``.
 
     Every step is a function of the weights, the seed and its own number alone: resuming needs no
-    random state. Each rank reads its share of a batch, and the first one writes. A checkpoint that
-    is not ``made_of`` the same raises UsageError.
+    random state. Each rank reads its share of a batch; the first one writes and runs the probe.
     """
-    torch.backends.cudnn.deterministic = True
-    # The order that oneDNN and cuDNN convolve fastest, by 20 to 40 %.
-    objective.to(ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    objective.train()
-    optimizer = make_optimizer(objective, params)
-    steps_per_epoch = len(scans) // params.batch_size
-    steps = params.epochs * steps_per_epoch
-    step = 0
-    epoch_so_far: list[dict[str, float]] = []
-    history: list[dict[str, float]] = []
-    looks: list[dict[str, float]] = []
-    if state := ranks.of_first(checkpoint.load(work.dir / "checkpoint", made_of=made_of)):
-        objective.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, epoch_so_far, history = state["step"], state["epoch_so_far"], state["history"]
-        looks = state["looks"]
-    elif ranks.number == 0:
-        _clear(work.dir)
 
-    def look(probe: Probe) -> None:
-        found = probe.look(objective.encoder, ranks.device)
-        looks.append({"epoch": step // steps_per_epoch, "step": step, **found})
-        write_table(pd.DataFrame(looks), work.dir / "probe.tsv")
-        work.tracker.log({f"probe/{name}": value for name, value in found.items()}, step=step)
+    def __init__(
+        self,
+        work: Workspace,
+        objective: Objective,
+        batches: Batches,
+        params: PretrainParams,
+        *,
+        made_of: Mapping[str, Any],
+        code: Mapping[str, str],
+        probe: Probe | None,
+    ) -> None:
+        torch.backends.cudnn.deterministic = True
+        self.work, self.objective, self.batches, self.params = work, objective, batches, params
+        self.made_of, self.code = made_of, code
+        self.ranks, self.leads = batches.ranks, batches.ranks.number == 0
+        self.probe = probe if self.leads and probe and probe.columns else None
+        self.gaps = probe.gaps if probe else []
+        # The memory format in which oneDNN and cuDNN convolve fastest, by 20 to 40 %.
+        objective.to(self.ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(objective.train(), params)
+        self.step, self.steps = 0, params.epochs * batches.per_epoch
+        self.epoch_so_far: list[dict[str, float]] = []
+        self.history: list[dict[str, float]] = []
+        """The means of each epoch."""
+        self.evaluations: list[dict[str, float]] = []
+        """What the probe measured."""
 
-    def state_now() -> dict[str, Any]:
-        return {
-            "model": objective.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "epoch_so_far": epoch_so_far,
-            "history": history,
-            "looks": looks,
-        }
+    @memory.kept()
+    def train(self) -> None:
+        """Train from the last checkpoint to the end. Raises UsageError and DataError."""
+        self.restore()
+        with self.progress() as self.bar, checkpoint.termination() as termination:
+            self.begin()
+            for batch, stored in self.batches.read(self.step, self.steps):
+                self.pace.batch_arrived()
+                self.record(self.update(batch, stored), len(batch))
+                if self.step % self.batches.per_epoch == 0:
+                    self.after_epoch()
+                stopped = self.ranks.any(termination.is_set())
+                if stopped or self.checkpoint_due():
+                    self.save("checkpoint")
+                if stopped and self.step < self.steps:
+                    self.bar.say(f"Stopped after step {self.step}; the same command continues.")
+                    sys.exit(128 + signal.SIGTERM)  # as a shell reports it
+                self.pace.step_ended()
 
-    leads = ranks.number == 0
-    # The first rank alone looks; the others wait for it in the next step.
-    looker = probe if leads and probe and probe.columns else None
-    batches = read_batches(volumes, scans, grid, params, seed=seed, start=step, ranks=ranks)
-    with progress_bar(shown=leads) as progress, checkpoint.termination() as termination:
-        bar = progress.add_task("pretrain", total=steps, completed=step, note="")
-        for sentence in probe.gaps if probe else ():
-            progress.console.print(sentence, soft_wrap=True)
-        if looker and step == 0:
-            look(looker)
-        began = saved = ended = time.monotonic()
-        before = step
-        for batch, stored in batches:
-            waited = time.monotonic() - ended
-            epoch = step // steps_per_epoch
-            own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
-            zscores = stored.to(ranks.device, non_blocking=True) * SLOPE
-            rate = learning_rate(step, steps, params)
-            try:
-                with memory.enough(params, own=len(own), shape=zscores.shape[2:]):
-                    inputs = objective.inputs(zscores, own, params.augment, seed, epoch)
-                    values = train_step(
-                        objective,
-                        optimizer,
-                        inputs,
-                        batch,
-                        params,
-                        step=step,
-                        rate=rate,
-                        ranks=ranks,
-                    )
-            except DivergedError:
-                if leads:  # apart from the checkpoints: nobody should go on from here
-                    checkpoint.save(work.dir / "diverged", state_now(), step=step, made_of=made_of)
-                raise
-            if step == 0 and leads:
-                draw_views(work.dir / "views.png", zscores, inputs)
-                work.tracker.pictures("views", [work.dir / "views.png"], step=0)
-            step += 1
-            epoch_so_far.append(values)
-            seconds = time.monotonic() - ended
-            speed = len(batch) / seconds
-            left = (time.monotonic() - began) * (steps - step) / (step - before)
-            pace = {
-                "scans_per_second": speed,
-                "data_wait_share": waited / seconds,
-                "hours_left": left / 3600,
-            }
-            work.tracker.log({"epoch": epoch + 1, **pace, **values}, step=step)
-            note = f"loss {values['loss']:.3f}, {speed:.1f} scans/s"
-            progress.update(bar, completed=step, note=note)
-
-            if step % steps_per_epoch == 0:
-                means = {name: fmean(values[name] for values in epoch_so_far) for name in values}
-                history.append({"epoch": epoch + 1, "step": step, **means})
-                epoch_so_far = []
-                write_table(pd.DataFrame(history), work.dir / "history.tsv")
-                if step > params.warmup * steps and (alarm := objective.alarm(means)):
-                    progress.console.print(f"Epoch {epoch + 1}: {alarm}", soft_wrap=True)
-                if looker and ((epoch + 1) % looker.every == 0 or step == steps):
-                    look(looker)
-            stopped = ranks.any(termination.is_set())
-            due = time.monotonic() - saved >= 60 * params.checkpoint_minutes
-            if params.checkpoint_epochs:
-                due |= step % (params.checkpoint_epochs * steps_per_epoch) == 0
-            if leads and (due or stopped or step == steps):
-                checkpoint.save(work.dir / "checkpoint", state_now(), step=step, made_of=made_of)
-                saved = time.monotonic()
-            if stopped and step < steps:
-                progress.console.print(f"Ended after step {step}. The same command goes on.")
-                sys.exit(128 + 15)  # as a shell reports SIGTERM
-            ended = time.monotonic()
-    return history, looks
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run of other parameters has left that never came to a checkpoint."""
-    for name in ("history.tsv", "probe.tsv", "views.png"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "diverged", ignore_errors=True)
-
-
-class DivergedError(UsageError):
-    """The loss or its gradient is no number any more."""
-
-
-def train_step(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    inputs: torch.Tensor,
-    batch: pd.DataFrame,
-    params: PretrainParams,
-    *,
-    step: int,
-    rate: float,
-    ranks: Ranks,
-) -> dict[str, float]:
-    """One update from this rank's inputs of a batch; the loss and the method's measures."""
-    persons = torch.tensor(pd.factorize(batch["person"])[0], device=inputs.device)
-    optimizer.zero_grad()
-    loss, measures = compute_gradients(
-        objective,
-        inputs,
-        persons,
-        ranks=ranks,
-        chunk=params.chunk,
-        bf16=params.precision == "bf16",
-    )
-    norm = nn.utils.clip_grad_norm_(objective.parameters(), params.clip)
-    for what, value in (("loss", loss), ("gradient", norm)):
-        if not value.isfinite():
-            raise DivergedError(
-                f"The {what} became {value.item()} in step {step + 1}, with the scans "
-                f"{', '.join(batch['scan_id'])}. Lower pretrain.learning_rate "
-                f"({params.learning_rate:g}) or raise pretrain.warmup. What the step began with "
-                "is in the folder diverged."
+    def restore(self) -> None:
+        """Take up the last checkpoint. Raises UsageError where it is of other data or code."""
+        state = self.ranks.of_first(
+            checkpoint.load(
+                self.work.dir / "checkpoint",
+                made_of=self.made_of,
+                code=self.code,
+                accept_code_change=self.work.accept_code_change,
             )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    values = {name: value.item() for name, value in measures.items()}
-    return {"loss": loss.item(), "learning_rate": rate, **values}
+        )
+        if state is None:
+            self.clear()
+            return
+        self.objective.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.epoch_so_far = state["step"], state["epoch_so_far"]
+        self.history, self.evaluations = state["history"], state["evaluations"]
+        self.work.code_changes = tuple(state["code_changes"])
 
+    def clear(self) -> None:
+        """Remove what a run of other parameters left that never reached a checkpoint."""
+        for name in ("history.tsv", "probe.tsv", "views.png"):
+            (self.work.dir / name).unlink(missing_ok=True)
+        shutil.rmtree(self.work.dir / "diverged", ignore_errors=True)
 
-def read_batches(
-    volumes: Path,
-    scans: pd.DataFrame,
-    grid: Grid,
-    params: PretrainParams,
-    *,
-    seed: int,
-    start: int,
-    ranks: Ranks,
-) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
-    """The batches from step ``start`` to the last: rows of ``scans``, and the volumes as stored of
-    those that are this rank's.
+    def progress(self) -> Progress:
+        """Return the progress of the steps, which the first rank shows."""
+        return Progress("pretrain", self.steps, unit="steps", done=self.step, shown=self.leads)
 
-    The order of an epoch depends on (seed, epoch) alone; the scans that fill no batch wait for
-    another epoch. The next batch is read while this one is used.
-    """
-    steps_per_epoch = len(scans) // params.batch_size
+    def begin(self) -> None:
+        """Report what the probe leaves out, and evaluate the untrained encoder."""
+        for sentence in self.gaps:
+            self.bar.say(sentence)
+        if self.step == 0:
+            self.evaluate()
+        self.pace = Pace(self.step, self.steps)
 
-    def read(step: int) -> tuple[pd.DataFrame, torch.Tensor]:
-        epoch, position = divmod(step, steps_per_epoch)
-        order = seeds.generator(seed, "order", epoch).permutation(len(scans))
-        batch = scans.iloc[order[position * params.batch_size :][: params.batch_size]]
-        own = list(batch["scan_id"].iloc[ranks.share(len(batch))])
-        gpu = ranks.device.type == "cuda"
-        stored = read_batch(VolumeFolder(volumes, grid), own, readers=readers, pinned=gpu)
-        for scan_id, volume in zip(own, stored, strict=True):
-            if not volume.any():
-                raise DataError(
-                    f"{scan_id}.nii: no voxel of brain. Exclude the scan, or run preprocess again."
+    def update(self, batch: pd.DataFrame, stored: torch.Tensor) -> dict[str, float]:
+        """Make the next step from the stored volumes of this rank; return its loss and measures."""
+        own, epoch = self.batches.own(batch), self.step // self.batches.per_epoch
+        zscores = stored.to(self.ranks.device, non_blocking=True) * SLOPE
+        try:
+            with memory.enough(
+                self.params, own=len(own), views=self.objective.views, shape=zscores.shape[2:]
+            ):
+                inputs = self.objective.inputs(
+                    zscores, own, self.params.augment, self.batches.seed, epoch
                 )
-        return batch, stored
+                values = train_step(
+                    self.objective,
+                    self.optimizer,
+                    inputs,
+                    batch,
+                    self.params,
+                    step=self.step,
+                    steps=self.steps,
+                    rate=learning_rate(self.step, self.steps, self.params),
+                    ranks=self.ranks,
+                )
+        except DivergedError:
+            self.save("diverged")  # apart from the checkpoints: nobody should continue from here
+            raise
+        if self.step == 0 and self.leads:
+            draw_views(self.work.dir / "views.png", zscores, inputs)
+            self.work.tracker.pictures("views", [self.work.dir / "views.png"], step=0)
+        self.step += 1
+        return values
 
-    steps = range(start, params.epochs * steps_per_epoch)
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as reader:
-        following = reader.submit(read, start) if steps else None
-        for step in steps:
-            assert following is not None
-            current, following = following.result(), None
-            if step + 1 in steps:
-                following = reader.submit(read, step + 1)
-            yield current
+    def record(self, values: dict[str, float], scans: int) -> None:
+        """Keep the values of the step that was made, and show them."""
+        self.epoch_so_far.append(values)
+        epoch = 1 + (self.step - 1) // self.batches.per_epoch
+        pace = self.pace.measure(self.step, scans)
+        self.work.tracker.log({"epoch": epoch, **pace, **values}, step=self.step)
+        self.bar.advance(note=f"loss {values['loss']:.3f}, {pace['scans_per_second']:.1f} scans/s")
+
+    def after_epoch(self) -> None:
+        """Write the means of an epoch, warn of a collapse, and run the probe if it is due."""
+        epoch = self.step // self.batches.per_epoch
+        names = self.epoch_so_far[-1]
+        means = {name: fmean(values[name] for values in self.epoch_so_far) for name in names}
+        self.history.append({"epoch": epoch, "step": self.step, **means})
+        self.epoch_so_far = []
+        write_table(pd.DataFrame(self.history), self.work.dir / "history.tsv")
+        warm = self.step > self.params.warmup * self.steps
+        if warm and (alarm := self.objective.alarm(means)):
+            self.bar.say(f"Epoch {epoch}: {alarm}", level=logging.WARNING)
+        if self.probe and (epoch % self.probe.every == 0 or self.step == self.steps):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Run the probe on the first rank alone; the others wait for it in the next step."""
+        if self.probe is None:
+            return
+        scores = self.probe.evaluate(self.objective.encoder, self.ranks.device)
+        epoch = self.step // self.batches.per_epoch
+        self.evaluations.append({"epoch": epoch, "step": self.step, **scores})
+        write_table(pd.DataFrame(self.evaluations), self.work.dir / "probe.tsv")
+        named = {f"probe/{name}": value for name, value in scores.items()}
+        self.work.tracker.log(named, step=self.step)
+
+    def checkpoint_due(self) -> bool:
+        """Whether time or epochs ask for a checkpoint, or training has ended."""
+        minutes = (time.monotonic() - self.pace.saved) / 60
+        if self.step == self.steps or minutes >= self.params.checkpoint_minutes:
+            return True
+        epochs = self.params.checkpoint_epochs
+        return epochs is not None and self.step % (epochs * self.batches.per_epoch) == 0
+
+    def save(self, folder: str) -> None:
+        """Write the state of the first rank, which is that of all, into a folder of checkpoints."""
+        if not self.leads:
+            return
+        state = {
+            "model": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "epoch_so_far": self.epoch_so_far,
+            "history": self.history,
+            "evaluations": self.evaluations,
+            "code_changes": list(self.work.code_changes),
+        }
+        checkpoint.save(
+            self.work.dir / folder, state, step=self.step, made_of=self.made_of, code=self.code
+        )
+        self.pace.saved = time.monotonic()
 
 
-def make_optimizer(model: nn.Module, params: PretrainParams) -> torch.optim.Optimizer:
-    """AdamW that spares biases and norms from weight decay."""
-    kernels = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, params.learning_rate, weight_decay=params.weight_decay, fused=True
-    )
+class Pace:
+    """How fast training is, since this process began."""
 
+    def __init__(self, step: int, steps: int) -> None:
+        self.first, self.steps = step, steps
+        self.began = self.saved = self.ended = time.monotonic()
+        self.waited = 0.0
 
-def learning_rate(step: int, steps: int, params: PretrainParams) -> float:
-    """Linear warm-up from 0, then a cosine to 0."""
-    warmup = params.warmup * steps
-    if step < warmup:
-        return params.learning_rate * (step + 1) / (warmup + 1)
-    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    def batch_arrived(self) -> None:
+        """Note the end of waiting for data."""
+        self.waited = time.monotonic() - self.ended
 
+    def step_ended(self) -> None:
+        """Note that everything of a step is done, checkpoint and probe included."""
+        self.ended = time.monotonic()
 
-def progress_bar(*, shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    note = TextColumn("{task.fields[note]}")
-    console = Console(stderr=True, quiet=not shown)
-    return Progress(*columns, TimeRemainingColumn(), note, console=console)
+    def measure(self, step: int, scans: int) -> dict[str, float]:
+        """Return what the step that was made says of the pace; ``scans`` are those of its batch."""
+        now = time.monotonic()
+        left = (now - self.began) * (self.steps - step) / (step - self.first)
+        return {
+            "scans_per_second": scans / (now - self.ended),
+            "data_wait_share": self.waited / (now - self.ended),
+            "hours_left": left / 3600,
+        }

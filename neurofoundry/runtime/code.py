@@ -42,14 +42,15 @@ ROOT = Path(neurofoundry.__file__).parent
 
 
 @cache
-def deciding_code(entry: str) -> Mapping[str, str]:
+def deciding_code(entry: str, *found_by_name: str) -> Mapping[str, str]:
     """Return the modules that decide what the module ``entry`` makes, with the hash of each.
 
-    Names are relative to the package, such as ``nn.encoders`` or, of a template,
+    It finds some by name, without a statement that imports them, such as an objective of
+    pretraining. The names are relative to the package, such as ``nn.encoders`` or, of a template,
     ``evaluate/report/report.html``.
     """
     hashes: dict[str, str] = {}
-    waiting = [entry]
+    waiting = [entry, *found_by_name]
     services = SERVICES if _within(entry, STATISTICS_DECIDE) else (*SERVICES, STATISTICS)
     while waiting:
         module = waiting.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -72,12 +73,12 @@ class Progress:
         if self._terminal:
             self._bar.update(self._task, completed=self.done, note=self._remarks())
 
-    def say(self, message: str) -> None:
+    def say(self, message: str, *, level: int = logging.INFO) -> None:
         """Log a message without breaking the bar."""
         if self._terminal:
             self._bar.console.print(message, soft_wrap=True, markup=False)
         elif self._shown:
-            LOGGER.info("%s", message)
+            LOGGER.log(level, "%s", message)
 
     def line(self) -> str:
         """Return one line: what is done of the total, the rate, the time left and the failures."""

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -153,6 +153,7 @@ def run(
     inputs: Mapping[str, Path],
     track: TrackingParams = UNTRACKED,
     leads: bool = True,
+    found_by_name: Sequence[str] = (),
     accept_code_change: bool = False,
 ) -> Path:
     """Run ``body`` in a partial folder, publish it once it is whole, and return the output folder.
@@ -161,11 +162,12 @@ def run(
     earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
     same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
     Of several processes that run one stage together, the one that ``leads`` does all this; the
-    others run ``body`` beside it in a folder that is thrown away.
+    others run ``body`` beside it in a folder that is thrown away. Modules that the stage finds by
+    name, such as an objective of pretraining, are code too.
 
     Raises UsageError and DataError where an input is missing or of another stage.
     """
-    job = _Job.of(name, to, params, inputs)
+    job = _Job.of(name, to, params, inputs, found_by_name)
     output = Output(to.folder(name, job.key))
     if not leads:
         # The leader may be putting back a replaced output: each must come to the same decision.
@@ -228,7 +230,12 @@ class _Job:
 
     @classmethod
     def of(
-        cls, name: str, to: Destination, params: Mapping[str, Any], inputs: Mapping[str, Path]
+        cls,
+        name: str,
+        to: Destination,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        found_by_name: Sequence[str],
     ) -> _Job:
         """Read the records of the inputs. Raises UsageError and DataError."""
         started = datetime.now(UTC)
@@ -236,7 +243,7 @@ class _Job:
             source: read_record(source.partition("/")[0], folder)
             for source, folder in inputs.items()
         }
-        code = dict(deciding_code(STAGES[name].entry))
+        code = dict(deciding_code(STAGES[name].entry, *found_by_name))
         identity = {
             "stage": RECORDED_AS.get(name, name),
             "schema_version": SCHEMA_VERSION,

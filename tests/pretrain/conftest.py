@@ -1,7 +1,13 @@
+"""Volumes to pretrain on, and what runs the stage on them."""
+
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,9 +15,48 @@ import pytest
 
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
-from neurofoundry.runtime.stage import SCHEMA_VERSION
+from neurofoundry.pretrain.params import PretrainParams
+from neurofoundry.pretrain.run import pretrain
+from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
+from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.runtime.tracking import run as tracking_run
 
 GRID = Grid(spacing=6.0)
+
+SMALL: dict[str, Any] = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
+CONTRAST = {"simclr": {"projection": 16}}
+
+
+def params_of(**values: object) -> PretrainParams:
+    return PretrainParams.model_validate({**SMALL, **CONTRAST, **values})
+
+
+def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: object) -> Workspace:
+    """Run the stage's body alone, in this process."""
+    work_dir.mkdir(exist_ok=True)
+    with tracking_run(
+        TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
+    ) as tracker:
+        work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
+        pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
+    return work
+
+
+def last_step(checkpoints: Path) -> int:
+    """Return the step of the newest checkpoint; 0 when there is none."""
+    return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)
+
+
+def wait_for_step(checkpoints: Path, step: int, *processes: BaseProcess) -> None:
+    """Wait for a checkpoint of this step or a later one, while all processes live."""
+    while last_step(checkpoints) < step:
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.002)
+
+
+def batch_of(persons: Iterable[str]) -> pd.DataFrame:
+    """Return one scan of each person."""
+    return pd.DataFrame([{"scan_id": f"sub-{each}", "person": each} for each in persons])
 
 
 def write_head(path: Path, *, person: int, session: int) -> None:

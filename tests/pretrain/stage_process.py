@@ -9,6 +9,7 @@ from torch import nn
 
 from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.nn import encoders
+from neurofoundry.pretrain import objectives
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import leads
 from neurofoundry.pretrain.run import pretrain
@@ -18,13 +19,15 @@ from neurofoundry.runtime import stage
 def run_stage(volumes: Path, out: Path, values: str) -> None:
     """As the command line does."""
     params = PretrainParams.model_validate_json(values)
+    (method,) = params.methods
     stage.run(
         "pretrain",
-        lambda work: pretrain(work, volumes=volumes, method="simclr", params=params, seed=7),
+        lambda work: pretrain(work, volumes=volumes, method=method, params=params, seed=7),
         to=stage.Destination(out),
-        params={"pretrain": params.read_by("simclr")},
+        params={"pretrain": params.read_by(method)},
         inputs={"preprocess": volumes},
         leads=leads(),
+        found_by_name=[objectives.MODULES[method]],
     )
 
 

@@ -12,13 +12,13 @@ from neurofoundry.errors import UsageError
 from neurofoundry.nn import encoders, seeds
 from neurofoundry.nn.selfcheck import check_compiler
 from neurofoundry.pretrain.gradients import compute_gradients
-from neurofoundry.pretrain.mae import Mae
 from neurofoundry.pretrain.norm import synchronize
 from neurofoundry.pretrain.objective import Objective
-from neurofoundry.pretrain.params import MaeParams, PretrainParams, SimclrParams
+from neurofoundry.pretrain.objectives.mae import Mae, MaeParams
+from neurofoundry.pretrain.objectives.simclr import Simclr, SimclrParams
+from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.run import fit_to_ranks
-from neurofoundry.pretrain.simclr import Simclr
 from tests.support.launch_ranks import start_ranks
 
 BATCH = 4
@@ -32,7 +32,7 @@ def objective_of(method: str, norm: str = "group") -> Objective:
     with seeds.seeded(2):
         if method == "mae":
             return Mae(encoder, MaeParams(patch_mm=24), spacing_mm=6.0).double()
-        return Simclr(encoder, SimclrParams(projection=8)).double()
+        return Simclr(encoder, SimclrParams(projection=8), spacing_mm=6.0).double()
 
 
 def inputs_of(method: str) -> torch.Tensor:
@@ -117,13 +117,13 @@ def write_gradients(folder: Path) -> None:
     with joined() as ranks:
         for method, (norm, chunk) in itertools.product(("simclr", "mae"), CASES):
             objective = objective_of(method, norm)
-            synchronize(objective.encoder)
+            synchronize(objective, torch.device("cpu"))
             objective.double()
             own = inputs_of(method)[:, ranks.share(BATCH)]
             loss, _ = compute_gradients(objective, own, PERSONS, ranks=ranks, chunk=chunk)
             gradients = {name: weight.grad for name, weight in objective.named_parameters()}
-            found = {"loss": loss, "gradients": gradients, "state": objective.state_dict()}
-            torch.save(found, folder / f"{method}-{norm}-{chunk}-{ranks.number}.pt")
+            results = {"loss": loss, "gradients": gradients, "state": objective.state_dict()}
+            torch.save(results, folder / f"{method}-{norm}-{chunk}-{ranks.number}.pt")
 
 
 def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
@@ -135,21 +135,21 @@ def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> Non
     for method, norm in itertools.product(("simclr", "mae"), ("group", "batch")):
         expected = objective_of(method, norm)
         loss = plainly(expected, inputs_of(method))
-        for found in map(torch.load, sorted(tmp_path.glob(f"{method}-{norm}-*.pt"))):
-            torch.testing.assert_close(found["loss"], loss, rtol=1e-12, atol=1e-12)
+        for results in map(torch.load, sorted(tmp_path.glob(f"{method}-{norm}-*.pt"))):
+            torch.testing.assert_close(results["loss"], loss, rtol=1e-12, atol=1e-12)
             for name, weight in expected.named_parameters():
                 torch.testing.assert_close(
-                    found["gradients"][name], weight.grad, rtol=1e-10, atol=1e-10, msg=name
+                    results["gradients"][name], weight.grad, rtol=1e-10, atol=1e-10, msg=name
                 )
             for name, buffer in expected.named_buffers():  # running statistics
                 torch.testing.assert_close(
-                    found["state"][name], buffer, rtol=1e-10, atol=1e-10, msg=name
+                    results["state"][name], buffer, rtol=1e-10, atol=1e-10, msg=name
                 )
 
 
 def test_a_batch_norm_of_ranks_is_the_same_to_whoever_uses_the_weights() -> None:
     ours, theirs = objective_of("simclr", "batch").float(), objective_of("simclr", "batch").float()
-    synchronize(ours.encoder)
+    synchronize(ours, torch.device("cpu"))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     volumes = inputs_of("simclr")[0].float()
     for each in (ours, theirs):
@@ -159,13 +159,13 @@ def test_a_batch_norm_of_ranks_is_the_same_to_whoever_uses_the_weights() -> None
 
 def test_a_batch_that_ranks_cannot_share_equally() -> None:
     params = PretrainParams.model_validate({"batch_size": 6})
-    encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
     with pytest.raises(UsageError, match=r"batch_size is 6, which 4 .* multiple of 4"):
-        fit_to_ranks(encoder, params, Ranks(0, 4))
-    fit_to_ranks(encoder, params, Ranks(0, 2))
-    compiled = params.model_copy(update={"simclr": SimclrParams(compile=True)})
+        fit_to_ranks(objective_of("simclr", "batch"), params, Ranks(0, 4))
+    fit_to_ranks(objective_of("simclr", "batch"), params, Ranks(0, 2))
+    encoder = encoders.build(EncoderParams(stem_stride=2, width=0.125), seed=1)
+    compiled = Simclr(encoder, SimclrParams(compile=True), spacing_mm=6.0)
     with pytest.raises(UsageError, match=r"simclr\.compile: the batch norm"):
-        fit_to_ranks(encoder, compiled, Ranks(0, 2))
+        fit_to_ranks(compiled, params, Ranks(0, 2))
 
 
 def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
@@ -180,7 +180,8 @@ def test_a_compiled_encoder_gives_the_same_loss_and_gradients() -> None:
         encoder.layer2, encoder.layer3, encoder.layer4 = (nn.Identity() for _ in range(3))
         encoder.features = 8
         with seeds.seeded(2):
-            return Simclr(encoder, SimclrParams(projection=8, compile=compiled)).train()
+            params = SimclrParams(projection=8, compile=compiled)
+            return Simclr(encoder, params, spacing_mm=6.0).train()
 
     inputs = inputs_of("simclr").float()
     plain, one, other = shallow(compiled=False), shallow(compiled=True), shallow(compiled=True)

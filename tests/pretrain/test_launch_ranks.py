@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.test_run import last_step
+from tests.pretrain.conftest import last_step
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = {
@@ -63,7 +63,7 @@ def test_one_of_two_stops_the_other(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
     done = launch(tmp_path, WAITS, "os.kill(os.getpid(), 9)")
-    assert done.stderr.startswith("Process 1 was ended by SIGKILL (too little memory?)")
+    assert done.stderr.startswith("Process 1 was killed by SIGKILL (too little memory?)")
     assert "Traceback" not in done.stderr
     assert done.returncode == 137
 
@@ -82,12 +82,12 @@ def test_all_is_well(tmp_path: Path) -> None:
 def rank_of(launcher: int, number: int) -> int:
     """The id of a process that ``launcher`` has started."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (found,) = (
+    (process,) = (
         int(child)
         for child in children
         if f"RANK={number}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
     )
-    return found
+    return process
 
 
 def test_a_rank_of_the_real_stage_is_killed_and_the_same_command_goes_on(
@@ -108,8 +108,8 @@ def test_a_rank_of_the_real_stage_is_killed_and_the_same_command_goes_on(
         said = job.stderr.read()
         assert job.wait(60) == 137
         assert time.monotonic() - killed < 60
-    assert "\nProcess 1 was ended by SIGKILL (too little memory?)" in said
-    assert said.count("goes on from the last checkpoint") == 1
+    assert "Process 1 was killed by SIGKILL (too little memory?)" in said
+    assert said.count("continues from the last checkpoint") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
     begun = (partial / "views.png").stat().st_mtime_ns  # of step 0

@@ -8,10 +8,8 @@ from torch.nn import functional as F
 from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.nn import encoders, seeds
 from neurofoundry.nn.augment.params import AugmentParams
-from neurofoundry.pretrain import sparse
-from neurofoundry.pretrain.mae import Mae
-from neurofoundry.pretrain.params import MaeParams
-from neurofoundry.pretrain.sparse import visible_maps
+from neurofoundry.pretrain.objectives.mae import Mae, MaeParams
+from neurofoundry.pretrain.sparse import batch_norm, group_norm, visible_maps
 
 SHAPE = (25, 32, 32)
 NETWORKS = {
@@ -48,9 +46,9 @@ class TestSparse:
         dense = encoders.build(NETWORKS[network], seed=3).double().train(training)
         volumes = random(2, 1, *SHAPE, dtype=torch.float64)
         maps = visible_maps(sparse, volumes, torch.ones_like(volumes))
-        found, expected = maps.mean((2, 3, 4)), dense(volumes)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        for features in (found, expected):
+        ours, expected = maps.mean((2, 3, 4)), dense(volumes)
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+        for features in (ours, expected):
             features.square().sum().backward()
         gradients = {name: weight.grad for name, weight in dense.named_parameters()}
         largest = max(gradient.abs().max() for gradient in gradients.values())
@@ -80,11 +78,14 @@ class TestSparse:
         maps = random(3, 6, 4, 5, 7)
         seen = torch.zeros(3, 1, 4, 5, 7)
         seen[..., 2:5] = 1
-        apply = sparse._group_norm if isinstance(norm, nn.GroupNorm) else sparse._batch_norm
-        found = apply(norm, maps * seen, seen)  # type: ignore[arg-type]
-        torch.testing.assert_close(found[..., 2:5], norm(maps[..., 2:5]), rtol=1e-4, atol=1e-5)
-        assert not found[..., :2].any()
-        assert not found[..., 5:].any()
+        if isinstance(norm, nn.GroupNorm):
+            normalized = group_norm(norm, maps * seen, seen)
+        else:
+            normalized = batch_norm(norm, maps * seen, seen)
+        expected = norm(maps[..., 2:5])
+        torch.testing.assert_close(normalized[..., 2:5], expected, rtol=1e-4, atol=1e-5)
+        assert not normalized[..., :2].any()
+        assert not normalized[..., 5:].any()
 
 
 class TestMask:
@@ -135,7 +136,7 @@ class TestLoss:
             volumes = torch.zeros(1, 1, *shape)
             assert mae(norm="group").predict(volumes, torch.ones_like(volumes)).shape[2:] == shape
 
-    def test_it_learns_to_tell_the_hidden_from_the_visible(self) -> None:
+    def test_it_learns_to_predict_the_hidden_from_the_visible(self) -> None:
         objective = mae(mask=0.5, patch_mm=24)
         optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
         source = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ def test_running_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatc
     params = PretrainParams(batch_size=16)
     with (
         pytest.raises(UsageError) as caught,
-        memory.enough(params, own=16, shape=torch.Size((150, 192, 192))),
+        memory.enough(params, own=16, views=2, shape=torch.Size((150, 192, 192))),
     ):
         raise torch.OutOfMemoryError
     message = str(caught.value)
@@ -30,13 +30,15 @@ def test_running_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatc
 
 def test_an_allocation_that_fails_on_a_cpu_says_so_too() -> None:
     with (
-        pytest.raises(UsageError, match=r"The \d+ GiB of this process do not hold .*chunk to 2 "),
-        memory.enough(PretrainParams(batch_size=2), own=2, shape=torch.Size((150, 192, 192))),
+        pytest.raises(UsageError, match=r"The \d+ GiB of this process do not hold .*chunk to 1 "),
+        memory.enough(
+            PretrainParams(batch_size=2), own=2, views=1, shape=torch.Size((150, 192, 192))
+        ),
     ):
         torch.empty(2**50)  # more than a process can address
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
-        memory.enough(PretrainParams(), own=2, shape=torch.Size((150, 192, 192))),
+        memory.enough(PretrainParams(), own=2, views=1, shape=torch.Size((150, 192, 192))),
     ):
         torch.ones(2, 3) @ torch.ones(2, 3)
 

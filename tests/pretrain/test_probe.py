@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import SLOPE, VOLUMES
+from neurofoundry.contracts.volumes import SLOPE, VOLUMES, Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.nn import augment, encoders
 from neurofoundry.nn.augment.params import AugmentParams
@@ -21,18 +21,15 @@ from neurofoundry.pretrain import probe
 from neurofoundry.pretrain.params import ProbeParams
 from neurofoundry.pretrain.probe import Probe
 from neurofoundry.runtime.files import hash_file
-from tests.pretrain.conftest import GRID
-from tests.pretrain.test_run import run_stage
+from tests.pretrain.conftest import GRID, run_stage
 
 CPU = torch.device("cpu")
 
 
 def probe_of(volumes: Path, **values: object) -> Probe:
     return Probe(
-        read_table(volumes / "scans.tsv", VOLUMES),
+        Volumes(volumes),
         ProbeParams.model_validate(values),
-        volumes=volumes,
-        grid=GRID,
         views=AugmentParams(),
         batch_size=4,
         seed=7,
@@ -51,12 +48,12 @@ def edit(volumes: Path, split: str, **columns: object) -> None:
     write_table(table, volumes / "scans.tsv")
 
 
-class TestLook:
+class TestEvaluate:
     def test_the_encoder_is_as_before(self, volumes: Path) -> None:
         encoder = encoder_of().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
         random = torch.get_rng_state()
-        probe_of(volumes).look(encoder, CPU)
+        probe_of(volumes).evaluate(encoder, CPU)
         assert all(module.training for module in encoder.modules())
         assert torch.equal(torch.get_rng_state(), random)
         for name, value in encoder.state_dict().items():
@@ -65,11 +62,11 @@ class TestLook:
 
     def test_measures_are_those_of_two_views_of_every_val_subject(self, volumes: Path) -> None:
         encoder = encoder_of()
-        looked = probe_of(volumes)
-        found = looked.look(encoder, CPU)
-        names = list(looked.val["scan_id"])
+        evaluated = probe_of(volumes)
+        values = evaluated.evaluate(encoder, CPU)
+        names = list(evaluated.val["scan_id"])
         assert len(names) == 10
-        zscores = read_batch(volumes, names, GRID) * SLOPE
+        zscores = read_batch(Volumes(volumes), names) * SLOPE
         shape = GRID.shape[::-1]
         units = []
         encoder.eval()
@@ -80,12 +77,12 @@ class TestLook:
             with torch.no_grad():
                 units.append(F.normalize(encoder(augment.apply(zscores, drawn)), dim=1).numpy())
         apart = np.square(units[0] - units[1]).sum(1).mean()
-        assert found["alignment"] == pytest.approx(apart, rel=1e-4)
+        assert values["alignment"] == pytest.approx(apart, rel=1e-4)
         shares = np.linalg.svd(np.concatenate(units), compute_uv=False)
         rank = np.exp(stats.entropy(shares / shares.sum()))
-        assert found["effective_rank"] == pytest.approx(rank, rel=1e-3)
-        assert list(found)[3:] == ["age_r2", "sex_auc"]
-        assert found == looked.look(encoder, CPU)
+        assert values["effective_rank"] == pytest.approx(rank, rel=1e-3)
+        assert list(values)[3:] == ["age_r2", "sex_auc"]
+        assert values == evaluated.evaluate(encoder, CPU)
 
     def test_a_column_that_scans_do_not_have(self, volumes: Path) -> None:
         with pytest.raises(UsageError, match=r"probe\.columns: scans\.tsv has no column smoker"):
@@ -103,9 +100,9 @@ class TestLook:
     ) -> None:
         copy = shutil.copytree(volumes, tmp_path / "volumes")
         edit(copy, "val", **values)
-        looked = probe_of(copy)
-        assert looked.gaps == [f"pretrain.probe: age is left out, as {why}."]
-        assert looked.scores == {"sex_auc"}
+        evaluated = probe_of(copy)
+        assert evaluated.gaps == [f"pretrain.probe: age is left out, as {why}."]
+        assert evaluated.scores == {"sex_auc"}
 
     def test_classes_that_only_one_split_has(self) -> None:
         train, val = pd.Series(["a", "b", "c"] * 5), pd.Series(["a", "b"] * 5)
@@ -150,10 +147,10 @@ class TestScore:
 
     def test_a_missing_label_takes_no_part(self) -> None:
         holes = self.age.where(np.arange(80) % 4 > 0)
-        found = probe.score(self.x, holes, self.x_val, self.age_val, "regression")
+        score = probe.score(self.x, holes, self.x_val, self.age_val, "regression")
         rest = np.arange(80) % 4 > 0
         alone = probe.score(self.x[rest], self.age[rest], self.x_val, self.age_val, "regression")
-        assert found == alone
+        assert score == alone
 
     def test_two_classes_are_the_same_as_one_against_the_other(self) -> None:
         """By ranks: the share of pairs that are in the right order (Mann and Whitney)."""
@@ -189,13 +186,15 @@ class TestStage:
         folder = tmp_path_factory.mktemp("plain")
         return run_stage(volumes, folder, epochs=3, probe={"every": 2}).dir
 
-    def test_it_looks_before_training_every_few_epochs_and_at_the_end(self, plain: Path) -> None:
-        looks = pd.read_csv(plain / "probe.tsv", sep="\t")
-        assert looks["epoch"].tolist() == [0, 2, 3]
-        assert looks["step"].tolist() == [0, 6, 9]
+    def test_it_evaluates_before_training_every_few_epochs_and_at_the_end(
+        self, plain: Path
+    ) -> None:
+        rows = pd.read_csv(plain / "probe.tsv", sep="\t")
+        assert rows["epoch"].tolist() == [0, 2, 3]
+        assert rows["step"].tolist() == [0, 6, 9]
         measures = ["alignment", "uniformity", "effective_rank", "age_r2", "sex_auc"]
-        assert list(looks) == ["epoch", "step", *measures]
-        assert looks.notna().all(axis=None)
+        assert list(rows) == ["epoch", "step", *measures]
+        assert rows.notna().all(axis=None)
 
     def test_the_weights_do_not_notice(self, volumes: Path, plain: Path, tmp_path: Path) -> None:
         work = run_stage(volumes, tmp_path / "w", epochs=3, probe=None)

@@ -10,7 +10,6 @@ import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,40 +19,33 @@ from pydantic import ValidationError
 
 from neurofoundry.contracts.encoder import check_grid
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
+from neurofoundry.contracts.volumes import VOLUMES, Volumes, write_volume
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
 from neurofoundry.nn.selfcheck import check_compiler
-from neurofoundry.pretrain import run, train
+from neurofoundry.pretrain import objectives, optimizer, run
+from neurofoundry.pretrain.batches import Batches
 from neurofoundry.pretrain.objective import Objective
+from neurofoundry.pretrain.objectives.mae import MaeParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
+from neurofoundry.runtime.code import deciding_code
 from neurofoundry.runtime.files import hash_file
-from neurofoundry.runtime.stage import Workspace
-from neurofoundry.runtime.tracking import TrackingParams
-from neurofoundry.runtime.tracking import run as tracking_run
 from tests.pretrain import stage_process
+from tests.pretrain.conftest import (
+    CONTRAST,
+    GRID,
+    SMALL,
+    batch_of,
+    last_step,
+    params_of,
+    run_stage,
+    wait_for_step,
+)
 from tests.support.launch_ranks import start_ranks
 
-SMALL: dict[str, Any] = {"encoder": {"stem_stride": 2, "width": 0.125}, "batch_size": 4}
-CONTRAST = {"simclr": {"projection": 16}}
 STILL = {"crop": [1, 1], "stretch": 1, "flip": 0, "rotation": 0}
 STILL |= {"gamma": 1, "remap": 0, "bias": 0, "blur": 0, "coarse": 1, "noise": 0}
-GRID = Grid(spacing=6.0)
-
-
-def params_of(**values: object) -> PretrainParams:
-    return PretrainParams.model_validate({**SMALL, **CONTRAST, **values})
-
-
-def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: object) -> Workspace:
-    work_dir.mkdir(exist_ok=True)
-    with tracking_run(
-        TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
-    ) as tracker:
-        work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
-        run.pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
-    return work
 
 
 def scans_of(volumes: Path) -> pd.DataFrame:
@@ -127,7 +119,10 @@ class TestOutputs:
     def test_a_method_depends_on_nothing_of_the_others(self) -> None:
         both = params_of(methods=["simclr", "mae"], mae={"mask": 0.5})
         assert both.read_by("simclr") == params_of().read_by("simclr")
-        assert both.read_by("mae") != params_of().read_by("mae")
+        alone = PretrainParams.model_validate({**SMALL, "methods": ["mae"], "mae": {"mask": 0.5}})
+        assert both.read_by("mae") == alone.read_by("mae")
+        other = alone.model_copy(update={"mae": MaeParams(mask=0.4)})
+        assert both.read_by("mae") != other.read_by("mae")
         assert "simclr" not in both.read_by("mae")
         assert both.read_by("simclr")["batch_size"] == 4
 
@@ -182,37 +177,45 @@ class TestData:
             params_of(**values)
 
     def test_an_epoch_sees_a_scan_at_most_once_in_an_order_of_its_own(self, volumes: Path) -> None:
-        params = params_of(epochs=3)
-        scans = run.select_scans(scans_of(volumes), params)
-        epochs = []
-        batches = train.read_batches(volumes, scans, GRID, params, seed=7, start=0, ranks=Ranks())
-        for three in zip(batches, batches, batches, strict=True):
-            epochs.append([scan_id for batch, _ in three for scan_id in batch["scan_id"]])
+        scans = run.select_scans(scans_of(volumes), params_of())
+        batches = Batches(scans, Volumes(volumes), 4, seed=7, ranks=Ranks())
+        assert batches.per_epoch == 3
+        seen = [list(batch["scan_id"]) for batch, _ in batches.read(0, 9)]
+        epochs = [[*seen[step], *seen[step + 1], *seen[step + 2]] for step in (0, 3, 6)]
         assert [len(set(epoch)) for epoch in epochs] == [12, 12, 12]
         assert epochs[0] != epochs[1] != epochs[2]
-        later = train.read_batches(volumes, scans, GRID, params, seed=7, start=5, ranks=Ranks())
-        resumed = [scan_id for batch, _ in later for scan_id in batch["scan_id"]]
-        assert resumed == (epochs[1] + epochs[2])[8:]
+        assert [list(batch["scan_id"]) for batch, _ in batches.read(5, 9)] == seen[5:]
 
     def test_the_learning_rate_rises_and_falls(self) -> None:
         params = params_of(learning_rate=0.01, warmup=0.2)
-        rates = [train.learning_rate(step, 100, params) for step in range(100)]
+        rates = [optimizer.learning_rate(step, 100, params) for step in range(100)]
         assert 0 < rates[0] < 0.001
         assert rates[:20] == sorted(rates[:20])
         assert rates[20] == max(rates) == 0.01
         assert rates[20:] == sorted(rates[20:], reverse=True)
         assert rates[-1] < 1e-5
 
+    def test_weight_decay_shrinks_kernels_and_spares_biases_and_norms(self) -> None:
+        """Where gradients are 0, only decay changes a weight."""
+        encoder = encoders.build(params_of().encoder, seed=1)
+        before = {name: weight.detach().clone() for name, weight in encoder.named_parameters()}
+        adamw = optimizer.make_optimizer(encoder, params_of(learning_rate=0.1, weight_decay=0.5))
+        for weight in encoder.parameters():
+            weight.grad = torch.zeros_like(weight)
+        adamw.step()
+        one_dimensional = [name for name, weight in before.items() if weight.ndim == 1]
+        assert {"bn1.weight", "bn1.bias", "layer2.0.downsample.0.bias"} <= {*one_dimensional}
+        for name, weight in encoder.named_parameters():
+            factor = 1 if name in one_dimensional else 1 - 0.1 * 0.5
+            torch.testing.assert_close(weight.detach(), factor * before[name], msg=name)
+
 
 class Steep(Objective):
     """A loss of 0 whose slope is infinite: the square root of a weight at 0."""
 
     def __init__(self) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def inputs(self, *_: object) -> torch.Tensor:
-        raise NotImplementedError
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.flatten(1) + self.weight
@@ -257,32 +260,40 @@ class TestFailures:
             run_stage(volumes, tmp_path / "w", epochs=3, learning_rate=1e30, warmup=0)
         assert not (tmp_path / "w" / "encoder.safetensors").exists()
         # What the step began with is kept, where no later run goes on from it.
-        (found,) = (tmp_path / "w" / "diverged").glob("step-*.pt")
-        state = torch.load(found, weights_only=True)
-        assert state["step"] == int(found.name[5:14]) > 0
+        (left,) = (tmp_path / "w" / "diverged").glob("step-*.pt")
+        state = torch.load(left, weights_only=True)
+        assert state["step"] == int(left.name[5:14]) > 0
         assert not (tmp_path / "w" / "checkpoint").exists()
         run_stage(volumes, tmp_path / "w", epochs=1)  # of a run that went well, nothing of it is
         assert not (tmp_path / "w" / "diverged").exists()
 
     def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(self) -> None:
         objective = Steep()
-        optimizer = train.make_optimizer(objective, params_of())
-        batch = pd.DataFrame({"scan_id": ["sub-a", "sub-b"], "person": ["a", "b"]})
+        adamw = optimizer.make_optimizer(objective, params_of())
+        batch = batch_of("ab")
         inputs = torch.zeros(1, 2, 1, 1, 1, 1)
         with pytest.raises(UsageError, match=r"The gradient became inf in step 5.*sub-a, sub-b"):
-            train.train_step(
-                objective, optimizer, inputs, batch, params_of(), step=4, rate=1, ranks=Ranks()
+            optimizer.train_step(
+                objective,
+                adamw,
+                inputs,
+                batch,
+                params_of(),
+                step=4,
+                steps=9,
+                rate=1,
+                ranks=Ranks(),
             )
         assert objective.weight.item() == 0
 
     def test_a_collapse_is_announced(
-        self, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         copy = shutil.copytree(volumes, tmp_path / "volumes")
         for path in copy.glob("*.nii"):  # nothing tells one scan from another
             shutil.copy(volumes / "sub-05_ses-0.nii", path)
         run_stage(copy, tmp_path / "w", epochs=2, augment=STILL)
-        assert "the embeddings have collapsed (effective rank 1." in capsys.readouterr().err
+        assert "the embeddings have collapsed (effective rank 1." in caplog.text
 
 
 RESUMED = {"epochs": 8, "checkpoint_minutes": 0, "probe": {"every": 3}}
@@ -306,8 +317,9 @@ class TestResume:
         (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
         with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
             run_stage(copy, tmp_path / "w", **RESUMED)
-        monkeypatch.setattr(run, "deciding_code", lambda entry: {"pretrain.run": "other"})
-        with pytest.raises(UsageError, match=r"another run: .*code.pretrain.run was \w+, is other"):
+        code = {**deciding_code(run.__name__, objectives.MODULES["simclr"]), "nn.seeds": "other"}
+        monkeypatch.setattr(run, "deciding_code", lambda *entries: code)
+        with pytest.raises(UsageError, match=r"by other code: nn\.seeds changed"):
             run_stage(volumes, tmp_path / "w", **RESUMED)
 
     def test_what_is_refused_is_not_lost(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
@@ -338,10 +350,8 @@ class TestResume:
         for step, when in zip([*kills, None], written, strict=True):
             values = json.dumps({**SMALL, **CONTRAST, **RESUMED, **when})
             (process,) = start_ranks(stage_process.run_stage, volumes, out, values, count=1)
-            while step and process.is_alive() and last_step(checkpoints) < step:
-                time.sleep(0.002)
             if step:
-                assert process.is_alive()
+                wait_for_step(checkpoints, step, process)
                 time.sleep(random.uniform(0, 0.1))
                 process.kill()
             process.join(120)
@@ -364,25 +374,23 @@ class TestResume:
         for folder, step in ((whole, None), (out, 3), (out, None)):
             arguments = (volumes, folder, values, tmp_path / "cache")
             (process,) = start_ranks(stage_process.run_shallow_stage, *arguments, count=1)
-            while step and process.is_alive() and last_step(checkpoints) < step:
-                time.sleep(0.002)
             if step:
-                assert process.is_alive()
+                wait_for_step(checkpoints, step, process)
                 process.kill()
             process.join(300)
             assert process.exitcode == (-signal.SIGKILL if step else 0)
         for name in ("encoder.safetensors", "history.tsv"):
             assert hash_file(whole / name) == hash_file(out / name), name
 
-    def test_a_torn_checkpoint_is_passed_over(
-        self, volumes: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_a_truncated_checkpoint_is_skipped(
+        self, volumes: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         shutil.copytree(whole / "checkpoint", tmp_path / "checkpoint")
         _, newest = sorted((tmp_path / "checkpoint").iterdir())
         newest.write_bytes(newest.read_bytes()[:-100])
         work = run_stage(volumes, tmp_path, **RESUMED)
-        assert f"{newest.name}: torn" in capsys.readouterr().err
-        self.assert_same(whole, work.dir, "torn")
+        assert f"{newest.name}: cut short" in caplog.text
+        self.assert_same(whole, work.dir, "truncated")
 
     def test_a_checkpoint_is_left_by_time_and_by_epoch(self, volumes: Path, tmp_path: Path) -> None:
         def left(name: str, **values: object) -> list[int]:
@@ -414,10 +422,6 @@ class TestResume:
         self.assert_same(whole, run_stage(volumes, tmp_path, **values).dir, step)
 
 
-def last_step(checkpoints: Path) -> int:
-    return max((int(path.name[5:14]) for path in checkpoints.glob("step-*.pt")), default=0)
-
-
 TOGETHER = {"epochs": 4}
 
 
@@ -437,18 +441,14 @@ class TestRanks:
         checkpoints = tmp_path / ".killed.partial" / "checkpoint"
         ranks = self.start(volumes, out)
         step = random.randint(1, 6)
-        while last_step(checkpoints) < step:
-            assert all(rank.is_alive() for rank in ranks)
-            time.sleep(0.01)
+        wait_for_step(checkpoints, step, *ranks)
         time.sleep(random.uniform(0, 0.1))
-        ranks[0].kill()  # test_launch.py kills the other
+        ranks[0].kill()  # test_launch_ranks.py kills the other
         ranks[1].join(60)  # torchrun would end it at once; it ends by itself too
         assert ranks[1].exitcode not in (0, None)
         assert not out.exists()
         ranks = self.start(volumes, out)
-        while last_step(checkpoints) < 9:
-            assert all(rank.is_alive() for rank in ranks)
-            time.sleep(0.01)
+        wait_for_step(checkpoints, 9, *ranks)
         ranks[1].terminate()  # one is asked to end: all do, after the same step
         for rank in ranks:
             rank.join(60)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from neurofoundry.contracts.volumes import Grid
-from neurofoundry.pretrain import plan
+from neurofoundry.errors import UsageError
+from neurofoundry.pretrain import cost
+from neurofoundry.pretrain.cost import Cost, describe_cost, measure_step
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.pretrain.plan import Cost, describe_cost, measure_step
 
 GRID = Grid(spacing=6.0)
 SMALL = PretrainParams.model_validate(
@@ -23,10 +24,15 @@ SMALL = PretrainParams.model_validate(
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])
 def test_a_step_is_really_measured(method: str) -> None:
-    cost = measure_step(method, SMALL, GRID, scans=2, steps=1)
-    assert cost.scans == 2
-    assert 0 < cost.seconds < 60
-    assert cost.memory > 10 * 2**20
+    measured = measure_step(method, SMALL, GRID, scans=2, steps=1)
+    assert measured.scans == 2
+    assert 0 < measured.seconds < 60
+    assert measured.memory > 10 * 2**20
+
+
+def test_a_method_that_is_not_declared_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--method dino: not one of .* \(simclr, mae\)"):
+        describe_cost("dino", SMALL, GRID, scans=1000)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reckons with the memory of the machine")
@@ -38,15 +44,15 @@ def test_hours_and_memory_follow_from_two_measurements(monkeypatch: pytest.Monke
         2: Cost(2, 4.0, 3 * gib, alone),
         4: Cost(4, 8.0, 5 * gib, alone / 10),
     }
-    monkeypatch.setattr(plan, "measure_step", lambda *_, scans, steps: costs[scans])
+    monkeypatch.setattr(cost, "measure_step", lambda *_, scans, steps: costs[scans])
     monkeypatch.setattr(os, "sysconf", lambda name: 40 * gib if name.endswith("PAGES") else 1)
-    told = describe_cost("simclr", SMALL, GRID, scans=1000)
+    described = describe_cost("simclr", SMALL, GRID, scans=1000)
     # 10 epochs of 31 batches of 32 scans, 2 s a scan
-    assert "5.5 hours (0.2 days): 310 steps, 0.5 scans/s" in told
-    assert "resnet18 of width 0.125 and stem stride 2" in told
-    assert "CAUTION" not in told
-    assert "33.0 GiB for a batch, of 40 GiB" in told
-    assert "the largest batch that fits: 29 scans; pretrain.chunk 58" in told
+    assert "5.5 hours (0.2 days): 310 steps, 0.5 scans/s" in described
+    assert "resnet18 of width 0.125 and stem stride 2" in described
+    assert "CAUTION" not in described
+    assert "33.0 GiB for a batch, of 40 GiB" in described
+    assert "the largest batch that fits: 29 scans; pretrain.chunk 58" in described
     assert "pretrain.chunk 29" in describe_cost("mae", SMALL, GRID, scans=1000)
     chunked = SMALL.model_copy(update={"chunk": 4})  # two scans of two views at once
     assert "CAUTION: others use this machine" in describe_cost("simclr", chunked, GRID, scans=1000)

@@ -1,0 +1,102 @@
+"""SimCLR: two views of a scan lie closer than views of other persons (Chen et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from neurofoundry.errors import UsageError
+from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.selfcheck import check_compiler
+from neurofoundry.params import Section
+from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
+from neurofoundry.pretrain.norm import RankBatchNorm
+from neurofoundry.pretrain.ntxent import nt_xent
+from neurofoundry.pretrain.objective import Objective
+
+COLLAPSED = 2.0
+"""Effective rank of the embeddings below which they hardly tell one scan from another."""
+
+
+class SimclrParams(Section):
+    """Contrastive learning; `encoder/simclr`."""
+
+    temperature: float = Field(default=0.2, gt=0)
+    """Of NT-Xent: the lower, the more the hardest negatives count."""
+    projection: int = Field(default=64, ge=2)
+    """Dimensions of the space in which views are compared."""
+    same_person: Literal["positive", "excluded"] = "excluded"
+    """Other scans of a person: attracted like views of one scan, or neither attracted nor repelled.
+    Positive also unlearns what changes between the visits of a person, such as atrophy."""
+    compile: bool = False
+    """Compile the encoder (torch.compile): needs a C++ compiler, and Triton on a GPU, and a minute
+    or more at every start. Losses differ by rounding. Worth trying on a GPU; no gain on a CPU."""
+
+
+class Simclr(Objective):
+    """The encoder and a projection head."""
+
+    name = "simclr"
+    Params = SimclrParams
+    views = 2
+
+    def __init__(self, encoder: Encoder, params: SimclrParams, *, spacing_mm: float) -> None:
+        super().__init__(encoder, params, spacing_mm=spacing_mm)
+        self.params = params
+        if params.compile:
+            encoder.compile(dynamic=False)  # only the last chunk of a batch may be smaller
+        # Batch norm, as in the authors' code: without it a small cohort collapses. The head is
+        # part of `loss`, so that its statistics are always those of the whole batch.
+        self.projector = nn.Sequential(
+            nn.Linear(encoder.features, encoder.features, bias=False),
+            nn.BatchNorm1d(encoder.features),
+            nn.ReLU(),
+            nn.Linear(encoder.features, params.projection),
+        )
+
+    def check(self, device: torch.device) -> None:
+        if not self.params.compile:
+            return
+        if any(isinstance(module, RankBatchNorm) for module in self.modules()):
+            raise UsageError(
+                "pretrain.simclr.compile: the batch norm that several processes share on a CPU "
+                "cannot be compiled. Set it to false, or pretrain.encoder.norm to group."
+            )
+        check_compiler(device, setting="pretrain.simclr.compile")
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.encoder(inputs)
+        return features
+
+    def loss(
+        self, encoded: torch.Tensor, persons: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        projected = F.normalize(self.projector(encoded.flatten(0, 1)), dim=1)
+        embeddings = projected.view(*encoded.shape[:2], -1)
+        loss = nt_xent(
+            embeddings,
+            persons,
+            temperature=self.params.temperature,
+            same_person=self.params.same_person,
+        )
+        embeddings = embeddings.detach()
+        return loss, {
+            "alignment": alignment(embeddings),
+            "uniformity": uniformity(embeddings),
+            "effective_rank": effective_rank(embeddings),
+        }
+
+    def alarm(self, means: Mapping[str, float]) -> str | None:
+        rank = means["effective_rank"]
+        if rank >= COLLAPSED:
+            return None
+        return (
+            f"the embeddings have collapsed (effective rank {rank:.1f} of "
+            f"{self.params.projection}). Lower pretrain.learning_rate or "
+            "pretrain.simclr.temperature, or raise batch_size."
+        )
