@@ -5,15 +5,15 @@
 Both ways train the same ResNet-18 with NT-Xent on the same synthetic volumes, with the same number
 of scans a step: of 96 x 96 x 96 voxels with the stride-2 stem on a CPU, of 150 x 192 x 192 with the
 stride-1 stem on a GPU. The customary way reads `.nii.gz` in DataLoader workers, one a core, applies
-per-sample MONAI dictionary transforms with the law of 3D-Neuro-SimCLR, and trains with Adam in
-fp32. Ours reads memory-mapped int16 and draws and applies views in batches where the network is;
-`paper` has the same law, `robust` is our default, which does more. Each way runs in a process of
-its own. Augmentation is also timed alone, on all cores, at 150 x 192 x 192, from volumes in memory
-to views in the process that trains; there a second customary way, `customary-robust`, takes the
-steps of `robust` as MONAI has them. So `paper` compares with `customary` and `robust` with
-`customary-robust`, and all four with each other. As a machine that others use too is faster at
-times, the ways take turns, round after round (once on a GPU): ratios are within a round, and
-medians are reported.
+per-sample MONAI dictionary transforms with the distribution of 3D-Neuro-SimCLR, and trains with
+Adam in fp32. Ours reads memory-mapped int16 and draws and applies views in batches where the
+network is; `paper` has the same distribution, `robust` is our default, which does more. Each way
+runs in a process of its own. Augmentation is also timed alone, on all cores, at 150 x 192 x 192,
+from volumes in memory to views in the process that trains; there a second customary way,
+`customary-robust`, takes the steps of `robust` as MONAI has them. So `paper` compares with
+`customary` and `robust` with `customary-robust`, and all four with each other. As a machine that
+others use too is faster at times, the ways take turns, round after round (once on a GPU): ratios
+are within a round, and medians are reported.
 On a CPU `bf16` is `robust` trained in that precision, which pays where the CPU computes it
 (avx512_bf16, amx_bf16). On a GPU ours always trains in it; the share of the speed of a large matrix
 product is reported, and the largest batch that a step was made with.
@@ -34,7 +34,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -46,17 +46,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from neurofoundry.contracts.volumes import SLOPE, Grid, write_volume
+from neurofoundry.contracts.volumes import SLOPE, Grid, VolumeFolder, write_volume
 from neurofoundry.nn import augment, encoders
 from neurofoundry.nn.augment.draws import LEAST_OF_PAPER
 from neurofoundry.nn.augment.params import AugmentParams
-from neurofoundry.pretrain import memory
+from neurofoundry.pretrain import memory, objectives
+from neurofoundry.pretrain.batches import Batches
+from neurofoundry.pretrain.cost import measure_step
 from neurofoundry.pretrain.ntxent import nt_xent
+from neurofoundry.pretrain.objectives.simclr import SimclrParams
+from neurofoundry.pretrain.optimizer import make_optimizer, train_step
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.pretrain.plan import measure_step
 from neurofoundry.pretrain.ranks import Ranks
-from neurofoundry.pretrain.run import make_objective
-from neurofoundry.pretrain.train import make_optimizer, read_batches, train_step
+from neurofoundry.runtime import log
+from neurofoundry.runtime.progress import announced
 
 DEVICE = Ranks().device
 GPU = DEVICE.type == "cuda"
@@ -98,7 +101,7 @@ def write_volumes(folder: Path, grid: Grid, scans: int) -> None:
 
 
 def customary_transforms(shape: tuple[int, int, int], *, load: bool) -> Callable[..., Any]:
-    """One view, by the law of 3D-Neuro-SimCLR (its main.py), axes as in the file (x, y, z)."""
+    """One view, distributed as in 3D-Neuro-SimCLR (its main.py), axes as in the file (x, y, z)."""
     key = ["image"]
     least = [round(share * n) for share, n in zip(LEAST_OF_PAPER, shape, strict=True)]
     steps = [
@@ -137,7 +140,7 @@ def train_customary(
     encoder = ResNet(**encoders.monai_arguments(params.encoder))
     features = encoder.in_planes
     projector = nn.Sequential(
-        nn.Linear(features, features), nn.ReLU(), nn.Linear(features, params.simclr.projection)
+        nn.Linear(features, features), nn.ReLU(), nn.Linear(features, SimclrParams().projection)
     )
     model = nn.Sequential(encoder, projector).to(DEVICE).train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-4)
@@ -174,7 +177,9 @@ def train_ours(
     names = sorted(path.stem for path in folder.glob("*.nii"))
     scans = pd.DataFrame({"scan_id": names, "person": names})
     encoder = encoders.build(params.encoder, seed=0)
-    objective = make_objective("simclr", encoder, params, grid, seed=0).train()
+    objective = objectives.build(
+        "simclr", encoder, SimclrParams(), spacing_mm=grid.spacing, seed=0
+    ).train()
     objective.to(DEVICE, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = make_optimizer(objective, params)
     number = 0
@@ -185,12 +190,21 @@ def train_ours(
         zscores = stored.to(DEVICE) * SLOPE
         inputs = objective.inputs(zscores, list(rows["scan_id"]), params.augment, 0, number)
         train_step(
-            objective, optimizer, inputs, rows, params, step=number, rate=3e-4, ranks=Ranks()
+            objective,
+            optimizer,
+            inputs,
+            rows,
+            params,
+            step=number,
+            steps=params.epochs * batches.per_epoch,
+            rate=3e-4,
+            ranks=Ranks(),
         )
         number += 1
 
-    batches = read_batches(folder, scans, grid, params, seed=0, start=0, ranks=Ranks())
-    return step, batches
+    volumes = VolumeFolder(folder, grid)
+    batches = Batches(scans, volumes, params.batch_size, seed=0, ranks=Ranks())
+    return step, batches.read(0, params.epochs * batches.per_epoch)
 
 
 def time_training(way: str, folder: Path, params: PretrainParams, steps: int) -> dict[str, float]:
@@ -206,15 +220,15 @@ def time_training(way: str, folder: Path, params: PretrainParams, steps: int) ->
         step(batch)
         before = time.perf_counter()
     seconds = time.perf_counter() - started
-    found = {
+    numbers = {
         "scans_per_second": steps * params.batch_size / seconds,
         "cpu_seconds_a_scan": (cpu_seconds() - worked) / (steps * params.batch_size),
         "data_wait_share": waited / seconds,
         "peak_memory_gib": peak_memory() / 2**20,
     }
     if GPU:
-        found["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+        numbers["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return numbers
 
 
 def workers() -> list[Path]:
@@ -370,25 +384,25 @@ def largest_batch(params: PretrainParams) -> dict[str, float]:
     return {"largest_batch": most}
 
 
-def compare(found: dict[str, dict[str, float]]) -> None:
-    """Add how many times as fast as the customary way ours are, of one round."""
-    theirs = found["customary"]["scans_per_second"]
+def compare(ways: dict[str, dict[str, float]]) -> None:
+    """Add to the numbers of a round how many times as fast as the customary way ours are."""
+    theirs = ways["customary"]["scans_per_second"]
     for way in TRAINED - {"customary"}:
-        found[way]["end_to_end_ratio"] = found[way]["scans_per_second"] / theirs
+        ways[way]["end_to_end_ratio"] = ways[way]["scans_per_second"] / theirs
     for way, other in (("paper", "customary"), ("robust", "customary-robust")):
         for name in ("view_seconds", "view_cpu_seconds"):
-            found[way][f"{name}_ratio"] = found[other][name] / found[way][name]
+            ways[way][f"{name}_ratio"] = ways[other][name] / ways[way][name]
 
 
 def table(rounds: Sequence[dict[str, dict[str, float]]]) -> Iterator[str]:
-    """Medians of the rounds; of ratios, the least and the greatest too."""
-    found = rounds[0]
-    rows = list(dict.fromkeys(name for values in found.values() for name in values))
-    yield "| | " + " | ".join(found) + " |"
-    yield "|---" * (len(found) + 1) + "|"
+    """Medians of the rounds; of ratios, the smallest and the largest too."""
+    first = rounds[0]
+    rows = list(dict.fromkeys(name for values in first.values() for name in values))
+    yield "| | " + " | ".join(first) + " |"
+    yield "|---" * (len(first) + 1) + "|"
     for row in rows:
         cells = []
-        for way in found:
+        for way in first:
             values = [each[way][row] for each in rounds if row in each[way]]
             cell = f"{median(values):.3g}" if values else ""
             if values and row.endswith("_ratio"):
@@ -397,7 +411,67 @@ def table(rounds: Sequence[dict[str, dict[str, float]]]) -> Iterator[str]:
         yield f"| {row} | " + " | ".join(cells) + " |"
 
 
-def main() -> None:
+class Size(NamedTuple):
+    """How much is measured."""
+
+    encoder: dict[str, float]
+    batch: int
+    """Scans of a step: on a GPU, as many as the customary way has memory for (5 GB a view)."""
+    steps: int
+    views: int
+
+
+def size(*, quick: bool) -> Size:
+    if quick:
+        return Size({"stem_stride": 2, "width": 0.25}, batch=4, steps=3, views=4)
+    if GPU:
+        return Size({"stem_stride": 1}, batch=4, steps=30, views=20)
+    return Size({"stem_stride": 2}, batch=8, steps=10, views=20)
+
+
+def measure(way: str, folder: Path, size: Size) -> dict[str, float]:
+    """Measure one way, in a process of its own."""
+    params = PretrainParams.model_validate(
+        {
+            "encoder": size.encoder,
+            "batch_size": size.batch,
+            "epochs": 1000,
+            "precision": "bf16" if GPU or way == "bf16" else "fp32",
+            "augment": {"preset": "paper" if way == "paper" else "robust"},
+        }
+    )
+    numbers: dict[str, float] = {}
+    ours = not way.startswith("customary")
+    with memory.kept() if ours else nullcontext():  # as the stage does
+        if way in TRAINED:
+            numbers |= time_training(way, folder, params, size.steps)
+        if way != "bf16":  # its views are robust's
+            numbers |= time_views(way, size.views)
+    if GPU and ours:
+        numbers |= matrix_share(params, numbers["scans_per_second"])
+    if GPU and way == "robust":
+        numbers |= largest_batch(params)
+    return numbers
+
+
+def take_turns(rounds: int, size: Size, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Measure all ways, round after round."""
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_volumes(Path(folder), GRID, (8 if GPU else 2) * size.batch)
+        here = [sys.executable, __file__, "--folder", folder, *arguments, "--way"]
+        for number in range(1, rounds + 1):
+            numbers = {}
+            for way in WAYS:
+                with announced(f"Round {number} of {rounds}, {way}"):
+                    done = subprocess.run([*here, way], stdout=subprocess.PIPE, check=True)
+                numbers[way] = json.loads(done.stdout.splitlines()[-1])
+            compare(numbers)
+            measured.append(numbers)
+    return measured
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -411,56 +485,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    encoder = (
-        {"stem_stride": 2, "width": 0.25} if options.quick else {"stem_stride": 1 if GPU else 2}
-    )
-    # On a GPU as many as the customary way has memory for: 5 GB a view in fp32.
-    batch, steps, views = (4, 3, 4) if options.quick else (4, 30, 20) if GPU else (8, 10, 20)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    scale = size(quick=options.quick)
     if options.way:
-        params = PretrainParams.model_validate(
-            {
-                "encoder": encoder,
-                "batch_size": batch,
-                "epochs": 1000,
-                "precision": "bf16" if GPU or options.way == "bf16" else "fp32",
-                "augment": {"preset": "paper" if options.way == "paper" else "robust"},
-            }
-        )
-        measured: dict[str, float] = {}
-        ours = not options.way.startswith("customary")
-        with memory.kept() if ours else nullcontext():  # as the stage does
-            if options.way in TRAINED:
-                measured |= time_training(options.way, options.folder, params, steps)
-            if options.way != "bf16":  # its views are robust's
-                measured |= time_views(options.way, views)
-        if GPU and ours:
-            measured |= matrix_share(params, measured["scans_per_second"])
-        if GPU and options.way == "robust":
-            measured |= largest_batch(params)
-        print(json.dumps(measured))
+        print(json.dumps(measure(options.way, options.folder, scale)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_volumes(Path(folder), GRID, (8 if GPU else 2) * batch)
-        here = [sys.executable, __file__, "--folder", folder, *["--quick"] * options.quick]
-        rounds = []
-        for _ in range(options.rounds):
-            found = {}
-            for way in WAYS:
-                done = subprocess.run(
-                    [*here, "--way", way], stdout=subprocess.PIPE, check=True, text=True
-                )
-                found[way] = json.loads(done.stdout.splitlines()[-1])
-            compare(found)
-            rounds.append(found)
+    log.configure()
+    rounds = take_turns(options.rounds, scale, ["--quick"] * options.quick)
     z, y, x = GRID.shape[::-1]
-    print(f"{encoder}, {batch} scans of {z} x {y} x {x} a step, on {DEVICE.type}, ", end="")
-    print(f"{torch.get_num_threads()} threads\n")
+    print(
+        f"{scale.encoder}, {scale.batch} scans of {z} x {y} x {x} a step, on {DEVICE.type}, "
+        f"{torch.get_num_threads()} threads\n"
+    )
     print("\n".join(table(rounds)))
     if options.json:
-        options.json.write_text(
-            json.dumps({"encoder": encoder, "batch": batch, "rounds": rounds}, indent=2)
-        )
+        content = {"encoder": scale.encoder, "batch": scale.batch, "rounds": rounds}
+        options.json.write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":
