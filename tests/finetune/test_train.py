@@ -168,3 +168,21 @@ def test_lower_levels_learn_more_slowly_and_only_weights_decay(encoder: Path) ->
 def test_training_twice_gives_the_same_bits(volumes: Path, encoder: Path) -> None:
     networks = [fit(volumes, encoder, DIAGNOSIS, epochs=2)[0] for _ in range(2)]
     assert tiny.same_weights(*(network.state_dict() for network in networks))
+
+
+def test_weight_decay_spares_biases_and_norms(
+    volumes: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adamw, groups = torch.optim.AdamW, []
+
+    def record(given: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+        groups.extend(given)
+        return adamw(given, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", record)
+    network, _, _ = fit(volumes, encoder, DIAGNOSIS, epochs=1, weight_decay=0.5)
+    decay = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    weights = dict(network.named_parameters())
+    assert weights["encoder.bn1.weight"].ndim == weights["head.bias"].ndim == 1
+    for name, weight in weights.items():
+        assert decay[id(weight)] == (0.5 if weight.ndim > 1 else 0), name
