@@ -1,8 +1,8 @@
-"""Where in the brain a model's answer comes from: integrated gradients (Sundararajan et al., 2017).
+"""Where in the brain a model's output comes from: integrated gradients (Sundararajan et al., 2017).
 
-The answer for a scan is compared with that for a flat brain, which has the mean intensity of this
-one everywhere. A map shares the difference out among the voxels, so that its sum is the
-difference. It shows what the network used, not what the disease did.
+The output for a scan is compared with that for a flat brain, which has the scan's mean intensity
+everywhere. A map attributes the difference to the voxels, so that it sums to the difference. It
+shows what the network used, not what the disease did.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from neurofoundry.runtime.arrays import key_of_arrays, write_arrays
 from neurofoundry.tasks import Task
 
 BLOCKS = Grid(spacing=6.0)
-"""What maps are kept on: every standard grid divides it, and single voxels say little."""
+"""The grid of the maps: every standard grid divides it, and single voxels mean little."""
 
 Score = Callable[[Tensor], Tensor]
-"""From z-scores (batch, 1, z, y, x) to one number each."""
+"""A function from z-scores (batch, 1, z, y, x) to one number per scan, (batch,)."""
 
 
 def flat(scan: Tensor) -> Tensor:
-    """The same brain with its mean intensity everywhere; the background stays 0."""
+    """Return the brain with its mean intensity everywhere; the background stays 0."""
     inside = scan != 0
     return torch.where(inside, scan[inside].mean(), 0.0)
 
@@ -42,26 +42,27 @@ def flat(scan: Tensor) -> Tensor:
 def integrated_gradients(
     score: Score, scan: Tensor, base: Tensor, steps: int, *, size: int = 8
 ) -> Tensor:
-    """The attribution of every voxel of ``scan`` (1, 1, z, y, x) against ``base``.
+    """Return the attribution of every voxel of ``scan`` (1, 1, z, y, x) against ``base``.
 
-    (scan − base) times the gradient's mean on the straight line between them, by the midpoint
-    rule, ``size`` points in a batch. With enough steps it sums to score(scan) − score(base).
+    It is (scan − base) times the mean gradient on the straight line between them, by the midpoint
+    rule, ``size`` points per batch. With enough steps it sums to score(scan) − score(base).
     """
-    places = (torch.arange(steps, device=scan.device) + 0.5) / steps
-    gradient = torch.zeros_like(scan)
-    for some in places.split(size):
-        points = torch.lerp(base, scan, some[:, None, None, None, None]).requires_grad_()
-        (found,) = torch.autograd.grad(score(points).sum(), points)
-        gradient += found.sum(dim=0, keepdim=True) / steps
-    return (scan - base) * gradient
+    positions = (torch.arange(steps, device=scan.device) + 0.5) / steps
+    mean_gradient = torch.zeros_like(scan)
+    for start in range(0, steps, size):
+        weights = positions[start : start + size, None, None, None, None]
+        points = torch.lerp(base, scan, weights).requires_grad_()
+        (gradients,) = torch.autograd.grad(score(points).sum(), points)
+        mean_gradient += gradients.sum(dim=0, keepdim=True) / steps
+    return (scan - base) * mean_gradient
 
 
 def block_sums(values: NDArray[np.floating], grid: Grid) -> NDArray[np.float32]:
-    """Voxels (z, y, x) of ``grid`` summed over those of ``BLOCKS``, (x, y, z)."""
+    """Sum voxels (z, y, x) of ``grid`` over the blocks of ``BLOCKS``, (x, y, z)."""
     edge = round(BLOCKS.spacing / grid.spacing)
     x, y, z = BLOCKS.shape
-    parts = values.astype(np.float64).reshape(z, edge, y, edge, x, edge)
-    sums: NDArray[np.float32] = parts.sum(axis=(1, 3, 5)).T.astype(np.float32)
+    blocks = values.astype(np.float64).reshape(z, edge, y, edge, x, edge)
+    sums: NDArray[np.float32] = blocks.sum(axis=(1, 3, 5)).T.astype(np.float32)
     return sums
 
 
@@ -76,20 +77,19 @@ def write(
     params: ExplainParams,
     size: int,
 ) -> None:
-    """Write explanation.npz for a model's folder, unless the one that is there is the same.
+    """Write explanation.npz into a model's folder, unless it is there already.
 
-    ``rows`` are the labelled scans of the task; those of split 'test' are explained, as many as
-    ``params`` say. ``network`` gets the weights of the folder, and batches of ``size``. Arrays:
-    ``scan_id`` (scans,); ``maps`` (scans, x, y, z) on the grid of ``spacing`` mm; ``answer`` and
-    ``flat`` (scans,), for the scan and for its flat brain; ``made_of``, by which a file is known
-    to be the same.
+    ``rows`` are the labelled scans of the task; up to ``params.scans`` of split 'test' are
+    explained. ``network`` gets the weights of the folder, and batches of ``size``. The arrays are
+    ``scan_id`` (scans,), ``maps`` (scans, x, y, z) on the grid of ``spacing`` mm, ``answer`` and
+    ``flat`` (scans,), the outputs for the scans and for their flat brains, and the key ``made_of``.
     """
     path = folder / "explanation.npz"
     test = rows[rows["split"] == "test"]
     scan_ids = list(subsets.in_turn(test, task, params.scans, key="explain")["scan_id"])
     content = json.dumps([(folder / "run.json").read_text(), params.steps, scan_ids])
-    made_of = hashlib.sha256(content.encode()).hexdigest()
-    if key_of_arrays(path) == made_of:
+    key = hashlib.sha256(content.encode()).hexdigest()
+    if key_of_arrays(path) == key:
         return
     encoders.read_weights(folder / "model.safetensors", network)
     network.eval().requires_grad_(False)
@@ -98,21 +98,22 @@ def write(
     def score(volumes: Tensor) -> Tensor:
         return task.score(network(volumes))
 
-    maps, ends = [], []
+    maps, answers, flat_answers = [], [], []
     for scan_id in scan_ids:
         scan = read([scan_id]).to(device).float() * SLOPE
         base = flat(scan)
         voxels = integrated_gradients(score, scan, base, params.steps, size=size)
         maps.append(block_sums(voxels[0, 0].cpu().numpy(), grid))
         with torch.no_grad():
-            ends.append([score(scan).item(), score(base).item()])
+            answers.append(score(scan).item())
+            flat_answers.append(score(base).item())
     write_arrays(
         path,
-        key=made_of,
+        key=key,
         compress=True,
         scan_id=np.array(scan_ids, str),
         maps=np.stack(maps),
         spacing=np.array(BLOCKS.spacing),
-        answer=np.array([scan for scan, _ in ends]),
-        flat=np.array([base for _, base in ends]),
+        answer=np.array(answers),
+        flat=np.array(flat_answers),
     )

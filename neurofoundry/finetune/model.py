@@ -1,4 +1,4 @@
-"""One model: where it starts from, how it comes to its weights, and what it predicts."""
+"""One model: what it starts from, how its weights are found, and what it predicts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.finetune import probe, reference, subsets
 from neurofoundry.finetune.network import Network, Reader, infer
-from neurofoundry.finetune.params import FinetuneParams, Initialization
+from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
@@ -33,23 +34,31 @@ from neurofoundry.tasks import Task
 
 @dataclass(frozen=True)
 class Origin:
-    """An encoder that models start from; they leave it as it is."""
+    """An encoder that models start from; they never change it."""
 
     encoder: Encoder
     plan: Plan
     weights: str
     """What the weights are a function of: the hash of their file, or a seed."""
-    features: dict[str, Tensor] = field(default_factory=dict)
-    """By scan: those that probes have asked for so far."""
+    _features: dict[str, Tensor] = field(default_factory=dict)
+    """The features of each scan that have been asked for so far."""
+
+    def features(self, scan_ids: Iterable[str], read: Reader) -> Tensor:
+        """Return the features (scans, features) of the frozen encoder, computed once per scan."""
+        scan_ids = list(scan_ids)
+        new = [scan_id for scan_id in scan_ids if scan_id not in self._features]
+        if new:
+            self._features.update(zip(new, infer(self.encoder, new, read), strict=True))
+        return torch.stack([self._features[scan_id] for scan_id in scan_ids])
 
 
 def find_origins(
     folders: Mapping[str, Path], run_seeds: Sequence[int], volumes: Volumes, *, seed: int
 ) -> dict[tuple[str, int], Origin]:
-    """Every encoder by name, and an untrained one, for each seed of a run.
+    """Load every encoder by name, and an untrained one, for each seed of a run.
 
-    The untrained network, "random", is that of the first encoder. Raises UsageError when an
-    encoder has not been trained on volumes like those of the folder ``volumes``.
+    The untrained network, "random", is that of the first encoder. Raises UsageError if an encoder
+    was trained on volumes unlike ``volumes``.
     """
     origins: dict[tuple[str, int], Origin] = {}
     for name, folder in folders.items():
@@ -66,109 +75,115 @@ def find_origins(
     return origins
 
 
-def make(
-    folder: Path,
-    *,
-    name: str,
-    origin: Origin,
-    init: Initialization,
-    task: Task,
-    rows: pd.DataFrame,
-    learn: pd.DataFrame,
-    read: Reader,
-    params: FinetuneParams,
-    seed: int,
-    advance: Callable[[], None],
-) -> None:
-    """Make a model and write its weights, history.tsv, reference.npz, fitted.tsv, predictions.tsv.
+@dataclass(frozen=True)
+class Blueprint:
+    """What a model is made from."""
 
-    ``rows`` are the scans of the task in all splits, with ``label`` and ``target``; ``learn`` are
-    those of split 'train' whose labels may be seen. Scans of test and ood are opened only when the
-    weights are on disk.
-    """
-    if init.mode == "probe":
-        network = Network(origin.encoder, task)
+    name: str
+    """What error messages call it."""
+    origin: Origin
+    mode: Literal["finetune", "probe"]
+    task: Task
+    rows: pd.DataFrame
+    """The scans of the task in all splits, with ``label`` and ``target``."""
+    learn: pd.DataFrame
+    """Those of split 'train' whose labels may be used."""
+    read: Reader
+    params: FinetuneParams
+    seed: int
+
+    def make(self, folder: Path, advance: Callable[[], None]) -> None:
+        """Make the model: weights, history.tsv, reference.npz, fitted.tsv and predictions.tsv.
+
+        ``advance`` is called after every epoch of fine-tuning. Scans of test and ood are opened
+        only when the weights are on disk.
+        """
+        if self.mode == "probe":
+            network, history = self._probed()
+        else:
+            network, history = self._finetuned(advance)
+        encoders.write_weights(folder / "model.safetensors", network)
+        write_table(history, folder / "history.tsv")
+        self._write_reference(folder, network)
+        self._write_predictions(folder, network)
+
+    def _probed(self) -> tuple[Network, pd.DataFrame]:
+        """Fit a linear model to the features of the frozen encoder."""
+        network = Network(self.origin.encoder, self.task)
         network.head, history = probe.fit(
-            _features(origin, learn["scan_id"], read).numpy(),
-            learn["target"].to_numpy(),
-            subsets.folds(learn, task),
-            task,
+            self.origin.features(self.learn["scan_id"], self.read).numpy(),
+            self.learn["target"].to_numpy(),
+            subsets.folds(self.learn, self.task),
+            self.task,
         )
-    else:
-        network = Network(copy.deepcopy(origin.encoder), task)
+        return network, history
+
+    def _finetuned(self, advance: Callable[[], None]) -> tuple[Network, pd.DataFrame]:
+        """Train all weights of a copy of the encoder, and a head."""
+        network = Network(copy.deepcopy(self.origin.encoder), self.task)
         history = train(
             network,
-            task,
-            name=name,
-            learn=learn,
-            val=rows[rows["split"] == "val"],
-            scans_per_epoch=int((rows["split"] == "train").sum()),
-            read=read,
-            params=params,
-            seed=seed,
+            self.task,
+            name=self.name,
+            learn=self.learn,
+            val=self.rows[self.rows["split"] == "val"],
+            scans_per_epoch=int((self.rows["split"] == "train").sum()),
+            read=self.read,
+            params=self.params,
+            seed=self.seed,
             advance=advance,
         )
-    encoders.write_weights(folder / "model.safetensors", network)
-    write_table(history, folder / "history.tsv")
-    _write_what_it_knows(folder, network, origin, init, task, rows=rows, learn=learn, read=read)
+        return network, history
 
-    held_out = rows[rows["split"].isin(HELD_OUT)]
-    if init.mode == "probe":
+    def _features(self, network: Network, scans: pd.DataFrame) -> Tensor:
+        """Return the features (scans, features) that the head gets, on the CPU."""
+        if self.mode == "probe":
+            return self.origin.features(scans["scan_id"], self.read)
+        return infer(network.encoder, scans["scan_id"], self.read)
+
+    def _write_reference(self, folder: Path, network: Network) -> None:
+        """Write reference.npz, and fitted.tsv with the outputs for the scans of ``learn``."""
+        val = self.rows[self.rows["split"] == "val"]
+        features, val_features = (self._features(network, scans) for scans in (self.learn, val))
         with torch.no_grad():
-            outputs = network.head(_features(origin, held_out["scan_id"], read))
-    else:
-        outputs = infer(network, held_out["scan_id"], read)
-    predictions = held_out[[*DESCRIBED]].assign(**task.columns(outputs))
-    write_table(predictions, folder / "predictions.tsv", PREDICTIONS)
+            device = network.head.weight.device
+            outputs, val_outputs = (
+                network.head(values.to(device)).cpu() for values in (features, val_features)
+            )
+        fitted = reference.fit(
+            features.numpy(),
+            val_features.numpy(),
+            val_outputs.numpy(),
+            val["target"].to_numpy(np.float64),
+            self.task,
+        )
+        reference.write(folder / "reference.npz", fitted)
+        columns = self.task.columns(outputs)
+        table = self.learn[["scan_id", "person", "label"]].assign(**columns)
+        write_table(table, folder / "fitted.tsv")
 
-
-def _write_what_it_knows(
-    folder: Path,
-    network: Network,
-    origin: Origin,
-    init: Initialization,
-    task: Task,
-    *,
-    rows: pd.DataFrame,
-    learn: pd.DataFrame,
-    read: Reader,
-) -> None:
-    """reference.npz, and fitted.tsv: what the model says of the scans that it has learned from."""
-    val = rows[rows["split"] == "val"]
-    seen, unseen = (
-        _features(origin, scans["scan_id"], read)
-        if init.mode == "probe"
-        else infer(network.encoder, scans["scan_id"], read)
-        for scans in (learn, val)
-    )
-    with torch.no_grad():
-        device = network.head.weight.device
-        fitted, outputs = (network.head(each.to(device)).cpu() for each in (seen, unseen))
-    found = reference.fit(
-        seen.numpy(), unseen.numpy(), outputs.numpy(), val["target"].to_numpy(np.float64), task
-    )
-    reference.write(folder / "reference.npz", found)
-    table = learn[["scan_id", "person", "label"]].assign(**task.columns(fitted))
-    write_table(table, folder / "fitted.tsv")
+    def _write_predictions(self, folder: Path, network: Network) -> None:
+        """Write predictions.tsv."""
+        held_out = self.rows[self.rows["split"].isin(HELD_OUT)]
+        if self.mode == "probe":
+            with torch.no_grad():
+                outputs = network.head(self.origin.features(held_out["scan_id"], self.read))
+        else:
+            outputs = infer(network, held_out["scan_id"], self.read)
+        predictions = held_out[[*DESCRIBED]].assign(**self.task.columns(outputs))
+        write_table(predictions, folder / "predictions.tsv", PREDICTIONS)
 
 
 def write_features(
     path: Path, origin: Origin, scans: pd.DataFrame, read: Reader, earlier: Sequence[Path]
 ) -> None:
-    """Write what the frozen encoder says of ``scans``: arrays scan_id and features (scans,
-    features), and made_of, by which an earlier file is known to be the same."""
+    """Write the features of ``scans`` by the frozen encoder, or take them from an earlier file.
+
+    The arrays are ``scan_id`` (scans,), ``features`` (scans, features) and the key ``made_of``.
+    """
     content = scans[["scan_id", "volume_sha256"]].to_csv(index=False)
     key = hashlib.sha256(f"{origin.weights}\n{content}".encode()).hexdigest()
     if not cache.take(path, key, earlier=earlier, key_of=key_of_arrays):
-        features = _features(origin, scans["scan_id"], read).numpy()
-        names = scans["scan_id"].to_numpy(str)
-        write_arrays(path, key=key, scan_id=names, features=features)
-
-
-def _features(origin: Origin, scan_ids: Iterable[str], read: Reader) -> Tensor:
-    """Features (scans, features) of the frozen encoder; each scan is seen once."""
-    scan_ids = list(scan_ids)
-    new = [scan_id for scan_id in scan_ids if scan_id not in origin.features]
-    if new:
-        origin.features.update(zip(new, infer(origin.encoder, new, read), strict=True))
-    return torch.stack([origin.features[scan_id] for scan_id in scan_ids])
+        features = origin.features(scans["scan_id"], read).numpy()
+        scan_ids = scans["scan_id"].to_numpy(str)
+        write_arrays(path, key=key, scan_id=scan_ids, features=features)

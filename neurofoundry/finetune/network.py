@@ -1,4 +1,4 @@
-"""An encoder with a linear head, and what it says of a scan."""
+"""An encoder with a linear head, and its outputs for scans."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ BATCH = 8
 """Scans in a forward pass without gradients."""
 
 Reader = Callable[[Sequence[str]], Tensor]
-"""From scan ids to volumes, int16 steps of ``SLOPE``, (batch, 1, z, y, x)."""
+"""A function from scan ids to volumes (batch, 1, z, y, x), int16 steps of ``SLOPE``."""
 
 
 class Network(nn.Module):
-    """z-scores (batch, 1, z, y, x) to logits (batch, classes), or to values (batch, 1)."""
+    """Maps z-scores (batch, 1, z, y, x) to logits (batch, classes) or values (batch, 1)."""
 
     def __init__(self, encoder: Encoder, task: Task) -> None:
         super().__init__()
         self.encoder = encoder
         device = next(encoder.parameters()).device
         self.head = nn.Linear(encoder.features, len(task.output_columns), device=device)
-        # From zero, all models of a task start with the same predictions, whatever their encoder.
+        # From zeros, all models of a task start with the same predictions, whatever the encoder.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Outputs of the head."""
+        """Return the outputs of the head."""
         output: Tensor = self.head(self.encoder(volumes))
         return output
 
 
 @torch.no_grad()
 def infer(module: nn.Module, scan_ids: Iterable[str], read: Reader, *, size: int = BATCH) -> Tensor:
-    """Outputs of ``module`` in evaluation mode, (scans, outputs), on the CPU.
+    """Return the outputs of ``module`` in evaluation mode, (scans, outputs), on the CPU.
 
-    Batches have one ``size``, the last one filled up, so that the output for a scan does not
-    depend, not even in its last bit, on the scans beside it.
+    All batches have the same ``size``, the last one filled up, so that the output for a scan does
+    not depend on the other scans, not even in its last bit.
     """
     device = next(module.parameters()).device
     module.eval()

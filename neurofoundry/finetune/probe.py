@@ -14,7 +14,7 @@ from torch import nn
 from neurofoundry.tasks import Task
 
 PENALTIES = np.logspace(-1, 5, 13)
-"""Of the squared weights of standardized features: to choose from."""
+"""Penalties to choose from, on the squared weights of standardized features."""
 
 
 def fit(
@@ -23,12 +23,13 @@ def fit(
     folds: NDArray[np.int64],
     task: Task,
 ) -> tuple[nn.Linear, pd.DataFrame]:
-    """A penalized linear model of ``features`` (scans, features), and how its penalty was chosen.
+    """Fit a penalized linear model of ``features`` (scans, features); return it and its history.
 
-    Logistic regression with balanced classes, or ridge regression, of features standardized with
-    the statistics of these scans. The penalty has the least loss in cross-validation over
-    ``folds``: the cross-entropy, or the squared error in the label's unit. Standardization is
-    folded into the weights: the model takes the features as the encoder gives them.
+    It is a logistic regression with balanced classes or a ridge regression, of features that are
+    standardized with the statistics of these scans. The penalty has the least loss in
+    cross-validation over ``folds``: the cross-entropy, or the squared error in the label's unit.
+    The standardization is folded into the weights, so that the model takes the features as the
+    encoder gives them. The history has one row per penalty.
     """
     pipeline = make_pipeline(StandardScaler(), task.linear_model(balanced=True))
     choices, cv = task.penalties(PENALTIES), PredefinedSplit(folds)

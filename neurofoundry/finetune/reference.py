@@ -1,7 +1,7 @@
-"""What a model's users need beside its weights: how far to trust a prediction.
+"""What users need beside a model's weights to know how far to trust a prediction.
 
-Fitted on training scans, and on the validation scans that chose the weights; never on test or ood.
-As val was used to choose an epoch or a penalty, what is fitted on it is slightly too confident.
+It is fitted on training and validation scans, never on test or ood. As val has also chosen the
+epoch, what is fitted on it is slightly overconfident.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from neurofoundry.errors import DataError
+from neurofoundry.runtime.files import atomic
 from neurofoundry.tasks import Task
 
 COVERAGE = 0.9
-"""Of the interval of a regression."""
+"""Coverage of the interval of a regression."""
+
 FAMILIAR = 0.975
 """Share of the validation scans that count as familiar."""
 
@@ -26,24 +28,24 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What new scans are compared with."""
+    """What new scans and predictions for them are compared with."""
 
     mean: Values
-    """(features,) of the training scans."""
+    """The mean of the training scans, (features,)."""
     precision: Values
-    """(features, features): the inverse of their covariance."""
+    """The inverse of their covariance, (features, features)."""
     distance_limit: float
-    """The `distance` that ``FAMILIAR`` of the validation scans do not exceed."""
+    """The `distance` that a share ``FAMILIAR`` of the validation scans does not exceed."""
     temperature: float
-    """Classification: what logits are divided by; NaN for a regression."""
+    """The divisor of the logits of a classification; NaN for a regression."""
     half_width: float
-    """Regression: of the interval, in the label's unit; NaN for a classification, infinite when
-    val has too few scans to say."""
+    """The half-width of the interval of a regression, in the label's unit; NaN for a
+    classification, infinite if val has too few scans."""
 
     def distance(self, features: NDArray[np.floating]) -> Values:
-        """Mahalanobis distance of scans (scans, features) to the training scans."""
-        away = features.astype(np.float64) - self.mean
-        squares = np.einsum("si,ij,sj->s", away, self.precision, away)
+        """Return the Mahalanobis distance of scans (scans, features) to the training scans."""
+        deviation = features.astype(np.float64) - self.mean
+        squares = np.einsum("si,ij,sj->s", deviation, self.precision, deviation)
         distance: Values = np.sqrt(np.maximum(squares, 0))
         return distance
 
@@ -55,11 +57,11 @@ def fit(
     targets: Values,
     task: Task,
 ) -> Reference:
-    """From features (scans, features) of train and val, and outputs and targets of val.
+    """Fit to features (scans, features) of train and val, and to outputs and targets of val.
 
-    - Familiarity: Mahalanobis distance under the covariance of Ledoit and Wolf (2004), which can
-      be inverted for fewer scans than features (Lee et al. 2018 detect foreign inputs by it).
-    - Uncertainty: a temperature or the half-width of an interval, as the task states it.
+    - Familiarity: the Mahalanobis distance (Lee et al. 2018) under the covariance of Ledoit and
+      Wolf (2004), which can be inverted even for fewer scans than features.
+    - Uncertainty: a temperature or the half-width of an interval, as the task defines it.
     """
     covariance = LedoitWolf().fit(learn.astype(np.float64))
     reference = Reference(
@@ -73,15 +75,16 @@ def fit(
 
 
 def write(path: Path, reference: Reference) -> None:
-    """Write reference.npz."""
-    np.savez(path, **asdict(reference))
+    """Write reference.npz, as a whole or not at all."""
+    with atomic(path) as temporary:
+        np.savez(temporary, **asdict(reference))
 
 
 def read(path: Path) -> Reference:
     """Read reference.npz. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            values = {name: found[name] for name in found.files}
+        with np.load(path, allow_pickle=False) as content:
+            values = {name: content[name] for name in content.files}
         scalars = ("distance_limit", "temperature", "half_width")
         return Reference(
             mean=values["mean"],
@@ -90,6 +93,6 @@ def read(path: Path) -> Reference:
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path}: says how far to trust the model, and cannot be read ({error}). Run finetune "
+            f"{path}: cannot be read ({error}), and says how far to trust the model. Run finetune "
             "again."
         ) from error

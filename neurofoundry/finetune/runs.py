@@ -18,7 +18,7 @@ from neurofoundry.tasks import Task
 
 @dataclass(frozen=True)
 class Run:
-    """One model to make: of which task, from where, with which share of the labels and draw."""
+    """One model to make: its task, initialization, fraction of the labels and seed."""
 
     task: str
     init: str
@@ -27,19 +27,21 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder within the output."""
+        """The folder of the model within the output."""
         return f"{self.task}/{self.init}/{self.fraction}/{self.seed}"
 
 
 def declared(tasks: Iterable[str], params: FinetuneParams) -> list[Run]:
-    """All runs, in the order of their declaration."""
+    """Return all runs in the order of their declaration."""
     grid = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
     return [Run(*values) for values in grid]
 
 
-def share(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run]:
-    """Those of all runs that are a shard's. Probes of one frozen encoder stay together, so that no
-    two shards compute the same features."""
+def of_shard(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run]:
+    """Return those of all ``runs`` that a shard makes.
+
+    Probes of one frozen encoder stay together, so that no two shards compute the same features.
+    """
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(params.frozen(run.init, run.seed) or run, []).append(run)
@@ -47,23 +49,25 @@ def share(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run
     return [run for run in runs if run in chosen]
 
 
-def described_encoders(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[str]:
-    """The encoders whose features are written: all; by a shard, those of its probes."""
+def encoders_to_describe(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[str]:
+    """Return the encoders whose features are written: all; by a shard, those of its probes."""
     if shard.whole:
         return list(dict.fromkeys(params.initializations[run.init].encoder for run in runs))
-    frozen = dict.fromkeys(params.frozen(run.init, run.seed) for run in runs)
-    return [each[0] for each in frozen if each and each[1] in (None, params.seeds[0])]
+    probed = dict.fromkeys(params.frozen(run.init, run.seed) for run in runs)
+    return [
+        frozen.encoder for frozen in probed if frozen and frozen.seed in (None, params.seeds[0])
+    ]
 
 
 def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The scans of a task with their ``label`` and what stands for it, the number ``target``."""
+    """Return the scans of a task with their ``label`` and its number, ``target``."""
     chosen = task.select(scans)
     target = task.targets(chosen)
     return chosen.assign(label=target if task.numeric_label else chosen[task.column], target=target)
 
 
 def learned_from(rows: pd.DataFrame, run: Run, task: Task, seed: int) -> pd.DataFrame:
-    """Of the labelled scans ``rows``, those of split 'train' whose labels the run may see."""
+    """Return those of the labelled scans ``rows`` from which the model of a run learns."""
     key = f"{seed} {run.seed} {run.task}"
     return subsets.fraction_of(rows[rows["split"] == "train"], task, run.fraction, key=key)
 
@@ -71,9 +75,9 @@ def learned_from(rows: pd.DataFrame, run: Run, task: Task, seed: int) -> pd.Data
 def find_gaps(
     runs: Iterable[Run], tasks: Mapping[str, Task], scans: pd.DataFrame, *, seed: int
 ) -> dict[Run, str]:
-    """Why models cannot be made, in words, for those that cannot.
+    """Return the runs whose models cannot be made, and why, in words.
 
-    Raises DataError with all the reasons when a task that is required has one.
+    Raises DataError with all the reasons if a required task has one.
     """
     reasons: dict[tuple[str, float, int], str | None] = {}
     refused: dict[str, None] = {}
@@ -95,7 +99,7 @@ def find_gaps(
 
 
 def table(runs: Sequence[Run], gaps: Mapping[Run, str]) -> pd.DataFrame:
-    """The rows of runs.tsv."""
+    """Return the rows of runs.tsv."""
     rows = [
         (run.task, run.init, str(run.fraction), run.seed)
         + ((NOT_ESTIMABLE, gaps[run]) if run in gaps else (DONE, None))

@@ -31,7 +31,7 @@ LIGHT = AugmentParams(
     coarse=1.0,
     noise=0.1,
 )
-"""Views that leave a head nearly its size, and its lesions."""
+"""Views that nearly keep the size of a head, and its lesions."""
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises to its peak."""
@@ -53,45 +53,18 @@ def train(
     seed: int,
     advance: Callable[[], None],
 ) -> pd.DataFrame:
-    """Fit ``network`` to the scans ``learn`` and keep the epoch of the least loss on ``val``.
+    """Fit ``network`` to the scans ``learn``, keep the epoch of the least loss on ``val``, and
+    return the history, one row per epoch.
 
-    Both tables have ``scan_id`` and ``target``. Returns the history, one row an epoch: losses are
-    cross-entropies weighted for balanced classes, or squared errors over the variance of the
-    targets. In the end a regression's network speaks the label's unit. Raises UsageError when a
-    loss is not a finite number.
+    Both tables have ``scan_id`` and ``target``. Losses are cross-entropies weighted for balanced
+    classes, or squared errors over the variance of the targets. The network of a regression
+    finally outputs the unit of the label. Raises UsageError if a loss is not a finite number.
     """
-    device = next(network.parameters()).device
-    centre, scale = task.standardization(learn["target"])
-    objective = task.loss(learn["target"].to_numpy(), device)
-    targets = _standardized(learn, centre, scale, device)
-    val_targets = _standardized(val, centre, scale, device)
-    scan_ids = learn["scan_id"].to_numpy()
-
-    steps = math.ceil(scans_per_epoch / params.batch_size)
-    batches = _batches(len(learn), params.batch_size, seeds.generator(seed, "order"))
-    optimizer = torch.optim.AdamW(_parameter_groups(network, params), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rise_and_fall(params.epochs * steps))
+    trainer = Trainer(network, task, learn, scans_per_epoch, read, params, seed)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     for epoch in range(params.epochs):
-        network.train()
-        _forget_statistics(network)
-        train_loss = 0.0
-        for step in range(epoch * steps, (epoch + 1) * steps):
-            rows = next(batches)
-            volumes = read(list(scan_ids[rows])).to(device).float() * SLOPE
-            if params.augmentation == "light":
-                # Drawn by step, as few scans come more than once in an epoch.
-                volumes = _light_view(volumes, list(scan_ids[rows]), seed=seed, epoch=step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16"):
-                outputs = network(volumes)
-            loss = objective(outputs.float(), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            train_loss += loss.item() / steps
-        val_loss = objective(infer(network, val["scan_id"], read).to(device), val_targets).item()
+        train_loss, val_loss = trainer.run_epoch(epoch), trainer.loss_on(val)
         if not math.isfinite(train_loss) or not math.isfinite(val_loss):
             raise UsageError(
                 f"{name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
@@ -101,23 +74,84 @@ def train(
             best = {key: value.clone() for key, value in network.state_dict().items()}
         history.append({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss})
         advance()
-
     network.load_state_dict(best)
-    with torch.no_grad():
-        network.head.weight.mul_(scale)
-        network.head.bias.mul_(scale).add_(centre)
+    trainer.unstandardize()
     return pd.DataFrame(history)
 
 
-def _standardized(scans: pd.DataFrame, centre: float, scale: float, device: torch.device) -> Tensor:
-    values = (scans["target"].to_numpy() - centre) / scale
-    return torch.tensor(values, dtype=torch.float32, device=device)
+class Trainer:
+    """The parts of fine-tuning: optimizer, schedule, order of the scans, and loss."""
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task,
+        learn: pd.DataFrame,
+        scans_per_epoch: int,
+        read: Reader,
+        params: FinetuneParams,
+        seed: int,
+    ) -> None:
+        self.network, self.read, self.params, self.seed = network, read, params, seed
+        self.device = next(network.parameters()).device
+        self.centre, self.scale = task.standardization(learn["target"])
+        self.objective = task.loss(learn["target"].to_numpy(), self.device)
+        self.scan_ids = learn["scan_id"].to_numpy()
+        self.targets = self._standardized(learn)
+        self.steps = math.ceil(scans_per_epoch / params.batch_size)
+        """Steps per epoch."""
+        self.batches = batches(len(learn), params.batch_size, seeds.generator(seed, "order"))
+        self.optimizer = torch.optim.AdamW(parameter_groups(network, params), fused=True)
+        factor = warm_up_and_cosine(params.epochs * self.steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    def run_epoch(self, epoch: int) -> float:
+        """Train for an epoch and return the mean loss of its steps."""
+        self.network.train()
+        _forget_statistics(self.network)
+        mean = 0.0
+        for step in range(epoch * self.steps, (epoch + 1) * self.steps):
+            mean += self._step(step) / self.steps
+        return mean
+
+    def loss_on(self, scans: pd.DataFrame) -> float:
+        """Return the loss on other scans, in evaluation mode."""
+        outputs = infer(self.network, scans["scan_id"], self.read).to(self.device)
+        return self.objective(outputs, self._standardized(scans)).item()
+
+    def unstandardize(self) -> None:
+        """Let the head output targets in the unit of the label."""
+        with torch.no_grad():
+            self.network.head.weight.mul_(self.scale)
+            self.network.head.bias.mul_(self.scale).add_(self.centre)
+
+    def _step(self, step: int) -> float:
+        """Train on one batch and return its loss."""
+        rows = next(self.batches)
+        scan_ids = list(self.scan_ids[rows])
+        volumes = self.read(scan_ids).to(self.device).float() * SLOPE
+        if self.params.augmentation == "light":
+            # Drawn by step, as few scans come more than once in an epoch.
+            volumes = _light_view(volumes, scan_ids, seed=self.seed, epoch=step)
+        bf16 = self.params.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            outputs = self.network(volumes)
+        loss = self.objective(outputs.float(), self.targets[rows])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    def _standardized(self, scans: pd.DataFrame) -> Tensor:
+        values = (scans["target"].to_numpy() - self.centre) / self.scale
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
 
-def _batches(
+def batches(
     count: int, batch_size: int, random: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Row numbers, batch after batch of one size: every row once, then all again.
+    """Yield row numbers in batches of one size without end: each row once, then all again.
 
     A smaller last batch would give batch norm poor statistics.
     """
@@ -128,6 +162,35 @@ def _batches(
             rows = np.concatenate([rows, random.permutation(count)])
         yield rows[:batch_size]
         rows = rows[batch_size:]
+
+
+def parameter_groups(network: Network, params: FinetuneParams) -> list[dict[str, Any]]:
+    """Return the parameters with the learning rate of their level, biases and norms undecayed."""
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, values in network.named_parameters():
+        level = name.removeprefix("encoder.").split(".")[0]
+        depth = DEPTHS.get(level, len(DEPTHS))
+        groups.setdefault((depth, values.ndim > 1), []).append(values)
+    return [
+        {
+            "params": values,
+            "lr": params.learning_rate * params.layer_decay**depth,
+            "weight_decay": params.weight_decay * decays,
+        }
+        for (depth, decays), values in groups.items()
+    ]
+
+
+def warm_up_and_cosine(steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate by step: a linear warm-up, then a cosine to 0."""
+    warm = max(1, round(WARM_UP * steps))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return factor
 
 
 def _light_view(volumes: Tensor, scan_ids: list[str], *, seed: int, epoch: int) -> Tensor:
@@ -146,32 +209,3 @@ def _forget_statistics(network: Network) -> None:
         if isinstance(module, nn.BatchNorm3d):
             module.reset_running_stats()
             module.momentum = None
-
-
-def _parameter_groups(network: Network, params: FinetuneParams) -> list[dict[str, Any]]:
-    """Every parameter with the rate of its level, and with decay unless it is a bias or a norm."""
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, values in network.named_parameters():
-        level = name.removeprefix("encoder.").split(".")[0]
-        depth = DEPTHS.get(level, len(DEPTHS))
-        groups.setdefault((depth, values.ndim > 1), []).append(values)
-    return [
-        {
-            "params": values,
-            "lr": params.learning_rate * params.layer_decay**depth,
-            "weight_decay": params.weight_decay * decays,
-        }
-        for (depth, decays), values in groups.items()
-    ]
-
-
-def _rise_and_fall(steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate at a step: a straight warm-up, then half a cosine to 0."""
-    warm = max(1, round(WARM_UP * steps))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    return factor

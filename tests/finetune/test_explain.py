@@ -102,14 +102,14 @@ def test_blocks_hold_the_sum_of_their_voxels(spacing: float) -> None:
 def test_persons_come_from_the_classes_in_turn_and_with_one_scan_each() -> None:
     rows = labelled(tiny.scans_table(), DIAGNOSIS)
     test = rows[rows["split"] == "test"]
-    found = subsets.in_turn(test, DIAGNOSIS, 6, key="explain")
-    assert found["person"].is_unique
-    assert found["label"].to_list() == ["CN", "AD"] * 3
+    chosen = subsets.in_turn(test, DIAGNOSIS, 6, key="explain")
+    assert chosen["person"].is_unique
+    assert chosen["label"].to_list() == ["CN", "AD"] * 3
     more = subsets.in_turn(test, DIAGNOSIS, 100, key="explain")
-    assert more["scan_id"].to_list()[:6] == found["scan_id"].to_list()
+    assert more["scan_id"].to_list()[:6] == chosen["scan_id"].to_list()
     assert set(more["person"]) == set(test["person"])
     shuffled = test.sample(frac=1, random_state=0)
-    assert subsets.in_turn(shuffled, DIAGNOSIS, 6, key="explain").equals(found)
+    assert subsets.in_turn(shuffled, DIAGNOSIS, 6, key="explain").equals(chosen)
 
 
 class TestLesions:
@@ -141,12 +141,12 @@ class TestLesions:
     def networks(cls, heads: tuple[np.ndarray, np.ndarray]) -> dict[str, Network]:
         """One that has learned to see them, and the same with the weights that it began with."""
         rows = pd.DataFrame({"scan_id": range(72), "target": np.arange(72) % 2})
-        found = {}
+        networks = {}
         for name in ("trained", "untrained"):
             params = EncoderParams(stem_stride=2, width=0.125)
-            found[name] = Network(encoders.build(params, seed=0), cls.TASK)
+            networks[name] = Network(encoders.build(params, seed=0), cls.TASK)
         train(
-            found["trained"],
+            networks["trained"],
             cls.TASK,
             name="lesions",
             learn=rows[:48],
@@ -158,8 +158,8 @@ class TestLesions:
             advance=lambda: None,
         )
         # The head of an untrained network is 0, and so would be its maps.
-        found["untrained"].head.load_state_dict(found["trained"].head.state_dict())
-        return found
+        networks["untrained"].head.load_state_dict(networks["trained"].head.state_dict())
+        return networks
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -174,14 +174,13 @@ class TestLesions:
             rows = []
             for volume, lesion in zip(*(each[59::2] for each in heads), strict=True):
                 z = torch.from_numpy(volume)[None, None].float() * SLOPE
-                found = explain.integrated_gradients(
+                attributions = explain.integrated_gradients(
                     lambda v, n=network: cls.TASK.score(n(v)), z, explain.flat(z), 16
                 )[0, 0].numpy()
-                part = found.clip(0)
-                peak = lesion.flat[found.argmax()]
-                rows.append(
-                    [part[lesion].sum() / part.sum(), lesion.sum() / (volume != 0).sum(), peak]
-                )
+                for_yes = attributions.clip(0)
+                peak = lesion.flat[attributions.argmax()]
+                share = for_yes[lesion].sum() / for_yes.sum()
+                rows.append([share, lesion.sum() / (volume != 0).sum(), peak])
             measured[name] = np.mean(rows, axis=0)
         return measured
 

@@ -10,7 +10,7 @@ import torch
 
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
-from neurofoundry.finetune import train as module
+from neurofoundry.finetune import train as training
 from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.runs import labelled
@@ -32,7 +32,7 @@ def fit(
     rows = labelled(tiny.scans_table() if scans is None else scans, task)
     network = Network(encoders.load(encoder)[0], task)
     val = rows[rows["split"] == "val"]
-    history = module.train(
+    history = training.train(
         network,
         task,
         name="a run",
@@ -66,8 +66,8 @@ def test_before_it_has_learned_a_regression_says_the_mean_of_what_it_learned_fro
     network, history, val = fit(volumes, encoder, AGE, epochs=1, learning_rate=1e-9)
     scans = tiny.scans_table()
     ages = scans["age"][scans["split"] == "train"]
-    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
-    np.testing.assert_allclose(said.numpy(), ages.mean(), rtol=1e-5)
+    outputs = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
+    np.testing.assert_allclose(outputs.numpy(), ages.mean(), rtol=1e-5)
     naive = ((val["age"] - ages.mean()) ** 2).mean() / ages.var(ddof=0)
     assert history["val_loss"].item() == pytest.approx(naive, rel=1e-4)
 
@@ -78,8 +78,8 @@ def test_the_weights_are_those_of_the_best_epoch(volumes: Path, encoder: Path) -
     scans.loc[scans["split"] == "val", "age"] = 140 - scans["age"]
     network, history, val = fit(volumes, encoder, AGE, scans=scans)
     variance = scans["age"][scans["split"] == "train"].var(ddof=0)
-    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))[:, 0]
-    loss = ((said.numpy() - val["age"]) ** 2).mean() / variance
+    outputs = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))[:, 0]
+    loss = ((outputs.numpy() - val["age"]) ** 2).mean() / variance
     assert history["val_loss"].idxmin() < len(history) - 1
     assert loss == pytest.approx(history["val_loss"].min(), rel=1e-3)
     assert loss < 0.9 * history["val_loss"].iloc[-1]
@@ -91,7 +91,7 @@ def test_norm_statistics_are_the_mean_over_the_batches_of_the_epoch(
     network, _, _ = fit(volumes, encoder, AGE, epochs=1, learning_rate=1e-9)
     scans = tiny.scans_table()
     scan_ids = scans["scan_id"][scans["split"] == "train"].to_numpy()
-    batches = module._batches(len(scan_ids), 8, generator(1, "order"))
+    batches = training.batches(len(scan_ids), 8, generator(1, "order"))
     means, variances = [], []
     for _ in range(4):  # 30 scans in batches of 8
         inputs = read_batch(Volumes(volumes), list(scan_ids[next(batches)])) * 0.001
@@ -99,17 +99,17 @@ def test_norm_statistics_are_the_mean_over_the_batches_of_the_epoch(
             stem = encoders.load(encoder)[0].conv1(inputs)
         means.append(stem.mean((0, 2, 3, 4)))
         variances.append(stem.var((0, 2, 3, 4)))
-    found = network.encoder.bn1
-    torch.testing.assert_close(found.running_mean, torch.stack(means).mean(0), rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.running_var, torch.stack(variances).mean(0), rtol=1e-3, atol=0)
+    norm = network.encoder.bn1
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0), rtol=1e-3, atol=0)
 
 
 def test_three_classes_are_told_apart(volumes: Path, encoder: Path) -> None:
     scans = tiny.scans_table()
     scans.loc[(scans["diagnosis"] == "CN") & (scans["age"] > 68), "diagnosis"] = "MCI"
     network, history, val = fit(volumes, encoder, THREE, scans=scans, epochs=8)
-    said = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
-    assert said.shape == (len(val), 3)
+    outputs = infer(network, val["scan_id"], lambda ids: read_batch(Volumes(volumes), ids))
+    assert outputs.shape == (len(val), 3)
     assert history["val_loss"].min() < 0.6 * np.log(3)
 
 
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_a_number_is_said_with_the_cure(volumes: Path, encode
 
 @pytest.mark.parametrize(("count", "size"), [(20, 8), (8, 8), (3, 8), (9, 8)])
 def test_batches_have_one_size_and_every_scan_its_turn(count: int, size: int) -> None:
-    batches = module._batches(count, size, generator("rows"))
+    batches = training.batches(count, size, generator("rows"))
     taken = [next(batches) for _ in range(3 * count)]
     assert {len(batch) for batch in taken} == {min(size, count)}
     stream = np.concatenate(taken)
@@ -138,7 +138,7 @@ def test_batches_have_one_size_and_every_scan_its_turn(count: int, size: int) ->
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    factor = module._rise_and_fall(100)
+    factor = training.warm_up_and_cosine(100)
     rates = [factor(step) for step in range(101)]
     assert np.argmax(rates) in (9, 10)
     assert max(rates) == 1
@@ -152,12 +152,12 @@ def test_lower_levels_learn_more_slowly_and_only_weights_decay(encoder: Path) ->
     params = FinetuneParams.model_validate(
         {**tiny.FINETUNED, "learning_rate": 1.0, "layer_decay": 0.5, "weight_decay": 0.1}
     )
-    found = {
+    settings = {
         id(values): (group["lr"], group["weight_decay"])
-        for group in module._parameter_groups(network, params)
+        for group in training.parameter_groups(network, params)
         for values in group["params"]
     }
-    named = {name: found[id(values)] for name, values in network.named_parameters()}
+    named = {name: settings[id(values)] for name, values in network.named_parameters()}
     assert named["head.weight"] == (1, 0.1)
     assert named["head.bias"] == (1, 0)
     assert named["encoder.layer4.0.conv1.weight"] == (0.5, 0.1)

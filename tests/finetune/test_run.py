@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -25,8 +24,6 @@ from neurofoundry.contracts.volumes import Grid, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import explain
 from neurofoundry.finetune.network import infer
-from neurofoundry.finetune.params import FinetuneParams
-from neurofoundry.finetune.runs import Run, share
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.runtime.stage import Shard
@@ -122,10 +119,10 @@ class TestOutputs:
         assert sorted(table.index) == sorted(scans.index[scans["split"] == "train"])
         assert (table["label"] == scans.loc[table.index, task.column]).all()
         read = partial(read_batch, Volumes(volumes))
-        said = infer(tiny.read_model(folder, encoder, task), table.index, read)
-        expected = said[:, 0] if task is AGE else said.softmax(1)[:, 1]
-        found = table["output" if task is AGE else "p_AD"]
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
+        outputs = infer(tiny.read_model(folder, encoder, task), table.index, read)
+        expected = outputs[:, 0] if task is AGE else outputs.softmax(1)[:, 1]
+        written = table["output" if task is AGE else "p_AD"]
+        np.testing.assert_allclose(written, expected.numpy(), rtol=1e-3, atol=1e-3)
 
     def test_fine_tuning_finds_what_was_planted(self, models: Path) -> None:
         for init in ("scratch", "simclr"):
@@ -139,8 +136,8 @@ class TestOutputs:
         assert sorted(path.name for path in (models / "features").iterdir()) == [
             *("random.npz", "simclr.npz")
         ]
-        with np.load(models / "features/simclr.npz", allow_pickle=False) as found:
-            scan_ids, features = list(found["scan_id"]), found["features"]
+        with np.load(models / "features/simclr.npz", allow_pickle=False) as content:
+            scan_ids, features = list(content["scan_id"]), content["features"]
         scans = pd.read_csv(volumes / "scans.tsv", sep="\t").set_index("scan_id")
         assert set(scans.loc[scan_ids, "split"]) == {"val", "test", "ood"}
         network = encoders.load(encoder)[0]
@@ -242,19 +239,19 @@ def test_no_model_depends_on_how_it_is_judged(tmp_path: Path, volumes: Path, enc
     """So a change of the statistics makes no model anew (runtime/code.py)."""
     code = (
         "import sys; from pathlib import Path;"
-        "from tests.finetune import test_stage; from tests.support import tiny;"
+        "from tests.finetune import test_run; from tests.support import tiny;"
         "out, volumes, encoder = map(Path, sys.argv[1:]);"
-        "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS);"
+        "tiny.run(out, volumes, encoder, test_run.BOTH, test_run.TASKS);"
         "print([name for name in sys.modules if name.startswith('neurofoundry.stats')])"
     )
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, *map(str, (tmp_path / "models", volumes, encoder))],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.strip().splitlines()[-1] == "[]"
+    assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
 class TestResume:
@@ -264,9 +261,9 @@ class TestResume:
         out = tmp_path / "models"
         code = (
             "import sys; from pathlib import Path;"
-            "from tests.finetune import test_stage; from tests.support import tiny;"
+            "from tests.finetune import test_run; from tests.support import tiny;"
             "out, volumes, encoder = map(Path, sys.argv[1:]);"
-            "tiny.run(out, volumes, encoder, test_stage.BOTH, test_stage.TASKS)"
+            "tiny.run(out, volumes, encoder, test_run.BOTH, test_run.TASKS)"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(out), str(volumes), str(encoder)],
@@ -301,7 +298,7 @@ class TestResume:
         remade = sorted(name for name in before if after[name] != before[name])
         assert remade == sorted(name for name in before if "probe" not in name)
 
-    def test_parts_of_several_machines_make_what_one_run_makes(
+    def test_shards_of_several_machines_make_what_one_run_makes(
         self,
         tmp_path: Path,
         models: Path,
@@ -319,46 +316,26 @@ class TestResume:
         params = {**BOTH, "initializations": {**BOTH["initializations"], "untrained": UNTRAINED}}
         whole = tiny.run(tmp_path / "whole", volumes, encoder, params, TASKS, reuse=[models])
         monkeypatch.setattr("neurofoundry.finetune.model.infer", watched)
-        parts = []
-        for number in (1, 2):
-            out, part = tmp_path / f"part{number}", Shard(number, 2)
-            parts.append(tiny.run(out, volumes, encoder, params, TASKS, shard=part, reuse=[models]))
-        rows = [len(pd.read_csv(part / "runs.tsv", sep="\t")) for part in parts]
+        shards = [
+            tiny.run(
+                *(tmp_path / f"shard{number}", volumes, encoder, params, TASKS),
+                shard=Shard(number, 2),
+                reuse=[models],
+            )
+            for number in (1, 2)
+        ]
+        rows = [len(pd.read_csv(shard / "runs.tsv", sep="\t")) for shard in shards]
         assert rows == [4, 4]
-        # What a frozen encoder says of a scan is asked once, whatever the number of parts, and not
-        # again when they are taken together. That of simclr is known from ``models``.
-        features = [sorted(p.name for p in (part / "features").iterdir()) for part in parts]
+        # The features of a scan by a frozen encoder are computed once, whatever the number of
+        # shards, and not again when they are merged. Those by simclr are known from ``models``.
+        features = [sorted(p.name for p in (shard / "features").iterdir()) for shard in shards]
         assert sorted(features) == [["random.npz"], ["simclr.npz"]]
-        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=parts)
+        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=shards)
         assert len(described) == len(set(described)) > 0
         assert tiny.contents(merged) == tiny.contents(whole)
-        made = [path for part in parts for path in part.rglob("model.safetensors")]
+        made = [path for shard in shards for path in shard.rglob("model.safetensors")]
         used = merged.rglob("model.safetensors")
         assert {path.stat().st_ino for path in made} == {path.stat().st_ino for path in used}
-
-    @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
-    def test_every_model_is_of_one_part_and_the_probes_of_an_encoder_share_one(
-        self, count: int
-    ) -> None:
-        params = FinetuneParams.model_validate(
-            {
-                **BOTH,
-                "initializations": {**BOTH["initializations"], "untrained": UNTRAINED},
-                "fractions": [0.5, 1.0],
-                "seeds": [0, 1],
-            }
-        )
-        grid = itertools.product(TASKS, params.initializations, params.fractions, params.seeds)
-        runs = [Run(*values) for values in grid]
-        shares = [share(runs, params, Shard(number + 1, count)) for number in range(count)]
-        assert sorted(itertools.chain(*shares), key=runs.index) == runs
-        for init, seeds in (("probe", [(0, 1)]), ("untrained", [(0,), (1,)])):
-            for some in seeds:
-                mine = {run for run in runs if run.init == init and run.seed in some}
-                assert sum(bool(mine & set(each)) for each in shares) == 1
-        most = params.most_shards(len(TASKS))
-        assert most == 2 * 2 * 2 * 2 + 3
-        assert sum(map(bool, shares)) == min(count, most)
 
     def test_more_runs_are_added_to_those_there_are_and_others_vanish(
         self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
@@ -536,10 +513,10 @@ class TestExplanations:
         self, explained: Path, volumes: Path, encoder: Path, init: str
     ) -> None:
         folder = explained / f"diagnosis/{init}/1.0/0"
-        said = tiny.predictions(folder).set_index("scan_id")
-        with np.load(folder / "explanation.npz") as found:
-            rows = said.loc[found["scan_id"]]
-            maps, spacing, answers = found["maps"], found["spacing"], found["answer"]
+        predictions = tiny.predictions(folder).set_index("scan_id")
+        with np.load(folder / "explanation.npz") as content:
+            rows = predictions.loc[content["scan_id"]]
+            maps, spacing, answers = content["maps"], content["spacing"], content["answer"]
         assert set(rows["split"]) == {"test"}
         assert rows["label"].to_list() == ["CN", "AD", "CN", "AD"]
         assert rows["person"].is_unique
@@ -554,21 +531,21 @@ class TestExplanations:
         expected = explain.block_sums(voxels[0, 0].numpy(), tiny.GRID)
         np.testing.assert_allclose(maps[1], expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
-    def test_parts_make_the_same_and_what_is_there_is_not_made_again(
+    def test_shards_make_the_same_and_what_is_there_is_not_made_again(
         self, tmp_path: Path, explained: Path, models: Path, volumes: Path, encoder: Path
     ) -> None:
         params = {**BOTH, "explain": EXPLAIN}
-        parts = [
+        shards = [
             tiny.run(
-                *(tmp_path / f"part{number}", volumes, encoder, params, TASKS),
+                *(tmp_path / f"shard{number}", volumes, encoder, params, TASKS),
                 shard=Shard(number, 2),
                 reuse=[models],
             )
             for number in (1, 2)
         ]
-        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=parts)
+        merged = tiny.run(tmp_path / "models", volumes, encoder, params, TASKS, reuse=shards)
         assert tiny.contents(merged) == tiny.contents(explained)
-        made = [path for part in parts for path in part.rglob("explanation.npz")]
+        made = [path for shard in shards for path in shard.rglob("explanation.npz")]
         used = merged.rglob("explanation.npz")
         assert {path.stat().st_ino for path in made} == {path.stat().st_ino for path in used}
 
@@ -593,5 +570,5 @@ class TestExplanations:
         few = {"initializations": ["probe"], "scans": 2, "steps": 4}
         params = {**tiny.PROBED, "fractions": [1.0, 0.5], "explain": few}
         out = tiny.run(tmp_path / "models", volumes, encoder, params, {"age": AGE})
-        found = [path.relative_to(out).as_posix() for path in out.rglob("explanation.npz")]
-        assert found == ["age/probe/1.0/0/explanation.npz"]
+        explained = [path.relative_to(out).as_posix() for path in out.rglob("explanation.npz")]
+        assert explained == ["age/probe/1.0/0/explanation.npz"]

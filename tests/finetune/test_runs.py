@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from neurofoundry.finetune import runs
+from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.runs import Run
+from neurofoundry.runtime.stage import Shard
+
+TASKS = ("diagnosis", "age")
+VALUES: dict[str, Any] = {
+    "initializations": {
+        "scratch": {"encoder": "random", "mode": "finetune"},
+        "simclr": {"encoder": "simclr", "mode": "finetune"},
+        "probe": {"encoder": "simclr", "mode": "probe"},
+        "untrained": {"encoder": "random", "mode": "probe"},
+    },
+    "fractions": [0.5, 1.0],
+    "seeds": [0, 1],
+}
+PARAMS = FinetuneParams.model_validate(VALUES)
+
+
+def test_every_combination_is_declared_once_in_order() -> None:
+    declared = runs.declared(TASKS, PARAMS)
+    assert len(declared) == len(set(declared)) == 2 * 4 * 2 * 2
+    assert [run.name for run in declared[:3]] == [
+        "diagnosis/scratch/0.5/0",
+        "diagnosis/scratch/0.5/1",
+        "diagnosis/scratch/1.0/0",
+    ]
+    assert declared[-1] == Run("age", "untrained", 1.0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_every_model_is_of_one_shard_and_the_probes_of_an_encoder_share_one(count: int) -> None:
+    declared = runs.declared(TASKS, PARAMS)
+    shards = [runs.of_shard(declared, PARAMS, Shard(number + 1, count)) for number in range(count)]
+    assert sorted(itertools.chain(*shards), key=declared.index) == declared
+    for shard in shards:
+        assert shard == sorted(shard, key=declared.index)
+    for init, groups in (("probe", [(0, 1)]), ("untrained", [(0,), (1,)])):
+        for seeds in groups:
+            probes = {run for run in declared if run.init == init and run.seed in seeds}
+            assert sum(bool(probes & set(shard)) for shard in shards) == 1
+    most = PARAMS.most_shards(len(TASKS))
+    assert most == 2 * 2 * 2 * 2 + 3
+    assert sum(map(bool, shards)) == min(count, most)
+
+
+class TestEncodersToDescribe:
+    def test_the_whole_describes_every_encoder_once(self) -> None:
+        declared = runs.declared(TASKS, PARAMS)
+        assert runs.encoders_to_describe(declared, PARAMS, Shard()) == ["random", "simclr"]
+        assert runs.encoders_to_describe([], PARAMS, Shard()) == []
+
+    def test_a_shard_describes_those_of_its_probes_and_of_the_first_seed(self) -> None:
+        part = Shard(1, 2)
+        for run, names in [
+            (Run("age", "scratch", 1.0, 0), []),
+            (Run("age", "simclr", 1.0, 0), []),
+            (Run("age", "probe", 1.0, 1), ["simclr"]),
+            (Run("age", "untrained", 1.0, 0), ["random"]),
+            (Run("age", "untrained", 1.0, 1), []),
+        ]:
+            assert runs.encoders_to_describe([run], PARAMS, part) == names, run
