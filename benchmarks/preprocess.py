@@ -1,4 +1,4 @@
-"""Preprocessing against the same steps done TurboPrep's way, and against itself.
+"""Preprocessing compared with the same steps done TurboPrep's way, and with itself.
 
     python benchmarks/preprocess.py compare --phantoms 20 --theirs 6 --out rigid.json HEAD.nii.gz …
     python benchmarks/preprocess.py compare --kind syn --phantoms 3 --out syn.json HEAD.nii.gz …
@@ -8,22 +8,22 @@
     python benchmarks/preprocess.py workers --phantoms 16 --out workers.json
     python benchmarks/preprocess.py device --phantoms 8 --repeat 8 --workers 8 16 --out gpu.json
 
-``compare``: CPU seconds a scan at 1 mm, on one thread. Ours: N4 in the brain at 6 mm, estimate at
-2 mm, one interpolation, z-score. Theirs, by antspyx: N4 on the head with shrink 3, our brain mask
-(SynthStrip needs weights; its time counts for neither), SyNQuick at 1 mm, WhiteStripe. Phantoms
-tell the error of the pose and the Dice of their true tissue; heads have the correlation with the
-template, and the Dice of what three classes of intensity make of them, in the voxels that both
-ways show. Expected: at least 10 times less CPU for rigid and affine, 4 times for syn, at no worse
-a result, and no fold.
+``compare``: CPU seconds a scan at 1 mm, on one thread. Ours: N4 in the brain at 6 mm, registration
+at 2 mm, one interpolation, z-score. Theirs, by antspyx: N4 on the head with shrink 3, our brain
+mask (SynthStrip needs weights; its time counts for neither), SyNQuick at 1 mm, WhiteStripe.
+Phantoms give the error of the pose and the Dice of their true tissue; heads give the correlation
+with the template, and the Dice of three classes of intensity, in the voxels that both ways show.
+Expected: at least 10 times less CPU for rigid and affine, 4 times for syn, with results that are no
+worse, and no folds.
 
 ``retest``: two scans of one person, through the template and directly. Expected: 0.6 mm.
-``mask``: the brain that a volume holds, against the true one of phantoms and the given masks of
-heads (their holes are filled). Expected: Dice of 0.95 where a person drew the mask.
+``mask``: the brain in a volume against the true brain of phantoms, and against the given masks of
+heads (their holes are filled). Expected: a Dice of 0.95 where a person drew the mask.
 ``memory``: the peak of a worker. Expected: at most 1.5 GB for rigid.
-``workers``: scans an hour with 1, 2, … processes. Only a machine that does nothing else can tell.
+``workers``: scans an hour with 1, 2, … processes, on a machine that does nothing else.
 ``device``: scans a minute by all cores, and by ``--workers`` processes that share one GPU.
 
-antspyx is no dependency of the project: compare and retest need it beside it.
+antspyx is not a dependency of the project: compare and retest need it installed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TISSUES = {CSF: "csf", GREY: "grey", WHITE: "white"}
 
 @dataclass(frozen=True)
 class Scan:
-    """A head, and of a phantom the truth about it."""
+    """A head; of a phantom with the ground truth."""
 
     path: Path
     pose: Matrix | None = None
@@ -85,19 +85,19 @@ class Scan:
 
 @dataclass(frozen=True)
 class Registered:
-    """What one of the two ways made of a scan."""
+    """What one of the two ways makes of a scan."""
 
     cpu_s: float
     to_scan: Matrix | None
-    """From MNI mm to the scan's, where it is one matrix."""
+    """From mm of MNI space to mm of the scan, where it is one matrix."""
     volume: Image
     transforms: list[str]
-    """Files that antsApplyTransforms takes a scan to the template with."""
+    """Files with which antsApplyTransforms brings a scan to the template."""
     warp: str | None
 
 
 def main() -> None:
-    """Parse the command, run it, print what it finds and write JSON."""
+    """Run a command, print its results and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,7 +105,7 @@ def main() -> None:
     for command, help_ in (
         (compare, "against antspyx"),
         (retest, "two scans of one person"),
-        (mask, "the brain that is found"),
+        (mask, "the brain mask"),
         (memory, "peak of a worker"),
         (workers, "scans an hour"),
         (device, "a GPU against all cores"),
@@ -118,13 +118,13 @@ def main() -> None:
         sub.add_argument("--spacing", type=float, default=1.2, help="of the phantoms, mm")
         sub.add_argument("--out", type=Path, required=True)
         if command is compare:
-            sub.add_argument("--theirs", type=int, help="phantoms that theirs is tried on, too")
+            sub.add_argument("--theirs", type=int, help="phantoms that are done their way, too")
         if command in (workers, device):
             sub.add_argument("--workers", type=int, nargs="+", default=[1, 2])
         if command is device:
             sub.add_argument("--kinds", choices=THEIRS, nargs="+", default=["rigid", "syn"])
             sub.add_argument("--batches", type=int, nargs="+", default=[8, 16])
-            sub.add_argument("--repeat", type=int, default=1, help="times that each scan is done")
+            sub.add_argument("--repeat", type=int, default=1, help="how often each scan is done")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Both ways on every scan, or ours alone on the phantoms beyond ``--theirs``."""
+    """Do every scan both ways, or ours alone for the phantoms beyond ``--theirs``."""
     kind = arguments.kind
     params = PreprocessParams(bias_correction="n4", registration=kind)
     prepared = template.build(params.registration_spacing)
@@ -152,10 +152,10 @@ def compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         for name, way in ways.items():
             correlation = _correlation(way.volume, shared)
             row[name] = {"cpu_s": round(way.cpu_s, 2), "correlation": correlation}
-            row[name] |= _dice(scan, way, target, shared)
+            row[name] |= _tissue_dice(scan, way, target, shared)
             if scan.pose is not None and way.to_scan is not None:
-                found = registration.closest_rigid(way.to_scan, prepared.centre)
-                row[name]["pose_error_mm"] = _apart(found, np.linalg.inv(scan.pose), prepared)
+                rigid = registration.closest_rigid(way.to_scan, prepared.centre)
+                row[name]["pose_error_mm"] = _apart(rigid, np.linalg.inv(scan.pose), prepared)
             if way.warp:
                 row[name]["jacobian_min"], row[name]["folds"] = _folds(way.warp, target)
         if both:
@@ -163,20 +163,25 @@ def compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         print(json.dumps(row), flush=True)
         rows.append(row)
         _write(arguments.out, {"kind": kind, "rows": rows})  # a row of theirs is minutes of work
+    return {"kind": kind, "median_cpu_ratio": _summarize(kind, rows), "rows": rows}
+
+
+def _summarize(kind: str, rows: list[dict[str, Any]]) -> float | None:
+    """Print means and ranges; return the median ratio of CPU time."""
     ratios = [row["cpu_ratio"] for row in rows if "cpu_ratio" in row]
     ratio = round(float(np.median(ratios)), 1) if ratios else None
     print(f"{kind}: CPU of theirs / ours, median of {len(ratios)}: {ratio}")
     for name in ("ours", "theirs"):
-        found = [row[name] for row in rows if name in row]
-        for key in dict.fromkeys(key for one in found for key in one):
-            values = [one[key] for one in found if key in one]
+        results = [row[name] for row in rows if name in row]
+        for key in dict.fromkeys(key for result in results for key in result):
+            values = [result[key] for result in results if key in result]
             ends = f"{np.min(values):.4g} to {np.max(values):.4g}"
             print(f"  {name:6} {key:14} mean {np.mean(values):.4g}, {ends}, n = {len(values)}")
-    return {"kind": kind, "median_cpu_ratio": ratio, "rows": rows}
+    return ratio
 
 
 def retest(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """How far apart two scans' maps to the template put a point, by a map from scan to scan."""
+    """Measure how far two scans' maps to the template disagree with a map from scan to scan."""
     import ants
 
     first, second = arguments.heads
@@ -187,14 +192,14 @@ def retest(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     files = [work / "first.nii.gz", work / "second.nii.gz"]
     for image, file in zip(brains, files, strict=True):
         nib.save(nib.Nifti1Image(image.values, image.affine), file)
-    found = ants.registration(
+    registered = ants.registration(
         ants.image_read(str(files[0])),
         ants.image_read(str(files[1])),
         type_of_transform="Rigid",
         random_seed=1,
     )
     direct = {
-        "ants": _matrix(ants.read_transform(found["fwdtransforms"][-1])),
+        "ants": _matrix(ants.read_transform(registered["fwdtransforms"][-1])),
         "ours": _direct(*brains, params.registration_spacing),
     }
     ways = {
@@ -218,7 +223,7 @@ def retest(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def mask(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Dice of the mask of every volume, at 1 mm and within the scan's field of view."""
+    """Measure the Dice of the mask of every volume, at 1 mm and within the field of view."""
     pairs = zip(arguments.heads[::2], arguments.heads[1::2], strict=True)
     arguments.heads = []
     params = PreprocessParams()
@@ -229,21 +234,27 @@ def mask(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         to_scan = _ours(scan.path, params, prepared, work).to_scan
         assert to_scan is not None
         volume: Any = nib.load(work / "ours.nii")
-        found = volume.dataobj.get_unscaled() != 0
+        inside = volume.dataobj.get_unscaled() != 0
         image: Any = nib.as_closest_canonical(nib.load(scan.brain))
         filled = ndimage.binary_fill_holes(np.asarray(image.dataobj) > 0)
         true = Image(filled.astype(np.float32), image.affine)
-        expected = resample(true, volume.affine, found.shape, transform=to_scan).values > 0.5
+        expected = resample(true, volume.affine, inside.shape, transform=to_scan).values > 0.5
         seen = Image(np.ones_like(true.values), true.affine)
-        expected &= resample(seen, volume.affine, found.shape, transform=to_scan).values > 0.5
-        rows.append({"scan": scan.path.name, "dice": round(_overlap(found, expected), 4)})
-        rows[-1] |= {"found_ml": int(found.sum() / 1000), "expected_ml": int(expected.sum() / 1000)}
+        expected &= resample(seen, volume.affine, inside.shape, transform=to_scan).values > 0.5
+        rows.append(
+            {
+                "scan": scan.path.name,
+                "dice": round(_dice(inside, expected), 4),
+                "found_ml": int(inside.sum() / 1000),
+                "expected_ml": int(expected.sum() / 1000),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     return {"mean": float(np.mean([row["dice"] for row in rows])), "rows": rows}
 
 
 def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Peak of the resident memory of a worker that has done every scan, by kind."""
+    """Measure the peak of the resident memory of a worker that does every scan."""
     scans = [scan.path for scan in _scans(arguments, work)]
     params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
     with pool(1, params) as executor:
@@ -257,7 +268,7 @@ def memory(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def workers(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Wall time of the same scans in more and more processes."""
+    """Measure the wall time of the same scans in more and more processes."""
     jobs = _jobs(arguments, work)
     params = PreprocessParams(bias_correction="n4", registration=arguments.kind)
     rows: list[dict[str, float]] = []
@@ -273,7 +284,7 @@ def workers(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def device(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Wall time of the same scans by all cores, and by them and the GPU, rigid and syn."""
+    """Measure the wall time of the same scans by all cores, and with a GPU, rigid and syn."""
     jobs = _jobs(arguments, work)
     cores = len(os.sched_getaffinity(0))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -307,16 +318,14 @@ def _jobs(arguments: argparse.Namespace, work: Path) -> list[Job]:
 
 
 def _wall(jobs: Sequence[Job], params: PreprocessParams, count: int, work: Path) -> float:
-    """Seconds for all scans by so many workers that have started."""
+    """Return the seconds that ``count`` running workers need for all scans."""
     batches = in_batches(jobs, params)
     with pool(count, params) as executor:
-        warm = [executor.submit(preprocess_batch, batch, work) for batch in batches[:count]]
-        for done in warm:
-            done.result()
+        for first in [executor.submit(preprocess_batch, b, work) for b in batches[:count]]:
+            first.result()
         started = time.perf_counter()
-        waiting = [executor.submit(preprocess_batch, batch, work) for batch in batches]
-        for done in waiting:
-            assert all(result.volume_sha256 for result in done.result()[0])
+        for future in [executor.submit(preprocess_batch, batch, work) for batch in batches]:
+            assert all(result.volume_sha256 for result in future.result()[0])
         return time.perf_counter() - started
 
 
@@ -365,8 +374,7 @@ def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
 
     # Their mask, SynthStrip, needs weights; ours stands in, and its time counts for neither.
     scan = read_scan(path)
-    found = find_brain(scan, PreprocessParams())
-    inside = fill(found.surface, scan.affine, scan.values.shape)
+    inside = fill(find_brain(scan, PreprocessParams()).surface, scan.affine, scan.values.shape)
     native, masked = work / "native.nii.gz", work / "mask.nii.gz"
     nib.save(nib.Nifti1Image(scan.values, scan.affine), native)
     nib.save(nib.Nifti1Image(inside.astype(np.float32), scan.affine), masked)
@@ -395,14 +403,14 @@ def _theirs(path: Path, kind: str, target: Path, work: Path) -> Registered:
 
 
 def _brain(path: Path) -> Image:
-    """The brain alone, as `_theirs` and the direct maps get it."""
+    """Return the brain alone, as `_theirs` and the direct maps get it."""
     scan = read_scan(path)
     inside = fill(find_brain(scan, PreprocessParams()).surface, scan.affine, scan.values.shape)
     return Image(np.where(inside, scan.values, 0).astype(np.float32), scan.affine)
 
 
 def _direct(first: Image, second: Image, spacing: float) -> Matrix:
-    """The rigid map from mm of one scan to mm of another, by our engine without the template."""
+    """Return the rigid map from mm of one scan to mm of another, by our engine alone."""
     fixed, moving = (_to_unit(coarsen(image, spacing)) for image in (first, second))
     centres = [
         apply_affine(image.affine, np.argwhere(image.values > 0).mean(axis=0))
@@ -419,7 +427,7 @@ def _to_unit(image: Image) -> Image:
 
 
 def _matrix(transform: Any) -> Matrix:
-    """An affine transform of ANTs as a map of RAS+ mm."""
+    """Return an affine transform of ANTs as a map of RAS+ mm."""
     linear = transform.parameters[:9].reshape(3, 3)
     centre, shift = transform.fixed_parameters, transform.parameters[9:]
     offset = shift + centre - linear @ centre
@@ -444,21 +452,22 @@ def _write_template(work: Path) -> Path:
 
 
 def _shared(volumes: list[Image]) -> np.ndarray:
-    """Voxels of the template's brain that every volume shows: masks differ, which is no merit."""
+    """Return the voxels of the template's brain that every volume shows: a smaller mask must not
+    count as a better fit."""
     t1 = template.load("t1")
     seen = [resample(volume, t1.affine, t1.values.shape).values != 0 for volume in volumes]
     return np.logical_and.reduce([t1.values > 0, *seen])
 
 
 def _correlation(volume: Image, shared: np.ndarray) -> float:
-    """With the template, over the voxels of ``shared``."""
+    """Return the correlation with the template over the voxels of ``shared``."""
     t1 = template.load("t1")
-    found = resample(volume, t1.affine, t1.values.shape).values
-    return round(float(np.corrcoef(t1.values[shared], found[shared])[0, 1]), 4)
+    values = resample(volume, t1.affine, t1.values.shape).values
+    return round(float(np.corrcoef(t1.values[shared], values[shared])[0, 1]), 4)
 
 
-def _dice(scan: Scan, way: Registered, target: Path, shared: np.ndarray) -> dict[str, float]:
-    """Overlap of the scan's tissue with the template's, at 1 mm."""
+def _tissue_dice(scan: Scan, way: Registered, target: Path, shared: np.ndarray) -> dict[str, float]:
+    """Return the overlap of the scan's tissue with the template's, at 1 mm."""
     inside = template.load("t1").values > 0
     grey, white = template.load("gm").values, template.load("wm").values
     shares = {CSF: 1 - grey - white, GREY: grey, WHITE: white}
@@ -472,24 +481,24 @@ def _dice(scan: Scan, way: Registered, target: Path, shared: np.ndarray) -> dict
             way.transforms,
             interpolator="nearestNeighbor",
         )
-        found = np.rint(warped.numpy()).astype(int)
+        labels = np.rint(warped.numpy()).astype(int)
     else:
         expected = expected * shared
         affine = template.load("t1").affine
-        found = _three_classes(resample(way.volume, affine, inside.shape).values, shared)
+        labels = _three_classes(resample(way.volume, affine, inside.shape).values, shared)
     return {
-        f"dice_{name}": round(_overlap(found == label, expected == label), 4)
+        f"dice_{name}": round(_dice(labels == label, expected == label), 4)
         for label, name in TISSUES.items()
     }
 
 
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Dice of two masks."""
+def _dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Dice of two masks."""
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
 def _three_classes(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Labels by three means of intensity, darkest first, of the voxels of ``seen``."""
+    """Return labels of the voxels of ``seen`` by three means of intensity, darkest first."""
     means = np.percentile(values[seen], [10, 50, 90])
     for _ in range(30):
         nearest = np.abs(values[seen][:, None] - means).argmin(axis=1)
@@ -500,9 +509,9 @@ def _three_classes(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _folds(warp: str, target: Path) -> tuple[float, int]:
-    """The smallest Jacobian in the template's brain, and the voxels where it is not positive."""
+    """Return the smallest Jacobian in the template's brain, and how often it is not positive."""
     field = SimpleITK.ReadImage(warp, SimpleITK.sitkVectorFloat64)
-    # ITK's filter knows the spacing of the voxels and not how their axes lie.
+    # ITK's filter knows the spacing of the voxels, but not the direction of their axes.
     axes = np.reshape(field.GetDirection(), (3, 3))
     along_axes = SimpleITK.GetImageFromArray(SimpleITK.GetArrayFromImage(field) @ axes, True)
     along_axes.SetSpacing(field.GetSpacing())
@@ -515,7 +524,7 @@ def _folds(warp: str, target: Path) -> tuple[float, int]:
 
 
 def _apart(first: Matrix, second: Matrix, prepared: template.Template) -> float:
-    """Mean distance in mm between where two maps put points of the brain."""
+    """Return the mean distance in mm between where two maps put points of the brain."""
     spread = np.random.default_rng(0).normal(size=(500, 3)) * [28, 35, 28]
     points: Array = prepared.centre + spread
     difference = apply_affine(first, points) - apply_affine(second, points)
