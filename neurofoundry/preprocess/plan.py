@@ -55,7 +55,7 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> C
     torch.set_num_threads(1)
     threadpool_limits(1)
     chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
-    jobs = to_jobs(chosen.to_dict("records"), {}, data=data, cohort=cohort)
+    jobs = to_jobs(chosen, data=data, cohort=cohort)
     prepared = template.build(params.registration_spacing, template.find(params, data))
     # For the time that nyul takes, any scale will do.
     worker = Worker(params, prepared, [(each - 50) / 25 for each in intensity.PERCENTILES])

@@ -47,8 +47,7 @@ def preprocess(
 
     standard: list[float] = []
     if params.normalization == "nyul":
-        rows = nyul.scans_to_fit(whole_cohort).to_dict("records")
-        to_fit = to_jobs(rows, {}, data=data, cohort=cohort)
+        to_fit = to_jobs(nyul.scans_to_fit(whole_cohort), data=data, cohort=cohort)
         standard = nyul.standard_scale(
             work, to_fit, settings, params=params, template=template, workers=workers
         )
@@ -60,7 +59,7 @@ def preprocess(
         scan_id: make_key(sha256, settings, str(standard))
         for scan_id, sha256 in zip(scans["scan_id"], scans["sha256"], strict=True)
     }
-    jobs = to_jobs(scans.to_dict("records"), keys, data=data, cohort=cohort)
+    jobs = to_jobs(scans, keys=keys, data=data, cohort=cohort)
     cache = ScanCache(work.dir, work.earlier, params.registration)
     reused = cache.finished(jobs)
     results, seconds = dict(reused), {}
@@ -77,24 +76,14 @@ def preprocess(
     cache.remove_others(results, TABLES)
 
     table = decide(_join(scans, results), params, overrides, whole=work.shard.whole)
-    write_table(table, work.dir / "scans.tsv", VOLUMES)
     write_record(work.dir, _record(params, fingerprint, standard))
+    write_table(table, work.dir / "scans.tsv", VOLUMES)
     with atomic(work.dir / "qc.html") as page:
         page.write_text(report.render(table, work.dir, params, overrides), encoding="utf-8")
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
-
-    usable = int(table["usable"].sum())
-    faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
-    if usable < FEWEST_SCANS and work.shard.whole:
-        raise _too_few(usable, faults, table, work.dir)
-    work.summary |= {
-        "scans": len(table),
-        "usable": usable,
-        "reused": len(reused),
-        "faults": faults,
-    }
+    work.summary |= _summarize(table, work) | {"reused": len(reused)}
 
 
 def _join(scans: pd.DataFrame, results: Mapping[str, Result]) -> pd.DataFrame:
@@ -135,12 +124,15 @@ def _examples(table: pd.DataFrame, folder: Path) -> list[Path]:
     return [pictures[scan] for scan in [*shown, *failed]]
 
 
-def _too_few(
-    usable: int, faults: Mapping[str, int], table: pd.DataFrame, folder: Path
-) -> DataError:
-    counts = ", ".join(f"{count} × {fault}" for fault, count in sorted(faults.items()))
-    return DataError(
-        f"{usable} of {len(table)} scans can be used, at least {FEWEST_SCANS} are needed. "
-        f"Not usable: {counts or 'none'}. Pictures and measures: {folder / 'qc.html'}. Fix the "
-        "scans, or widen the bounds of preprocess.quality."
-    )
+def _summarize(table: pd.DataFrame, work: Workspace) -> dict[str, Any]:
+    """Count scans and faults. Raises DataError where too few of a whole cohort can be used."""
+    usable = int(table["usable"].sum())
+    faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
+    if usable < FEWEST_SCANS and work.shard.whole:
+        counts = ", ".join(f"{count} × {fault}" for fault, count in sorted(faults.items()))
+        raise DataError(
+            f"{usable} of {len(table)} scans can be used, at least {FEWEST_SCANS} are needed. "
+            f"Not usable: {counts or 'none'}. Pictures and measures: {work.dir / 'qc.html'}. Fix "
+            "the scans, or widen the bounds of preprocess.quality."
+        )
+    return {"scans": len(table), "usable": usable, "faults": faults}

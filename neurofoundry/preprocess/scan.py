@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
@@ -85,17 +86,18 @@ class _Resampled:
 
 
 def to_jobs(
-    scans: Iterable[Mapping[Any, str]], keys: Mapping[str, str], *, data: Path, cohort: Path
+    scans: pd.DataFrame, *, data: Path, cohort: Path, keys: Mapping[str, str] | None = None
 ) -> list[Job]:
-    """Return the jobs of rows of the cohort; ``keys`` are by ``scan_id``."""
+    """Return the jobs of rows of the cohort; ``keys`` are by ``scan_id``, or empty."""
+    rows: list[dict[Any, str]] = scans.to_dict("records")
     return [
         Job(
-            scan_path(scan, data=data, cohort=cohort),
-            scan["scan_id"],
-            scan["sha256"],
-            keys.get(scan["scan_id"], ""),
+            scan_path(row, data=data, cohort=cohort),
+            row["scan_id"],
+            row["sha256"],
+            keys[row["scan_id"]] if keys else "",
         )
-        for scan in scans
+        for row in rows
     ]
 
 
