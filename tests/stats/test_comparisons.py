@@ -116,6 +116,18 @@ class TestDeLong:
 
 
 class TestDifferences:
+    def test_it_is_a_t_test_of_the_spread_of_the_resamples_or_of_a_given_error(self):
+        random = np.random.default_rng(0)
+        first, second = random.normal([[0.8], [0.7]], 0.05, (2, 2001))
+        spread = (first - second)[1:].std(ddof=1) * np.sqrt(12 / 11)
+        for error, given in ((spread, None), (0.04, 0.04)):
+            found = comparisons.difference(first, second, "auc", [12, 30], standard_error=given)
+            value, t = first[0] - second[0], stats.t(22)
+            assert found.value == pytest.approx(value)
+            ends = (value - t.ppf(0.975) * error, value + t.ppf(0.975) * error)
+            assert (found.low, found.high) == pytest.approx(ends)
+            assert found.p == pytest.approx(2 * t.sf(abs(value) / error))
+
     def test_paired_resamples_see_a_small_difference_that_separate_ones_would_not(self):
         random = np.random.default_rng(0)
         labels = np.arange(80) % 2

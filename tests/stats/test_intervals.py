@@ -136,6 +136,13 @@ class TestIntervals:
         assert found.low == 0
         assert found.high == pytest.approx(1 - 0.025 ** (1 / 5))
 
+    def test_an_error_that_is_never_negative_is_bounded_by_what_chance_gives(self):
+        random = np.random.default_rng(0)
+        samples, by_chance = random.normal(0.2, 0.03, (2, 1001)) - [[0], [0.1]]
+        found = intervals.estimate(samples, "ece", [60, 60], by_chance=by_chance)
+        assert found.low == pytest.approx(samples[0] - np.quantile(by_chance[1:], 0.95))
+        assert found.high == pytest.approx(np.quantile(samples[1:], 0.975))
+
     def test_a_calibrated_model_may_have_no_calibration_error_and_a_bad_one_has(self):
         random = np.random.default_rng(1)
         reaches_zero, claims = 0, 0

@@ -116,6 +116,13 @@ class TestAgainstOthers:
         assert by_chance[0] > 0
         assert by_chance[1] == pytest.approx(0, abs=1e-12)
 
+    def test_ties_share_a_bin_and_one_at_an_edge_belongs_above(self):
+        confidence = np.repeat([0.2, 0.4, 0.9], [15, 10, 15])
+        edges = np.quantile(confidence, [0.25, 0.5, 0.75])
+        assert 0.4 in edges
+        bins = metrics.calibration_bins(confidence)
+        assert bins.tolist() == [sum(p >= edge for edge in set(edges)) for p in confidence]
+
     @pytest.mark.parametrize("seed", range(5))
     def test_the_threshold_is_as_good_as_the_best_of_all(self, seed):
         labels, p = cohort(seed)
@@ -128,6 +135,11 @@ class TestAgainstOthers:
         best = max(gain(t) for t in np.linspace(0, 1, 5001))
         assert gain(threshold) == pytest.approx(best)
         assert threshold not in p[:, 1]  # between two scores, so that rounding moves nobody
+
+    def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_chosen(self):
+        ill, scores = np.array([False, True, False, True]), np.array([0.1, 0.3, 0.6, 0.8])
+        # At 0.2 and at 0.7 three of the four are called rightly.
+        assert metrics.youden_threshold(ill, scores) == pytest.approx(0.7)
 
 
 class TestInvariances:
@@ -172,13 +184,22 @@ class TestUndefined:
             assert np.isnan(found[name]).all()
         assert not np.isnan(found["auc"]).any()
 
+    def test_a_scan_at_the_threshold_is_called(self):
+        p = np.array([0.2, 0.5, 0.5, 0.8])
+        labels, once = np.array([0, 0, 1, 1]), np.ones((1, 4))
+        values = metrics.classification(labels, np.stack([1 - p, p], 1), once, threshold=0.5)
+        assert (values["sensitivity"][0], values["specificity"][0]) == (1, 0.5)
+
     def test_one_class_or_one_score_gives_no_threshold(self):
         assert metrics.youden_threshold(np.array([True, True]), np.array([0.1, 0.9])) is None
         assert metrics.youden_threshold(np.array([True, False]), np.array([0.4, 0.4])) is None
 
-    def test_few_scans_have_no_calibration_error(self):
-        p = np.linspace(0, 1, 19)
-        assert np.isnan(metrics.calibration_error(p > 0.5, p, np.ones((2, 19)))[0]).all()
+    def test_calibration_errors_take_twenty_scans(self):
+        for scans, known in ((19, False), (20, True)):
+            p = np.linspace(0, 1, scans)
+            error, by_chance = metrics.calibration_error(p > 0.5, p, np.ones((2, scans)))
+            assert (np.isfinite(error) == known).all()
+            assert (np.isfinite(by_chance) == known).all()
 
 
 class TestAgreement:

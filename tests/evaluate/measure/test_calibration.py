@@ -117,3 +117,43 @@ def test_without_a_class_on_validation_there_is_a_reason_and_no_number():
     assert corrected["value"].isna().all()
     assert set(corrected["reason"]) == {"validation lacks a class to learn a correction from"}
     assert table[table["corrected"] == "no"]["value"].notna().all()
+
+
+def test_every_seed_has_a_correction_of_its_own():
+    case = evidence("sex")
+    p = case.models[0].outputs[0, :, 1]
+    bent = special.expit(0.3 * special.logit(p) - 2)  # a line, which a correction can undo
+    outputs = np.stack([np.stack([1 - each, each], axis=1) for each in (p, bent)])
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    one, two = (
+        calibration.measure(
+            [replace(case, models=(Model("m", 1.0, tuple(range(len(each))), each),))],
+            params=params,
+            seed=0,
+        )
+        .query("corrected == 'val'")
+        .set_index("metric")["value"]
+        for each in (outputs[:1], outputs)
+    )
+    assert two.to_dict() == pytest.approx(one.to_dict(), rel=1e-4)
+
+
+def test_a_scan_that_is_there_twice_is_no_second_person():
+    case = evidence("sex", scans=300)
+    case = replace(case, scans=case.scans.assign(person=np.arange(300)))
+    twice = np.arange(300).repeat(2)
+    doubled = replace(
+        case,
+        scans=case.scans.iloc[twice],
+        targets=case.targets[twice],
+        models=(replace(case.models[0], outputs=case.models[0].outputs[:, twice]),),
+    )
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    once, again = (
+        calibration.measure([each], params=params, seed=0)
+        .query("metric == 'brier' and corrected == 'no'")
+        .iloc[0]
+        for each in (case, doubled)
+    )
+    ends = ["value", "low", "high", "subjects"]
+    assert again[ends].to_list() == pytest.approx(once[ends].to_list())

@@ -107,3 +107,16 @@ def test_few_persons_or_features_that_never_vary_give_a_reason():
     }
     constant = measured(table, np.ones((12, 3)), min_subjects=3)
     assert set(constant["reason"]) == {"the features are the same for all scans"}
+
+
+def test_five_persons_who_were_scanned_twice_are_enough():
+    table = scans(5)
+    assert measured(table, features(table, noise=1))["value"].notna().all()
+
+
+def test_a_scan_of_somebody_else_that_is_as_near_is_no_hit():
+    x = np.array([[0.0], [2.0], [-2.0], [9.0]])
+    person = np.array(["p", "p", "q", "q"])
+    hits, _ = embeddings.identified(x, person, np.array([0]), np.array([1]))
+    # From the first scan the other of p is as far as that of q; from the second it is nearer.
+    assert hits.tolist() == [0.5]

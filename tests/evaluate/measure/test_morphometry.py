@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.measure import morphometry
@@ -79,3 +80,21 @@ def test_tissues_are_parted_where_a_search_over_all_pairs_finds_most_variance_be
 
 def test_an_empty_volume_is_measured_as_nothing():
     assert not morphometry.sizes_of(np.zeros(GRID.shape[::-1], np.int16), GRID).any()
+
+
+def test_fluid_beside_the_right_hippocampus_is_on_the_right():
+    image, mask = head(wide=False, large=False)
+    places = np.moveaxis(np.indices(GRID.shape), 0, -1) * GRID.spacing + GRID.affine[:3, 3]
+    low, high = np.transpose(morphometry.TEMPORAL)
+    right = ((low <= places) & (places <= high)).all(axis=-1)
+    before, after = measured(image, mask), measured(np.where(right, -2.0, image), mask)
+    assert after["right_temporal"] > 0.9 > before["right_temporal"] + 0.5
+    assert after["left_temporal"] == pytest.approx(before["left_temporal"])
+
+
+def test_the_rim_is_six_millimetres_deep():
+    image, mask = head(wide=False, large=False)
+    outer = mask & ~ndimage.binary_erosion(mask)  # a shell of one voxel of 6 mm
+    found = measured(np.where(outer, -2.0, image), mask)
+    assert found["rim_fluid_share"] == pytest.approx(1)
+    assert found["fluid_share"] < 0.5

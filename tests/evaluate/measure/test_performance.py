@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special, stats
 from sklearn import metrics as sk
 
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import baselines, performance
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.stats.comparisons import auc_covariance
+from neurofoundry.stats.metrics import youden_threshold
 from neurofoundry.tasks import Classification
 from tests.evaluate.conftest import TASKS, Folders, run, scans_table, write_inputs
 
@@ -196,12 +200,73 @@ def measured_in(evidence: Evidence, split: str) -> pd.DataFrame:
     return table[table["split"] == split].set_index("metric")
 
 
-def test_two_subjects_of_new_sites_give_a_reason_and_leave_the_others_alone():
-    evidence = ages(np.arange(40, 70), np.array([50, 60]))
-    ood = measured_in(evidence, "ood")
+def test_fewer_subjects_of_new_sites_than_needed_give_a_reason_and_leave_the_others_alone():
+    enough, few = (ages(np.arange(40, 70), np.arange(50, 50 + count)) for count in (5, 4))
+    assert measured_in(enough, "ood").loc[["mae", "rmse"], "low"].notna().all()
+    ood = measured_in(few, "ood")
     assert ood["value"].isna().all()
-    assert set(ood["reason"]) == {"split 'ood' has 2 subjects, 5 are needed"}
-    assert measured_in(evidence, "test")["value"].notna().all()
+    assert set(ood["reason"]) == {"split 'ood' has 4 subjects, 5 are needed"}
+    assert measured_in(few, "test")["value"].notna().all()
+
+
+@pytest.mark.parametrize(("test", "ood"), [(30, 6), (6, 30)])
+def test_a_change_out_of_distribution_has_the_degrees_of_freedom_of_the_smaller_group(test, ood):
+    params = EvaluateParams(baseline="m", bootstraps=100)
+    evidence = ages(np.arange(40, 40 + test), np.arange(40, 40 + ood))
+    gaps = performance.measure([evidence], params=params, seed=0).gaps.set_index("metric")
+    gap = gaps.loc["mae"]
+    error = (gap["high"] - gap["low"]) / 2 / stats.t.ppf(0.975, 5)
+    assert gap["p"] == pytest.approx(2 * stats.t.sf(abs(gap["value"]) / error, 5))
+
+
+def two_seeds() -> Evidence:
+    """A task of two classes in val and test, and two seeds of which the second states other risks,
+    in the same order."""
+    random = np.random.default_rng(0)
+    targets = (np.arange(120) % 2).astype(float)
+    p = special.expit(random.normal(1.5 * targets - 0.75, 1))
+    scans = pd.DataFrame(
+        {"person": np.arange(120) // 2 * 2 + targets, "split": ["val"] * 60 + ["test"] * 60}
+    )
+    outputs = np.stack([np.stack([1 - each, each], axis=1) for each in (p, p**4)])
+    return Evidence("sex", TASKS["sex"], scans, targets, (Model("m", 1.0, (0, 1), outputs),))
+
+
+def test_every_seed_has_the_threshold_that_its_own_validation_suggests():
+    evidence = two_seeds()
+    val, test, ill = evidence.inside("val"), evidence.inside("test"), evidence.targets == 1
+    recalls = []
+    for outputs in evidence.models[0].outputs[:, :, 1]:
+        threshold = youden_threshold(ill[val], outputs[val])
+        recalls.append((outputs[test & ill] >= threshold).mean())
+    found = measured_in(evidence, "test").loc["sensitivity"]
+    assert found["value"] == pytest.approx(np.mean(recalls))
+    assert found["seed_sd"] == pytest.approx(np.std(recalls, ddof=1))
+
+
+def test_the_interval_of_a_difference_of_areas_is_delongs_for_the_means_over_seeds():
+    evidence = two_seeds()
+    random = np.random.default_rng(1)
+    p = special.expit(random.normal(0.5 * evidence.targets - 0.25, 1, (2, 120)))
+    other = Model("other", 1.0, (0, 1), np.stack([1 - p, p], axis=2))
+    models = (*evidence.models, other)
+    params = EvaluateParams(baseline="other", bootstraps=100)
+    measured = performance.measure([replace(evidence, models=models)], params=params, seed=0)
+    found = measured.differences.query("init == 'm' and split == 'test' and metric == 'auc'").iloc[
+        0
+    ]
+    inside = evidence.inside("test")
+    areas, c = auc_covariance(
+        evidence.labels[inside],
+        np.concatenate([model.outputs[:, inside] for model in models]),
+        evidence.persons[inside],
+    )
+    contrast = np.array([0.5, 0.5, -0.5, -0.5])
+    assert found["value"] == pytest.approx(contrast @ areas)
+    reach = stats.t.ppf(0.975, 58) * np.sqrt(contrast @ c @ contrast)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (found["value"] - reach, found["value"] + reach)
+    )
 
 
 def test_subjects_of_one_age_have_errors_and_a_reason_why_nothing_is_explained():

@@ -145,3 +145,35 @@ def test_features_of_another_cohort_are_refused(tmp_path):
     (tmp_path / "features/e.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"e\.npz: not features"):
         read_features(tmp_path)
+
+
+@pytest.mark.parametrize(("persons", "sites"), [(10, 3), (9, 2)])
+def test_a_site_of_exactly_the_minimum_takes_part(persons, sites):
+    scans = scanned(confounded=False)
+    few = scans[scans["site"] == "c"].iloc[: 2 * persons]  # two scans a person
+    scans = pd.concat([scans[scans["site"] != "c"], few])
+    features = {"e": Features(scans["scan_id"].to_numpy(str), np.eye(len(scans), 5))}
+    table = robustness.sites(features, held_out(scans), {}, params=PARAMS, seed=0)
+    assert table["sites"].item() == sites
+    assert table["chance"].item() == 1 / sites
+
+
+def test_a_site_is_not_read_from_a_person_who_was_learned_from():
+    scans = scanned(confounded=False)
+    own = np.random.default_rng(0).normal(size=(90, 60))  # known by heart, of no use for others
+    features = {"e": Features(scans["scan_id"].to_numpy(str), own.repeat(2, axis=0))}
+    table = robustness.sites(features, held_out(scans), {}, params=PARAMS, seed=0)
+    assert table["value"].item() < 0.5
+
+
+def test_the_first_two_scans_are_those_of_the_first_sessions_in_test_and_ood():
+    scans = pd.DataFrame(
+        {
+            "person": ["b", "b", "b", "a", "a", "c", "d", "d"],
+            "session": ["3", "1", "2", "2", "1", "1", "1", "2"],
+            "scan_id": ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"],
+            "split": ["test"] * 6 + ["val", "test"],
+        }
+    )
+    first, second = robustness.first_two(scans)
+    assert [*zip(first, second, strict=True)] == [(4, 3), (1, 2)]

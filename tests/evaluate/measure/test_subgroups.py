@@ -5,6 +5,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.measure import subgroups
+from neurofoundry.evaluate.params import EvaluateParams
 from tests.evaluate.conftest import SKILL, TASKS, run, scans_table, write_inputs
 
 
@@ -67,3 +70,43 @@ def test_a_group_with_too_few_of_a_class_says_so(tmp_path):
     row = table.query("group == 'F' and split == 'test'").iloc[0]
     assert row["reason"] == "fewer than 5 subjects of a class"
     assert np.isnan(row["value"])
+
+
+def groups_of(women: int, *, ill: int) -> pd.DataFrame:
+    """Subgroups by sex of a test set with ``women``, of whom ``ill`` are ill, and as many men; two
+    scans a person, which do not count twice."""
+    persons = np.arange(2 * women).repeat(2)
+    scans = pd.DataFrame(
+        {
+            "person": persons,
+            "split": "test",
+            "sex": np.where(persons < women, "F", "M"),
+            "age": 50.0,
+            "site": "alder",
+            "scanner": "X",
+        }
+    )
+    targets = (persons % women < ill).astype(float)
+    p = np.random.default_rng(0).random(len(scans))
+    model = Model("m", 1.0, (0,), np.stack([1 - p, p], axis=1)[None])
+    evidence = Evidence("stroke", TASKS["stroke"], scans, targets, (model,))
+    params = EvaluateParams(baseline="m", min_subgroup=20, min_subjects=5)
+    return subgroups.measure([evidence], params=params).set_index("group")
+
+
+def test_a_group_of_exactly_the_minimum_has_a_number_and_one_of_fewer_has_none():
+    enough, few = groups_of(20, ill=10).loc["F"], groups_of(19, ill=10).loc["F"]
+    assert enough["low"] < enough["value"] < enough["high"]
+    assert enough["subjects"] == 20
+    assert np.isnan(few[["value", "subjects"]].astype(float)).all()
+    assert few["reason"] == "fewer than 20 subjects"
+
+
+@pytest.mark.parametrize("ill", [5, 15])
+def test_a_class_of_exactly_the_minimum_is_enough_and_one_of_fewer_is_not(ill):
+    fewer = ill - 1 if ill == 5 else ill + 1  # of the ill, or of the healthy
+    enough, few = groups_of(20, ill=ill).loc["F"], groups_of(20, ill=fewer).loc["F"]
+    assert enough["low"] < enough["value"] < enough["high"]
+    assert np.isnan(few["value"])
+    assert few["subjects"] == 20
+    assert few["reason"] == "fewer than 5 subjects of a class"
