@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [COHORTS] [AUC]
 
-Simulated cohorts (1,000 unless told) of persons with one to three scans that correlate by 0.8, and
-models of two classes whose true AUC is 0.90 unless told. Of each cohort the intervals of the
+Simulated cohorts (1,000 by default) of persons with one to three scans that correlate by 0.8, and
+models of two classes whose true AUC is 0.90 by default. Of each cohort the intervals of the
 evaluation, with 200 resamples of persons, are compared with the truth, which is what the same
 metrics say of 200,000 persons. Then two models that are equally good on the same persons are
 compared, by DeLong's test clustered by person (AUC) and by paired resampling. The standard error of
@@ -12,14 +12,14 @@ a share of 0.95 among 1,000 is 0.007. docs/measurements.md has what it found.
 
 from __future__ import annotations
 
-import sys
+import argparse
+from functools import partial
 
 import numpy as np
 from scipy import special, stats
 
 from neurofoundry.stats import comparisons, intervals, metrics
 
-AUC = float(sys.argv[2]) if len(sys.argv) > 2 else 0.90
 ALIKE = 0.8
 RESAMPLES = 200
 POPULATION = 200_000
@@ -32,7 +32,9 @@ COMPARED = ("auc", "balanced_accuracy", "average_precision", "brier")
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def classes(random: np.random.Generator, healthy: int, ill: int, models: int = 1) -> Drawn:
+def classes(
+    random: np.random.Generator, healthy: int, ill: int, models: int = 1, *, auc: float
+) -> Drawn:
     """Person (scans,), class (scans,) and probabilities (models, scans, 2), calibrated where the
     classes are even. Models err independently, half of the error within a person being shared."""
     sick = np.arange(healthy + ill) >= healthy
@@ -40,7 +42,7 @@ def classes(random: np.random.Generator, healthy: int, ill: int, models: int = 1
     hard, own = random.normal(size=(1, len(sick))), random.normal(size=(models, len(sick)))
     trait = own if models == 1 else np.sqrt(0.5) * (hard + own)
     noise = random.normal(size=(models, len(person)))
-    apart = np.sqrt(2) * stats.norm.ppf(AUC)
+    apart = np.sqrt(2) * stats.norm.ppf(auc)
     score = apart * sick[person] + np.sqrt(ALIKE) * trait[:, person] + np.sqrt(1 - ALIKE) * noise
     p = special.expit(apart * (score - apart / 2))
     return person, sick[person].astype(int), np.stack([1 - p, p], axis=-1)
@@ -122,13 +124,19 @@ def equals(draw, sizes: tuple[int, ...], names: tuple[str, ...], cohorts: int) -
 
 
 def main() -> None:
-    cohorts = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("cohorts", type=int, nargs="?", default=1000)
+    parser.add_argument("auc", type=float, nargs="?", default=0.90)
+    options = parser.parse_args()
+    cohorts, two_classes = options.cohorts, partial(classes, auc=options.auc)
     for sizes in CLASSES:
-        coverage(classes, sizes, NAMES, cohorts)
+        coverage(two_classes, sizes, NAMES, cohorts)
     for persons in PERSONS:
         coverage(errors, (persons,), ("mae", "rmse", "r2", "correlation"), cohorts)
     for sizes in CLASSES:
-        equals(classes, sizes, COMPARED, cohorts)
+        equals(two_classes, sizes, COMPARED, cohorts)
     for persons in PERSONS:
         equals(errors, (persons,), ("mae",), cohorts)
 

@@ -9,8 +9,8 @@ docs/measurements.md has what it found.
 
 from __future__ import annotations
 
+import argparse
 import resource
-import sys
 import time
 
 import numpy as np
@@ -29,7 +29,7 @@ TASKS = {
 
 
 def evidence(name: str, scans: int, models: int) -> Evidence:
-    """What models that know a little say of scans in val, test and ood."""
+    """Draw outputs of models that know a little, for scans in val, test and ood."""
     random = np.random.default_rng(0)
     persons = np.arange(scans).repeat(random.integers(1, 4, scans))[:scans]
     trait = random.normal(size=scans)[persons]
@@ -47,30 +47,36 @@ def evidence(name: str, scans: int, models: int) -> Evidence:
     )
     task = TASKS[name]
     targets = (trait > 0.5).astype(float) if task.classes else table["age"].to_numpy()
-    found = []
+    drawn = []
     for number in range(models):
         noise = random.normal(size=(scans, 2))
         output = targets + 0.2 * noise[:, 0] * (5 + number)
         if task.classes:
             p = special.expit(output - 0.5)
             output = np.stack([1 - p, p], axis=1)
-        found.append(Model("scratch" if number == 0 else f"m{number}", 1.0, (0,), output[None]))
-    return Evidence(name, task, table, targets, tuple(found))
+        drawn.append(Model("scratch" if number == 0 else f"m{number}", 1.0, (0,), output[None]))
+    return Evidence(name, task, table, targets, tuple(drawn))
 
 
 def main() -> None:
-    scans, models = (int(value) for value in (*sys.argv[1:], *("5000", "10")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("scans", type=int, nargs="?", default=5000)
+    parser.add_argument("models", type=int, nargs="?", default=10)
+    options = parser.parse_args()
+    scans, models = options.scans, options.models
     params = EvaluateParams(baseline="scratch")
     for name in TASKS:
-        what = evidence(name, scans, models)
+        drawn = evidence(name, scans, models)
         for title, step in {
-            "metrics, differences, gaps": lambda w: performance.measure([w], params=params, seed=0),
-            "calibration": lambda w: calibration.measure([w], params=params, seed=0),
-            "subgroups": lambda w: subgroups.measure([w], params=params),
-            "bands of curves": lambda w: curves.roc_bands([w], min_subjects=5, seed=0),
+            "metrics, differences, gaps": lambda e: performance.measure([e], params=params, seed=0),
+            "calibration": lambda e: calibration.measure([e], params=params, seed=0),
+            "subgroups": lambda e: subgroups.measure([e], params=params),
+            "bands of curves": lambda e: curves.roc_bands([e], min_subjects=5, seed=0),
         }.items():
             start = time.process_time()
-            step(what)
+            step(drawn)
             print(f"{name}: {title}: {time.process_time() - start:.1f} CPU s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{scans} scans, {models} models, {params.bootstraps} resamples: peak {peak:.2f} GiB")

@@ -1,20 +1,20 @@
-"""Whether explanations light up where phantoms were made ill.
+"""Whether explanations point to where a disease changed the heads of phantoms.
 
     python benchmarks/explain.py [--heads 240] [--spacing 6] [--epochs 15] [--steps 32]
 
-Trains a network to see strokes, and one to see Alzheimer's-like atrophy, on synthetic heads, and
-explains it for heads that it has not seen. What the disease changed is known: every head is painted
-a second time as it would be without, and the truth is where a fifth of the tissue differs. Of every
-ill head, in blocks of 6 and 12 mm:
+Networks learn to detect strokes, and Alzheimer's-like atrophy, in synthetic heads, and are
+explained for heads that they have not seen. What the disease changed is known: every head is also
+painted as it would be without the disease, and the truth is where a fifth of the tissue differs.
+The measures of an ill head, in blocks of 6 and 12 mm, are
 
-- **share**: how much of the map that speaks for the disease lies in the truth,
-- **volume**: how much of the brain does, which is the share of a map that knows nothing,
-- **pointing**: how often the block that speaks for it most is one of which the truth fills at least
-  as large a part as of the average block that it touches,
+- **share**: how much of the map's evidence for the disease lies in the truth,
+- **volume**: how much of the brain lies in it, which is the share of an uninformed map,
+- **pointing**: how often the block of the most evidence is filled by the truth at least as much as
+  the average block that the truth touches,
 
-of the trained network and of the same with random weights (of several seeds). Scans are laid on
-the standard grid by their true pose, so that registration plays no part. About three minutes of CPU
-time at 6 mm. docs/measurements.md has what it found.
+of the trained network and of the same network with random weights (of several seeds). Scans are put
+on the standard grid by their true pose, so that registration plays no role. It takes about three
+minutes of CPU time at 6 mm. The results are in docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from neurofoundry.finetune.network import Network, infer
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders, seeds
+from neurofoundry.phantom import scanner
 from neurofoundry.phantom.anatomy import Subject, closest_rigid, grow, paint, sample_subject
 from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.params import PhantomParams
-from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.tasks import Classification
 
 TASKS = {
@@ -60,12 +60,12 @@ class Scanned:
     steps: np.ndarray
     """z-scores in steps of ``SLOPE``, background 0."""
     truth: dict[str, np.ndarray]
-    """By task, where this person's disease has changed the tissue; of the ill alone."""
+    """By task, where this person's disease changed the tissue; empty for the healthy."""
 
 
 def scanned(subject: Subject, atlas: Atlas, grid: Grid) -> Scanned:
-    """Scan a head and lay it on ``grid`` by its true pose."""
-    scan = head(subject, "1", SITES[subject.site], atlas, grid.spacing)
+    """Scan a head and put it on ``grid`` by its true pose."""
+    scan = scanner.head(subject, "1", scanner.SITES[subject.site], atlas, grid.spacing)
     onto = np.linalg.inv(scan.affine) @ np.linalg.inv(scan.pose) @ grid.affine
     image, brain = (
         ndimage.affine_transform(
@@ -97,7 +97,7 @@ def scanned(subject: Subject, atlas: Atlas, grid: Grid) -> Scanned:
 def learn(
     name: str, heads: list[Scanned], rows: pd.DataFrame, epochs: int
 ) -> tuple[Network, float]:
-    """A network from random weights, fine-tuned on split 'train', and its AUC on 'test'."""
+    """Return a network, trained from random weights on split 'train', and its AUC on 'test'."""
     task = TASKS[name]
     network = untrained(name, seed=0)
 
@@ -119,12 +119,12 @@ def learn(
         advance=lambda: None,
     )
     test = rows[rows["split"] == "test"]
-    said = task.score(infer(network, test["scan_id"], read))
-    return network, float(roc_auc_score(test["target"], said))
+    scores = task.score(infer(network, test["scan_id"], read))
+    return network, float(roc_auc_score(test["target"], scores))
 
 
 def untrained(name: str, *, seed: int) -> Network:
-    """Random weights, in the head too: of zeros there is no map."""
+    """Return a network of random weights, in the head too: a head of zeros has no map."""
     encoder = encoders.build(EncoderParams(stem_stride=2, width=0.25), seed=seed)
     network = Network(encoders.place(encoder), TASKS[name])
     with seeds.seeded(seed):
@@ -135,48 +135,50 @@ def untrained(name: str, *, seed: int) -> Network:
 def measure(
     network: Network, name: str, ill: list[Scanned], grid: Grid, steps: int
 ) -> dict[str, list[float]]:
-    """share, volume, pointing and what maps leave over, mean over heads, by the edge of blocks."""
+    """Return the means over heads of share, volume, pointing and what maps leave over, by block."""
     network.eval().requires_grad_(False)
 
     def score(volumes: torch.Tensor) -> torch.Tensor:
         return TASKS[name].score(network(volumes))
 
     rows: dict[str, list[list[float]]] = {"6 mm": [], "12 mm": []}
-    for each in ill:
-        scan = torch.from_numpy(each.steps)[None, None].float() * SLOPE
+    for head in ill:
+        scan = torch.from_numpy(head.steps)[None, None].float() * SLOPE
         base = explain.flat(scan)
         voxels = explain.integrated_gradients(score, scan, base, steps)[0, 0].numpy()
-        moved = (score(scan) - score(base)).item()
-        over = abs(moved - voxels.sum()) / abs(moved)
-        parts = [
+        difference = (score(scan) - score(base)).item()
+        left_over = abs(difference - voxels.sum()) / abs(difference)
+        blocks = [
             explain.block_sums(values, grid)
-            for values in (voxels, each.truth[name], each.steps != 0)
+            for values in (voxels, head.truth[name], head.steps != 0)
         ]
         for edge in rows:
-            found, truth, brain = parts if edge == "6 mm" else [_pairs(part) for part in parts]
-            speaks = found.clip(0)
-            most = truth.flat[found.argmax()]
+            sums, truth, brain = blocks if edge == "6 mm" else [_pairs(block) for block in blocks]
+            evidence = sums.clip(0)
+            at_peak = truth.flat[sums.argmax()]
             rows[edge].append(
                 [
-                    float((speaks * truth / brain.clip(1)).sum() / speaks.sum()),
+                    float((evidence * truth / brain.clip(1)).sum() / evidence.sum()),
                     float(truth.sum() / brain.sum()),
-                    float(most > 0 and most >= truth[truth > 0].mean()),
-                    over,
+                    float(at_peak > 0 and at_peak >= truth[truth > 0].mean()),
+                    left_over,
                 ]
             )
-    return {edge: np.mean(found, axis=0).tolist() for edge, found in rows.items()}
+    return {edge: np.mean(measures, axis=0).tolist() for edge, measures in rows.items()}
 
 
 def _pairs(blocks: np.ndarray) -> np.ndarray:
-    """Sums over blocks of twice the edge; the last is filled up with nothing."""
+    """Sum over blocks of twice the edge; the last is padded with zeros."""
     padded = np.pad(blocks, [(0, size % 2) for size in blocks.shape])
     x, y, z = (size // 2 for size in padded.shape)
     return padded.reshape(x, 2, y, 2, z, 2).sum(axis=(1, 3, 5))
 
 
 def main() -> None:
-    """Print a row a task, network and edge of blocks."""
-    parser = argparse.ArgumentParser()
+    """Print a row per task, network and edge of the blocks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--heads", type=int, default=240)
     parser.add_argument("--spacing", type=float, default=6.0)
     parser.add_argument("--epochs", type=int, default=15)
@@ -191,15 +193,15 @@ def main() -> None:
     split = np.select([share < 0.6, share < 0.7], ["train", "val"], "test")
     print(f"{'':42}{'share':>8}{'volume':>8}{'pointing':>10}{'left over':>11}")
     for name in TASKS:
-        target = [float(name in each.truth) for each in heads]
+        target = [float(name in head.truth) for head in heads]
         rows = pd.DataFrame({"scan_id": range(len(heads)), "target": target, "split": split})
         network, auc = learn(name, heads, rows, arguments.epochs)
         ill = [heads[k] for k in rows.query("split == 'test' and target == 1")["scan_id"]]
-        found = {f"trained, AUC {auc:.2f}": measure(network, name, ill, grid, arguments.steps)}
+        measured = {f"trained, AUC {auc:.2f}": measure(network, name, ill, grid, arguments.steps)}
         for seed in range(1, CONTROLS + 1):
             control = untrained(name, seed=seed)
-            found[f"random weights {seed}"] = measure(control, name, ill, grid, arguments.steps)
-        for title, edges in found.items():
+            measured[f"random weights {seed}"] = measure(control, name, ill, grid, arguments.steps)
+        for title, edges in measured.items():
             for edge, (inside, volume, pointed, over) in edges.items():
                 label = f"{name} ({len(ill)} ill), {title}, {edge}"
                 print(

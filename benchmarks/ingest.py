@@ -9,6 +9,7 @@ docs/measurements.md.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import os
@@ -80,7 +81,13 @@ def run_ingest(folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    files, edge = (int(value) for value in (*sys.argv[1:], *("2000", "40")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("files", type=int, nargs="?", default=2000)
+    parser.add_argument("edge", type=int, nargs="?", default=40)
+    options = parser.parse_args()
+    files, edge = options.files, options.edge
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_dataset(folder / "data", files, edge)

@@ -1,15 +1,14 @@
-"""What W&B costs a training step: offline, without a server, and when it is lost on the way.
+"""What W&B costs a training step: offline, without a server, and when the server is lost.
 
     python benchmarks/tracking.py [--steps N] [--json FILE]
 
-A step of the sample cohort's encoder (3 mm, a quarter of the width; 4 scans, a quarter of the
-sample's, so that what is recorded of it weighs the more), and what is recorded of a step, 300
-times: `offline`; `unreachable`, online with nobody listening, which ends offline; and `lost`,
-online with a server that falls silent after a third (tests/wandb_server.py). Each in a process of
-its own.
+It measures a step of the sample cohort's encoder (3 mm, a quarter of the width; 4 scans, a quarter
+of the sample's, so that tracking weighs the more), and 300 records of a step, each mode in its own
+process: `offline`; `unreachable`, online without a server, which ends offline; and `lost`, online
+with a server that falls silent after a third (tests/support/wandb_server.py).
 A step waits for the call alone; W&B's threads and its own process (wandb-core) take CPU beside it,
-some of it for every call and some for every second. All of it is counted as CPU seconds, as the
-difference of two step times of a busy machine says nothing.
+some of it per call and some per second. All of it is counted as CPU seconds, as the difference of
+two step times means nothing on a busy machine. The results are in docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.support import wandb_server  # noqa: E402
 
-WAYS = ("offline", "unreachable", "lost")
+MODES = ("offline", "unreachable", "lost")
 GRID = Grid(spacing=3.0)
 BATCH = 4
 CALLS, IDLE = 300, 20
@@ -50,7 +49,7 @@ PARAMS = PretrainParams.model_validate(
         "epochs": 1000,
     }
 )
-SAID = dict.fromkeys(
+RECORD = dict.fromkeys(
     ("epoch", "scans_per_second", "data_wait_share", "hours_left", "learning_rate", "positive",
      "uniformity", "effective_rank", "gradient_norm"), 0.5,
 )  # fmt: skip
@@ -59,25 +58,26 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(stat: Path) -> float:
-    """Of a process or a thread, by its /proc/…/stat."""
+    """Return the CPU seconds of a process or a thread, by its /proc/…/stat."""
     user, system = stat.read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / TICK
 
 
-def of_tracking(known: set[int]) -> float:
-    """CPU seconds so far of W&B's own process and of the threads that came with it."""
-    threads = [each.native_id for each in threading.enumerate() if each.native_id not in known]
+def tracking_seconds(known: set[int]) -> float:
+    """Return the CPU seconds so far of W&B's own process and of threads that are not ``known``."""
+    numbers = {thread.native_id for thread in threading.enumerate()} - known
+    threads = [number for number in numbers if number]
     tasks = [Path(f"/proc/self/task/{number}") for number in threads]
     children = " ".join(
         (task / "children").read_text() for task in Path("/proc/self/task").glob("*")
     ).split()
     cores = [Path(f"/proc/{child}") for child in children]
     cores = [core for core in cores if "wandb-core" in (core / "cmdline").read_text()]
-    return sum(cpu_seconds(each / "stat") for each in (*tasks, *cores))
+    return sum(cpu_seconds(process / "stat") for process in (*tasks, *cores))
 
 
 def measure_step(volumes: Path, steps: int) -> float:
-    """CPU seconds of a step, one thread, after three to warm up."""
+    """Return the CPU seconds of a step, in one thread, after three to warm up."""
     torch.set_num_threads(1)
     train, batches = train_ours(volumes, PARAMS, GRID)
     for batch in islice(batches, 3):
@@ -88,44 +88,44 @@ def measure_step(volumes: Path, steps: int) -> float:
     return (time.thread_time() - began) / steps
 
 
-def measure(way: str, folder: Path) -> dict[str, float]:
-    """CPU milliseconds of a call and beside it, and share of a core between calls."""
-    known = {each.native_id for each in threading.enumerate() if each.native_id}
+def measure(mode: str, folder: Path) -> dict[str, float]:
+    """Return CPU milliseconds of a call and beside it, and the share of a core between calls."""
+    known = {thread.native_id for thread in threading.enumerate() if thread.native_id}
     with ExitStack() as stack:
         os.environ.update(WANDB_API_KEY="a" * 40, WANDB_DIR=str(folder))
-        if way == "lost":
+        if mode == "lost":
             server = stack.enter_context(wandb_server.serve())
             os.environ["WANDB_BASE_URL"] = server.url
-            known |= {each.native_id for each in threading.enumerate() if each.native_id}
+            known |= {thread.native_id for thread in threading.enumerate() if thread.native_id}
         else:
             taken = stack.enter_context(socket.socket())  # bound, and never listening
             taken.bind(("127.0.0.1", 0))
             os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{taken.getsockname()[1]}"
         began = time.perf_counter()
-        params = tracking.TrackingParams(mode="offline" if way == "offline" else "online")
+        params = tracking.TrackingParams(mode="offline" if mode == "offline" else "online")
         with tracking.run(params, stage="pretrain", key="0123456789abcdef", config={}) as tracker:
             opened = time.perf_counter() - began
             calls, waits = [], []
-            before = of_tracking(known)
+            before = tracking_seconds(known)
             for step in range(CALLS):
-                if way == "lost" and step == CALLS // 3:
+                if mode == "lost" and step == CALLS // 3:
                     server.lose("silent")
                 wall, cpu = time.perf_counter(), time.thread_time()
-                tracker.log({**SAID, "loss": 1 / (1 + step)}, step=step)
+                tracker.log({**RECORD, "loss": 1 / (1 + step)}, step=step)
                 calls.append(time.thread_time() - cpu)
                 waits.append(time.perf_counter() - wall)
                 time.sleep(0.02)
             time.sleep(1)  # what is still on its way
-            beside = of_tracking(known) - before
-            before = of_tracking(known)
+            aside = tracking_seconds(known) - before
+            before = tracking_seconds(known)
             time.sleep(IDLE)
-            idle = of_tracking(known) - before
+            idle = tracking_seconds(known) - before
             ending = time.perf_counter()
         closed = time.perf_counter() - ending
     return {
         "call, ms (median)": 1e3 * median(waits),
         "call, CPU ms": 1e3 * sum(calls) / CALLS,
-        "beside it, CPU ms": 1e3 * beside / CALLS,
+        "beside it, CPU ms": 1e3 * aside / CALLS,
         "share of a core between calls (%)": 100 * idle / IDLE,
         "to begin, s": opened,
         "to end, s": closed,
@@ -138,18 +138,18 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the numbers here too")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.way:
-            print(json.dumps(measure(options.way, folder)))
+        if options.mode:
+            print(json.dumps(measure(options.mode, folder)))
             return
         results = {
-            way: json.loads(
-                subprocess.check_output([sys.executable, __file__, "--way", way]).splitlines()[-1]
+            mode: json.loads(
+                subprocess.check_output([sys.executable, __file__, "--mode", mode]).splitlines()[-1]
             )
-            for way in WAYS
+            for mode in MODES
         }
         write_volumes(folder, GRID, 2 * BATCH)
         step = 1e3 * measure_step(folder, options.steps)
