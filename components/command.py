@@ -24,7 +24,8 @@ def step(name: str, *flags: Any, files: dict[str, Any] | None = None) -> dsl.Con
     copies = [
         word
         for file, path in (files or {}).items()
-        for word in ("--copy", dsl.ConcatPlaceholder([f"{file}=", path]))
+        # In one word: no backend resolves dsl.ConcatPlaceholder, only kfp's local runners do.
+        for word in ("--copy", f"{file}={path}")
     ]
     return dsl.ContainerSpec(
         image=IMAGE,

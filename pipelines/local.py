@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from docker.errors import DockerException, ImageNotFound
 from docker.types import Mount
 from kfp import components, local
 from kfp.compiler import pipeline_spec_builder
-from kfp.local import docker_task_handler, io, subprocess_task_handler
+from kfp.local import docker_task_handler, io, placeholder_utils, subprocess_task_handler
 from kfp.local.orchestrator import task_spec_utils
 
 from neurofoundry.errors import RunFailedError, UsageError
-from pipelines import compiled
+from pipelines import compiled, placeholders
 from pipelines.node_pools import MOUNT
 
 VERSION = "local"
@@ -42,6 +42,7 @@ def patched() -> Iterator[None]:
         mock.patch.object(docker_task_handler, "run_docker_container", run_container),
         mock.patch.object(handler, "validate_not_container_component"),
         mock.patch.object(io.IOStore, "get_parent_input", get_parent_input),
+        mock.patch.object(placeholder_utils, "replace_placeholders", replace_placeholders),
         mock.patch.object(
             task_spec_utils, "create_parameter_loop_iteration_task_spec", iteration_of
         ),
@@ -68,6 +69,13 @@ def run_container(client: Any, image: str, command: list[str], volumes: Any, **o
         return int(container.wait()["StatusCode"])
     finally:
         container.remove(force=True)
+
+
+def replace_placeholders(
+    full_command: Sequence[str], executor_input_dict: Mapping[str, Any], **_: Any
+) -> list[str]:
+    """Replace the placeholders that a cluster knows; kfp replaces more."""
+    return placeholders.resolve(full_command, executor_input_dict)
 
 
 def get_parent_input(store: io.IOStore, key: str) -> Any:
