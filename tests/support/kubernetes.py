@@ -1,5 +1,7 @@
 """A strict stand-in for the API of Kubernetes with Kubeflow Trainer: it refuses what they would.
 
+It knows one account, which has the rights of docs/kubeflow-rbac.yaml and no others.
+
 The fields are those of the CRD in Trainer 2.3 (trainer.kubeflow.org/v1alpha1), as far as they are
 used here.
 """
@@ -16,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
+
+from tests.support import rights
 
 NAMESPACE = "lab"
 JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
@@ -197,6 +201,8 @@ class Handler(BaseHTTPRequestHandler):
         self.cluster.asked.append((self.command, path))
         if self.headers["Authorization"] != f"Bearer {self.cluster.token}":
             self.refuse(401, "Unauthorized")
+        elif not rights.allows(call := rights.call_of(self.command, path)):
+            self.refuse(403, f"forbidden: cannot {call.verb} resource {call.resource!r}")
         elif self.cluster.fails:
             self.refuse(self.cluster.fails.pop(0), "as the test wants it")
         else:
