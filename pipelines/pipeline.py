@@ -1,5 +1,6 @@
 """Raw scans to an evaluated model: the five stages, fanned out over the pools of a cluster."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +28,11 @@ DVC_SECRET = "dvc"
 DVC_CONFIG = "/etc/xdg/dvc"
 """Where DVC looks for the configuration of a site: keys of remotes, from an optional secret."""
 
-RETRIES = {
-    "num_retries": 3,
-    "backoff_duration": "60s",
-    "backoff_factor": 2,
-    "backoff_max_duration": "900s",
-}
-"""A step that is retried goes on where it was; a node that was taken away costs minutes."""
+RETRIES = 3
+"""Tries of a step after the first. Each goes on where the one before was, so that a node that is
+taken away costs minutes. Which failures are retried, the cluster decides (docs/kubeflow.md)."""
+BACKOFF_S = 60
+"""Seconds before the first retry; twice as long before each further one."""
 
 
 def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphComponent:
@@ -265,6 +264,22 @@ def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> GraphC
     return several_nodes
 
 
+def _retry(task: dsl.PipelineTask, retries: int, hours: float) -> None:
+    """Let a step be tried again, each time for as long as it may take.
+
+    Argo's backoff.maxDuration is a window from the start of the first try: a later failure is not
+    retried, and a try that is still running at its end is killed (kubeflow/pipelines#13452).
+    """
+    waits = BACKOFF_S * (2**retries - 1)
+    window = math.ceil((retries + 1) * hours * 3600) + waits
+    task.set_retry(
+        num_retries=retries,
+        backoff_duration=f"{BACKOFF_S}s",
+        backoff_factor=2,
+        backoff_max_duration=f"{window}s",
+    )
+
+
 def _placing(
     pools: Mapping[str, Pool], site: Site, *, cpu: tuple[Any, Any], gpu: tuple[Any, Any]
 ) -> Callable[..., dsl.PipelineTask]:
@@ -278,8 +293,8 @@ def _placing(
         hours: float | None = None,
     ) -> dsl.PipelineTask:
         # Light steps have nothing to resume: what is wrong with them stays wrong.
-        briefly = role == "light" and hours is None
-        task.set_retry(**(RETRIES | {"num_retries": 1} if briefly else RETRIES))
+        retries = 1 if role == "light" and hours is None else RETRIES
+        _retry(task, retries, hours or pools[role].hours)
         # Groups the runs in W&B. Not a parameter: the name of the run is no input of a stage.
         kubernetes.use_field_path_as_env(
             task, "NEUROFOUNDRY_RUN", "metadata.labels['workflows.argoproj.io/workflow']"

@@ -9,7 +9,7 @@ from tests.support.rights import Call, allows, documents
 TRAINER = "trainer.kubeflow.org"
 
 CALLS = {
-    # Read in backend/src/v2 of Kubeflow Pipelines 2.17, and each refused in turn by a real API server.
+    # Kubeflow Pipelines 2.17, backend/src/v2; a real API server refused each in turn.
     "the driver reads where artifacts are stored (config/env.go)": Call(
         "", "configmaps", "get", "kfp-launcher"
     ),

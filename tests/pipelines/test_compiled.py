@@ -180,6 +180,24 @@ def test_every_step_is_retried_has_a_deadline_and_the_volume(
         assert task["retryPolicy"]["maxRetryCount"] >= 1
 
 
+def test_every_try_of_a_step_may_take_its_hours(documents: list[dict[str, Any]]) -> None:
+    """The window of retries begins with the first try, and kills what runs when it ends."""
+    pipeline, platform = documents
+    nodes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    seen = 0
+    for task in compiled.tasks(documents):
+        component = pipeline["components"][task["componentRef"]["name"]]
+        if label := component.get("executorLabel"):
+            policy = task["retryPolicy"]
+            tries = policy["maxRetryCount"] + 1
+            first, factor = int(policy["backoffDuration"][:-1]), policy["backoffFactor"]
+            waits = sum(first * factor**retry for retry in range(policy["maxRetryCount"]))
+            deadline = int(nodes[label]["activeDeadlineSeconds"])
+            assert int(policy["backoffMaxDuration"][:-1]) >= tries * deadline + waits
+            seen += 1
+    assert seen == len(nodes)
+
+
 class TestNodePools:
     def test_spot_nodes_are_asked_for_in_addition(self) -> None:
         usual = node_pools.read("gke")["gpu"]
