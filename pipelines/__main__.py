@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ import typer
 
 from neurofoundry.errors import UsageError, run_app
 from neurofoundry.params import read_text
+from neurofoundry.runtime import log
+from neurofoundry.runtime.log import LOGGER
 from pipelines import cluster, compiled, local, node_pools
 
 app = typer.Typer(
@@ -122,6 +125,12 @@ def submit(
     service_account: ServiceAccount = None,
     cache: Cache = True,
     wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
+    again: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --wait: submit a failed run again so often, unless it cannot pass."
+        ),
+    ] = 0,
     token: Token = None,
     token_file: TokenFile = None,
     cookie: Cookie = None,
@@ -129,17 +138,26 @@ def submit(
     """Start a run on a cluster. Everything is checked against the pipeline before it is sent."""
     documents, arguments = _checked(package, image, params, data_version, settings)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
-    run = client.submit(
-        documents,
-        arguments,
-        experiment=experiment,
-        name=name or f"neurofoundry {datetime.now():%Y-%m-%d %H:%M:%S}",
-        service_account=service_account,
-        cache=cache,
-    )
-    print(client.url(run))
-    if wait:
-        client.wait(run)
+    name = name or f"neurofoundry {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+    def start(number: int) -> str:
+        run = client.submit(
+            documents,
+            arguments,
+            experiment=experiment,
+            name=name if number == 0 else f"{name} ({number + 1})",
+            service_account=service_account,
+            cache=cache,
+        )
+        print(client.url(run), flush=True)
+        return run
+
+    if not wait:
+        if again:
+            raise UsageError("--again: give --wait as well, which sees whether the run fails.")
+        start(0)
+        return
+    _follow(client, start, documents, arguments, again)
 
 
 @app.command()
@@ -194,6 +212,26 @@ def schedule(
     print(f"Scheduled '{name}': {cron}")
 
 
+def _follow(
+    client: cluster.Cluster,
+    start: Callable[[int], str],
+    documents: list[dict[str, Any]],
+    arguments: dict[str, Any],
+    again: int,
+) -> None:
+    """Start a run and follow it to its end, ``again`` times more while its failure may pass."""
+    before: cluster.StepsFailedError | None = None
+    for number in range(again + 1):
+        try:
+            client.wait(start(number), documents, arguments)
+            return
+        except cluster.StepsFailedError as error:
+            if number == again or not error.may_pass(before):
+                raise
+            LOGGER.warning("%s Submitting it again, %d of %d.", error, number + 1, again)
+            before = error
+
+
 def _checked(
     package: Path, image: str, params: Path, data_version: str, settings: list[str] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -220,6 +258,7 @@ def _parse(settings: list[str] | None) -> dict[str, str]:
 
 def main() -> None:
     """Run the command line."""
+    log.configure()
     run_app(app)
 
 

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,8 @@ import urllib3
 import yaml
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from requests import exceptions
-from rich.console import Console
 
 from neurofoundry.errors import (
-    NeurofoundryError,
     RefusedError,
     RunFailedError,
     UnreachableError,
@@ -38,7 +36,8 @@ from neurofoundry.errors import (
 )
 from neurofoundry.kubeflow.schemas import DvcFile
 from neurofoundry.params import load
-from pipelines import compiled
+from neurofoundry.runtime.log import LOGGER
+from pipelines import compiled, steps
 
 ANSWER_S = 4
 """Seconds in which a cluster must accept a connection, and again in which it must answer."""
@@ -51,6 +50,12 @@ PATIENCE = 30
 
 NAME = "neurofoundry"
 """The name of the pipeline in Kubeflow."""
+
+SHARDS = {
+    "preprocess a shard": "preprocess_shards",
+    "finetune a shard": "finetune_shards",
+}
+"""Step to the parameter that says how many there are of it."""
 
 
 JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -146,6 +151,29 @@ def without_cache(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return documents
 
 
+class StepsFailedError(RunFailedError):
+    """A run has not ended well."""
+
+    def __init__(
+        self, message: str, *, terminated: bool = False, quick: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.terminated = terminated
+        """Whether somebody has stopped it."""
+        self.quick = quick
+        """The steps that failed as soon as steps do whose parameters or files are wrong."""
+
+    def may_pass(self, before: StepsFailedError | None) -> bool:
+        """Say whether the same run may end better, after the failure ``before`` if any.
+
+        The API says nothing of exit codes. A node that is taken away seldom fails the same steps
+        within minutes of their start twice; a wrong parameter always does.
+        """
+        return not self.terminated and not (
+            self.quick and before is not None and before.quick == self.quick
+        )
+
+
 class Cluster:
     """The API of Kubeflow Pipelines at ``host``. Raises RefusedError and UnreachableError."""
 
@@ -202,44 +230,70 @@ class Cluster:
         """Return the address of the page of a run."""
         return f"{self.host}/#/runs/details/{run}"
 
-    def wait(self, run: str, *, poll_s: float = POLL_S) -> None:
-        """Follow a run and say what each step does. Raises RunFailedError."""
-        console = Console(stderr=True)
-        told: dict[str, str] = {}
-        missed = 0
-        with console.status("waiting for the run") as status:
-            while True:
-                try:
-                    with self._errors():
-                        answer = self._client.get_run(run)
-                except UnreachableError:
-                    missed += 1
-                    if missed > PATIENCE:
-                        raise
-                    status.update("no answer; the run goes on")
-                else:
-                    missed = 0
-                    tasks = getattr(answer.run_details, "task_details", None) or []
-                    for line in _changes(tasks, told):
-                        console.print(line)
-                    state = str(answer.state or "PENDING")
-                    running = [task.display_name for task in tasks if task.state == "RUNNING"]
-                    status.update(", ".join(running) or state.lower())
-                    if self._ended(run, state, tasks):
-                        console.print(f"{state.lower():>10}  {self.url(run)}")
-                        return
-                time.sleep(poll_s)
+    def wait(
+        self,
+        run: str,
+        documents: list[dict[str, Any]],
+        given: Mapping[str, Any] | None = None,
+        *,
+        poll_s: float = POLL_S,
+    ) -> None:
+        """Follow a run and say what each step does. Raises StepsFailedError.
 
-    def _ended(self, run: str, state: str, tasks: Sequence[Any]) -> bool:
-        """Say whether a run has ended well. Raises RunFailedError if it has not."""
-        if state in ("FAILED", "CANCELED", "SKIPPED"):
-            failed = [task.display_name for task in tasks if task.state == "FAILED"]
-            where = f" in {', '.join(failed)}" if failed else ""
-            raise RunFailedError(
-                f"The run has {state.lower()}{where}: {self.url(run)}. Fix what the log of the "
-                "step says and submit again; finished steps are taken over."
+        ``given`` are the run's parameters. Silence and answers of 5xx and 429 are borne.
+        """
+        told = Told(documents, given or {})
+        missed = 0
+        while True:
+            try:
+                with self._errors():
+                    answer = self._client.get_run(run)
+            except UnreachableError as error:
+                missed += 1
+                if missed > PATIENCE:
+                    raise
+                LOGGER.warning("%s The run goes on.", error)
+            else:
+                missed = 0
+                nodes = getattr(answer.run_details, "task_details", None) or []
+                told.tell(nodes, self._kubectl)
+                if self._ended(run, answer, nodes, told):
+                    return
+            time.sleep(poll_s)
+
+    def _kubectl(self, *words: str) -> str:
+        space = f" --namespace {self.namespace}" if self.namespace else ""
+        return f"kubectl {words[0]}{space} {' '.join(words[1:])}"
+
+    def _ended(self, run: str, answer: Any, nodes: Sequence[Any], told: Told) -> bool:
+        """Say whether a run has ended well. Raises StepsFailedError if it has not."""
+        state = str(answer.state or "PENDING")
+        if state == "SUCCEEDED":
+            LOGGER.info("The run has succeeded: %s", self.url(run))
+            return True
+        if state not in ("FAILED", "CANCELED", "SKIPPED"):
+            return False
+        history = [str(entry.state) for entry in answer.state_history or ()]
+        if state == "CANCELED" or "CANCELING" in history:
+            raise StepsFailedError(
+                f"The run was terminated: {self.url(run)}. Submit again to go on: finished steps "
+                "are taken over, and one that was stopped continues.",
+                terminated=True,
             )
-        return state == "SUCCEEDED"
+        failed = [step for step in steps.read(nodes, told.names) if step.state == "failed"]
+        where = [f"{step.name} (log: {self._log(step)})" for step in failed]
+        where = where or [f"{name}, before its step began" for name in steps.failed_before(nodes)]
+        raise StepsFailedError(
+            f"The run has failed{' in ' if where else ''}{', '.join(where)}: {self.url(run)}. "
+            "Fix what the log says and submit again: finished steps are taken over, and one that "
+            "was stopped continues.",
+            quick=tuple(sorted(step.name for step in failed if step.lasted < steps.QUICK)),
+        )
+
+    def _log(self, step: steps.Step) -> str:
+        return (
+            f"`{self._kubectl('logs', '--container main', step.pod)}`" if step.pod else "its page"
+        )
 
     def upload(self, package: Path, version: str) -> None:
         """Upload the pipeline under its name, or a version of it."""
@@ -308,11 +362,9 @@ class Cluster:
             )
         if code == 404 and not reason:
             raise self._not_there("404")
-        if code in (502, 503, 504):
-            raise UnreachableError(f"{self.host}: no answer from behind it ({code}).")
         answer = f"{self.host} answers {code}{f': {reason}' if reason else ''}."
-        if code >= 500:
-            raise NeurofoundryError(answer)
+        if code >= 500 or code == 429:
+            raise UnreachableError(answer)
         if code >= 400:
             raise RefusedError(answer, code)
 
@@ -340,7 +392,9 @@ class Cluster:
         except kfp_server_api.ApiException as error:
             reason = str(error.reason)
             with contextlib.suppress(ValueError, TypeError):
-                reason = json.loads(error.body)["message"]
+                body = json.loads(error.body)
+                # Uploads are refused in other words than all else.
+                reason = body.get("message") or body.get("error_message") or reason
             self._check_status(int(error.status or 500), reason)
             raise
         except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
@@ -349,10 +403,36 @@ class Cluster:
             ) from error
 
 
-def _changes(tasks: Sequence[Any], told: dict[str, str]) -> Iterator[str]:
-    """Yield a line for each task whose state is not the one in ``told``, and note it there."""
-    for task in tasks:
-        state = str(task.state or "")
-        if state and told.get(task.task_id) != state:
-            told[task.task_id] = state
-            yield f"{state.lower():>10}  {task.display_name}"
+class Told:
+    """What has been said of a run, so that each thing is said once."""
+
+    def __init__(self, documents: list[dict[str, Any]], given: Mapping[str, Any]) -> None:
+        self.names = steps.names(documents)
+        self._documents = documents
+        self._given = given
+        self._lines: dict[str, str] = {}
+        self._waiting: set[str] = set()
+        declared = compiled.parameters(documents)
+        self._totals = {
+            name: int(given.get(shards, declared.get(shards, {}).get("defaultValue", 0)))
+            for name, shards in SHARDS.items()
+        }
+
+    def tell(self, nodes: Sequence[Any], kubectl: Callable[..., str]) -> None:
+        """Log what has changed since the last time."""
+        begun = steps.read(nodes, self.names)
+        for line in steps.changes(begun, self._lines, self._totals):
+            LOGGER.info("%s", line)
+        for step in steps.long_waiting(begun):
+            if step.name not in self._waiting:
+                self._waiting.add(step.name)
+                machine = steps.machine_of(self._documents, step.name, self._given)
+                LOGGER.warning(
+                    "%s: has waited for a machine for %.0f minutes (%s). %s says why.",
+                    step.name,
+                    steps.PATIENT.total_seconds() / 60,
+                    machine,
+                    kubectl("describe pod", step.pod)
+                    if step.pod
+                    else kubectl("get events", "--field-selector reason=FailedScheduling"),
+                )

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 
 from neurofoundry.errors import RefusedError, RunFailedError, UnreachableError, UsageError
 from pipelines import cluster, compiled
+from pipelines.__main__ import app
 from tests.support.kubeflow_api import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,31 +118,10 @@ class TestSubmit:
         assert sum(with_cache) >= 8
         assert not any(without)
 
-    def test_a_run_is_followed_to_its_end(
-        self, stub: Stub, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        connect(stub).wait(RUN, poll_s=0)
-        said = capsys.readouterr().err
-        assert [word in said for word in ("running", "succeeded", "preprocess")] == [True] * 3
-        stub.states, stub.asked = ["RUNNING", "FAILED"], 0
-        with pytest.raises(RunFailedError, match=rf"failed in preprocess: .*{RUN}"):
-            connect(stub).wait(RUN, poll_s=0)
-
-    def test_a_cluster_that_is_away_for_a_while_does_not_end_the_waiting(
-        self, stub: Stub, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        stub.states = ["RUNNING", "away", "away", "SUCCEEDED"]
-        connect(stub).wait(RUN, poll_s=0)
-        stub.states, stub.asked = ["RUNNING", "away"], 0
-        monkeypatch.setattr(cluster, "PATIENCE", 2)
-        with pytest.raises(UnreachableError, match="503"):
-            connect(stub).wait(RUN, poll_s=0)
-        assert stub.asked == 4
-
     def test_what_the_cluster_refuses_is_said_in_its_words(
         self, stub: Stub, documents: list[Any]
     ) -> None:
-        with pytest.raises(RefusedError, match="400: missing parameters"):
+        with pytest.raises(RefusedError, match=r"400: .*parameter image is not optional"):
             connect(stub).submit(
                 documents, {}, experiment="e", name="n", service_account=None, cache=True
             )
@@ -154,6 +136,13 @@ class TestSubmit:
             ["c0ffee"],
             ["decaf"],
         ]
+
+    def test_a_version_that_is_there_already_is_refused_in_the_words_of_the_server(
+        self, stub: Stub
+    ) -> None:
+        connect(stub).upload(compiled.COMMITTED, "c0ffee")
+        with pytest.raises(RefusedError, match="409: Failed to create a pipeline version"):
+            connect(stub).upload(compiled.COMMITTED, "c0ffee")
 
     def test_a_schedule_runs_one_at_a_time(self, stub: Stub, documents: list[Any]) -> None:
         connect(stub).schedule(
@@ -174,6 +163,113 @@ class TestSubmit:
             cluster.check_cron("0 2 * * *")
 
 
+class TestWait:
+    def test_steps_are_told_by_name_and_number(
+        self, stub: Stub, documents: list[Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stub.states = ["PENDING", "run-running", "run-succeeded"]
+        given_shards = {"preprocess_shards": 100, "finetune_shards": 2}
+        with caplog.at_level("INFO", "neurofoundry"):
+            connect(stub).wait(RUN, documents, given_shards, poll_s=0)
+        said = [record.getMessage() for record in caplog.records]
+        assert "configure: done" in said
+        assert "preprocess a shard: 23 of 100 done, 1 waiting" in said
+        assert "finetune a shard: 2 of 2 done" in said
+        assert said[-1] == f"The run has succeeded: {connect(stub).url(RUN)}"
+        assert not any(re.search(r"executor|driver|iteration|\(0\)", line) for line in said)
+        assert len(said) < 20
+
+    def test_a_failure_names_the_step_and_its_log(self, stub: Stub, documents: list[Any]) -> None:
+        stub.states = ["run-failed"]
+        log = "kubectl logs --namespace lab --container main neurofoundry-cpxx2-system-container-"
+        with pytest.raises(
+            cluster.StepsFailedError, match=rf"failed in preprocess \(log: `{log}"
+        ) as raised:
+            connect(stub).wait(RUN, documents, poll_s=0)
+        assert raised.value.quick == ("preprocess",)
+
+    def test_a_failure_before_any_step_names_the_driver(
+        self, stub: Stub, documents: list[Any]
+    ) -> None:
+        stub.states = ["run-rbac"]
+        with pytest.raises(
+            cluster.StepsFailedError, match="failed in root-driver, before its step began"
+        ):
+            connect(stub).wait(RUN, documents, poll_s=0)
+
+    def test_a_terminated_run_is_not_a_failed_one(self, stub: Stub, documents: list[Any]) -> None:
+        stub.states = ["run-terminated"]
+        with pytest.raises(cluster.StepsFailedError, match="The run was terminated") as raised:
+            connect(stub).wait(RUN, documents, poll_s=0)
+        assert not raised.value.may_pass(None)
+
+    @pytest.mark.parametrize("code", [429, 500, 503])
+    def test_a_cluster_that_is_busy_for_a_while_does_not_end_the_waiting(
+        self, stub: Stub, documents: list[Any], monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
+        stub.states = ["RUNNING", code, code, "run-succeeded"]
+        connect(stub).wait(RUN, documents, poll_s=0)
+        stub.states, stub.asked = ["RUNNING", code], 0
+        monkeypatch.setattr(cluster, "PATIENCE", 2)
+        with pytest.raises(UnreachableError, match=f"{code}: Failed to get a run"):
+            connect(stub).wait(RUN, documents, poll_s=0)
+        assert stub.asked == 4
+
+    def test_a_run_that_is_not_there_is_refused(self, stub: Stub, documents: list[Any]) -> None:
+        stub.states = ["run-unknown"]
+        with pytest.raises(RefusedError, match=r"404: Failed to get a run: .* not found"):
+            connect(stub).wait(RUN, documents, poll_s=0)
+
+
+class TestAgain:
+    @staticmethod
+    def follow(stub: Stub, states: list[str | int], again: int) -> int:
+        """Exit code of `submit --wait --again`."""
+        stub.states = states
+        words = ["submit", "--host", stub.url, "--namespace", "lab", "--image", IMAGE, "--wait"]
+        words += ["--again", str(again), "--token", TOKEN, "--data-version", "abc"]
+        try:
+            app(words, standalone_mode=False)
+        except RunFailedError as error:
+            return error.exit_code
+        return 0
+
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+
+    def test_the_same_run_is_submitted_again_after_a_failure(self, stub: Stub) -> None:
+        assert self.follow(stub, ["run-failed", "RUNNING", "run-succeeded"], 3) == 0
+        first, second = stub.runs
+        assert second["display_name"] == f"{first['display_name']} (2)"
+        assert second["runtime_config"] == first["runtime_config"]
+        assert second["experiment_id"] == first["experiment_id"]
+
+    def test_the_same_steps_that_fail_at_once_again_are_not_tried_a_third_time(
+        self, stub: Stub
+    ) -> None:
+        assert self.follow(stub, ["run-failed"], 9) == 4
+        assert len(stub.runs) == 2
+
+    def test_steps_that_fail_late_are_tried_as_often_as_asked_for(
+        self, stub: Stub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pipelines.steps.QUICK", timedelta(0))
+        assert self.follow(stub, ["run-failed"], 3) == 4
+        assert len(stub.runs) == 4
+
+    def test_a_run_that_somebody_has_terminated_is_not_submitted_again(self, stub: Stub) -> None:
+        assert self.follow(stub, ["run-terminated"], 3) == 4
+        assert len(stub.runs) == 1
+
+    def test_it_needs_wait(self, stub: Stub) -> None:
+        words = ["submit", "--host", stub.url, "--image", IMAGE, "--again", "1", "--token", TOKEN]
+        with pytest.raises(UsageError, match="--again: give --wait"):
+            app([*words, "--data-version", "abc"], standalone_mode=False)
+        assert stub.runs == []
+
+
 class TestNoEntry:
     @pytest.mark.parametrize("token", [None, "wrong"])
     def test_a_wrong_token_is_said_at_once(self, stub: Stub, token: str | None) -> None:
@@ -184,17 +280,18 @@ class TestNoEntry:
         path = tmp_path / "token"
         path.write_text(TOKEN)
         client = cluster.Cluster(stub.url, "lab", token_file=path)
-        stub.states = ["SUCCEEDED"]
-        client.wait(RUN, poll_s=0)
+        stub.states = ["run-succeeded"]
+        client.wait(RUN, compiled.read(compiled.COMMITTED), poll_s=0)
         path.write_text("expired")
         with pytest.raises(RefusedError):
-            client.wait(RUN, poll_s=0)
+            client.wait(RUN, compiled.read(compiled.COMMITTED), poll_s=0)
         with pytest.raises(UsageError, match="no such file"):
             cluster.Cluster(stub.url, "lab", token_file=tmp_path / "none")
 
     def test_a_cookie_opens_the_door(self, stub: Stub) -> None:
-        stub.states = ["SUCCEEDED"]
-        cluster.Cluster(stub.url, "lab", cookie=COOKIE).wait(RUN, poll_s=0)
+        stub.states = ["run-succeeded"]
+        client = cluster.Cluster(stub.url, "lab", cookie=COOKIE)
+        client.wait(RUN, compiled.read(compiled.COMMITTED), poll_s=0)
         with pytest.raises(RefusedError):
             cluster.Cluster(stub.url, "lab", cookie="authservice_session=old")
 
@@ -245,7 +342,7 @@ def test_each_fault_has_a_line_and_an_exit_code_of_its_own(stub: Stub, tmp_path:
     sent = stub.runs[0]["runtime_config"]["parameters"]
     assert sent["params"] == (ROOT / "params.yaml").read_text()
     assert sent["data_version"] == cluster.data_version(ROOT / "data.dvc")
-    stub.states, stub.asked = ["FAILED"], 0
+    stub.states, stub.asked = ["run-failed"], 0
     codes = {
         2: run("--param", "gpu=2"),
         4: run("--wait"),

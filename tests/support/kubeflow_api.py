@@ -1,4 +1,8 @@
-"""A strict stand-in for the API of Kubeflow Pipelines: it refuses what a cluster would refuse."""
+"""A strict stand-in for the API of Kubeflow Pipelines: it refuses what a cluster would refuse.
+
+kubeflow_answers/ has what the API server of Kubeflow Pipelines 2.17.0 answered while the compiled
+pipeline ran on it; the stub answers in these words.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -16,7 +21,14 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 TOKEN = "a-valid-token"
 COOKIE = "authservice_session=a-valid-session"
+ANSWERS = Path(__file__).with_name("kubeflow_answers")
 RUN = "11111111-2222-3333-4444-555555555555"
+
+
+def recorded(name: str) -> tuple[Any, int]:
+    """Return the body and the status of a recorded answer."""
+    answer = json.loads((ANSWERS / f"{name}.json").read_text())
+    return answer["body"], answer["status"]
 
 
 class Stub(ThreadingHTTPServer):
@@ -31,7 +43,9 @@ class Stub(ThreadingHTTPServer):
         self.uploads: list[tuple[str, dict[str, list[str]]]] = []
         self.experiments: list[dict[str, Any]] = []
         self.pipelines: list[str] = []
-        self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.states: list[str | int] = ["PENDING", "run-succeeded"]
+        """What is said of the run, one after the other: the name of a recorded answer, a code of
+        an error, or a state without any details."""
         self.asked = 0
 
     @property
@@ -78,17 +92,21 @@ class Handler(BaseHTTPRequestHandler):
         elif path.path == f"/apis/v2beta1/runs/{RUN}":
             state = self.server.states[min(self.server.asked, len(self.server.states) - 1)]
             self.server.asked += 1
-            if state == "away":
-                self.answer({"message": "no healthy upstream"}, 503)
-                return
-            task = {"task_id": "1", "display_name": "preprocess", "state": state}
-            details = {"task_details": [task]}
-            self.answer({"run_id": RUN, "state": state, "run_details": details})
+            self.run(state)
         elif path.path == "/apis/v2beta1/pipelines":
             listed = [{"pipeline_id": name, "display_name": name} for name in self.server.pipelines]
             self.answer({"pipelines": listed})
         else:
             self.answer({"message": f"no such path: {path.path}"}, 404)
+
+    def run(self, state: str | int) -> None:
+        if isinstance(state, int):
+            self.answer({"code": 13, "message": "Failed to get a run: Error 1021"}, state)
+        elif state.startswith("run-"):
+            body, code = recorded(state)
+            self.answer(body, code)
+        else:
+            self.answer({"run_id": RUN, "state": state, "run_details": {}})
 
     def do_POST(self) -> None:
         if not self.let_in():
@@ -99,6 +117,10 @@ class Handler(BaseHTTPRequestHandler):
             assert name
             assert b"pipelineInfo" in content
             query = parse_qs(path.query)
+            if path.path.endswith("version") and (path.path, query) in self.server.uploads:
+                body, code = recorded("upload-same-version")
+                self.answer(body, code)
+                return
             self.server.uploads.append((path.path, query))
             if path.path.endswith("/upload"):
                 self.server.pipelines.append(query["name"][0])
@@ -112,7 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.path in ("/apis/v2beta1/runs", "/apis/v2beta1/recurringruns"):
             problem = check(sent)
             if problem:
-                self.answer({"message": problem, "code": 3}, 400)
+                body, code = recorded(problem)
+                self.answer(body, code)
             elif path.path.endswith("/runs"):
                 self.server.runs.append(sent)
                 self.answer({"run_id": RUN, "state": "PENDING", **sent})
@@ -124,23 +147,24 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def check(sent: dict[str, Any]) -> str:
-    """What a cluster would find wrong with a run."""
+    """Return the recorded answer to what a cluster would find wrong with a run, or nothing."""
     spec = sent.get("pipeline_spec") or {}
     spec = spec.get("pipeline_spec", spec)
     try:
         json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
-    except json_format.ParseError as error:
-        return f"pipeline_spec: {error}"
+    except json_format.ParseError:
+        return "post-bad-spec"
     declared = spec["root"]["inputDefinitions"]["parameters"]
     given = sent["runtime_config"].get("parameters", {})
-    if unknown := set(given) - set(declared):
-        return f"unknown parameters {sorted(unknown)}"
+    if set(given) - set(declared):
+        return "post-unknown-parameter"
     needed = {name for name, kind in declared.items() if "defaultValue" not in kind}
-    if missing := needed - set(given):
-        return f"missing parameters {sorted(missing)}"
-    if not sent.get("experiment_id") or not sent.get("display_name"):
-        return "no experiment or no name"
-    return ""
+    if needed - set(given):
+        return "post-missing-parameter"
+    assert sent.get("experiment_id")
+    assert sent.get("display_name")
+    cron = sent.get("trigger", {}).get("cron_schedule", {}).get("cron", "0")
+    return "recurring-bad-cron" if re.search("[a-z]", cron) else ""
 
 
 @contextmanager
