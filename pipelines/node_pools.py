@@ -66,6 +66,8 @@ def place(
     task.set_display_name(name)
     task.set_container_image(site.image)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    # All that is missing where Pod Security is `restricted`; the backend sets the rest.
+    kubernetes.set_security_context(task, run_as_non_root=True)
     _ask_for_machine(task, pool)
     if pool.accelerator and accelerators is not None:
         # A parameter of type int is read as empty by the driver, and the pod gets no GPU.

@@ -35,6 +35,11 @@ STARTED = ("Running", "Succeeded", "Failed")
 """Phases of a pod that may have a log."""
 SPEAK_EVERY_S = 60.0
 """Seconds of silence after which a line says what the first machine does."""
+POD_SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+NODE_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What a namespace with Pod Security `restricted` asks of a pod and of its container."""
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""Annotation: a sidecar outlives its job, and takes the ports of the rendezvous."""
 LAST_LINES = 20
 """Of the log of a machine that failed."""
 SPEC = "neurofoundry/spec"
@@ -123,7 +128,8 @@ def _pod(machines: Machines) -> dict[str, Any]:
     mounts = [{"name": name, "mountPath": path} for name, (_, path) in held.items()]
     pod: dict[str, Any] = {
         "volumes": [{"name": name, **volume} for name, (volume, _) in held.items()],
-        "containers": [{"name": "node", "volumeMounts": mounts}],
+        "containers": [{"name": "node", "volumeMounts": mounts, "securityContext": NODE_SECURITY}],
+        "securityContext": POD_SECURITY,
         "nodeSelector": machines.selector,
         "tolerations": list(machines.tolerations),
     }
@@ -137,7 +143,8 @@ def _pod(machines: Machines) -> dict[str, Any]:
 
 def _patch(pod: dict[str, Any]) -> dict[str, Any]:
     """Return the patch that gives the pods of the runtime's nodes what is in ``pod``."""
-    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    template = {"metadata": {"annotations": NO_SIDECAR}, "spec": pod}
+    node = {"name": "node", "template": {"spec": {"template": template}}}
     return {
         "manager": "neurofoundry/pretrain",
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},

@@ -86,6 +86,21 @@ class TestTrainJob:
         mounted = {mount["mountPath"] for mount in pods["containers"][0]["volumeMounts"]}
         assert mounted == {"/store", "/dev/shm", "/tmp"}
 
+    def test_a_restricted_namespace_admits_its_pods_and_istio_adds_nothing(self) -> None:
+        """The four words of the Pod Security Standard `restricted`, and the image's own user."""
+        (patch,) = job()["spec"]["runtimePatches"]
+        (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        template = node["template"]["spec"]["template"]
+        assert template["metadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}
+        spec = template["spec"]
+        security = {**spec["securityContext"], **spec["containers"][0]["securityContext"]}
+        assert security == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
     def test_the_crd_knows_every_field(self) -> None:
         assert refusal(json.loads(json.dumps(job()))) == ""
         wrong = job()

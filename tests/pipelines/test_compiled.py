@@ -172,6 +172,7 @@ def test_every_step_is_retried_has_a_deadline_and_the_volume(
         assert node["emptyDirMounts"][-1]["sizeLimit"] == "10Gi", name
         secret = node["secretAsEnv"][0]
         assert secret["optional"], name
+        assert node["securityContext"] == {"runAsNonRoot": True}, name
     steps = [
         task for task in compiled.tasks(documents) if task["componentRef"]["name"][5:] in STAGES
     ]

@@ -56,12 +56,20 @@ VOLUME = {
 POD = {
     "volumes": [VOLUME],
     # Of the container `node`, the environment is the trainer's.
-    "containers": [{"name!": str, "volumeMounts": [{"name!": str, "mountPath!": str}]}],
+    "containers": [
+        {
+            "name!": str,
+            "volumeMounts": [{"name!": str, "mountPath!": str}],
+            "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
+        }
+    ],
+    "securityContext": {"runAsNonRoot": bool, "seccompProfile": {"type!": str}},
     "nodeSelector": TEXTS,
     "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
     "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": TERMS}},
 }
-PATCHED_JOB = {"name!": str, "template": {"spec": {"template": {"spec": POD}}}}
+TEMPLATE = {"metadata": {"labels": TEXTS, "annotations": TEXTS}, "spec": POD}
+PATCHED_JOB = {"name!": str, "template": {"spec": {"template": TEMPLATE}}}
 OWNER = {"apiVersion!": str, "kind!": str, "name!": str, "uid!": str, "controller": bool}
 TRAIN_JOB = {
     "apiVersion!": str,
