@@ -84,6 +84,11 @@ SECTIONS: dict[str, type[StageSections]] = {
 Sections = TypeVar("Sections", bound=StageSections)
 
 
+AUTOMATIC_SHARDS = 16
+"""Shards of fine-tuning at most where none are asked for: each is a step of the pipeline, and a
+cluster keeps the status of only so many (pipelines/size.py)."""
+
+
 class Params(Section):
     """Everything that params.yaml holds."""
 
@@ -126,3 +131,7 @@ class Params(Section):
         return sections.model_validate(
             {name: getattr(self, name) for name in sections.model_fields}
         )
+
+    def finetune_shards(self, asked: int) -> int:
+        """Return the number of shards of the models to make: ``asked``, or a few if that is 0."""
+        return max(1, asked or min(self.finetune.most_shards(len(self.tasks)), AUTOMATIC_SHARDS))

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from neurofoundry.errors import UsageError, run_app
-from neurofoundry.params import read_text
+from neurofoundry.params import load_text, read_text
+from neurofoundry.project import Params as Project
 from neurofoundry.runtime import log
 from neurofoundry.runtime.log import LOGGER
-from pipelines import cluster, compiled, local, node_pools
+from pipelines import cluster, compiled, local, node_pools, size
 
 app = typer.Typer(
     help="The five stages as one Kubeflow pipeline.",
@@ -243,7 +244,27 @@ def _checked(
         given.setdefault("params", read_text(params))
     if "data_version" in asked and (data_version or "data_repository" not in given):
         given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
-    return documents, cluster.arguments(documents, given)
+    arguments = cluster.arguments(documents, given)
+    if "params" in asked:
+        _check_size(arguments, load_text(given["params"], Project, origin=str(params)), documents)
+    return documents, arguments
+
+
+def _check_size(
+    arguments: dict[str, Any], params: Project, documents: list[dict[str, Any]]
+) -> None:
+    """See that the run is not too large for a cluster. Raises UsageError."""
+    shards = {}
+    for name, least in (("preprocess_shards", 1), ("finetune_shards", 0)):
+        default = compiled.parameters(documents)[name]["defaultValue"]
+        shards[name] = int(arguments.get(name, default))
+        if shards[name] < least:
+            raise UsageError(f"--param {name}={shards[name]}: expected {least} or more.")
+    size.check(
+        preprocess_shards=shards["preprocess_shards"],
+        finetune_shards=params.finetune_shards(shards["finetune_shards"]),
+        methods=len(params.pretrain.methods),
+    )
 
 
 def _parse(settings: list[str] | None) -> dict[str, str]:

@@ -83,7 +83,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
             claim: The persistent volume claim, to be mounted by several nodes at once.
             preprocess_shards: Steps that share the scans.
             finetune_shards: Steps that share the models to make; 0 is a step for each, and one for
-                all probes of an encoder.
+                all probes of an encoder, but no more than 16.
             nodes: Machines that pretrain together; more than one need Kubeflow Trainer.
             gpus: GPUs of each that pretrain together; a text, as a number would be ignored.
             cpu_selector: Labels of the nodes for CPU steps.

@@ -32,7 +32,8 @@ def configure(
     overrides: Overrides = None,
     preprocess_shards: Annotated[int, typer.Option(min=1, help="Shards of the scans.")] = 1,
     finetune_shards: Annotated[
-        int, typer.Option(min=0, help="Shards of the models to make; 0: as many as can be.")
+        int,
+        typer.Option(min=0, help="Shards of the models to make; 0: as many as can be, up to 16."),
     ] = 1,
     executor_input: ExecutorInput = "",
 ) -> None:
@@ -44,14 +45,14 @@ def configure(
     from neurofoundry.project import SECTIONS
 
     values = load_params(params, overrides)
-    finetune_shards = finetune_shards or values.finetune.most_shards(len(values.tasks))
+    finetune_shards = values.finetune_shards(finetune_shards)
     outputs: dict[str, Any] = {
         stage: values.read_by(sections).model_dump_json(by_alias=True)
         for stage, sections in SECTIONS.items()
     }
     outputs["methods"] = list(values.pretrain.methods)
     outputs["shards_of_preprocess"] = _shards(preprocess_shards)
-    outputs["shards_of_finetune"] = _shards(max(1, finetune_shards))
+    outputs["shards_of_finetune"] = _shards(finetune_shards)
     if executor_input:
         executor.publish(executor_input, parameters=outputs)
     else:

@@ -270,6 +270,25 @@ class TestAgain:
         assert stub.runs == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("preprocess_shards=0", "preprocess_shards=0: expected 1 or more"),
+        ("finetune_shards=-1", "finetune_shards=-1: expected 0 or more"),
+        ("preprocess_shards=100", r"would grow to .* MB on the cluster \(100 shards"),
+        ("params=seed: 1\nsed: 2\n", "sed: unknown key. Did you mean 'seed'"),
+    ],
+)
+def test_what_would_fail_on_the_cluster_is_not_sent(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["submit", "--host", stub.url, "--image", IMAGE, "--token", TOKEN]
+    with pytest.raises(UsageError, match=message):
+        app([*words, "--data-version", "abc", "--param", setting], standalone_mode=False)
+    assert stub.runs == []
+
+
 class TestNoEntry:
     @pytest.mark.parametrize("token", [None, "wrong"])
     def test_a_wrong_token_is_said_at_once(self, stub: Stub, token: str | None) -> None:
