@@ -80,6 +80,14 @@ TemplateFolder = Annotated[
     Path | None,
     typer.Option(help="The folder of the template, for weights that do not use nilearn's."),
 ]
+MaskCommand = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND",
+        help="The program that finds the brain, for weights whose volumes were made with one: "
+        "'mri_synthstrip -i {input} -m {output}'. It runs once a scan.",
+    ),
+]
 Table = Annotated[Path, typer.Option("--out", help="The table to write: .tsv or .parquet.")]
 
 
@@ -95,6 +103,7 @@ def embed(
     ] = "",
     overrides: Overrides = None,
     template: TemplateFolder = None,
+    mask_command: MaskCommand = None,
     workers: Workers = 0,
 ) -> None:
     """Write the features of raw scans: one row a scan, with the reason where there are none."""
@@ -110,6 +119,7 @@ def embed(
         workers=workers or cores(),
         params=preprocess,
         template=template,
+        mask_command=mask_command,
     )
 
 
@@ -125,9 +135,17 @@ def predict(
     ],
     out: Table,
     template: TemplateFolder = None,
+    mask_command: MaskCommand = None,
     workers: Workers = 0,
 ) -> None:
     """Write predictions for raw scans, with uncertainty and a flag for unfamiliar ones."""
     from neurofoundry.inference.predictions import predict
 
-    predict(scans, model=model, out=out, workers=workers or cores(), template=template)
+    predict(
+        scans,
+        model=model,
+        out=out,
+        workers=workers or cores(),
+        template=template,
+        mask_command=mask_command,
+    )

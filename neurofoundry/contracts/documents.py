@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,9 @@ def read_document(path: Path, schema: type[Document], *, what: str, remedy: str)
     Raises DataError: that the file is not ``what``, why not, and the ``remedy``, a sentence.
     """
     try:
-        return schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+        return schema.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -28,6 +31,17 @@ def read_document(path: Path, schema: type[Document], *, what: str, remedy: str)
         raise DataError(f"{path}: not {what} ({reason}). {remedy}.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not {what} ({error}). {remedy}.") from error
+    except RecursionError:
+        raise DataError(f"{path}: not {what} (nested too deeply). {remedy}.") from None
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text:.20} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
 
 
 def write_document(path: Path, content: Any, schema: type[BaseModel]) -> None:

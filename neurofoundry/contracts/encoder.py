@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandera.pandas as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.contracts.cohort import SHA256
 from neurofoundry.contracts.documents import read_document
+from neurofoundry.contracts.origin import check_link, check_links
+from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid, Volumes
+from neurofoundry.contracts.volumes import Grid, Volumes, check_described
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.params import Section
+from neurofoundry.params import Name, Section
 
 
 class EncoderParams(Section):
@@ -36,6 +38,11 @@ class EncoderParams(Section):
     dilated: bool = False
     """Whether the last two levels keep the resolution of the second, with convolutions dilated by
     2 and 4, as in MedicalNet."""
+
+    @property
+    def features(self) -> int:
+        """Channels of the last level."""
+        return int(512 * self.width) * (4 if self.architecture == "resnet50" else 1)
 
     @field_validator("width")
     @classmethod
@@ -59,16 +66,17 @@ class Plan(Section):
     """plan.json, the adaptation plan: all that a user must know about the weights beside it."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: Name
     """The name of these weights in finetune.initializations."""
     encoder: EncoderParams
     features: int
+    """Channels of the last level of ``encoder``."""
     grid: dict[str, Any]
     """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty for weights
     from elsewhere that are bound to no grid."""
     normalization: str = "zscore"
     """How intensities were normalized in those volumes, as in their grid.json; background is 0."""
-    preprocess: dict[str, Any] = Field(default_factory=dict)
+    preprocess: Recipe = Field(default_factory=dict)
     """How a scan's volume is made and checked (`Volumes.recipe`); empty if unknown."""
     method: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """How the weights were learned: an objective of pretraining, random, supervised or unknown."""
@@ -77,6 +85,20 @@ class Plan(Section):
     pretraining: Pretraining | None = None
     origin: str = ""
     """The checkpoint from which weights from elsewhere were read."""
+
+    @field_validator("grid")
+    @classmethod
+    def _a_grid(cls, described: dict[str, Any]) -> dict[str, Any]:
+        return check_described(described) if described else {}
+
+    @model_validator(mode="after")
+    def _features_of_the_encoder(self) -> Plan:
+        if self.features != self.encoder.features:
+            raise ValueError(
+                f"features is {self.features}; {self.encoder.architecture} of width "
+                f"{self.encoder.width:g} has {self.encoder.features}"
+            )
+        return self
 
 
 def check_volumes(plan: Plan, volumes: Volumes) -> None:
@@ -131,6 +153,8 @@ def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
                 "Run `neurofoundry pretrain` first."
             )
         for path in with_plan:
+            if path != folder:
+                check_link(path, folder.resolve(), path)
             name = read_plan(path).name
             if name in encoders:
                 raise DataError(
@@ -142,7 +166,12 @@ def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Read the plan beside an encoder's weights. Raises DataError."""
+    """Read the plan beside an encoder's weights.
+
+    Raises DataError, also where something in the folder is a link out of it.
+    """
+    if (folder / "plan.json").exists():
+        check_links(folder)
     return read_document(
         folder / "plan.json", Plan, what="an adaptation plan", remedy="Pretrain again"
     )
@@ -194,7 +223,9 @@ def read_pretrained(encoder: Path) -> PretrainedOn:
     path = encoder / "subjects.tsv"
     if not path.exists():
         return PretrainedOn(None, images)
-    if "person_hash" in path.read_text().partition("\n")[0].split("\t"):
+    with path.open(encoding="utf-8", errors="replace") as file:
+        columns = file.readline(1000).rstrip("\n").split("\t")
+    if "person_hash" in columns:
         table = read_table(path, HASHED_SUBJECTS)
         salts = set(table["salt"])
         if len(salts) > 1:

@@ -11,6 +11,9 @@ from pydantic import field_validator
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.documents import read_document, write_document
 from neurofoundry.contracts.encoder import Plan
+from neurofoundry.contracts.origin import check_links
+from neurofoundry.contracts.recipe import Recipe
+from neurofoundry.contracts.volumes import check_described
 from neurofoundry.params import Section
 from neurofoundry.tasks import Task, parse_task
 
@@ -72,7 +75,12 @@ class ModelVolumes(Section):
     """The volumes that a model was trained on, so that new scans can be preprocessed alike."""
 
     grid: dict[str, Any]
-    preprocess: dict[str, Any]
+    preprocess: Recipe
+
+    @field_validator("grid")
+    @classmethod
+    def _a_grid(cls, described: dict[str, Any]) -> dict[str, Any]:
+        return check_described(described)
 
 
 class ModelPlan(Section):
@@ -112,7 +120,12 @@ def _task(values: dict[str, Any]) -> Task:
 
 
 def read_model_plan(folder: Path) -> ModelPlan:
-    """Read plan.json in the folder of a model. Raises DataError."""
+    """Read plan.json in the folder of a model.
+
+    Raises DataError, also where something in the folder is a link out of it.
+    """
+    if (folder / "plan.json").exists():
+        check_links(folder)
     return read_document(
         folder / "plan.json",
         ModelPlan,

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from neurofoundry.contracts.cohort import SCANS, SHA256
 from neurofoundry.contracts.documents import read_document, write_document
+from neurofoundry.contracts.recipe import describe
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.params import Section
@@ -32,6 +33,9 @@ SLOPE = 0.001
 BOX_MM = ((-95.5, 96.5), (-113.5, 78.5), (-68.5, 81.5))
 """Outer faces of the standard box in MNI152 space (x, y, z), RAS+, in mm: 192 × 192 × 150 mm."""
 
+FINEST_MM, COARSEST_MM = 0.25, 6.0
+"""The smallest voxel whose volume (700 MB) a computer holds, and the largest that fills the box."""
+
 
 class Grid(Section):
     """The standard grid: the box of the published 3D-Neuro-SimCLR weights, at some spacing."""
@@ -42,7 +46,8 @@ class Grid(Section):
     @field_validator("spacing")
     @classmethod
     def _divides_the_box(cls, spacing: float) -> float:
-        counts = [(high - low) / spacing for low, high in BOX_MM] if spacing > 0 else []
+        possible = FINEST_MM <= spacing <= COARSEST_MM  # no NaN is
+        counts = [(high - low) / spacing for low, high in BOX_MM] if possible else []
         if not counts or any(abs(count - round(count)) > 1e-9 for count in counts):
             raise ValueError("must divide 192 mm and 150 mm, such as 1, 1.5, 2, 3 or 6")
         return spacing
@@ -137,6 +142,23 @@ VOLUMES = SCANS.add_columns(
 Measures of quality follow as further columns."""
 
 
+def check_described(described: dict[str, Any]) -> dict[str, Any]:
+    """Return what `Grid.describe` has returned. Raises ValueError where no grid says this of
+    itself."""
+    spacing = described.get("spacing_mm")
+    if type(spacing) not in (int, float):
+        problem = "is missing" if spacing is None else f"is {spacing!r:.80}, expected a number"
+        raise ValueError(f"spacing_mm {problem}")
+    expected = Grid(spacing=spacing).describe()
+    for name, value in described.items():
+        # The slope is how volumes are stored.
+        if name != "slope" and value != expected.get(name):
+            raise ValueError(
+                f"{name} is {value!r:.80}, expected {expected.get(name)!r:.80} for {spacing:g} mm"
+            )
+    return described
+
+
 class VolumesRecord(BaseModel):
     """grid.json: what a reader must know about all volumes of a folder."""
 
@@ -154,15 +176,7 @@ class VolumesRecord(BaseModel):
     @field_validator("grid")
     @classmethod
     def _a_grid(cls, described: dict[str, Any]) -> dict[str, Any]:
-        if "spacing_mm" not in described:
-            raise ValueError("spacing_mm is missing")
-        Grid(spacing=described["spacing_mm"])
-        return described
-
-
-NOT_IN_RECIPE = ("outliers", "overrides", "device", "batch", "template")
-"""Parameters of preprocess that compare volumes, or name files or hardware: they do not decide how
-a single volume is made."""
+        return check_described(described)
 
 
 class VolumeFolder:
@@ -204,11 +218,9 @@ class Volumes(VolumeFolder):
     def recipe(self) -> dict[str, Any]:
         """How a single volume is made and checked.
 
-        It is ``preprocess`` of params.yaml without ``NOT_IN_RECIPE``, with ``template_sha256`` if
-        the template is not nilearn's, and ``standard``, the landmarks of nyul.
+        It is a `Recipe`: nothing in it can be run or opened.
         """
-        params = self._record.params.items()
-        recipe = {name: value for name, value in params if name not in NOT_IN_RECIPE}
+        recipe = describe(self._record.params)
         if self._record.template_sha256 is not None:
             recipe["template_sha256"] = self._record.template_sha256
         landmarks = self.folder / "landmarks.json"

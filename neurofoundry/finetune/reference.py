@@ -6,6 +6,7 @@ epoch, what is fitted on it is slightly overconfident.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,13 +86,14 @@ def read(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as content:
             values = {name: content[name] for name in content.files}
+        mean, precision = values["mean"], values["precision"]
+        if mean.ndim != 1 or precision.shape != (len(mean), len(mean)):
+            raise ValueError(f"mean is {mean.shape}, precision {precision.shape}")
+        if not (np.isfinite(mean).all() and np.isfinite(precision).all()):
+            raise ValueError("mean or precision is not finite")
         scalars = ("distance_limit", "temperature", "half_width")
-        return Reference(
-            mean=values["mean"],
-            precision=values["precision"],
-            **{name: float(values[name]) for name in scalars},
-        )
-    except (OSError, ValueError, KeyError) as error:
+        return Reference(mean, precision, **{name: float(values[name]) for name in scalars})
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: cannot be read ({error}), and says how far to trust the model. Run finetune "
             "again."

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
+from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VolumeFolder, Volumes
 from neurofoundry.errors import DataError, UsageError
@@ -30,12 +31,14 @@ from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import validate
 from neurofoundry.preprocess.cache import make_key, source_hash
-from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.intensity import PERCENTILES as LANDMARKS
+from neurofoundry.preprocess.params import MaskParams, PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.scan import RESULT, Job, output_files
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic, hash_file
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
 from neurofoundry.runtime.progress import Progress
 
@@ -76,12 +79,14 @@ def embed(
     workers: int,
     params: PreprocessParams | None = None,
     template: Path | None = None,
+    mask_command: str | None = None,
 ) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: features, or why there are none.
 
     ``places`` are raw scans, or outputs of preprocess. ``params`` are for weights that do not say
-    how their volumes are made; ``template`` is the folder of a template that is not nilearn's.
-    Raises DataError and UsageError.
+    how their volumes are made. ``template`` is the folder of a template that is not nilearn's, and
+    ``mask_command`` the program that finds the brain, for weights whose volumes were made so: their
+    plan can name neither. Raises DataError and UsageError.
     """
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess
@@ -92,12 +97,25 @@ def embed(
     if params is not None:
         if params.template is not None:
             raise UsageError("--params: preprocess.template has no effect here. Give --template.")
-        recipe = params.model_dump(mode="json", exclude={"outliers", "overrides"})
-        recipe |= fingerprint(template)
+        recipe = describe(params.model_dump(mode="json")) | fingerprint(template)
+        recipe |= {"device": params.device, "batch": params.batch}
+        if params.mask is not None:
+            if mask_command is not None:
+                raise UsageError("--mask-command: --params names a mask command. Leave one out.")
+            mask_command = params.mask.command
     sha256 = hash_file(weights / "encoder.safetensors")
     loaded = Weights(encoder, plan, sha256, recipe)
     with open_table(out) as (work, write):
-        rows = list(embed_scans(places, loaded, work=work, workers=workers, template=template))
+        rows = list(
+            embed_scans(
+                places,
+                loaded,
+                work=work,
+                workers=workers,
+                template=template,
+                mask_command=mask_command,
+            )
+        )
         values = np.full((len(rows), plan.features), np.nan, np.float32)
         for number, row in enumerate(rows):
             if row.features is not None:
@@ -158,6 +176,7 @@ def embed_scans(
     work: Path,
     workers: int,
     template: Path | None = None,
+    mask_command: str | None = None,
 ) -> Iterator[Embedded]:
     """Yield the features of every scan below ``places``, in the order in which they are found.
 
@@ -177,8 +196,9 @@ def embed_scans(
             "Give --params with the section 'preprocess', or the output of preprocess as scans."
         )
     _check_template(weights, template)
+    params = _read_recipe(weights, _choose_mask(weights, mask_command))
     scans = find_scans(raw, nifti=work / "nifti", workers=workers)
-    yield from _embed_raw(scans, weights, FeatureCache(work), workers, template)
+    yield from _embed_raw(scans, weights, params, FeatureCache(work), workers, template)
 
 
 def _check_template(weights: Weights, template: Path | None) -> None:
@@ -196,6 +216,40 @@ def _check_template(weights: Weights, template: Path | None) -> None:
         f"{template or 'the one that comes with nilearn'}. Give its folder as --template: the "
         f"SHA-256 of its files, taken together, is {expected}."
     )
+
+
+def _choose_mask(weights: Weights, command: str | None) -> MaskParams | None:
+    """Return the mask command to run: one that the user has given, and never one of the weights.
+
+    Raises UsageError where it is missing, or where the weights know of none.
+    """
+    described = weights.recipe.get("mask")
+    if described is None:
+        if command is None:
+            return None
+        raise UsageError(
+            f"--mask-command: volumes of the weights '{weights.plan.name}' are made without one. "
+            "Leave it out."
+        )
+    made_with = MaskProgram.model_validate(described)
+    if command is None:
+        raise UsageError(
+            f"Volumes of the weights '{weights.plan.name}' were masked by another program: "
+            f"{made_with.program}, with a command whose SHA-256 is {made_with.command_sha256}. "
+            "Weights can name no command to run. Give your own, such as --mask-command "
+            "'mri_synthstrip -i {input} -m {output}'."
+        )
+    given = {"command": command, "timeout": made_with.timeout}
+    mask = validate(given, MaskParams, origin="--mask-command")
+    LOGGER.info("Running once a scan: %s", command)
+    if describe_command(command, mask.timeout)["command_sha256"] != made_with.command_sha256:
+        LOGGER.warning(
+            "--mask-command: not the text that the weights' volumes were made with (%s, SHA-256 "
+            "%s). Features are comparable only if it is the same program in the same version.",
+            made_with.program,
+            made_with.command_sha256,
+        )
+    return mask
 
 
 def _embed_volumes(volumes: Volumes, weights: Weights, cache: FeatureCache) -> Iterator[Embedded]:
@@ -226,13 +280,15 @@ def _embed_volumes(volumes: Volumes, weights: Weights, cache: FeatureCache) -> I
 def _embed_raw(
     scans: Sequence[InputScan],
     weights: Weights,
+    params: PreprocessParams,
     cache: FeatureCache,
     workers: int,
     template: Path | None,
 ) -> Iterator[Embedded]:
     """Yield the features of raw scans: each is made a volume, seen, and removed again."""
-    params, standard = _read_recipe(weights)
     settings = json.dumps(dict(weights.recipe), sort_keys=True) + source_hash()
+    if params.mask is not None:
+        settings += params.mask.command
     keys = {
         scan.scan_id: make_key(weights.sha256, settings, scan.sha256)
         for scan in scans
@@ -252,7 +308,7 @@ def _embed_raw(
         out=cache.folder,
         params=params,
         template=template,
-        standard=standard,
+        standard=weights.recipe.get("standard", ()),
         workers=workers,
     ):
         reason = result.reason or judge(result.measures, params.quality) or ""
@@ -272,13 +328,23 @@ def _embed_raw(
             yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, cache.features(key))
 
 
-def _read_recipe(weights: Weights) -> tuple[PreprocessParams, list[float]]:
-    """Return the parameters of the weights' volumes, and the standard landmarks of nyul."""
-    beside = ("standard", "template_sha256")
+def _read_recipe(weights: Weights, mask: MaskParams | None) -> PreprocessParams:
+    """Return the parameters of the weights' volumes, with the user's mask command.
+
+    Raises UsageError where the weights state impossible ones.
+    """
+    beside = ("standard", "template_sha256", "mask", *PATHS)
     given = {name: value for name, value in weights.recipe.items() if name not in beside}
     params = validate(given, PreprocessParams, origin="preprocess of the weights' plan")
     check_grid(weights.plan, params.grid)
-    return params, list(weights.recipe.get("standard", ()))
+    standard = weights.recipe.get("standard", [])
+    needed = len(LANDMARKS) if params.normalization == "nyul" else len(standard)
+    if len(standard) != needed or sorted(standard) != standard:
+        raise UsageError(
+            f"preprocess.standard of the weights' plan is {standard!r:.80}, expected {needed} "
+            "increasing landmarks of nyul. Ask for the plan.json that was written with the weights."
+        )
+    return params.model_copy(update={"mask": mask})
 
 
 @dataclass

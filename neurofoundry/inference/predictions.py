@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.models import read_model_plan
+from neurofoundry.contracts.origin import check_contents
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
@@ -19,17 +20,28 @@ from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.tasks import Task
 
+MODEL_FILES = ("model.safetensors", "plan.json", "reference.npz")
+"""What a prediction is made of."""
+
 
 def predict(
-    places: Sequence[Path], *, model: Path, out: Path, workers: int, template: Path | None = None
+    places: Sequence[Path],
+    *,
+    model: Path,
+    out: Path,
+    workers: int,
+    template: Path | None = None,
+    mask_command: str | None = None,
 ) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: prediction, or why there is none.
 
     ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED) or a promoted one.
     ``places`` are raw scans, or outputs of preprocess; ``template`` is the folder of a template
-    that is not nilearn's. Raises DataError and UsageError.
+    that is not nilearn's, and ``mask_command`` the program that finds the brain, as in `embed`.
+    Raises DataError and UsageError.
     """
     declared = read_model_plan(model)
+    check_contents(model, MODEL_FILES)
     plan, task = declared.weights, declared.predicts
     network = Network(encoders.build(plan.encoder, seed=0), task)
     encoders.read_weights(model / "model.safetensors", network)
@@ -37,7 +49,16 @@ def predict(
     sha256 = hash_file(model / "model.safetensors")
     weights = Weights(network.encoder, plan, sha256, declared.volumes.preprocess)
     with open_table(out) as (work, write):
-        rows = list(embed_scans(places, weights, work=work, workers=workers, template=template))
+        rows = list(
+            embed_scans(
+                places,
+                weights,
+                work=work,
+                workers=workers,
+                template=template,
+                mask_command=mask_command,
+            )
+        )
         table = describe_scans(rows)
         embedded = {n: row.features for n, row in enumerate(rows) if row.features is not None}
         if embedded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import nn
 from torch.nn import functional
 
 from neurofoundry.contracts.encoder import EncoderParams, Plan, read_plan
+from neurofoundry.contracts.origin import check_contents
 from neurofoundry.errors import DataError
 from neurofoundry.nn.seeds import seeded
 from neurofoundry.runtime.files import atomic, write_json
+from neurofoundry.runtime.stage import ENCODER_FILES
 
 BLOCKS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4, 6, 3])}
 
@@ -122,8 +125,12 @@ def save(folder: Path, encoder: Encoder, plan: Plan) -> None:
 
 
 def load(folder: Path) -> tuple[Encoder, Plan]:
-    """Read what `save` wrote, strictly. Raises DataError."""
+    """Read what `save` wrote, strictly.
+
+    Raises DataError, also where the folder is not what its stage.json was written for.
+    """
     plan = read_plan(folder)
+    check_contents(folder, ENCODER_FILES)
     encoder = build(plan.encoder, seed=0)
     read_weights(folder / "encoder.safetensors", encoder)
     return encoder, plan
@@ -158,9 +165,10 @@ def fill(
     problems += [f"{name} is not part of the network" for name in weights.keys() - expected.keys()]
     for name in expected.keys() & weights.keys():
         have, want = weights[name], expected[name]
-        if (have.shape, have.dtype) != (want.shape, want.dtype):
+        if (have.shape, have.dtype, have.layout) != (want.shape, want.dtype, want.layout):
             problems.append(
-                f"{name} is {tuple(have.shape)} {have.dtype}, "
+                f"{name} is {tuple(have.shape)} {have.dtype}"
+                f"{'' if have.layout == want.layout else f' ({have.layout})'}, "
                 f"expected {tuple(want.shape)} {want.dtype}"
             )
     if problems:
@@ -169,4 +177,26 @@ def fill(
             f"{origin}: the weights do not fit the network of their plan in {len(problems)} "
             f"places:\n  {shown}\n{remedy}."
         )
+    _check_values(weights, origin)
     model.load_state_dict(weights)
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Raise DataError unless every weight is finite and every variance positive."""
+    problems = []
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        low, high = (float(end) for end in tensor.aminmax())  # one pass; NaN wins over any number
+        if not (math.isfinite(low) and math.isfinite(high)):
+            count = int((~torch.isfinite(tensor)).sum())
+            problems.append(f"{name} has {count} values that are NaN or infinite")
+        elif name.endswith("running_var") and low < 0:
+            count = int((tensor < 0).sum())
+            problems.append(f"{name} has {count} negative variances")
+    if problems:
+        shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
+        raise DataError(
+            f"{origin}: the weights are damaged in {len(problems)} tensors:\n  {shown}\n"
+            "Get the file again, or train again."
+        )

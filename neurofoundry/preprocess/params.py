@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from neurofoundry.contracts.recipe import LONGEST
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.params import Section
 
@@ -77,7 +78,7 @@ class MaskParams(Section):
     `mri_synthstrip -i {input} -m {output}`. It runs once a scan, and its mask is used as it is.
     Cached scans depend on the text of the command, not on the program: put its version in the
     path."""
-    timeout: float = Field(default=600, gt=0)
+    timeout: float = Field(default=600, gt=0, le=LONGEST)
     """Seconds after which the command is stopped and the scan is unusable."""
 
     @field_validator("command")

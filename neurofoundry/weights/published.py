@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from neurofoundry.contracts.encoder import EncoderParams, Plan
+from neurofoundry.contracts.encoder import EncoderParams, Plan, read_pretrained
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
@@ -186,6 +186,7 @@ def _import_encoder(work: Workspace, folder: Path, params: ImportParams) -> None
             )
         )
     encoder, plan = encoders.load(folder)
+    read_pretrained(folder)  # checks the tables that are copied
     sha256 = hash_file(folder / "encoder.safetensors")
     origin = plan.origin or f"neurofoundry encoder '{plan.name}', sha256 {sha256}"
     encoders.save(
@@ -225,12 +226,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise _damaged(path, error) from None
     _check_start(path, start)
+    if start.startswith(b"PK"):
+        _check_sums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) or _damaged(path, error) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from None
+    except Exception as error:  # inverted bytes of a pickle can raise any
+        why = str(error).splitlines() or [type(error).__name__]
+        raise _damaged(path, why[0]) from None
     if not isinstance(content, Mapping):
         raise DataError(
             f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors."
@@ -254,6 +258,17 @@ def _check_start(path: Path, start: bytes) -> None:
         f"{path}: neither a torch checkpoint nor safetensors; it starts with {start.hex()}. "
         "Was the download a web page, or a git-lfs pointer?"
     )
+
+
+def _check_sums(path: Path) -> None:
+    """Raise DataError unless every file of the zip has the CRC that it was written with."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged directory of the zip can raise any
+        raise _damaged(path, error) from None
+    if damaged:
+        raise _damaged(path, f"{damaged!r:.80} does not have the CRC that it was written with")
 
 
 def _damaged(path: Path, why: object) -> DataError:
@@ -309,7 +324,7 @@ def read_tensors(
     left_out = {key: BESIDE.get(key, "not tensors of the network") for key in beside}
     tensors: dict[str, Tensor] = {}
     unknown = []
-    for key, value in holder.items():
+    for key, value in ((str(key), value) for key, value in holder.items()):
         reason = next((why for start, why in layout.others.items() if key.startswith(start)), None)
         if reason:
             left_out[key] = reason

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_every_spacing_fills_the_same_box(spacing: float) -> None:
     assert np.allclose(corners, [[-95.5, -113.5, -68.5], [96.5, 78.5, 81.5]])
 
 
-@pytest.mark.parametrize("spacing", [0, -1, 4, 7.3, float("nan")])
+@pytest.mark.parametrize("spacing", [0, -1, 4, 7.3, 1e-300, 1e300, float("inf"), float("nan")])
 def test_a_spacing_that_does_not_divide_the_box_is_refused(spacing: float) -> None:
     with pytest.raises(ValidationError, match="must divide"):
         Grid(spacing=spacing)
@@ -123,3 +124,12 @@ def test_the_recipe_is_how_one_volume_is_made_and_judged(tmp_path: Path) -> None
     assert Volumes(tmp_path).recipe == recipe
     (tmp_path / "landmarks.json").write_text(json.dumps({"key": "k", "standard": [0.0, 1.0]}))
     assert Volumes(tmp_path).recipe == recipe | {"standard": [0.0, 1.0]}
+
+
+def test_the_recipe_describes_a_mask_command_and_does_not_name_it(tmp_path: Path) -> None:
+    command = "/opt/strip/1.6/mri_synthstrip -i {input} -m {output}"
+    params = {"mask": {"command": command, "timeout": 60.0}, "template": None}
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": GRID.describe(), "params": params}))
+    sha256 = hashlib.sha256(command.encode()).hexdigest()
+    described = {"program": "mri_synthstrip", "command_sha256": sha256, "timeout": 60.0}
+    assert Volumes(tmp_path).recipe == {"mask": described}

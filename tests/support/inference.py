@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.contracts.encoder import EncoderParams, Plan
-from neurofoundry.contracts.volumes import NOT_IN_RECIPE, Grid
+from neurofoundry.contracts.recipe import NOT_IN_RECIPE
+from neurofoundry.contracts.volumes import Grid
 from neurofoundry.nn import encoders
 from neurofoundry.preprocess.params import PreprocessParams
 

@@ -14,7 +14,7 @@ def model_plan(**change: Any) -> dict[str, Any]:
     encoder = Plan(
         name="simclr",
         encoder=EncoderParams(),
-        features=8,
+        features=512,
         grid={},
         preprocess={},
         normalization="zscore",

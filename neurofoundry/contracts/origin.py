@@ -1,0 +1,64 @@
+"""Folders from elsewhere: what they must hold to before anything in them is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neurofoundry.errors import DataError
+from neurofoundry.runtime.files import hash_file
+
+
+def check_links(folder: Path) -> None:
+    """Raise DataError where a file below ``folder`` is not in it: what its maker names is not read.
+
+    ``folder`` itself may be a link, which is its user's.
+    """
+    root = folder.resolve()
+    for parent, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            shown = folder / path.relative_to(root)
+            if path.is_symlink():
+                check_link(path, root, shown)
+            elif not (path.is_file() or path.is_dir()):
+                raise DataError(f"{shown}: a pipe or device, expected a file. Remove it.")
+
+
+def check_link(path: Path, root: Path, shown: Path) -> None:
+    """Raise DataError where ``path``, called ``shown``, leads out of the folder ``root``."""
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise DataError(f"{shown}: a link to nothing ({os.readlink(path)}). Remove it.") from error
+    if not target.is_relative_to(root):
+        raise DataError(
+            f"{shown}: a link out of its folder, to {target}. Nothing outside the folder is read: "
+            "if that is what you want, copy the folder with what its links name (`cp -rL`)."
+        )
+
+
+def check_contents(folder: Path, names: Sequence[str]) -> None:
+    """Raise DataError where files of ``folder`` are not those that its stage.json was written for.
+
+    A file that has been removed, such as subjects.tsv, is no alteration; a folder without
+    stage.json says nothing of its files.
+    """
+    path = folder / "stage.json"
+    if not path.exists():
+        return
+    try:
+        contents: Any = json.loads(path.read_text(encoding="utf-8"))["contents"]
+        recorded = {name: contents[name] for name in names if name in contents}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: not a stage record ({error}). Get the folder again.") from error
+    for name, expected in recorded.items():
+        if (folder / name).is_file() and (sha256 := hash_file(folder / name)) != expected:
+            raise DataError(
+                f"{folder / name}: not the file that {path.name} was written for: its SHA-256 is "
+                f"{sha256}, recorded is {expected!r:.80}. Get the folder again, or run the "
+                "stage again that wrote it."
+            )
