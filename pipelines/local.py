@@ -28,10 +28,15 @@ from kfp.local.orchestrator import task_spec_utils
 
 from neurofoundry.errors import RunFailedError, UsageError
 from pipelines import compiled, placeholders
+from neurofoundry.runtime.guard import guard_output
+
 from pipelines.node_pools import MOUNT
 
 VERSION = "local"
 """Of the data, where a folder of this machine stands for it."""
+
+OURS = ("pipeline", f"data/{VERSION}")
+"""What the store of an earlier run holds."""
 
 
 @contextlib.contextmanager
@@ -133,6 +138,7 @@ def run(
     """
     if data and not data.is_dir():
         raise UsageError(f"--data {data}: there is no such folder.")
+    guard_output(store, makes="", inputs=[data] if data else [], option="--store", marks=OURS)
     documents = compiled.for_this_machine(documents, image)
     component = components.load_component_from_text(yaml.safe_dump_all(documents))
     place = _place_of_data(store)
@@ -160,7 +166,12 @@ def _place_of_data(store: Path) -> Path:
     if place.is_symlink():
         place.unlink()
     elif place.exists():
-        place.rmdir()  # where containers had them mounted
+        try:
+            place.rmdir()  # where containers had them mounted
+        except OSError as error:
+            raise UsageError(
+                f"--store: {place} holds something else. Give a new folder."
+            ) from error
     return place
 
 

@@ -12,6 +12,7 @@ import typer
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.guard import guard_output, guard_place
 from neurofoundry.runtime.store import locate, locate_all
 
 if TYPE_CHECKING:
@@ -131,6 +132,29 @@ def load_sections(
     if params.startswith("{"):
         return load_text(params, sections, overrides or (), origin="--params")
     return load_params(params, overrides).read_by(sections)
+
+
+def params_file(params: str) -> list[Path]:
+    """Return the file that ``--params`` names, if it is not the text itself."""
+    return [] if "\n" in params or params.startswith("{") else [Path(params)]
+
+
+def guard_run(out: Path, *, inputs: Sequence[Path]) -> None:
+    """Raise UsageError unless `run` can write all its stages into ``out`` without loss."""
+    folders = {
+        "ingest": "cohort",
+        "preprocess": "volumes",
+        "finetune": "models",
+        "evaluate": "evaluation",
+    }
+    names = (*folders.values(), "encoder")
+    marks = [*names, *(f".{name}.partial" for name in names)]
+    guard_output(out, makes="run", inputs=inputs, marks=marks)
+    for stage, name in folders.items():
+        guard_output(out / name, makes=stage, inputs=inputs)
+    guard_place(out / "encoder", inputs=inputs)
+    for folder in sorted((out / "encoder").glob("[!.]*")):
+        guard_output(folder, makes="pretrain", inputs=inputs)
 
 
 def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:

@@ -26,9 +26,11 @@ from neurofoundry.cli.options import (
     app,
     cores,
     encoder_inputs,
+    guard_run,
     hand_over,
     load_params,
     load_sections,
+    params_file,
     plan,
 )
 from neurofoundry.runtime.store import locate_all
@@ -58,6 +60,7 @@ def ingest(
         to=stage.Destination(out, store),
         params=values.deciding(),
         inputs={},
+        reads=[data, *params_file(params)],
         track=values.tracking,
     )
     hand_over(folder, copies, executor_input)
@@ -94,6 +97,7 @@ def preprocess(
         | decisions(values.preprocess, data)
         | template.fingerprint(template.find(values.preprocess, data)),
         inputs={"ingest": cohort},
+        reads=[data, *params_file(params)],
         track=values.tracking,
     )
     hand_over(folder, copies, executor_input)
@@ -154,6 +158,7 @@ def pretrain(
         to=stage.Destination(out, store),
         params={"pretrain": read, "seed": values.seed, "method": method},
         inputs={"preprocess": volumes},
+        reads=params_file(params),
         track=values.tracking,
         leads=ranks.leads(),
         found_by_name=[objectives.MODULES[method]],
@@ -210,6 +215,7 @@ def finetune(
         to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
         params=values.deciding(),
         inputs={"preprocess": volumes, **encoder_inputs(encoder)},
+        reads=[*encoder, *params_file(params)],
         track=values.tracking,
     )
     hand_over(folder, copies, executor_input)
@@ -254,6 +260,7 @@ def evaluate(
             **encoder_inputs(encoder),
             "finetune": models,
         },
+        reads=[*encoder, *params_file(params)],
         track=values.tracking,
     )
     hand_over(folder, copies, executor_input)
@@ -270,6 +277,7 @@ def run_all(
     """All five stages, one after another, into one folder. Run again: only what changed runs."""
     cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
     models, evaluation = out / "models", out / "evaluation"
+    guard_run(out, inputs=[data, *params_file(params)])
     ingest(data, cohort, params, overrides)
     preprocess(data, cohort, volumes, params, overrides, workers)
     for method in load_params(params, overrides).pretrain.methods:
@@ -337,6 +345,8 @@ def compare(
 
     from neurofoundry.evaluate import compare
 
+    if out:
+        compare.guard(out, evaluations)
     found = compare.compare(evaluations)
     compare.show(found, Console())
     if out:

@@ -48,6 +48,7 @@ def import_(
         to=stage.Destination(out),
         params={"import": params},
         inputs={},
+        reads=[checkpoint],
     )
 
 

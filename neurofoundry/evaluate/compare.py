@@ -34,6 +34,7 @@ from neurofoundry.evaluate.report.provenance import short
 from neurofoundry.evaluate.rows import find_row, table_of
 from neurofoundry.params import validate
 from neurofoundry.runtime import stage, tracking
+from neurofoundry.runtime.guard import guard_output
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
 from neurofoundry.stats.metrics import METRICS
@@ -46,6 +47,7 @@ DIFFERENCES = [
 ]
 
 PAGE = "comparison.md"
+TABLES = ("values", "differences", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,18 +424,17 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(NOTE, _left_out(comparison), highlight=False)
 
 
-def write(comparison: Comparison, out: Path) -> None:
-    """Write values.tsv, differences.tsv, parameters.tsv and comparison.md; all or nothing.
+def guard(out: Path, folders: Sequence[Path]) -> None:
+    """Raise UsageError where ``out`` holds anything but a comparison, or is one of ``folders``."""
+    files = (PAGE, *(f"{name}.tsv" for name in TABLES))
+    guard_output(out, makes="compare", inputs=folders, marks=(PAGE,), only=files)
 
-    Raises UsageError where ``out`` holds something else than a comparison.
-    """
-    if out.exists() and not (out / PAGE).exists():
-        raise UsageError(
-            f"--out {out}: it is there already and holds no comparison. Give a new folder."
-        )
+
+def write(comparison: Comparison, out: Path) -> None:
+    """Write values.tsv, differences.tsv, parameters.tsv and comparison.md; all or nothing."""
     output = Output(out)
     with output.lock("compare", keep=False) as partial:
-        for name in ("values", "differences", "parameters"):
+        for name in TABLES:
             write_table(getattr(comparison, name), partial / f"{name}.tsv")
         (partial / PAGE).write_text(_page(comparison))
         output.publish(out)

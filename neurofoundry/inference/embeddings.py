@@ -39,11 +39,15 @@ from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic, hash_file
 from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.guard import guard_table
 from neurofoundry.runtime.output import lock_folder
 from neurofoundry.runtime.progress import Progress
 
 BATCH = 8
 """Volumes that a GPU sees at once; a CPU sees one."""
+
+DESCRIBED = ("scan", "scan_id", "usable", "reason", "sha256")
+"""The columns that every table begins with."""
 
 WriteTable = Callable[[pd.DataFrame], None]
 
@@ -88,6 +92,8 @@ def embed(
     ``mask_command`` the program that finds the brain, for weights whose volumes were made so: their
     plan can name neither. Raises DataError and UsageError.
     """
+    read = [*places, weights, *([template] if template else [])]
+    guard_table(out, columns=DESCRIBED, inputs=read)
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess
     if params is not None and recipe:
@@ -125,7 +131,7 @@ def embed(
 
 
 def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
-    """Return the columns that every table begins with."""
+    """Return the columns ``DESCRIBED``."""
     return pd.DataFrame(
         {
             "scan": [row.scan for row in rows],
@@ -133,7 +139,8 @@ def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
             "usable": [not row.reason for row in rows],
             "reason": [row.reason or None for row in rows],
             "sha256": [row.sha256 or None for row in rows],
-        }
+        },
+        columns=list(DESCRIBED),
     )
 
 

@@ -15,9 +15,16 @@ from neurofoundry.contracts.origin import check_contents
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
-from neurofoundry.inference.embeddings import Weights, describe_scans, embed_scans, open_table
+from neurofoundry.inference.embeddings import (
+    DESCRIBED,
+    Weights,
+    describe_scans,
+    embed_scans,
+    open_table,
+)
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.guard import guard_table
 from neurofoundry.tasks import Task
 
 MODEL_FILES = ("model.safetensors", "plan.json", "reference.npz")
@@ -40,6 +47,8 @@ def predict(
     that is not nilearn's, and ``mask_command`` the program that finds the brain, as in `embed`.
     Raises DataError and UsageError.
     """
+    read = [*places, model, *([template] if template else [])]
+    guard_table(out, columns=DESCRIBED, inputs=read)
     declared = read_model_plan(model)
     check_contents(model, MODEL_FILES)
     plan, task = declared.weights, declared.predicts

@@ -21,6 +21,7 @@ from neurofoundry.phantom.bids import write_scan, write_tables
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.guard import guard_output
 from neurofoundry.runtime.progress import Progress
 
 _FINE_MM = 1.8
@@ -39,7 +40,8 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
     sessions = [
         _Session(subject, session) for subject in subjects for session, _ in subject.sessions
     ]
-    partial = _Partial(out.absolute().with_name(f".{out.absolute().name}.partial"))
+    place = out.resolve()
+    partial = _Partial(place.with_name(f".{place.name}.partial"))
     partial.open(params)
     waiting = [session for session in sessions if not partial.record(session).exists()]
     with Progress(
@@ -54,7 +56,7 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
             ) from error
     truth = [_read(partial.record(session)) for session in sessions]
     write_tables(partial.tree, subjects, truth)
-    partial.tree.replace(out.absolute())
+    partial.tree.replace(place)
     shutil.rmtree(partial.folder)
 
 
@@ -99,11 +101,7 @@ class _Partial:
 def _check(out: Path, workers: int) -> None:
     if workers < 1:
         raise UsageError(f"--workers: found {workers}, expected 1 or more.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            f"{out}: expected a new or empty folder, found something in it. "
-            "Give another folder, or remove this one first."
-        )
+    guard_output(out, makes="phantom", marks=())
 
 
 def _scan(

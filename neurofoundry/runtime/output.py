@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class Output:
     """A folder that a stage publishes under a key, the hash of what it is made from."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        # What a link leads to is replaced, and the link stays.
+        self.folder = folder = folder.resolve() if _is_alias(folder) else folder
         self.partial = folder.with_name(f".{folder.name}.partial")
         """Where work happens until it is published. It survives a kill."""
         self._replaced = folder.with_name(f".{folder.name}.replaced")
@@ -32,10 +33,16 @@ class Output:
         return key in (recorded_key(self.folder), recorded_key(self._replaced))
 
     def current(self, key: str) -> bool:
-        """Return whether the output has this key; undo first what a kill in `publish` has left."""
+        """Return whether the output has this key; `recover` first."""
+        self.recover()
+        return recorded_key(self.folder) == key
+
+    def recover(self) -> None:
+        """Undo what a kill in `publish` has left: put the old output back, or remove it."""
         if self._replaced.exists() and not self.folder.exists():
             self._replaced.rename(self.folder)
-        return recorded_key(self.folder) == key
+        elif self._replaced.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
 
     @contextmanager
     def lock(self, key: str, *, keep: bool) -> Iterator[Path]:
@@ -61,13 +68,25 @@ class Output:
             os.close(descriptor)
 
     def publish(self, out: Path) -> None:
-        """Put the whole partial folder at ``out``, in place of whatever was there."""
+        """Put the whole partial folder at ``out``, in place of the output that was there.
+
+        Raises UsageError where the file system refuses; the old output is then where it was.
+        """
         target = Output(out)
+        target.recover()
         (self.partial / ".key").unlink(missing_ok=True)
-        shutil.rmtree(target._replaced, ignore_errors=True)
-        if out.exists():
-            out.rename(target._replaced)
-        self.partial.rename(out)
+        try:
+            if target.folder.exists():
+                target.folder.rename(target._replaced)
+            self.partial.rename(target.folder)
+        except OSError as error:
+            with suppress(OSError):  # else the next run puts it back
+                target.recover()
+            raise UsageError(
+                f"{out}: the new output is whole, but cannot be put in its place "
+                f"({error.strerror}); nothing is lost. Allow folders to be renamed in "
+                f"{target.folder.parent}, then run the same command again."
+            ) from error
         shutil.rmtree(target._replaced, ignore_errors=True)
 
 
@@ -77,6 +96,11 @@ def hand_over(folder: Path, out: Path) -> Path:
         record: dict[str, Any] = json.loads((folder / "stage.json").read_text())
         write_manifest(out, folder, record)
     return folder
+
+
+def _is_alias(folder: Path) -> bool:
+    """Return whether the last part of a path is not the name of a folder."""
+    return folder.is_symlink() or folder.name in ("", "..")
 
 
 def lock_folder(partial: Path, out: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import tracking
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
+from neurofoundry.runtime.guard import guard_manifest, guard_output
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import Output, hand_over
 from neurofoundry.runtime.store import folder_of, outputs, recorded_key
@@ -116,6 +117,14 @@ class Destination:
         """Return where the output of ``stage`` with this key lies."""
         return folder_of(self.store, stage, key) if self.store else self.out
 
+    def guard(self, stage: str, key: str, reads: Collection[Path]) -> None:
+        """Raise UsageError unless an output of ``stage`` can be written here without loss."""
+        makes = RECORDED_AS.get(stage, stage)
+        if self.store:
+            guard_manifest(self.out, makes=makes)
+        option = "--store" if self.store else "--out"
+        guard_output(self.folder(stage, key), makes=makes, inputs=reads, option=option)
+
     def earlier(self, stage: str) -> tuple[Path, ...]:
         """Return the finished outputs of ``stage`` whose items may be reused."""
         if self.store:
@@ -151,6 +160,7 @@ def run(
     to: Destination,
     params: Mapping[str, Any],
     inputs: Mapping[str, Path],
+    reads: Collection[Path] = (),
     track: TrackingParams = UNTRACKED,
     leads: bool = True,
     found_by_name: Sequence[str] = (),
@@ -159,26 +169,31 @@ def run(
     """Run ``body`` in a partial folder, publish it once it is whole, and return the output folder.
 
     ``params`` are the validated values that the stage reads; ``inputs`` maps the name of an
-    earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder. With the
-    same code, parameters and inputs nothing runs again, and a killed run finds its partial folder.
-    Of several processes that run one stage together, the one that ``leads`` does all this; the
-    others run ``body`` beside it in a folder that is thrown away. Modules that the stage finds by
-    name, such as an objective of pretraining, are code too.
+    earlier stage (STAGE, or STAGE/NAME where there are several) to its published folder; ``reads``
+    are the files and folders that the stage reads beside them. With the same code, parameters and
+    inputs nothing runs again, and a killed run finds its partial folder. Of several processes that
+    run one stage together, the one that ``leads`` does all this; the others run ``body`` beside it
+    in a folder that is thrown away. Modules that the stage finds by name, such as an objective of
+    pretraining, are code too.
 
-    Raises UsageError and DataError where an input is missing or of another stage.
+    Raises UsageError and DataError where an input is missing or of another stage, and UsageError
+    where the output would replace what no run of this stage has made.
     """
     job = _Job.of(name, to, params, inputs, found_by_name)
+    if leads:
+        to.guard(name, job.key, (*inputs.values(), *reads))
     output = Output(to.folder(name, job.key))
     if not leads:
         # The leader may be putting back a replaced output: each must come to the same decision.
         if not output.is_made_of(job.key):
             with TemporaryDirectory() as scratch:
                 body(Workspace(Path(scratch), data_version=job.data_version))
-        return output.folder
+        return to.folder(name, job.key)
     # Ingest has no inputs: it must read the raw data to know whether they have changed.
     if output.current(job.key) and inputs:
-        LOGGER.info("%s: up to date", output.folder)
-        return hand_over(output.folder, to.out)
+        folder = to.folder(name, job.key)
+        LOGGER.info("%s: up to date", folder)
+        return hand_over(folder, to.out)
     with output.lock(job.key, keep=STAGES[name].keeps_items) as partial:
         key = job.key
         if recorded_key(partial) != key or not inputs:

@@ -340,9 +340,13 @@ def test_tables_and_a_page_are_written_whole_and_the_same_each_time(three, tmp_p
 
 def test_a_folder_that_holds_something_else_is_not_replaced(three, tmp_path):
     write_table(pd.DataFrame({"a": [1]}), tmp_path / "mine.tsv")
-    with pytest.raises(UsageError, match="holds no comparison"):
-        compare.write(compare.compare(three[:2]), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.tsv"]
+    with pytest.raises(UsageError, match="holds something else"):
+        compare.guard(tmp_path, three[:2])
+    compare.write(compare.compare(three[:2]), tmp_path / "out")
+    compare.guard(tmp_path / "out", three[:2])
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "out/mine.tsv")
+    with pytest.raises(UsageError, match="holds something else"):
+        compare.guard(tmp_path / "out", three[:2])
 
 
 def test_the_command_prints_and_writes(three, tmp_path):

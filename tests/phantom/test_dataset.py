@@ -283,13 +283,13 @@ class TestReproducibility:
 class TestRefusals:
     def test_a_folder_with_content_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("mine")
-        with pytest.raises(UsageError, match="found something in it"):
+        with pytest.raises(UsageError, match=r"holds something else \(mine.txt\)"):
             generate(PARAMS, tmp_path, 1)
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
     def test_a_file_is_not_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "data").write_text("mine")
-        with pytest.raises(UsageError, match="expected a new or empty folder"):
+        with pytest.raises(UsageError, match="a file, and a folder is written"):
             generate(PARAMS, tmp_path / "data", 1)
 
     def test_at_least_one_worker_is_needed(self, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +182,46 @@ def test_an_output_elsewhere_is_handed_over_by_a_manifest(tmp_path: Path) -> Non
     assert json.loads(manifest.read_text()) == {"folder": str(folder), **record}
     assert locate(manifest) == folder
     assert names(manifest.parent) == ["cohort"]
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_rename_that_is_refused_leaves_the_old_output_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    out = tmp_path / "cohort"
+    publish(out, "k1")
+    rename, calls = os.rename, []
+
+    def refusing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == refused:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(UsageError, match="cohort: the new output is whole"):
+        publish(out, "k2")
+    assert (out / "scans.tsv").read_text() == "made under k1"
+    monkeypatch.setattr(os, "rename", rename)
+    publish(out, "k2")
+    assert (out / "scans.tsv").read_text() == "made under k2"
+    assert names(tmp_path) == ["cohort"]
+
+
+def test_what_a_kill_late_in_publish_leaves_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    out = tmp_path / "cohort"
+    publish(out, "k2")
+    (tmp_path / ".cohort.replaced").mkdir()
+    write(tmp_path / ".cohort.replaced", "k1")
+    assert Output(out).current("k2")
+    assert names(tmp_path) == ["cohort"]
+
+
+def test_an_output_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk/cohort", tmp_path / "cohort"
+    publish(disk, "k1")
+    out.symlink_to(disk)
+    publish(out, "k2")
+    assert out.is_symlink()
+    assert (disk / "scans.tsv").read_text() == "made under k2"
+    assert names(disk.parent) == ["cohort"]
