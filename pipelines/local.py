@@ -27,9 +27,8 @@ from kfp.local import docker_task_handler, io, placeholder_utils, subprocess_tas
 from kfp.local.orchestrator import task_spec_utils
 
 from neurofoundry.errors import RunFailedError, UsageError
-from pipelines import compiled, placeholders
 from neurofoundry.runtime.guard import guard_output
-
+from pipelines import compiled, placeholders
 from pipelines.node_pools import MOUNT
 
 VERSION = "local"

@@ -13,7 +13,7 @@ from neurofoundry.errors import complain, run_app
 from neurofoundry.runtime import log
 
 # isort: off
-from neurofoundry.cli import stages, weights, cluster  # noqa: F401  in the order of the help
+from neurofoundry.cli import stages, weights, verify, cluster  # noqa: F401  in the order of the help
 # isort: on
 
 

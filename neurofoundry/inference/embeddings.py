@@ -38,10 +38,11 @@ from neurofoundry.preprocess.scan import RESULT, Job, output_files
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic, hash_file
-from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.guard import guard_table
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
 from neurofoundry.runtime.progress import Progress
+from neurofoundry.runtime.verify import check, check_item
 
 BATCH = 8
 """Volumes that a GPU sees at once; a CPU sees one."""
@@ -94,6 +95,7 @@ def embed(
     """
     read = [*places, weights, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
+    check_item(weights / "encoder.safetensors", weights / "plan.json")
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess
     if params is not None and recipe:
@@ -193,6 +195,7 @@ def embed_scans(
     encoders.place(weights.encoder)
     outputs = [place for place in places if (place / "grid.json").is_file()]
     for folder in outputs:
+        check("preprocess", folder, items=True)
         yield from _embed_volumes(Volumes(folder), weights, FeatureCache(work))
     raw = [place for place in places if place not in outputs]
     if not raw:

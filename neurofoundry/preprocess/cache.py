@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import RESULT, Job, Result, output_files
+from neurofoundry.preprocess.scan import RESULT, VOLUME, Job, Result, output_files
 from neurofoundry.runtime.code import code_hash
-from neurofoundry.runtime.files import link
+from neurofoundry.runtime.files import hash_file, link
 from neurofoundry.runtime.progress import Progress
 
 
@@ -72,6 +72,10 @@ class ScanCache:
                 continue
             names = self._names(job.scan_id, result)
             if not all((place / name).exists() for name in names):
+                continue
+            if result.volume_sha256 and result.volume_sha256 != hash_file(
+                place / VOLUME.format(job.scan_id)
+            ):
                 continue
             if place != self.folder:
                 for name in names:

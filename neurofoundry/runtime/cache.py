@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neurofoundry.runtime.files import link
+from neurofoundry.runtime.verify import is_altered
 
 KeyOf = Callable[[Path], str | None]
 """From an item to its key; None where there is no item, or it is not whole."""
@@ -20,14 +21,16 @@ def take(item: Path, key: str, *, earlier: Sequence[Path], key_of: KeyOf) -> boo
     """Make ``item`` the one with this ``key`` if there is one, and return whether there is.
 
     An item of another key is removed and replaced by a link to the first of ``earlier`` that has
-    the key, or by a copy where there are no hard links. If none has it, the item is to be made.
+    the key and is what was written, or by a copy where there are no hard links. If there is none,
+    the item is to be made.
     """
     if key_of(item) == key:
         return True
     if item.is_dir():
         shutil.rmtree(item)
     item.unlink(missing_ok=True)
-    source = next((path for path in earlier if key_of(path) == key), None)
+    usable = (path for path in earlier if key_of(path) == key and not is_altered(path))
+    source = next(usable, None)
     if source is None:
         return False
     item.parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,10 @@ class Output:
         self._replaced = folder.with_name(f".{folder.name}.replaced")
         """Where the old output waits while the new one takes its place."""
 
-    def is_made_of(self, key: str) -> bool:
-        """Return whether the output, or an old one that is about to be put back, has this key."""
-        return key in (recorded_key(self.folder), recorded_key(self._replaced))
+    def find(self, key: str) -> Path | None:
+        """Return the output with this key, be it an old one that is about to be put back."""
+        places = (self.folder, self._replaced)
+        return next((place for place in places if recorded_key(place) == key), None)
 
     def current(self, key: str) -> bool:
         """Return whether the output has this key; `recover` first."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import neurofoundry
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.runtime import tracking
+from neurofoundry.runtime import tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_output
@@ -48,14 +48,25 @@ class Stage:
 ENCODER_FILES = ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv")
 
 STAGES = {
-    "ingest": Stage("neurofoundry.ingest.run", ("scans.tsv", "excluded.tsv")),
+    "ingest": Stage("neurofoundry.ingest.run", ("scans.tsv", "excluded.tsv", "splits.tsv")),
     "preprocess": Stage(
-        "neurofoundry.preprocess.run", ("scans.tsv", "grid.json"), keeps_items=True
+        "neurofoundry.preprocess.run",
+        ("scans.tsv", "grid.json", "landmarks.json"),
+        keeps_items=True,
     ),
     "pretrain": Stage("neurofoundry.pretrain.run", ENCODER_FILES, keeps_items=True),
     "finetune": Stage(
         "neurofoundry.finetune.run",
-        ("runs.tsv", "**/predictions.tsv", "**/explanation.npz", "features/*.npz"),
+        (
+            "runs.tsv",
+            "**/plan.json",
+            "**/model.safetensors",
+            "**/reference.npz",
+            "**/fitted.tsv",
+            "**/predictions.tsv",
+            "**/explanation.npz",
+            "features/*.npz",
+        ),
         keeps_items=True,
     ),
     "evaluate": Stage("neurofoundry.evaluate.run", ("metrics.json", "promotion.json")),
@@ -176,8 +187,8 @@ def run(
     in a folder that is thrown away. Modules that the stage finds by name, such as an objective of
     pretraining, are code too.
 
-    Raises UsageError and DataError where an input is missing or of another stage, and UsageError
-    where the output would replace what no run of this stage has made.
+    Raises UsageError and DataError where an input is missing, of another stage or not what that
+    has written, and UsageError where the output would replace what no run of this stage has made.
     """
     job = _Job.of(name, to, params, inputs, found_by_name)
     if leads:
@@ -185,28 +196,39 @@ def run(
     output = Output(to.folder(name, job.key))
     if not leads:
         # The leader may be putting back a replaced output: each must come to the same decision.
-        if not output.is_made_of(job.key):
+        made = output.find(job.key)
+        if made is None or verify.differences(made, items=True):
             with TemporaryDirectory() as scratch:
                 body(Workspace(Path(scratch), data_version=job.data_version))
         return to.folder(name, job.key)
     # Ingest has no inputs: it must read the raw data to know whether they have changed.
-    if output.current(job.key) and inputs:
+    if output.current(job.key) and inputs and _is_intact(output.folder):
         folder = to.folder(name, job.key)
         LOGGER.info("%s: up to date", folder)
         return hand_over(folder, to.out)
+    for source, folder in inputs.items():
+        verify.check(source.partition("/")[0], folder, items=True)
     with output.lock(job.key, keep=STAGES[name].keeps_items) as partial:
         key = job.key
-        if recorded_key(partial) != key or not inputs:
+        if recorded_key(partial) != key or not inputs or verify.differences(partial, items=True):
             work = job.workspace(partial, accept_code_change)
             with job.tracked(work, track):
                 body(work)
             key = job.write_record(work)
         folder = to.folder(name, key)
-        if to.store and recorded_key(folder) == key:
+        if to.store and recorded_key(folder) == key and _is_intact(folder):
             shutil.rmtree(partial)  # ingest has read the same data as an earlier run
         else:
             output.publish(folder)
     return hand_over(folder, to.out)
+
+
+def _is_intact(folder: Path) -> bool:
+    """Return whether a finished output is what was written, and log how it is not."""
+    changed = verify.differences(folder, items=True)
+    if changed:
+        LOGGER.warning("%s: %s; it is made again", folder, "; ".join(changed[: verify.SHOWN]))
+    return not changed
 
 
 def read_record(stage: str, folder: Path) -> dict[str, Any]:
@@ -258,6 +280,8 @@ class _Job:
             source: read_record(source.partition("/")[0], folder)
             for source, folder in inputs.items()
         }
+        for source, folder in inputs.items():
+            verify.check(source.partition("/")[0], folder, items=False)
         code = dict(deciding_code(STAGES[name].entry, *found_by_name))
         identity = {
             "stage": RECORDED_AS.get(name, name),

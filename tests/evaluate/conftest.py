@@ -22,7 +22,7 @@ from neurofoundry.evaluate.inputs import Inputs, read
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.results import Results, measure
 from neurofoundry.evaluate.run import evaluate
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
 from neurofoundry.runtime.tracking import Tracker
 from neurofoundry.tasks import Classification, Regression, Task
@@ -231,11 +231,10 @@ def _write_cohort(folders: Folders, scans: pd.DataFrame, pictures: int) -> None:
     table = scans.assign(
         usable=~fails,
         reason=np.where(fails, "overlap with the template: 0.61, expected at least 0.8", None),
-        volume_sha256=[
-            hashlib.sha256(f"volume {scan_id}".encode()).hexdigest() for scan_id in scans["scan_id"]
-        ],
     )
-    write_table(table, volumes / "scans.tsv", VOLUMES)
+    _write_volumes(volumes, table)
+    hashes = [hash_file(volumes / f"{scan_id}.nii") for scan_id in scans["scan_id"]]
+    write_table(table.assign(volume_sha256=hashes), volumes / "scans.tsv", VOLUMES)
     random = np.random.default_rng(2)
     y, x = np.mgrid[-1:1:100j, -1:1:128j]
     for scan_id in [*scans["scan_id"][:pictures], *scans["scan_id"][fails][:2]]:
@@ -246,7 +245,6 @@ def _write_cohort(folders: Folders, scans: pd.DataFrame, pictures: int) -> None:
             planes.append(grey + random.normal(0, 9, grey.shape) * (radius < 1))
         pixels = np.clip(np.concatenate(planes, axis=1), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(volumes / f"{scan_id}.png")
-    _write_volumes(volumes, table)
     write_record(cohort, "ingest")
     write_record(volumes, "preprocess")
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +27,7 @@ from neurofoundry.preprocess.intensity import standard_scale
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.scan import brain_histogram
-from neurofoundry.runtime import progress
+from neurofoundry.runtime import progress, stage, verify
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
 from neurofoundry.runtime.tracking import Tracker
@@ -330,3 +331,47 @@ class Deadly:
 def _kill_worker(parent: int, number: int) -> None:
     assert os.getpid() != parent
     os.kill(os.getpid(), number)
+
+
+def finish(cohort: Path, out: Path) -> dict[str, Any]:
+    """Run the stage as the command does; return the summary in its record."""
+    stage.run(
+        "preprocess",
+        lambda work: run.preprocess(work, data=Path("/"), cohort=cohort, params=PARAMS, workers=1),
+        to=stage.Destination(out),
+        params={"preprocess": PARAMS},
+        inputs={"ingest": cohort},
+    )
+    summary: dict[str, Any] = json.loads((out / "stage.json").read_text())["summary"]
+    return summary
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "deleted": Path.unlink,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "altered": lambda path: path.write_bytes(path.read_bytes()[:-2] + b"!!"),
+}
+
+
+def test_a_damaged_volume_is_refused_and_preprocess_makes_it_alone_anew(
+    head_files: list[Path], write_cohort: WriteCohort, tmp_path: Path
+) -> None:
+    cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
+    record = {"stage": "ingest", "schema_version": SCHEMA_VERSION, "contents": {}}
+    write_json(cohort / "stage.json", {**record, "data_version": "v1"})
+    out = tmp_path / "volumes"
+    assert finish(cohort, out)["reused"] == 0
+    before = content(out)
+    for damage in DAMAGES.values():
+        kept = inodes(out)
+        (out / "head1.nii").rename(out / "copy")  # its inode may be that of a cache
+        shutil.copy(out / "copy", out / "head1.nii")
+        (out / "copy").unlink()
+        damage(out / "head1.nii")
+        with pytest.raises(DataError, match=r"head1\.nii .*or run 'preprocess' again"):
+            verify.check("preprocess", out, items=True)
+        assert finish(cohort, out)["reused"] == 1
+        assert content(out) == before
+        assert inodes(out)["head0.nii"] == kept["head0.nii"]
+        verify.check("preprocess", out, items=True)

@@ -17,6 +17,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.run import pretrain
+from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
 from neurofoundry.runtime.tracking import TrackingParams
 from neurofoundry.runtime.tracking import run as tracking_run
@@ -102,7 +103,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "field_strength": 3.0,
                     "usable": True,
                     "reason": None,
-                    "volume_sha256": f"{len(rows):064x}",
+                    "volume_sha256": hash_file(folder / f"{scan_id}.nii"),
                 }
             )
     # A scan that quality control refused has no volume.

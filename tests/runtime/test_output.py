@@ -147,7 +147,7 @@ def test_a_kill_while_publishing_leaves_the_old_output_or_the_new_one(
     killed = subprocess.run([sys.executable, "-c", PUBLISH, out, str(at)], cwd=root)
     assert killed.returncode == -9
     output = Output(out)
-    assert output.is_made_of(survivor)
+    assert output.find(survivor)
     assert output.current(survivor)
     assert (out / "scans.tsv").read_text() == f"made under {survivor}"
     if survivor == "k1":  # what was made is whole, and need not be made again
@@ -167,8 +167,8 @@ def test_an_output_is_current_under_its_own_key_alone(tmp_path: Path) -> None:
     publish(tmp_path / "cohort", "k1")
     assert output.current("k1")
     assert not output.current("k2")
-    assert output.is_made_of("k1")
-    assert not output.is_made_of("k2")
+    assert output.find("k1") == tmp_path / "cohort"
+    assert not output.find("k2")
 
 
 def test_an_output_elsewhere_is_handed_over_by_a_manifest(tmp_path: Path) -> None:

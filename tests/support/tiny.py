@@ -93,7 +93,9 @@ def write_volumes(folder: Path, scans: pd.DataFrame) -> Path:
 
 
 def with_scans(folder: Path, scans: pd.DataFrame) -> Path:
-    write_table(scans, folder / "scans.tsv", VOLUMES)
+    volumes = [folder / f"{scan_id}.nii" for scan_id in scans["scan_id"]]
+    hashes = [hash_file(path) if path.exists() else None for path in volumes]
+    write_table(scans.assign(volume_sha256=hashes), folder / "scans.tsv", VOLUMES)
     return finished(folder, "preprocess", "scans.tsv")
 
 

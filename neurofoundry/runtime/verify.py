@@ -1,0 +1,121 @@
+"""Whether outputs are still what was written: files against the hashes that are kept of them.
+
+stage.json holds the hash of every contract file; a table holds those of the items that it lists.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from neurofoundry.errors import DataError
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.progress import Progress
+
+ITEMS = {"preprocess": ("scans.tsv", "{scan_id}.nii", "volume_sha256")}
+"""By stage: the table that lists its items, the file of each, and the column of its hash."""
+
+SHOWN = 5
+"""Files that a message names; it counts the others."""
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """Return the contract files of an output with their hashes; none where nothing is recorded."""
+    contents = _record(folder).get("contents")
+    if not isinstance(contents, dict):
+        return {}
+    return {str(name): str(value) for name, value in contents.items()}
+
+
+def recorded_items(folder: Path) -> dict[str, str]:
+    """Return the files of the items of an output, such as volumes, with their hashes."""
+    table, name, column = ITEMS.get(str(_record(folder).get("stage")), ("", "", ""))
+    if not table or not (folder / table).is_file():
+        return {}
+    with (folder / table).open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {
+            name.format(**row): row[column] for row in rows if row.get(column) not in (None, "n/a")
+        }
+
+
+def differences(folder: Path, *, items: bool) -> list[str]:
+    """Return which files of an output are not what was written, and how.
+
+    Its ``items`` count, too, unless the table that lists them has changed itself.
+    """
+    changed = list(_compare(folder, recorded(folder)))
+    table = ITEMS.get(str(_record(folder).get("stage")), ("",))[0]
+    listed = not any(line.startswith(f"{table} ") for line in changed)
+    if items and listed and (hashes := recorded_items(folder)):
+        with Progress(f"verify {folder.name}", len(hashes), unit="files") as progress:
+            changed += _compare(folder, hashes, progress)
+    return changed
+
+
+def check(stage: str, folder: Path, *, items: bool) -> None:
+    """Raise DataError unless an output of ``stage`` is what was written."""
+    if changed := differences(folder, items=items):
+        more = f"; {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        raise DataError(
+            f"{folder} is not what '{stage}' wrote: {'; '.join(changed[:SHOWN])}{more}. Bring it "
+            f"back with `dvc checkout --force {folder}`, or run '{stage}' again."
+        )
+
+
+def is_altered(item: Path) -> bool:
+    """Return whether a file or folder within an output differs from the record of the output."""
+    for folder in item.parents:
+        if (folder / "stage.json").is_file():
+            name = item.relative_to(folder).as_posix()
+            within = {
+                file: value
+                for file, value in recorded(folder).items()
+                if file == name or file.startswith(f"{name}/")
+            }
+            return any(_compare(folder, within))
+    return False
+
+
+def check_item(*files: Path) -> None:
+    """Raise DataError where a file within an output differs from the record of the output."""
+    for file in files:
+        if is_altered(file):
+            raise DataError(
+                f"{file}: not what was written (SHA-256 differs from stage.json). Bring it back "
+                f"with `dvc checkout --force {file.parent}`, or make it again."
+            )
+
+
+def _compare(
+    folder: Path, hashes: Mapping[str, str], progress: Progress | None = None
+) -> Iterator[str]:
+    def difference(name: str) -> str | None:
+        path = folder / name
+        try:
+            value = hash_file(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return f"{name} is gone"
+        if value == hashes[name]:
+            return None
+        return f"{name} has changed (SHA-256 {value[:12]}…, expected {hashes[name][:12]}…)"
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for found in pool.map(difference, hashes):
+            if progress:
+                progress.advance(failed=found is not None)
+            if found:
+                yield found
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
