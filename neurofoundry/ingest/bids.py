@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.ingest import delimited
+from neurofoundry.ingest.derivatives import derived_entity, why_derivative
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location, natural_key
 from neurofoundry.runtime.progress import Progress
@@ -38,7 +39,9 @@ Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
 
 def read(dataset: Dataset, findings: Findings, *, age_columns: Iterable[str]) -> None:
     """Add the scans of ``dataset`` to ``findings``. Ages in tables become years."""
-    _Reader(dataset, findings, {column.casefold() for column in age_columns}).read()
+    ages = {column.casefold() for column in age_columns}
+    derived = why_derivative(findings.data / dataset.path) is not None
+    _Reader(dataset, findings, ages, derived).read()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class _Reader:
     findings: Findings
     ages: set[str]
     """Columns that hold ages, in lower case."""
+    derived: bool
+    """The dataset is a derivative, and used because it was asked for by name."""
 
     @property
     def root(self) -> Path:
@@ -176,6 +181,12 @@ class _Reader:
     def _scan(self, file: Path, session: _Session) -> Scan:
         """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
         entities = _check_name(file.name, session.prefix)
+        if (entity := derived_entity(entities)) and not self.derived:
+            raise UnusableError(
+                f"a derivative: its name says {entity}, which raw BIDS does not have. To use it all "
+                'the same, say "DatasetType": "derivative" in dataset_description.json and name '
+                "the dataset in ingest.datasets"
+            )
         if session.problem:
             raise UnusableError(session.problem)
         check_location(file, self.root)

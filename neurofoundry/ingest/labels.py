@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,8 @@ from neurofoundry.tasks import Task
 
 _IDENTITY = ("scan_id", "dataset", "subject", "session", "person", "source", "path", "sha256")
 _TOLERANCE_YEARS = 0.1
+_TWINS = 3
+"""Fewer equal subjects of two datasets may be chance."""
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
 
 
@@ -72,6 +75,7 @@ def tabulate(
     frame = frame.astype({"age": float, "field_strength": float})
     _drop_contradictory_sex(frame, findings)
     _drop_decreasing_ages(frame, findings)
+    _note_twin_datasets(frame, findings)
     return frame
 
 
@@ -191,3 +195,25 @@ def _drop_decreasing_ages(frame: pd.DataFrame, findings: Findings) -> None:
                 f"age of {subject} goes backwards ({ages}): set to n/a in all of them",
             )
             frame.loc[rows.index, "age"] = float("nan")
+
+
+def _note_twin_datasets(frame: pd.DataFrame, findings: Findings) -> None:
+    """Record pairs of datasets whose subjects agree in label, age and sex: one may copy the other.
+
+    Equal labels alone say nothing, as most studies have a sub-01.
+    """
+    known = frame.dropna(subset=["age", "sex"]).drop_duplicates(["dataset", "subject"])
+    by_dataset = {str(name): rows for name, rows in known.groupby("dataset")}
+    for one, other in combinations(sorted(by_dataset), 2):
+        pairs = by_dataset[one].merge(by_dataset[other], on="subject", suffixes=("", "_other"))
+        pairs = pairs[pairs["person"] != pairs["person_other"]]
+        same = pairs["sex"].eq(pairs["sex_other"])
+        same &= (pairs["age"] - pairs["age_other"]).abs() <= _TOLERANCE_YEARS
+        if same.sum() >= _TWINS and same.mean() > 0.8:
+            findings.note(
+                other,
+                other,
+                f"{same.sum()} subjects have the label, age and sex of subjects of '{one}': is it "
+                "a copy or a derivative? It counts as other people; remove one, or list both in "
+                "ingest.shared_subjects",
+            )

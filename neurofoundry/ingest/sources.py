@@ -11,19 +11,19 @@ A dataset at the root itself is called ``data``; others after their folders.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import table
+from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, printable
 from neurofoundry.runtime.progress import Progress
 
-IGNORED = ("derivatives", "sourcedata", "code")
-"""Folders of a BIDS dataset that hold no raw scans."""
+_IGNORED = ("derivatives", "derivative", "sourcedata", "code")
+"""Folders of a BIDS dataset that hold no raw scans, in any case."""
 _DEPTH = 3
 _EXPECTED = "BIDS (folders sub-*), a table (.tsv or .csv with a column 'path'), or DICOM files"
 
@@ -104,14 +104,16 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
     is_bids = _is_bids(folder)
     tables = [] if is_bids else table.find(folder)
     if is_bids:
-        if not _is_derivative(folder) or folder == data:
+        says = why_derivative(folder)
+        if not says or folder == data:
             yield Dataset(name=name, kind="bids", path=path)
             return
         findings.exclude(
             name,
             folder,
-            "a derivative: its dataset_description.json says that these are no raw scans. Name it "
-            "in ingest.datasets to use it all the same",
+            f"a derivative: {says} in its dataset_description.json says that these are no raw scans. "
+            "Name it in ingest.datasets to use it all the same, or correct the file to "
+            '"DatasetType": "raw"',
         )
     elif len(tables) == 1:
         yield Dataset(name=name, kind="table", path=tables[0].relative_to(data).as_posix())
@@ -147,9 +149,7 @@ def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path
         folder, onerror=lambda error: closed.append(Path(error.filename))
     ):
         folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and name not in IGNORED and Path(parent, name) not in skip
+            name for name in folders if not _is_ignored(name) and Path(parent, name) not in skip
         )
         for name in sorted(names):
             if not name.startswith("."):
@@ -171,20 +171,14 @@ def _is_bids(folder: Path) -> bool:
     return any(child.name.startswith("sub-") for child in _folders(folder))
 
 
-def _is_derivative(folder: Path) -> bool:
-    try:
-        description = json.loads((folder / "dataset_description.json").read_text("utf-8-sig"))
-        return bool(description["DatasetType"] == "derivative")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _IGNORED
 
 
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(
-            child
-            for child in folder.iterdir()
-            if child.is_dir() and not child.name.startswith(".") and child.name not in IGNORED
+            child for child in folder.iterdir() if child.is_dir() and not _is_ignored(child.name)
         )
     except PermissionError:
         return []
