@@ -2,20 +2,23 @@
 
 - **Images**: ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``. Other images in an ``anat`` folder are listed
   as not T1w; derivatives/, sourcedata/, code/ and hidden files are ignored.
-- **Several T1w in a session**: the one with the fewest entities besides sub, ses and run (so
-  without ``acq`` or ``rec`` when there is one), then the lowest run, then the first by name. When
-  it proves unusable, the next.
+- **Several T1w in a session**: one that is not called 2D, then the shortest longest edge of a
+  voxel, then a combination of echoes before one of them, then one that says it is without contrast
+  agent, then the fewest entities besides sub, ses and run (so without ``acq`` or ``rec`` when there
+  is one), then the lowest run, then the first by name. When it proves unusable, the next.
 - **Tables**: ``participants.tsv``, ``sub-*_sessions.tsv`` and ``*_scans.tsv``. A value in a more
   specific table wins over one in a more general table; n/a never does. A table or a row that is
   there but cannot be understood excludes what it is about: a scan must not lose its site or label,
   and so change its split, without anybody noticing.
-- **Sidecars**, inherited as in BIDS, give the scanner and the field strength, nothing else.
+- **Sidecars**, inherited as in BIDS, give the scanner and the field strength, and tell of a
+  contrast agent; nothing else of them is used.
 - A subject without session folders has one session, ``ses-1``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neurofoundry.ingest import delimited
+import nibabel as nib
+
+from neurofoundry.ingest import contrast, delimited
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location, natural_key
@@ -169,29 +174,33 @@ class _Reader:
                 self._exclude(file, "misplaced: expected in a folder called anat")
         anat = session.folder / "anat"
         session = replace(session, sidecars=[*session.sidecars, *self._sidecars(anat)])
+        scans: list[Scan] = []
         for file in _files(anat):
             if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
                 continue
             row = rows.get(f"anat/{unicodedata.normalize('NFC', file.name)}")
             try:
-                self.findings.scans.append(self._scan(file, session.with_row(row)))
+                scans.append(self._scan(file, session.with_row(row)))
             except UnusableError as reason:
                 self._exclude(file, reason)
+        if len(scans) > 1:
+            scans = [replace(scan, rank=_with_edge(scan.rank, scan.file)) for scan in scans]
+        self.findings.scans += scans
 
     def _scan(self, file: Path, session: _Session) -> Scan:
         """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
         entities = _check_name(file.name, session.prefix)
         if (entity := derived_entity(entities)) and not self.derived:
             raise UnusableError(
-                f"a derivative: its name says {entity}, which raw BIDS does not have. To use it all "
-                'the same, say "DatasetType": "derivative" in dataset_description.json and name '
+                f"a derivative: its name says {entity}, which raw BIDS does not have. To use it, "
+                'say "DatasetType": "derivative" in dataset_description.json and name '
                 "the dataset in ingest.datasets"
             )
         if session.problem:
             raise UnusableError(session.problem)
         check_location(file, self.root)
-        runs = [int(run) for run in re.findall(r"(?:^|_)run-(\d+)", "_".join(entities))]
-        others = [entity for entity in entities if not entity.startswith("run-")]
+        merged = _merged({*entities, *session.prefix[:-1].split("_")}, session.sidecars)
+        agent = _agent(entities, merged)
         path = file.relative_to(self.findings.data).as_posix()
         return Scan(
             dataset=self.dataset.name,
@@ -201,9 +210,9 @@ class _Reader:
             path=path,
             file=file,
             origin=path,
-            rank=(len(others), runs[0] if runs else 0, file.name),
+            rank=_rank(file.name, entities, agent),
             rows=tuple(row.cells for row in session.rows),
-            header=_header({*entities, *session.prefix[:-1].split("_")}, session.sidecars),
+            header=_header(merged),
         )
 
     def _sidecars(self, folder: Path) -> Sidecars:
@@ -285,7 +294,7 @@ def _check_name(name: str, prefix: str) -> list[str]:
     entities = name.removeprefix(prefix).split("_")[:-1]
     for entity in entities:
         key, _, label = entity.partition("-")
-        if key == "ce":
+        if key == "ce" and contrast.is_agent(label):
             raise UnusableError(f"contrast agent: its name says ce-{label}")
         if key == "part" and label != "mag":
             raise UnusableError(f"not a magnitude image: its name says part-{label}")
@@ -294,12 +303,69 @@ def _check_name(name: str, prefix: str) -> list[str]:
     return entities
 
 
-def _header(entities: set[str], sidecars: Sidecars) -> dict[str, str | float]:
-    """Return scanner and field strength from the sidecars that apply; deeper folders win."""
+def _agent(entities: Sequence[str], sidecar: Mapping[str, Any]) -> bool | None:
+    """Return False if an image says that it is without contrast agent, None if it says nothing.
+
+    Raises UnusableError when its name or its sidecar says that an agent was given.
+    """
+    labels = [entity.partition("-")[::2] for entity in entities]
+    named = contrast.in_names(label for key, label in labels if key in ("acq", "rec", "mod"))
+    if named:
+        raise UnusableError(
+            f"contrast agent: its name says {'_'.join(entities)}. If that means something else, "
+            "rename it"
+        )
+    native = named is False or any(key == "ce" for key, _ in labels)
+    fields = {name: _as_text(sidecar.get(name)) for name in contrast.FIELDS}
+    if native:  # the name of an image is about it, that of a protocol about an examination
+        fields |= {"SeriesDescription": "", "ProtocolName": ""}
+    told = contrast.told(fields)
+    if told:
+        raise UnusableError("contrast agent: its sidecar (.json) says that one was given")
+    return False if native else told
+
+
+def _rank(name: str, entities: Sequence[str], agent: bool | None) -> tuple[object, ...]:
+    """Order the images of a session by their names; the lowest is preferred."""
+    runs = [int(run) for run in re.findall(r"(?:^|_)run-(\d+)", "_".join(entities))]
+    others = [entity for entity in entities if not entity.startswith("run-")]
+    acquisition = " ".join(others).casefold()
+    is_2d = re.search(r"(?<!\d)2d", acquisition) is not None
+    slices_mm = re.search(r"(\d+(?:[.p]\d+)?)mm", acquisition)
+    edge = float(slices_mm[1].replace("p", ".")) if slices_mm else 0.0
+    is_echo = any(entity.startswith("echo-") for entity in entities)
+    run = runs[0] if runs else 0
+    return is_2d, edge, is_echo, agent is not False, len(others), run, name
+
+
+def _with_edge(rank: tuple[object, ...], file: Path) -> tuple[object, ...]:
+    """Return a rank with the longest edge of a voxel, mm, of the image, or the one its name says.
+
+    It takes opening the file, which only pays where a session has several.
+    """
+    is_2d, said, *others = rank
+    try:
+        edge = float(max(nib.Nifti1Image.from_filename(file).header["pixdim"][1:4]))
+    except Exception:  # what a parser of arbitrary bytes raises; inspection says why
+        edge = math.inf
+    return is_2d, round(max(edge, float(str(said))), 1), *others
+
+
+def _as_text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _merged(entities: set[str], sidecars: Sidecars) -> Mapping[str, Any]:
+    """Return what the sidecars that apply say; deeper folders win."""
     merged: dict[str, Any] = {}
     for applies_to, values in sidecars:
         if applies_to <= entities:
             merged |= values
+    return merged
+
+
+def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
+    """Return scanner and field strength, as a sidecar has them."""
     names = [merged.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
     scanner = " ".join(" ".join(name.split()) for name in names if isinstance(name, str))
     field = merged.get("MagneticFieldStrength")

@@ -3,7 +3,8 @@
 - Files are grouped by patient, study and series; only their headers are read.
 - **T1w** is recognized by technique, never by the name of a series: see `why_not_t1w`.
 - **Several T1w in a study**: a 3D acquisition before a 2D one, then the shortest longest edge of a
-  voxel, then the most slices, then the lowest series number. When it proves unusable, the next.
+  voxel, then one that says it is without contrast agent, then the most slices, then the lowest
+  series number. When it proves unusable, the next.
 - **Who**: subject = 'sub-' + 12 hex digits of HMAC-SHA256(key, PatientID), where the key is the
   secret in NEUROFOUNDRY_PSEUDONYM_KEY. A subject's sessions are numbered by study date.
 - **Age** from PatientAge, else from birth and study date, in years down to 0.1; over 89 is 90.

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from neurofoundry.ingest import contrast
 from neurofoundry.ingest.pseudonyms import pseudonym
 from neurofoundry.ingest.scan import UnusableError, check_location
 
@@ -26,15 +27,12 @@ _TAGS = """
     Manufacturer ManufacturerModelName MagneticFieldStrength
     ScanningSequence EchoPulseSequence MRAcquisitionType AngioFlag
     RepetitionTime EchoTime EffectiveEchoTime InversionTime InversionTimes FlipAngle
-    ContrastBolusAgent SeriesDescription ProtocolName BodyPartExamined
+    ContrastBolusAgent ContrastBolusIngredient ContrastBolusAgentSequence ContrastBolusVolume
+    ContrastBolusTotalDose ContrastBolusRoute SeriesDescription ProtocolName BodyPartExamined
     Rows Columns BitsAllocated NumberOfFrames PixelSpacing SliceThickness
     ImagePositionPatient ImageOrientationPatient
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
-_AGENT = re.compile(
-    r"(?<![a-z])(gd|gad[a-z]*|post|contrast|ce|km|dotarem)(?![a-z])|\+\s*c(?![a-z])"
-)
-_NO_AGENT = {"", "no", "none", "n", "n/a", "na", "without"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Header:
     image_type: frozenset[str]
     """The words of ImageType."""
     body: str
-    agent: bool
-    """A contrast agent was given."""
+    agent: bool | None
+    """A contrast agent was given; None where nothing tells."""
     angiography: bool
     sequence: frozenset[str]
     """SE spin echo, GR gradient echo, IR inversion recovery, EP echo planar, RM research."""
@@ -152,7 +150,7 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
         modality=_text(content, "Modality").upper(),
         image_type=frozenset(_words(content, "ImageType")),
         body=_text(content, "BodyPartExamined").upper(),
-        agent=_has_agent(content),
+        agent=_agent(content),
         angiography=_text(content, "AngioFlag").upper() == "Y",
         sequence=_sequence(content),
         is_3d=_text(content, "MRAcquisitionType").upper() == "3D",
@@ -169,12 +167,14 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
     )
 
 
-def _has_agent(content: pydicom.Dataset) -> bool:
-    """Return whether the header, or the name of the protocol, says that an agent was given."""
-    if _text(content, "ContrastBolusAgent").lower() not in _NO_AGENT:
-        return True
-    names = f"{_text(content, 'SeriesDescription')} {_text(content, 'ProtocolName')}"
-    return bool(_AGENT.search(names.lower()))
+def _agent(content: pydicom.Dataset) -> bool | None:
+    """Return whether an agent was given, by the header and the name of the protocol."""
+    fields = {name: _text(content, name) for name in contrast.FIELDS}
+    coded = content.get("ContrastBolusAgentSequence") or []
+    fields["ContrastBolusAgentSequence"] = " ".join(
+        str(agent.get("CodeMeaning") or "coded agent") for agent in coded
+    )
+    return contrast.told(fields)
 
 
 def _sequence(content: pydicom.Dataset) -> frozenset[str]:

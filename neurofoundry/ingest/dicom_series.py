@@ -54,7 +54,10 @@ class Series:
         positions = self.sorted_positions()
         if len(positions) > 1:
             edge = max(self.header.pixel_mm, float(np.median(np.diff(positions))))
-        return not self.header.is_3d, round(edge, 1), -self.slices, self.header.number, self.name
+        # A study with a series that says 'pre' may have one after an agent that says nothing.
+        unsaid = self.header.agent is not False
+        technique = not self.header.is_3d, round(edge, 1), unsaid, -self.slices
+        return *technique, self.header.number, self.name
 
     def sorted_positions(self) -> list[float]:
         """Return where slices lie along their normal, mm, as far as that is known."""

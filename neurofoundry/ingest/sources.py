@@ -111,8 +111,8 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
         findings.exclude(
             name,
             folder,
-            f"a derivative: {says} in its dataset_description.json says that these are no raw scans. "
-            "Name it in ingest.datasets to use it all the same, or correct the file to "
+            f"a derivative: {says} in its dataset_description.json says that it holds no raw "
+            "scans. Name it in ingest.datasets to use it all the same, or correct the file to "
             '"DatasetType": "raw"',
         )
     elif len(tables) == 1:

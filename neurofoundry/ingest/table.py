@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from neurofoundry.ingest import delimited
+from neurofoundry.ingest import contrast, delimited
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location
@@ -25,6 +25,10 @@ _NOT_T1W = re.compile(
     r"(?<![a-z0-9])(t2|t2w|t2star|flair|pd|pdw|dwi|dti|adc|bold|asl|swi|tof|mra|ct|pet|mask|seg)"
     r"(?![a-z0-9])"
 )
+_NOT_ABOUT_AGENTS = re.compile(
+    r"(?:sub|ses|task|site)-[^_.]+|(?<![a-z0-9])post(?![a-z])|\.nii(?:\.gz)?$", re.IGNORECASE
+)
+"""Parts of a name; 'post' alone is most often a time point."""
 _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])")
 
 
@@ -112,6 +116,8 @@ def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
     name = file.name.casefold()
     if (other := _NOT_T1W.search(name)) and not _T1W.search(name):
         raise UnusableError(f"not T1w: its name says '{other[1]}'")
+    if contrast.in_name(_NOT_ABOUT_AGENTS.sub("", file.name)):
+        raise UnusableError("contrast agent: its name says that one was given")
     path = file.relative_to(data).as_posix()
     stem = inside.removesuffix(".gz").removesuffix(".nii")
     return Scan(

@@ -22,6 +22,8 @@ from tests.support.dicom_files import MPRAGE, write_series
         ("", "t1 +C", True),
         ("", "ax t1 posterior fossa", False),
         ("", "t1_cervical", False),
+        ("", "AX T1 WITHOUT CONTRAST", False),
+        ("NOT ADMINISTERED", "t1_mprage", False),
     ],
 )
 def test_contrast_agents_are_noticed(
@@ -31,7 +33,40 @@ def test_contrast_agents_are_noticed(
     (file,) = write_series(tmp_path, tags, slices=1)
     header = read_header(file, tmp_path, b"k")
     assert isinstance(header, Header)
+    assert bool(header.agent) is given
+
+
+@pytest.mark.parametrize(
+    ("tags", "given"),
+    [
+        ({"ContrastBolusVolume": 10.0}, True),
+        ({"ContrastBolusVolume": 0.0}, None),
+        ({"ContrastBolusIngredient": "GADOLINIUM"}, True),
+        ({"ContrastBolusRoute": "INTRAVENOUS"}, True),
+        ({"ContrastBolusAgent": "NONE", "ContrastBolusVolume": 10.0}, False),
+        ({"ProtocolName": "BRAIN W/O CONTRAST"}, False),
+        ({"SeriesDescription": "T1 PRE", "ProtocolName": "BRAIN WITH CONTRAST"}, False),
+    ],
+)
+def test_an_agent_without_a_name_is_noticed_too(
+    tags: dict[str, object], given: bool | None, tmp_path: Path
+) -> None:
+    (file,) = write_series(tmp_path, {**MPRAGE, **tags}, slices=1)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
     assert header.agent is given
+
+
+def test_a_coded_agent_of_a_multi_frame_file_is_noticed(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path, MPRAGE, slices=1)
+    content = pydicom.dcmread(file)
+    agent = pydicom.Dataset()
+    agent.CodeMeaning = "Gadobutrol"
+    content.ContrastBolusAgentSequence = [agent]
+    content.save_as(file)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert header.agent is True
 
 
 def test_multi_frame_headers_are_understood(tmp_path: Path) -> None:
