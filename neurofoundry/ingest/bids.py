@@ -28,7 +28,7 @@ from typing import Any
 
 import nibabel as nib
 
-from neurofoundry.ingest import contrast, delimited
+from neurofoundry.ingest import ages, contrast, delimited
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location, natural_key
@@ -36,7 +36,6 @@ from neurofoundry.runtime.progress import Progress
 
 IMAGE = (".nii", ".nii.gz")
 _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
-_UNITS_PER_YEAR = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
 
 Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
 """Entities and content of T1w sidecars, the more specific ones later."""
@@ -44,9 +43,9 @@ Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
 
 def read(dataset: Dataset, findings: Findings, *, age_columns: Iterable[str]) -> None:
     """Add the scans of ``dataset`` to ``findings``. Ages in tables become years."""
-    ages = {column.casefold() for column in age_columns}
+    columns = {column.casefold() for column in age_columns}
     derived = why_derivative(findings.data / dataset.path) is not None
-    _Reader(dataset, findings, ages, derived).read()
+    _Reader(dataset, findings, columns, derived).read()
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ class _Reader:
         rows: dict[str, delimited.Row] = {}
         try:
             rows = self._table(folder / f"{folder.name}_sessions.tsv", "session_id")
-            rows = self._in_years(rows, self.root / "sessions.json")
+            dictionaries = (self.root / "sessions.json", folder / f"{folder.name}_sessions.json")
+            rows = self._in_years(rows, self.root / "participants.json", *dictionaries)
         except UnusableError as reason:
             whole = replace(whole, problem=f"{reason} (sessions.tsv)")
         session_folders = _folders(folder, "ses-")
@@ -250,28 +250,29 @@ class _Reader:
         return keyed
 
     def _in_years(
-        self, rows: dict[str, delimited.Row], dictionary: Path
+        self, rows: dict[str, delimited.Row], *inherited: Path
     ) -> dict[str, delimited.Row]:
-        """Convert ages to years where a data dictionary declares another unit."""
-        if not rows or not dictionary.exists():
-            return rows
-        divisors = {}
-        for column, described in self._json(dictionary).items():
-            unit = str(described.get("Units", "")) if isinstance(described, dict) else ""
-            for name, divisor in _UNITS_PER_YEAR.items():
-                if column.casefold() in self.ages and name in unit.casefold():
-                    divisors[column] = divisor
-                    self._note(dictionary, f"'{column}' is in {unit}: converted to years")
-        return {
-            key: replace(
-                row,
-                cells={
-                    column: _divided(cell, divisors[column]) if column in divisors else cell
-                    for column, cell in row.cells.items()
-                },
-            )
-            for key, row in rows.items()
-        }
+        """Convert ages to years where data dictionaries, the last the most specific, say so.
+
+        An age in a unit that is not understood becomes n/a.
+        """
+        described: dict[str, tuple[Path, Any]] = {}
+        for dictionary in inherited:
+            if rows and dictionary.exists():
+                entries = self._json(dictionary).items()
+                described |= {name.casefold(): (dictionary, entry) for name, entry in entries}
+        columns = {column for row in rows.values() for column in row.cells}
+        units = {}
+        for column in sorted(columns, key=str.casefold):
+            if column.casefold() in self.ages:
+                file, entry = described.get(column.casefold(), (self.root, None))
+                unit, said = ages.declared_unit(column, entry)
+                if unit is None:
+                    self._note(file, f"'{column}' is in {said}, no known unit: set to n/a")
+                elif unit != "year":
+                    self._note(file, f"'{column}' is in {said}: converted to years")
+                units[column] = unit
+        return {key: _with_years(row, units) for key, row in rows.items()}
 
     def _exclude(self, path: Path, reason: object) -> None:
         self.findings.exclude(self.dataset.name, path, reason)
@@ -375,11 +376,17 @@ def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
     return header
 
 
-def _divided(cell: str, divisor: float) -> str:
-    try:
-        return f"{float(cell) / divisor:.2f}"
-    except ValueError:
-        return cell
+def _with_years(row: delimited.Row, units: Mapping[str, str | None]) -> delimited.Row:
+    """Return a row with ages in years; ``units`` has the unit of every column of ages."""
+    cells = dict(row.cells)
+    for column in units.keys() & cells.keys():
+        unit = units[column]
+        if unit is None:
+            cells[column] = "n/a"
+        elif unit != "year":
+            years = ages.in_years(cells[column], unit)
+            cells[column] = cells[column] if years is None else f"{years:.2f}"
+    return replace(row, cells=cells)
 
 
 def _suffix(name: str) -> str:

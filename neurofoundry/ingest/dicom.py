@@ -121,6 +121,13 @@ class _Reader:
                 self._exclude(scan.origin, problem)
             else:
                 candidates.append((series, replace(scan, rows=(row.cells,) if row else ())))
+        if refused := sum(series.header.age_refused for series, _ in candidates):
+            self.findings.note(
+                self.dataset.name,
+                self.dataset.name,
+                f"age of {refused} series is not from 0 to 115 years, or not understood (000Y, or "
+                "a birth date such as 1900-01-01): n/a unless a table has it",
+            )
         return candidates
 
     def convert(self, candidates: list[tuple[Series, Scan]]) -> Iterator[Scan]:

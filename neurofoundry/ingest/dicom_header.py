@@ -33,6 +33,8 @@ _TAGS = """
     ImagePositionPatient ImageOrientationPatient
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
+_OLDEST = 115.0
+"""Years. Nobody older has been scanned; 19000101 and 000Y stand for unknown."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Header:
     number: int
     age: float | None
     """Years."""
+    age_refused: bool
+    """There is an age or a birth date, but it cannot be true."""
     sex: str | None
     scanner: str
     field_strength: float | None
@@ -110,7 +114,8 @@ def age_in_years(age: str, birth: str, study: str) -> float | None:
     """Return the age in years, rounded down to 0.1, from PatientAge such as 045Y or 018M.
 
     Without it, from two days such as 19800131. Over 89 counts as 90: older people are few enough
-    to be recognized by their age.
+    to be recognized by their age. None for what de-identification leaves in place of an age: 000Y,
+    a birth on the day of the study, or in 1900 or before.
     """
     exact = None
     if given := re.fullmatch(r"(\d{1,3})([DWMY]?)", age.strip().upper()):
@@ -120,7 +125,7 @@ def age_in_years(age: str, birth: str, study: str) -> float | None:
             exact = (date.fromisoformat(study) - date.fromisoformat(birth)).days / 365.25
         except ValueError:
             return None
-    if not 0 <= exact <= 150:
+    if not 0 < exact <= _OLDEST:
         return None
     down = math.floor(exact * 10 + 1e-9) / 10
     return 90.0 if down > 89 else down
@@ -133,15 +138,16 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
     if not series:
         raise UnusableError("damaged DICOM: it belongs to no series")
     sex = _text(content, "PatientSex").upper()
+    given, birth = _text(content, "PatientAge"), _text(content, "PatientBirthDate")
+    age = age_in_years(given, birth, study_day)
     return Header(
         subject=f"sub-{pseudonym(key, patient)}" if patient else "",
         study=pseudonym(key, _text(content, "StudyInstanceUID")),
         series=pseudonym(key, series),
         day=study_day,
         number=int(_number(content, "SeriesNumber") or 0),
-        age=age_in_years(
-            _text(content, "PatientAge"), _text(content, "PatientBirthDate"), study_day
-        ),
+        age=age,
+        age_refused=age is None and bool(given or birth),
         sex=sex if sex in ("F", "M") else None,
         scanner=" ".join(
             _text(content, tag) for tag in ("Manufacturer", "ManufacturerModelName")

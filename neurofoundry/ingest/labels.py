@@ -6,7 +6,8 @@
   is no telling which is right.
 - **Age that goes backwards** from one numbered session to the next becomes n/a in all sessions of
   that subject, for the same reason.
-- Ages are years from 0 to 120; '90+' counts as 90. Field strengths are tesla up to 30.
+- Ages are years from 0 to 120, '18 months' too; '90+' counts as 90. Field strengths are tesla up to
+  30.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from neurofoundry.errors import UsageError
+from neurofoundry.ingest import ages
 from neurofoundry.ingest.delimited import is_missing
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural_key
@@ -140,13 +142,13 @@ class _Reader:
             )
 
     def _number(self, text: str) -> float | None:
-        """Read a number as tables have it: 45, 45.5, 45,5; for ages also 90+ and 45 years."""
-        pattern = r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*(\+|y|years?)?"
-        match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
-        if not match or (match[2] and self.name != "age"):
-            return None
-        number = float(match[1].replace(",", "."))
-        return number if self._in_range(number) else None
+        """Read a number as tables have it: 45, 45.5, 45,5; ages also with a unit, and 90+."""
+        if self.name == "age":
+            number = ages.in_years(text)
+        else:
+            match = re.fullmatch(r"-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?", text.strip(), re.IGNORECASE)
+            number = float(match[0].replace(",", ".")) if match else None
+        return number if number is not None and self._in_range(number) else None
 
     def _class(self, text: str) -> str | None:
         """Translate their value to ours: as spelled, else in any case if that is unambiguous."""

@@ -301,3 +301,42 @@ def test_ages_in_other_units_become_years(tmp_path: Path) -> None:
     outcome = run(tmp_path / "data", tmp_path / "out")
     assert outcome.scans["age"].tolist()[0] == 2.5
     assert "'age' is in months: converted to years" in outcome.notes
+
+
+def test_a_dictionary_of_a_subject_converts_the_ages_of_its_sessions(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2, "participant_id\tage\nsub-01\tn/a\nsub-02\t40\n")
+    shutil.rmtree(ds / "sub-01")
+    for number in (1, 2):
+        write_scan(ds / f"sub-01/ses-{number}/anat/sub-01_ses-{number}_T1w.nii.gz", 80 + number)
+    (ds / "sub-01/sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t36\nses-2\t48\n")
+    (ds / "sub-01/sub-01_sessions.json").write_text(json.dumps({"Age": {"Units": "mo"}}))
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist() == [3, 4, 40]
+    assert "sub-01_sessions.json\t'age' is in mo: converted to years" in outcome.notes
+
+
+@pytest.mark.parametrize(
+    ("described", "cells", "ages"),
+    [
+        ({"Units": "months"}, ["37,5", "95+"], [3.12, 7.92]),
+        ({"Units": "months"}, ["36", "8 years"], [3, 8]),
+        ({"Units": "years (rounded to the nearest month)"}, ["34", "71"], [34, 71]),
+        ({"Units": "years at week 0 of the trial"}, ["34", "89+"], [34, 89]),
+        ({"Units": ["Months"]}, ["36", "48"], [3, 4]),
+        ({"units": "wk"}, ["52.18", "104.36"], [1, 2]),
+        ({"Units": "Tage"}, ["365.25", "730.5"], [1, 2]),
+        ({"Description": "age at scan in months"}, ["36", "48"], [3, 4]),
+        ({"Units": "", "Description": "age"}, ["36", "48"], [36, 48]),
+        ({"Units": "lustra"}, ["7", "14"], [None, None]),
+    ],
+)
+def test_units_of_ages_are_understood_or_the_ages_are_na(
+    described: dict[str, object], cells: list[str], ages: list[float | None], tmp_path: Path
+) -> None:
+    table = "participant_id\tage\n" + "".join(f"{n}\t{cell}\n" for n, cell in enumerate(cells))
+    ds = bids(tmp_path / "data" / "ds", ["0", "1"], table)
+    (ds / "participants.json").write_text(json.dumps({"AGE": described}))
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    found = [None if age != age else age for age in outcome.scans["age"]]
+    assert found == pytest.approx(ages)
+    assert (None in ages) == ("no known unit: set to n/a" in outcome.notes)

@@ -197,3 +197,18 @@ def test_closed_folders_and_files_are_counted_without_their_names() -> None:
         assert sum(reason.startswith("no permission: the folder") for reason in reasons) == 1
         assert sum(reason.startswith("no permission: the file") for reason in reasons) == 1
         assert b"JONES" not in everything_written(outcome)
+
+
+def test_placeholders_of_ages_are_na_with_a_note(tmp_path: Path) -> None:
+    for number, tags in enumerate(
+        [
+            {"PatientAge": "000Y", "PatientBirthDate": "19700101"},
+            {"PatientAge": "", "PatientBirthDate": "19000101"},
+            {"PatientAge": "034Y"},
+        ]
+    ):
+        person = {"PatientID": f"P{number}", **tags}
+        write_series(tmp_path / "data" / str(number), MPRAGE, seed=number + 1, person=person)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert sorted(outcome.scans["age"].dropna()) == [34]
+    assert "age of 2 series is not from 0 to 115 years" in outcome.notes

@@ -113,6 +113,15 @@ def test_multi_frame_headers_are_understood(tmp_path: Path) -> None:
         ("", "20200101", "20181119", None),
         ("", "", "20181119", None),
         ("abc", "19530204", "", None),
+        ("000Y", "", "", None),
+        ("000D", "19700101", "20200101", None),
+        ("0", "", "", None),
+        ("120Y", "", "", None),
+        ("", "19000101", "20200101", None),
+        ("", "19010101", "20200101", None),
+        ("", "00010101", "20200101", None),
+        ("", "19000101", "19000101", None),
+        ("003D", "", "", 0),
     ],
 )
 def test_ages_come_from_headers(age: str, birth: str, study: str, expected: float | None) -> None:

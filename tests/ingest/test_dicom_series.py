@@ -11,6 +11,7 @@ from neurofoundry.ingest.dicom_header import Header
 from neurofoundry.ingest.dicom_series import Series, why_not_t1w
 
 HEADER = Header(
+    age_refused=False,
     subject="sub-x", study="s", series="r", day="", number=1, age=None, sex=None, scanner="",
     field_strength=3.0, modality="MR", image_type=frozenset({"ORIGINAL", "PRIMARY", "M"}), body="",
     agent=False, angiography=False, sequence=frozenset({"GR"}), is_3d=True, repetition_time=2300,

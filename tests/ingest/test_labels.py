@@ -35,6 +35,12 @@ def test_ages_are_read_as_people_write_them(tmp_path: Path) -> None:
     assert b"1950" not in outcome.bytes()
 
 
+def test_ages_with_a_unit_of_their_own_are_converted(tmp_path: Path) -> None:
+    cells = ["18 months", "018M", "36 mo", "4 yrs", "45y", "89 +", "30 parsecs"]
+    outcome = with_column(tmp_path, "age", cells)
+    assert same(values(outcome, "age"), [1.5, 1.5, 3, 4, 45, 89, None])
+
+
 def test_sexes_are_read_as_people_write_them(tmp_path: Path) -> None:
     cells = ["F", "m", "female", "MALE", "Female", "2", "other", "NaN"]
     outcome = with_column(tmp_path, "sex", cells)

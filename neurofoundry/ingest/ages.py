@@ -1,0 +1,62 @@
+"""Reads ages in the units and spellings that tables have; what is not understood is no number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_PER_YEAR = {"year": 1.0, "month": 12.0, "week": 365.25 / 7, "day": 365.25}
+_WORDS = {
+    "year": r"y|yr|yrs|years?|jahre?n?|ans?|annees?|anos?|años?|anni|jaar|a",
+    "month": r"m|mo|mos|mon|mth|mths|months?|monate?n?|mois|mes|meses|mesi|maand(?:en)?",
+    "week": r"w|wk|wks|weeks?|wochen?|semaines?|semanas?|settimane|weken",
+    "day": r"d|days?|tage?n?|jours?|dias?|giorni|dagen",
+}
+_UNIT = re.compile("|".join(f"(?P<{unit}>{words})" for unit, words in _WORDS.items()))
+_AGE = re.compile(r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*\+?\s*([^\W\d_]*)\.?\s*(?:old)?\s*\+?")
+_NOTHING = {"", "n/a", "na", "none", "null"}
+
+
+def unit(text: str) -> str | None:
+    """Return the unit that a description is about: its first word that is one, or None.
+
+    'years (rounded to the nearest month)' is in years.
+    """
+    for word in re.findall(r"[^\W\d_]+", text.casefold()):
+        if match := _UNIT.fullmatch(word):
+            return match.lastgroup
+    return None
+
+
+def declared_unit(column: str, described: Any) -> tuple[str | None, str]:
+    """Return the unit of a column of a data dictionary, and the words that say so.
+
+    `Units` decides; without it a description ('age in months') or the name of the column may. The
+    unit is None where `Units` is not understood; without any words it is 'year'.
+    """
+    entry = described if isinstance(described, Mapping) else {}
+    entry = {str(key).casefold(): value for key, value in entry.items()}
+    units = entry.get("units", entry.get("unit"))
+    said = " ".join(map(str, units)) if isinstance(units, list) else str(units or "")
+    if said.strip().casefold() not in _NOTHING:
+        return unit(said), said
+    description = str(entry.get("description") or "")
+    match = re.search(r"(?:\bin |\()(\w{3,})", description.casefold())
+    if match and (found := unit(match[1])):
+        return found, match[1]
+    last = re.split(r"[\W_]+", column.casefold())[-1]  # age_months, not age_at_day_1
+    named = unit(last) if last.endswith("s") else None
+    return (named, column) if named else ("year", "")
+
+
+def in_years(text: str, default: str = "year") -> float | None:
+    """Return an age in years from cells such as 45, 45,5, 90+, 045Y or 18 months; else None.
+
+    ``default`` is the unit of a number without one.
+    """
+    match = _AGE.fullmatch(text.strip().casefold())
+    if not match:
+        return None
+    own = unit(match[2]) if match[2] else default
+    return float(match[1].replace(",", ".")) / _PER_YEAR[own] if own else None
