@@ -12,6 +12,9 @@
   and so change its split, without anybody noticing.
 - **Sidecars**, inherited as in BIDS, give the scanner and the field strength, and tell of a
   contrast agent; nothing else of them is used.
+- **Sessions**: ``ses-1`` in a table is the folder ``ses-01``. ``participants.tsv`` may have a
+  column ``session_id`` and a row for every session; without it, its age is that of the first
+  session alone.
 - A subject without session folders has one session, ``ses-1``.
 """
 
@@ -36,6 +39,8 @@ from neurofoundry.runtime.progress import Progress
 
 IMAGE = (".nii", ".nii.gz")
 _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
+
+_BASELINE = re.compile(r"ses-(?:bl|base|baseline|pre|screening|sc|first|initial)", re.IGNORECASE)
 
 Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
 """Entities and content of T1w sidecars, the more specific ones later."""
@@ -93,7 +98,12 @@ class _Reader:
         except UnusableError as reason:
             self._exclude(table, f"{reason}. The whole dataset is left out")
             return
-        participants = self._in_years(participants, self.root / "participants.json")
+        dictionary = self.root / "participants.json"
+        participants = self._in_years(participants, dictionary)
+        visits = {
+            subject: self._in_years(rows, dictionary)
+            for subject, rows in self._visits(table).items()
+        }
         sidecars = self._sidecars(self.root)
         folders = _folders(self.root, "sub-")
         without_row = []
@@ -103,7 +113,7 @@ class _Reader:
                 row = participants.pop(subject, None)
                 if row is None:
                     without_row.append(subject)
-                self._read_subject(folder, subject, row, sidecars)
+                self._read_subject(folder, subject, row, visits.get(subject, {}), sidecars)
                 progress.advance()
         if not table.exists():
             self._note(table, "there is no such table: age, sex and labels are n/a")
@@ -119,12 +129,17 @@ class _Reader:
             self._exclude(table, row.problem or missing)
 
     def _read_subject(
-        self, folder: Path, subject: str, row: delimited.Row | None, sidecars: Sidecars
+        self,
+        folder: Path,
+        subject: str,
+        row: delimited.Row | None,
+        visits: Mapping[str, delimited.Row],
+        sidecars: Sidecars,
     ) -> None:
         before = len(self.findings.scans) + len(self.findings.excluded)
         try:
             check_location(folder, self.root)
-            for session in self._sessions(folder, subject, row, sidecars):
+            for session in self._sessions(folder, subject, row, visits, sidecars):
                 self._read_session(session)
         except PermissionError:
             self._exclude(folder, "no permission: the folder cannot be opened")
@@ -134,26 +149,35 @@ class _Reader:
             self._exclude(folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
 
     def _sessions(
-        self, folder: Path, subject: str, row: delimited.Row | None, sidecars: Sidecars
+        self,
+        folder: Path,
+        subject: str,
+        row: delimited.Row | None,
+        visits: Mapping[str, delimited.Row],
+        sidecars: Sidecars,
     ) -> Iterator[_Session]:
         """Yield the sessions of a subject; with session folders, first what lies beside them."""
         sidecars = [*sidecars, *self._sidecars(folder)]
         whole = _Session(folder, subject, "ses-1", f"{folder.name}_", (), sidecars).with_row(row)
+        table = folder / f"{folder.name}_sessions.tsv"
         rows: dict[str, delimited.Row] = {}
         try:
-            rows = self._table(folder / f"{folder.name}_sessions.tsv", "session_id")
+            rows = self._table(table, "session_id")
             dictionaries = (self.root / "sessions.json", folder / f"{folder.name}_sessions.json")
             rows = self._in_years(rows, self.root / "participants.json", *dictionaries)
         except UnusableError as reason:
             whole = replace(whole, problem=f"{reason} (sessions.tsv)")
         session_folders = _folders(folder, "ses-")
+        labels = [unicodedata.normalize("NFC", child.name) for child in session_folders]
+        rows = self._matched(rows, labels or ["ses-1"], table)
+        visits = self._matched(visits, labels or ["ses-1"], self.root / "participants.tsv")
         if session_folders:
             misplaced = "misplaced: the subject has session folders, and this lies in none of them"
             yield replace(whole, problem=misplaced)
         else:
-            yield whole.with_row(rows.get("ses-1"))
-        for session_folder in session_folders:
-            label = unicodedata.normalize("NFC", session_folder.name)
+            yield whole.with_row(visits.get("ses-1")).with_row(rows.get("ses-1"))
+        baseline = _baseline(labels)
+        for session_folder, label in zip(session_folders, labels, strict=True):
             session = replace(
                 whole,
                 folder=session_folder,
@@ -161,7 +185,78 @@ class _Reader:
                 prefix=f"{folder.name}_{session_folder.name}_",
                 sidecars=[*sidecars, *self._sidecars(session_folder)],
             )
-            yield session.with_row(rows.get(label))
+            if label != baseline and len(labels) > 1:
+                session = self._without_ages(session, [visits.get(label), rows.get(label)])
+            yield session.with_row(visits.get(label)).with_row(rows.get(label))
+
+    def _visits(self, path: Path) -> dict[str, dict[str, delimited.Row]]:
+        """Return the rows of a table of participants by subject and session, if it has sessions."""
+        if not path.exists():
+            return {}
+        table = delimited.read(path, key="participant_id")
+        session = _session_column(table.columns)
+        visits: dict[str, dict[str, delimited.Row]] = {}
+        for row in table.rows if session else ():
+            subject = unicodedata.normalize("NFC", row.cells.get("participant_id", ""))
+            label = unicodedata.normalize("NFC", row.cells.get(session or "", ""))
+            subject, label = _prefixed(subject, "sub-"), _prefixed(label, "ses-")
+            first = visits.setdefault(subject, {}).setdefault(label, row)
+            if first is not row and first.fields != row.fields:
+                self._note(
+                    path,
+                    f"lines {first.line} and {row.line} are about the same session and disagree: "
+                    "the first is used",
+                )
+        return visits
+
+    def _matched(
+        self, rows: Mapping[str, delimited.Row], labels: Sequence[str], table: Path
+    ) -> dict[str, delimited.Row]:
+        """Return rows by the labels of the session folders; ses-1 is ses-01 if no other is.
+
+        Rows without a folder and folders without a row are noted.
+        """
+        matched = {label: rows[label] for label in labels if label in rows}
+        left = [key for key in rows if key not in matched]
+        for label in [label for label in labels if label not in matched]:
+            alike = [key for key in left if _unpadded(key) == _unpadded(label)]
+            twins = [other for other in labels if _unpadded(other) == _unpadded(label)]
+            if len(alike) == len(twins) == 1:
+                matched[label] = rows[alike[0]]
+                left.remove(alike[0])
+        if left:
+            self._note(table, f"no such session folder, so not used: {', '.join(sorted(left))}")
+        if rows and len(matched) < len(labels):
+            without = ", ".join(label for label in labels if label not in matched)
+            self._note(table, f"sessions without a row: {without}")
+        return matched
+
+    def _without_ages(self, session: _Session, own: Iterable[delimited.Row | None]) -> _Session:
+        """Return a later session without the ages of its subject, which are those of the first."""
+        aged = {
+            column
+            for row in session.rows
+            for column, cell in row.cells.items()
+            if column.casefold() in self.ages and not delimited.is_missing(cell)
+        }
+        if not aged:
+            return session
+        cells = [row.cells.items() for row in own if row]
+        if not any(
+            column.casefold() in self.ages and not delimited.is_missing(cell)
+            for items in cells
+            for column, cell in items
+        ):
+            self._note(
+                self.root / "participants.tsv",
+                "the age of a subject is used for the first session alone: later ones need a row "
+                "in sessions.tsv, or are n/a",
+            )
+        rows = (
+            replace(row, cells={**row.cells, **dict.fromkeys(aged & row.cells.keys(), "n/a")})
+            for row in session.rows
+        )
+        return replace(session, rows=tuple(rows))
 
     def _read_session(self, session: _Session) -> None:
         rows: dict[str, delimited.Row] = {}
@@ -240,14 +335,15 @@ class _Reader:
         table = delimited.read(path, key=key)
         self.findings.remember(path)
         rows, notes = table.index_by(key)
+        if key == "participant_id" and _session_column(table.columns):
+            notes = []  # a row for every session may well differ
         for note in (*table.notes, *notes):
             self._note(path, note)
         prefix = {"participant_id": "sub-", "session_id": "ses-"}.get(key, "")
-        keyed = {}
-        for label, row in rows.items():
-            label = unicodedata.normalize("NFC", label)
-            keyed[label if label.startswith(prefix) else prefix + label] = row
-        return keyed
+        return {
+            _prefixed(unicodedata.normalize("NFC", label), prefix): row
+            for label, row in rows.items()
+        }
 
     def _in_years(
         self, rows: dict[str, delimited.Row], *inherited: Path
@@ -279,6 +375,24 @@ class _Reader:
 
     def _note(self, path: Path, note: str) -> None:
         self.findings.note(self.dataset.name, path, note)
+
+
+def _prefixed(label: str, prefix: str) -> str:
+    return label if label.startswith(prefix) else prefix + label
+
+
+def _session_column(columns: Sequence[str]) -> str | None:
+    return next((name for name in columns if name.casefold() == "session_id"), None)
+
+
+def _unpadded(label: str) -> str:
+    return re.sub(r"0+(?=\d)", "", label).casefold()
+
+
+def _baseline(labels: Sequence[str]) -> str | None:
+    """Return the first session of a subject: the one that says so, else the first by its label."""
+    said = [label for label in labels if _BASELINE.fullmatch(label)]
+    return next(iter([*said, *labels]), None)
 
 
 def _check_name(name: str, prefix: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.errors import DataError
-from tests.support.building import DIAGNOSIS, bids, run, write_scan
+from tests.support.building import DIAGNOSIS, Outcome, bids, run, write_scan
 
 
 def test_ages_sexes_and_paths_of_a_plain_dataset_reach_the_table(tmp_path: Path) -> None:
@@ -340,3 +340,60 @@ def test_units_of_ages_are_understood_or_the_ages_are_na(
     found = [None if age != age else age for age in outcome.scans["age"]]
     assert found == pytest.approx(ages)
     assert (None in ages) == ("no known unit: set to n/a" in outcome.notes)
+
+
+def _longitudinal(root: Path, labels: list[str], table: str, **tables: str) -> Path:
+    """Write sub-01 with sessions, and sub-02 without; ``table`` is participants.tsv."""
+    ds = bids(root, ["02"], table)
+    for number, name in enumerate(labels):
+        write_scan(ds / f"sub-01/ses-{name}/anat/sub-01_ses-{name}_T1w.nii.gz", 90 + number)
+    for name, content in tables.items():
+        (ds / f"sub-01/sub-01_{name}.tsv").write_text(content)
+    return ds
+
+
+def _ages(outcome: Outcome) -> dict[str, float | None]:
+    rows = outcome.scans[outcome.scans["subject"] == "sub-01"]
+    return {
+        session: None if age != age else age
+        for session, age in zip(rows["session"], rows["age"], strict=True)
+    }
+
+
+def test_padded_numbers_of_sessions_match_and_others_are_noted(tmp_path: Path) -> None:
+    _longitudinal(
+        tmp_path / "data" / "ds",
+        ["01", "02", "04"],
+        "participant_id\tsex\nsub-01\tF\nsub-02\tF\n",
+        sessions="session_id\tage\nses-1\t36\n2\t48\nses-3\t50\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert _ages(outcome) == {"ses-01": 36, "ses-02": 48, "ses-04": None}
+    assert "no such session folder, so not used: ses-3" in outcome.notes
+    assert "sessions without a row: ses-04" in outcome.notes
+
+
+def test_a_later_session_does_not_get_the_age_of_the_first(tmp_path: Path) -> None:
+    _longitudinal(
+        tmp_path / "data" / "ds",
+        ["m120", "bl", "m12"],
+        "participant_id\tage\tsex\nsub-01\t60\tF\nsub-02\t40\tF\n",
+        sessions="session_id\tage\nbl\tn/a\nm120\tn/a\nm12\t61\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert _ages(outcome) == {"ses-bl": 60, "ses-m12": 61, "ses-m120": None}
+    assert set(outcome.scans["sex"]) == {"F"}
+    assert "used for the first session alone" in outcome.notes
+
+
+def test_a_table_of_participants_may_have_a_row_for_every_session(tmp_path: Path) -> None:
+    _longitudinal(
+        tmp_path / "data" / "ds",
+        ["1", "2"],
+        "participant_id\tsession_id\tage\tsite\n"
+        "sub-01\tses-1\t60\tX\nsub-01\tses-2\t65\tY\nsub-02\tses-1\t40\tX\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert _ages(outcome) == {"ses-1": 60, "ses-2": 65}
+    assert outcome.scans["site"].tolist() == ["X", "Y", "X"]
+    assert "disagree" not in outcome.notes
