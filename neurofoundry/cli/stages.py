@@ -1,4 +1,4 @@
-"""One command a stage, `run` for all of them, and what they start from."""
+"""One command per stage, `run` for all of them, `phantom` and `compare`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ingest(
     copies: Copies = None,
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Look at every file of the raw data and make the table of usable scans and their splits."""
+    """Inspect every file of the raw data, and list the usable scans with their splits."""
     from neurofoundry.ingest import run
     from neurofoundry.project import IngestSections
     from neurofoundry.runtime import stage
@@ -110,15 +110,15 @@ def plan_preprocess(
     params: ParamsFile = "params.yaml",
     overrides: Overrides = None,
     workers: Workers = 0,
-    scans: Annotated[int, typer.Option(min=1, help="How many to try.")] = 5,
+    scans: Annotated[int, typer.Option(min=1, help="Scans to try.")] = 5,
 ) -> None:
-    """Preprocess a few scans, and say what hours and disk all of them will take."""
+    """Preprocess a few scans, and estimate the hours and the disk space that all will take."""
     from neurofoundry.preprocess import plan
     from neurofoundry.project import PreprocessSections
 
     values = load_sections(PreprocessSections, params, overrides)
-    found = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
-    print(found.describe(workers or cores()))
+    cost = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
+    print(cost.describe(workers or cores()))
 
 
 @app.command()
@@ -196,7 +196,7 @@ def finetune(
     copies: Copies = None,
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Fine-tune and probe on the declared tasks, from every declared initialization."""
+    """Fine-tune and probe every declared initialization on the declared tasks."""
     from neurofoundry.finetune import run
     from neurofoundry.project import FinetuneSections
     from neurofoundry.runtime import stage
@@ -234,7 +234,7 @@ def evaluate(
     copies: Copies = None,
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Measure the models in and out of distribution, with intervals, and write the report."""
+    """Evaluate the models in and out of distribution, with intervals, and write the report."""
     from neurofoundry.evaluate import run
     from neurofoundry.project import EvaluateSections
     from neurofoundry.runtime import stage
@@ -274,7 +274,7 @@ def run_all(
     overrides: Overrides = None,
     workers: Workers = 0,
 ) -> None:
-    """All five stages, one after another, into one folder. Run again: only what changed runs."""
+    """Run all five stages into one folder. Run again, it makes only what has changed."""
     cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
     models, evaluation = out / "models", out / "evaluation"
     guard_run(out, inputs=[data, *params_file(params)])
@@ -290,8 +290,8 @@ def run_all(
 @app.command()
 def phantom(
     out: Out,
-    subjects: Annotated[int, typer.Option(help="Over all four sites.")] = 100,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    subjects: Annotated[int, typer.Option(help="Number of subjects over all four sites.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
     spacing: Annotated[
         float | None, typer.Option(help="Voxel size in mm; by default each site has its own.")
     ] = None,
@@ -307,7 +307,7 @@ def phantom(
     workers: Workers = 0,
 ) -> None:
     """Generate the sample cohort: synthetic T1-weighted heads with known labels, as BIDS."""
-    # numpy's functions for AVX-512 differ from all others in the last bit, and data.dvc is for all.
+    # numpy's AVX-512 functions differ in the last bit, and data.dvc must hold on every machine.
     os.environ["NPY_DISABLE_CPU_FEATURES"] = "X86_V4 AVX512_ICL AVX512_SPR"
     from neurofoundry.params import validate
     from neurofoundry.phantom.dataset import generate
@@ -337,17 +337,19 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A folder to write tables and a page into, as a whole."),
+        typer.Option(
+            "--out", help="A folder to write with tables and a page; it appears when whole."
+        ),
     ] = None,
 ) -> None:
-    """Evaluations of the same scans side by side: what differs, with paired intervals."""
+    """Compare evaluations of the same scans: what differs, with paired intervals."""
     from rich.console import Console
 
     from neurofoundry.evaluate import compare
 
     if out:
         compare.guard(out, evaluations)
-    found = compare.compare(evaluations)
-    compare.show(found, Console())
+    comparison = compare.compare(evaluations)
+    compare.show(comparison, Console())
     if out:
-        compare.write(found, out)
+        compare.write(comparison, out)

@@ -323,9 +323,9 @@ class _Job:
             "shard": str(work.shard),
         }
         # Without inputs the key says nothing of the data: every run is a new one.
-        key = (
-            self.key if self.identity["inputs"] else hash_json([self.key, self.started.isoformat()])
-        )
+        key = self.key
+        if not self.identity["inputs"]:
+            key = hash_json([key, self.started.isoformat()])
         with tracking.run(
             track,
             stage=self.name,
