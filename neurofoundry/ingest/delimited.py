@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from neurofoundry.ingest.scan import UnusableError
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces"}
+_INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
+"""Characters that copying from a web page or a word processor leaves."""
 _EXPECTED = {".tsv": "\t", ".csv": ","}
 """The separator that the name of a file promises."""
 
@@ -68,7 +71,9 @@ def read(path: Path, *, key: str) -> Table:
         text, notes = _decode(path.read_bytes())
     except OSError as error:
         raise UnusableError(f"unreadable table: {error.strerror}") from error
-    lines = _lines(text)
+    lines = _lines(_INVISIBLE.sub("", text))
+    if lines and re.fullmatch(r"sep=.", lines[0][1].strip(), re.IGNORECASE):  # for a spreadsheet
+        lines = lines[1:]
     if not lines:
         raise UnusableError("unreadable table: it is empty")
     header = lines[0][1]
@@ -123,7 +128,8 @@ def _columns(header: str, separator: str, key: str) -> tuple[str, ...]:
     if key not in columns:
         shown = ", ".join(f"'{column}'" for column in columns[:12])
         raise UnusableError(f"unreadable table: no column '{key}', found {shown}")
-    if duplicates := sorted({column for column in columns if columns.count(column) > 1}):
+    named = [column for column in columns if column]
+    if duplicates := sorted({column for column in named if named.count(column) > 1}):
         raise UnusableError(f"unreadable table: duplicate column '{duplicates[0]}'")
     return columns
 
@@ -141,7 +147,8 @@ def _separator_notes(separator: str, suffix: str) -> list[str]:
 def _row(number: int, line: str, columns: tuple[str, ...], separator: str, table: str) -> Row:
     fields = tuple(cell.strip() for cell in _split(line, separator))
     if len(fields) == len(columns):
-        return Row(number, fields, None, dict(zip(columns, fields, strict=True)))
+        cells = {name: cell for name, cell in zip(columns, fields, strict=True) if name}
+        return Row(number, fields, None, cells)
     problem = (
         f"broken row: line {number} of {table} has {len(fields)} fields, expected {len(columns)}"
     )

@@ -30,6 +30,12 @@ _NOT_ABOUT_AGENTS = re.compile(
 )
 """Parts of a name; 'post' alone is most often a time point."""
 _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])")
+_SUBJECT = re.compile(
+    r"(?:the[ _-]?)?(?:subjects?|subj|sub|participants?|patients?|person|proband)[ _.-]?"
+    r"(?:id|label|code|name|number|no|nr|key)?",
+    re.IGNORECASE,
+)
+"""Columns that most likely say who it is, under another name than 'subject'."""
 
 
 def find(folder: Path) -> list[Path]:
@@ -55,7 +61,15 @@ def read(dataset: Dataset, findings: Findings) -> None:
     findings.remember(file)
     for note in table.notes:
         findings.note(dataset.name, file, note)
-    if "subject" not in table.columns:
+    if "subject" not in {column.casefold() for column in table.columns}:
+        if alike := [column for column in table.columns if _SUBJECT.fullmatch(column)]:
+            findings.exclude(
+                dataset.name,
+                file,
+                f"no column 'subject': did you mean '{alike[0]}'? Rename it; otherwise every file "
+                "would count as one person. The whole dataset is left out",
+            )
+            return
         findings.note(
             dataset.name,
             file,
@@ -148,7 +162,8 @@ def _path_inside(cell: str) -> str:
 
 
 def _cell(row: delimited.Row, column: str) -> str:
-    cell = unicodedata.normalize("NFC", row.cells.get(column, ""))
+    by_name = {name.casefold(): cell for name, cell in row.cells.items()}
+    cell = unicodedata.normalize("NFC", by_name.get(column, ""))
     return "" if delimited.is_missing(cell) else cell
 
 

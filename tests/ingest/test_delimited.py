@@ -102,3 +102,17 @@ def test_rows_that_repeat_a_key_agree_or_lose_what_differs(tmp_path: Path) -> No
 
 def test_a_table_with_only_a_key_needs_no_separator(tmp_path: Path) -> None:
     assert [row.fields for row in read(tmp_path, "participant_id\nsub-01\n").rows] == [("sub-01",)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path\tage\t\t\na\t3\t\t\n",
+        "sep=;\npath;age\na;3\n",
+        "\u200bpath\u200b\tage\na\t3\n",
+    ],
+)
+def test_what_spreadsheets_add_is_left_out(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.tsv"
+    file.write_text(content, encoding="utf-8")
+    assert delimited.read(file, key="path").rows[0].cells == {"path": "a", "age": "3"}

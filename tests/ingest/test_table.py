@@ -119,3 +119,26 @@ def test_copies_under_two_names_are_found_in_tables_too(tmp_path: Path) -> None:
     outcome = run(data, tmp_path / "out")
     assert outcome.scans["subject"].tolist() == ["sub-1", "sub-2"]
     assert outcome.excluded["images/3.nii.gz"].startswith("duplicate: the same image as images/0")
+
+
+def _twice(data: Path, column: str) -> None:
+    """Write a table of one person, scanned twice, and of another, named in a ``column``."""
+    for number in range(3):
+        write_scan(data / f"{number}.nii.gz", number + 1)
+    rows = "0.nii.gz\tA\t1\n1.nii.gz\tA\t2\n2.nii.gz\tB\t1\n"
+    (data / "list.tsv").write_text(f"PATH\t{column}\tSession\n{rows}")
+
+
+@pytest.mark.parametrize("column", ["subject", "Subject", "SUBJECT", "\u200bSubject"])
+def test_columns_are_known_in_any_case(column: str, tmp_path: Path) -> None:
+    _twice(tmp_path / "data", column)
+    scans = run(tmp_path / "data", tmp_path / "out").scans
+    assert scans["person"].nunique() == 2
+    assert sorted(scans["session"]) == ["ses-1", "ses-1", "ses-2"]
+
+
+@pytest.mark.parametrize("column", ["Subject_ID", "participant_id", "Patient", "SubjectNumber"])
+def test_a_column_that_is_nearly_the_subject_is_not_overlooked(column: str, tmp_path: Path) -> None:
+    _twice(tmp_path / "data", column)
+    with pytest.raises(DataError, match=f"did you mean '{column}'"):
+        run(tmp_path / "data", tmp_path / "out")
