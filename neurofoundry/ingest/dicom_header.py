@@ -167,7 +167,7 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
         pixel_mm=max(_numbers(content, "PixelSpacing"), default=math.inf),
         thickness_mm=_number(content, "SliceThickness") or 0.0,
         frames=_frames(content),
-        orientation=tuple(round(one, 2) for one in _numbers(content, "ImageOrientationPatient")),
+        orientation=tuple(round(one, 4) for one in _numbers(content, "ImageOrientationPatient")),
         position=_position(content),
         cut_short=_is_cut_short(content, left),
     )

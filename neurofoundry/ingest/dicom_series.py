@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,22 @@ import numpy as np
 from neurofoundry.ingest.dicom_header import Header
 
 MIN_SLICES = 20
-_HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI")
+_HEAD = re.compile(
+    r"HEAD|BRAIN|SKULL|NEURO|CRAN|KOPF|SCHAEDEL|SCHADEL|HIRN|CABEZA|CABECA|CEREBR|CERVEAU|ENCEPH|"
+    r"TETE|TESTA|CERVELL|HOOFD|HERSEN|HJARN|PITUITAR|HYPOPHYS|SELLA|HIPPOCAMP"
+)
+_ELSEWHERE = re.compile(
+    r"(?<![A-Z])(?:KNEE|KNIE|GENOU|RODILLA|GINOCCHIO|SHOULDER|SCHULTER|EPAULE|HOMBRO|SPALLA|"
+    r"[CTL]?SPINE|[A-Z]*WIRBEL[A-Z]*|[HBL]WS|RACHIS|COLUMNA|COLONNA|VERTEBRA[A-Z]*|NECK|HALS|COU|"
+    r"CUELLO|COLLO|ABDOMEN|LIVER|LEBER|FOIE|HIGADO|FEGATO|PELVIS|BECKEN|BASSIN|BACINO|HIP|HUFTE|"
+    r"HUEFTE|HANCHE|CADERA|CHEST|THORAX|TORAX|BREAST|BRUST|SEIN|MAMA|MAMMA|HEART|HERZ|COEUR|"
+    r"CORAZON|CUORE|CARDIAC|HAND|WRIST|ELBOW|FOOT|FUSS|PIED|ANKLE|LEG|ARM|FEMUR|PROSTATE|PROSTATA|"
+    r"KIDNEY|NIERE|REIN|EXTREMITY|UTERUS|WHOLEBODY)(?:S|EN|N)?(?![A-Z])"
+)
+"""Other body parts; any other text, even 'UNKNOWN', leaves it to the technique."""
+_MODALITIES = {"CT", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OT", "SC", "SR", "PR", "SEG"}
+_TURNED = 0.02
+"""Difference of direction cosines between slices of one volume that is more than jitter."""
 _DERIVED = {"DERIVED", "MPR", "PROJECTION IMAGE", "MIN IP", "MAX IP"}
 _PHASE = {"P", "PHASE", "PHASE MAP", "I", "R", "REAL", "IMAGINARY"}
 
@@ -76,15 +93,18 @@ def why_not_t1w(series: Series) -> str | None:
     if not header.subject:
         return "no PatientID: there is no telling whose scan it is"
     if header.modality != "MR":
-        return f"not T1w: modality {header.modality or 'unknown'}, expected MR"
-    if "LOCALIZER" in header.image_type or len(series.orientations) > 1:
+        known = header.modality if header.modality in _MODALITIES else "unknown"
+        return f"not T1w: modality {known}, expected MR"
+    if "LOCALIZER" in header.image_type or _is_turned(series.orientations):
         return "not T1w: a localizer"
     if derived := header.image_type & _DERIVED:
         return f"not T1w: a derived image ({', '.join(sorted(derived))})"
     if phase := header.image_type & _PHASE:
         return f"not T1w: not a magnitude image ({', '.join(sorted(phase))})"
-    if header.body and not any(word in header.body for word in _HEAD):
-        return f"not a head: body part {header.body}"
+    # What is written here is free text: of it, known words alone are repeated.
+    body = unicodedata.normalize("NFKD", header.body).encode("ascii", "ignore").decode()
+    if not _HEAD.search(body) and (elsewhere := _ELSEWHERE.search(body)):
+        return f"not a head: body part {elsewhere[0]}"
     if header.agent:
         return "contrast agent: its header, or the name of its protocol, says that one was given"
     if reason := _why_not_weighted(header):
@@ -92,6 +112,14 @@ def why_not_t1w(series: Series) -> str | None:
     if series.slices < MIN_SLICES:
         return f"too few slices: {series.slices}, expected at least {MIN_SLICES}"
     return _why_not_one_volume(series)
+
+
+def _is_turned(orientations: set[tuple[float, ...]]) -> bool:
+    """Return whether slices are not parallel; scanners write them with a jitter."""
+    if len({len(orientation) for orientation in orientations}) > 1:
+        return True
+    spread = np.ptp(np.array(sorted(orientations)), axis=0)
+    return bool(spread.size) and float(spread.max()) > _TURNED
 
 
 def _why_not_weighted(header: Header) -> str | None:

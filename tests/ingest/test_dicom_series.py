@@ -78,3 +78,47 @@ def series(slices: int = 160, **header: Any) -> Series:
 )
 def test_other_series_are_told_apart(header: dict[str, Any], reason: str) -> None:
     assert str(why_not_t1w(series(**header))).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "KOPF",
+        "SCHÄDEL",
+        "CABEZA",
+        "CÉRÉBRO",
+        "ENCEPHALE",
+        "PITUITARY",
+        "UNKNOWN",
+        "HEADNECK",
+        "X^Y",
+    ],
+)
+def test_heads_in_other_languages_and_unknown_words_leave_it_to_technique(body: str) -> None:
+    assert why_not_t1w(_whole(replace(HEADER, body=body))) is None
+
+
+@pytest.mark.parametrize("body", ["KNIE", "ABDOMEN", "LSPINE", "C-SPINE MUELLER", "HALS"])
+def test_other_body_parts_are_no_heads_and_free_text_is_not_repeated(body: str) -> None:
+    reason = why_not_t1w(_whole(replace(HEADER, body=body)))
+    assert reason is not None
+    assert reason.startswith("not a head")
+    assert "MUELLER" not in reason
+
+
+@pytest.mark.parametrize(("turned", "localizer"), [(0.000001, False), (0.006, False), (0.5, True)])
+def test_slices_with_a_jitter_are_one_volume(turned: float, localizer: bool) -> None:
+    series = _whole(HEADER)
+    series.orientations = {(1, 0, 0, 0, 1, 0), (1 - turned, 0, 0, 0, 1, turned)}
+    assert (why_not_t1w(series) == "not T1w: a localizer") is localizer
+
+
+def test_an_odd_modality_is_not_repeated() -> None:
+    reason = why_not_t1w(_whole(replace(HEADER, modality="MUELLER")))
+    assert reason == "not T1w: modality unknown, expected MR"
+
+
+def _whole(header: Header) -> Series:
+    files = [Path(str(number)) for number in range(40)]
+    positions: list[float | None] = [float(number) for number in range(40)]
+    return Series(header, files, positions, {header.orientation})
