@@ -1,7 +1,7 @@
 """Evaluations of the same scans, side by side and in pairs: what a change of parameters has done.
 
-The first is what the others are compared with. Differences are paired over persons and made as
-those within one evaluation (measures.py); each evaluation keeps its own thresholds, from its val.
+The others are compared with the first. Differences are paired over persons and made as those within
+one evaluation (measure/performance.py); each evaluation keeps its own thresholds, from its val.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.table import Table
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import predictions
-from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.evidence import BASELINE, TESTED, Evidence
 from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams
@@ -51,8 +51,8 @@ TABLES = ("values", "differences", "parameters")
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """The test and ood scans of a task in one evaluation."""
+class Tested:
+    """A task in one evaluation: its test and ood scans."""
 
     evidence: Evidence
     thresholds: Thresholds
@@ -65,12 +65,12 @@ class Evaluation:
 
     letter: str
     title: str
-    """As much of the name of its folder as tells it from the others."""
-    tasks: Mapping[str, Judged]
+    """The shortest end of its path that tells it from the others."""
+    tasks: Mapping[str, Tested]
     params: EvaluateParams
     seed: int
     stages: Mapping[str, Mapping[str, Any]]
-    """With what each stage up to this one ran, as Inputs.provenance gives it."""
+    """Code, data and parameters of each stage up to this one, as of Inputs.provenance."""
 
     def __str__(self) -> str:
         return f"{self.letter} ({self.title})"
@@ -78,12 +78,12 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What the tables and the page are made of."""
+    """The content of the tables and of the page."""
 
     titles: Mapping[str, str]
-    """Letter to title; the first is what the others are compared with."""
+    """Titles by letter; the others are compared with the first."""
     parameters: pd.DataFrame
-    """``parameter stages`` and a column a letter: those in which the evaluations differ."""
+    """``parameter``, ``stages`` and a column a letter: those in which the evaluations differ."""
     values: pd.DataFrame
     """VALUES, on test and ood."""
     differences: pd.DataFrame
@@ -95,28 +95,30 @@ class Comparison:
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare outputs of evaluate with the first of them.
 
-    Resamples, seed and the fewest persons are those of the first. Raises UsageError where there
-    is nothing to compare, and DataError where scans, persons or labels are not the same.
+    The number of resamples, the seed and the minimum of persons are those of the first. Raises
+    UsageError where there is nothing to compare, and DataError where scans, persons or labels are
+    not the same.
     """
     evaluations = read(folders)
     first, *others = evaluations
     shared = [name for name in first.tasks if all(name in each.tasks for each in others)]
-    every = dict.fromkeys(name for each in evaluations for name in each.tasks)
+    union = dict.fromkeys(name for each in evaluations for name in each.tasks)
     if not shared:
         raise UsageError(f"No task is in all of {', '.join(map(str, evaluations))}.")
     check(first, others, shared)
     values: list[dict[str, object]] = []
     differences: list[dict[str, object]] = []
     for name in shared:
-        found = _compare_task([(each.letter, each.tasks[name]) for each in evaluations], first)
-        values += found[0]
-        differences += found[1]
+        tested = [(each.letter, each.tasks[name]) for each in evaluations]
+        more_values, more_differences = _compare_task(tested, first)
+        values += more_values
+        differences += more_differences
     return Comparison(
         {each.letter: each.title for each in evaluations},
         parameters(evaluations),
         table_of(values, VALUES),
         _adjust(table_of(differences, DIFFERENCES), first, shared),
-        tuple(name for name in every if name not in shared),
+        tuple(name for name in union if name not in shared),
     )
 
 
@@ -145,7 +147,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
             letter,
             title,
             {
-                name: _judged(predictions.read(folder / "predictions", name, task))
+                name: _tested(predictions.read(folder / "predictions", name, task))
                 for name, task in tasks.items()
             },
             params,
@@ -154,13 +156,13 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{title}: provenance.json or stage.json does not say what is needed to compare "
+            f"{title}: provenance.json or stage.json lacks what a comparison needs "
             f"({type(error).__name__}). Run evaluate again."
         ) from error
 
 
 def _titles(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell different folders apart."""
+    """Return the shortest ends of the paths that tell different folders apart."""
     parts = [Path(os.path.abspath(folder)).parts[1:] for folder in folders]
     depth = 1
     while len({each[-depth:] for each in parts}) < len(set(parts)):
@@ -168,14 +170,15 @@ def _titles(folders: Sequence[Path]) -> list[str]:
     return ["/".join(each[-depth:]) for each in parts]
 
 
-def _judged(evidence: Evidence) -> Judged:
+def _tested(evidence: Evidence) -> Tested:
+    """Keep the test and ood scans, with the thresholds that val suggests."""
     thresholds = performance.thresholds_of(evidence)
     rows = evidence.scans["split"].isin(TESTED).to_numpy()
     models = tuple(
         replace(model, outputs=model.outputs[:, rows]) if model.seeds else model
         for model in evidence.models
     )
-    return Judged(
+    return Tested(
         replace(
             evidence,
             scans=evidence.scans[rows].reset_index(drop=True),
@@ -187,7 +190,7 @@ def _judged(evidence: Evidence) -> Judged:
 
 
 def check(first: Evaluation, others: Sequence[Evaluation], tasks: Sequence[str]) -> None:
-    """Refuse evaluations of other scans, persons or labels. Raises DataError, naming nobody."""
+    """Refuse evaluations of other scans, persons or labels. Raises DataError, without names."""
     problems = [
         f"{name}: {problem}"
         for other in others
@@ -196,15 +199,16 @@ def check(first: Evaluation, others: Sequence[Evaluation], tasks: Sequence[str])
     ]
     if problems:
         raise DataError(
-            f"{len(others) + 1} evaluations cannot be compared, because they judge different "
-            f"things:\n  " + "\n  ".join(problems) + "\nA paired difference needs the same test "
-            "and ood scans with the same labels. Make both from one cohort: the same data, seed, "
-            "tasks and ingest, and preprocessing that leaves the same scans usable."
+            f"{len(others) + 1} evaluations cannot be compared:\n  "
+            + "\n  ".join(problems)
+            + "\nPaired differences need the same test and ood scans with the same labels. Make "
+            "evaluations from one cohort: the same data, seed, tasks and ingest, and preprocessing "
+            "that leaves the same scans usable."
         )
 
 
 def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
-    """What differs in a task between two evaluations, in words and numbers."""
+    """Yield what differs in a task between two evaluations, in words and numbers."""
     one, two = first.tasks[name].evidence, other.tasks[name].evidence
     for field in ("kind", "classes"):
         if (a := getattr(one.task, field)) != (b := getattr(two.task, field)):
@@ -216,7 +220,7 @@ def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
         if a != b:
             same = False
             yield (
-                f"of {split}, {(a - b).total()} scans are in {first} and not in {other}, "
+                f"in split '{split}', {(a - b).total()} scans are in {first} and not in {other}, "
                 f"{(b - a).total()} in {other} and not in {first}"
             )
     if not same:
@@ -225,23 +229,23 @@ def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
         rows = (one.scans["split"] == split).to_numpy()
         if differs := int((one.targets[rows] != two.targets[rows]).sum()):
             yield (
-                f"of {split}, the label of {differs} of {rows.sum()} scans is another in "
-                f"{first} than in {other}"
+                f"in split '{split}', {differs} of {rows.sum()} scans have different labels in "
+                f"{first} and in {other}"
             )
     persons = [each.scans["person"].to_numpy() for each in (one, two)]
     pairs = len(np.unique(np.stack(persons), axis=1).T)
     if any(pairs != len(np.unique(each)) for each in persons):
-        yield f"{first} and {other} do not agree on which scans are of one person"
+        yield f"{first} and {other} disagree on which scans are of one person"
 
 
 def _compare_task(
-    judged: Sequence[tuple[str, Judged]], first: Evaluation
+    tested: Sequence[tuple[str, Tested]], first: Evaluation
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of VALUES and of DIFFERENCES."""
-    models = tuple(model for _, each in judged for model in each.evidence.models)
-    thresholds = {m: each.thresholds[m] for _, each in judged for m in each.evidence.models}
-    together = replace(judged[0][1].evidence, models=models)
-    base = {(model.name, model.fraction): model for model in judged[0][1].evidence.models}
+    """Return rows of VALUES and of DIFFERENCES."""
+    models = tuple(model for _, each in tested for model in each.evidence.models)
+    thresholds = {m: each.thresholds[m] for _, each in tested for m in each.evidence.models}
+    together = replace(tested[0][1].evidence, models=models)
+    references = {(model.name, model.fraction): model for model in tested[0][1].evidence.models}
     values: list[dict[str, object]] = []
     differences: list[dict[str, object]] = []
     for split in TESTED:
@@ -250,27 +254,27 @@ def _compare_task(
         samples = performance.resample(
             together, split, thresholds, params=first.params, seed=first.seed
         )
-        for letter, each in judged:
+        for letter, each in tested:
             rows = performance.values(
                 each.evidence, split, samples, thresholds, params=first.params
             )
             values += [{"evaluation": letter, **row} for row in rows]
-        for letter, each in judged[1:]:
+        for letter, each in tested[1:]:
             pairs = [
-                (model, base[key])
+                (model, references[key])
                 for model in each.evidence.models
-                if (key := (model.name, model.fraction)) in base
+                if (key := (model.name, model.fraction)) in references
             ]
             differences += [
-                {**row, "evaluation": letter, "versus": judged[0][0]}
+                {**row, "evaluation": letter, "versus": tested[0][0]}
                 for row in performance.compare(together, split, samples, pairs)
             ]
     return values, differences
 
 
 def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) -> pd.DataFrame:
-    """Adjust p-values for their number: of every split one family, the metric that each task is
-    judged by, with all labels, floors left out."""
+    """Adjust p-values for their number: one family a split, of the primary metric of each task with
+    all labels, without the baselines."""
     headline = pd.Series(False, index=differences.index)
     for name in tasks:
         evidence = first.tasks[name].evidence
@@ -279,14 +283,14 @@ def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) 
             & (differences["metric"] == evidence.task.primary)
             & (differences["fraction"] == evidence.fraction)
         )
-    headline &= ~differences["init"].str.startswith("floor-") & differences["p"].notna()
+    headline &= ~differences["init"].str.startswith(BASELINE) & differences["p"].notna()
     for _, family in differences[headline].groupby("split"):
         differences.loc[family.index, "p_holm"] = comparisons.holm(family["p"].tolist())
     return differences
 
 
 def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """The parameters in which the evaluations differ, with the stages that read them.
+    """Return the parameters in which the evaluations differ, with the stages that read them.
 
     ``code`` and ``data_version`` count as parameters of a stage. A stage that only some have, such
     as the pretraining of another encoder, is one row without a parameter.
@@ -302,7 +306,7 @@ def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
             flat[each.letter] |= {"data_version": short(each.stages[name]["data_version"])}
             if len({str(other.stages[name]["code_sha256"]) for other in having}) > 1:
                 flat[each.letter]["code"] = short(each.stages[name]["git_commit"])
-        for key in dict.fromkeys(key for found in flat.values() for key in found):
+        for key in dict.fromkeys(key for values in flat.values() for key in values):
             shown = tuple(flat.get(each.letter, {}).get(key) for each in evaluations)
             differ = len({flat[each.letter].get(key) for each in having}) > 1
             if differ or key == "code":
@@ -319,7 +323,7 @@ def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of nested mappings under its dotted name."""
+    """Yield every value of nested mappings under its dotted name."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -332,7 +336,7 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class Block:
     """A table for people."""
 
     title: str
@@ -340,13 +344,14 @@ class Part:
     rows: tuple[tuple[str, ...], ...]
 
 
-def parts(comparison: Comparison, *, every_metric: bool) -> list[Part]:
-    """What a person reads: what differs, and a table a task, of one metric or of all."""
+def blocks(comparison: Comparison, *, every_metric: bool) -> list[Block]:
+    """Return the parameters that differ, and a table for each task and split, of the primary metric
+    or of every metric."""
     letters = tuple(comparison.titles)
     differing = comparison.parameters.astype(object).where(comparison.parameters.notna(), "–")
-    found = [
-        Part("Evaluations", ("", "folder"), tuple(comparison.titles.items())),
-        Part(
+    made = [
+        Block("Evaluations", ("", "folder"), tuple(comparison.titles.items())),
+        Block(
             "Parameters that differ",
             ("parameter", "stages", *letters),
             tuple(tuple(map(str, row)) for row in differing.itertuples(index=False))
@@ -364,8 +369,8 @@ def parts(comparison: Comparison, *, every_metric: bool) -> list[Part]:
         several = rows["fraction"].nunique() > 1
         models = dict.fromkeys(zip(rows["init"], rows["fraction"], strict=True))
         where = {"task": task, "split": split, "metric": metric}
-        found.append(
-            Part(
+        made.append(
+            Block(
                 title,
                 header,
                 tuple(
@@ -377,11 +382,11 @@ def parts(comparison: Comparison, *, every_metric: bool) -> list[Part]:
                 ),
             )
         )
-    return found
+    return made
 
 
 def _cells(comparison: Comparison, where: Mapping[str, Any]) -> Iterator[str]:
-    """The value of a model in every evaluation, then every difference to the first."""
+    """Yield the value of a model in every evaluation, then its differences from the first."""
     letters, metric = tuple(comparison.titles), str(where["metric"])
     for letter in letters:
         row = find_row(comparison.values, evaluation=letter, **where)
@@ -413,12 +418,12 @@ def _left_out(comparison: Comparison) -> str:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print what differs and, of every task, the metric that it is judged by."""
-    for part in parts(comparison, every_metric=False):
-        table = Table(title=escape(part.title), title_justify="left", box=box.SIMPLE_HEAD)
-        for name in part.header:
+    """Print what differs, and the primary metric of every task."""
+    for block in blocks(comparison, every_metric=False):
+        table = Table(title=escape(block.title), title_justify="left", box=box.SIMPLE_HEAD)
+        for name in block.header:
             table.add_column(escape(name), overflow="fold")
-        for row in part.rows:
+        for row in block.rows:
             table.add_row(*map(escape, row))
         console.print(table)
     console.print(NOTE, _left_out(comparison), highlight=False)
@@ -442,8 +447,8 @@ def write(comparison: Comparison, out: Path) -> None:
 
 def _page(comparison: Comparison) -> str:
     lines = ["# Comparison of evaluations", "", NOTE, _left_out(comparison)]
-    for part in parts(comparison, every_metric=True):
-        rows = [part.header, tuple("---" for _ in part.header), *part.rows]
-        lines += ["", f"## {part.title}", ""]
+    for block in blocks(comparison, every_metric=True):
+        rows = [block.header, tuple("---" for _ in block.header), *block.rows]
+        lines += ["", f"## {block.title}", ""]
         lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in rows]
     return "\n".join(lines) + "\n"

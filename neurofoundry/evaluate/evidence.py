@@ -21,10 +21,13 @@ from neurofoundry.tasks import Task
 TESTED = ("test", "ood")
 """The splits that conclusions rest on: familiar and new sites."""
 
+BASELINE = "floor-"
+"""Beginning of the names of baselines: what can be reached without a network."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The predictions behind one row of a table: all seeds of an initialization, or a floor."""
+    """The predictions behind one row of a table: all seeds of an initialization, or a baseline."""
 
     name: str
     fraction: float
@@ -39,9 +42,9 @@ class Model:
     learned from; None where finetune has not kept them."""
 
     @property
-    def is_floor(self) -> bool:
-        """Whether this is a floor: fitted here, without a network."""
-        return self.name.startswith("floor-")
+    def is_baseline(self) -> bool:
+        """Whether this is a baseline: fitted here, without a network."""
+        return self.name.startswith(BASELINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +81,12 @@ class Evidence:
     @property
     def fraction(self) -> float:
         """The largest share of the labels that models learned from: the one that is reported."""
-        return max((m.fraction for m in self.models if not m.is_floor), default=1.0)
+        return max((m.fraction for m in self.models if not m.is_baseline), default=1.0)
 
     @property
     def trained(self) -> tuple[Model, ...]:
         """The initializations, trained with all labels (``fraction``)."""
-        return tuple(m for m in self.models if not m.is_floor and m.fraction == self.fraction)
+        return tuple(m for m in self.models if not m.is_baseline and m.fraction == self.fraction)
 
 
 def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Evidence:
@@ -104,10 +107,10 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
 
 def _read_model(init: str, runs: pd.DataFrame, evidence: Evidence, models: Path) -> Model:
     """Read the seeds of an initialization with one share of the labels."""
-    if init.startswith("floor-"):
+    if init.startswith(BASELINE):
         raise DataError(
-            f"{models / 'runs.tsv'}: '{init}': names that begin with 'floor-' are taken by "
-            "the floors. Name the initialization differently."
+            f"{models / 'runs.tsv'}: '{init}': names that begin with '{BASELINE}' are reserved for "
+            "the baselines. Name the initialization differently."
         )
     fraction = float(runs["fraction"].iloc[0])
     done = runs[runs["status"] == DONE].sort_values("seed")

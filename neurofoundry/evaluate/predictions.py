@@ -1,7 +1,7 @@
-"""What the models of a task say, kept with the evaluation so that two can be compared in pairs.
+"""The predictions for a task, kept with the evaluation so that two can be compared in pairs.
 
-A scan is named by a hash of its image's, and a person by a number that holds in this file only:
-whoever has the same images finds the same scans, and nobody else finds a name.
+A scan is identified by a hash of the hash of its image, and a person by a number that is valid in
+this file only: who has the same images finds the same scans, and nobody else finds a name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write(folder: Path, evidence: Evidence) -> None:
     """
     scan = np.array([_hash(sha256) for sha256 in evidence.scans["sha256"]], "U64")
     order = np.argsort(scan, kind="stable")
-    # In the order of their names, so that resampling draws whom it drew in the evaluation.
+    # Numbered in the order of their names, so that resampling draws whom the evaluation drew.
     _, person = np.unique(evidence.scans["person"].to_numpy(str), return_inverse=True)
     models = evidence.models
     content = {
@@ -48,7 +48,10 @@ def write(folder: Path, evidence: Evidence) -> None:
 
 
 def read(folder: Path, name: str, task: Task) -> Evidence:
-    """What ``write`` wrote; ``scans`` has the columns scan, person and split. Raises DataError."""
+    """Read what ``write`` wrote; ``scans`` has the columns scan, person and split.
+
+    Raises DataError.
+    """
     path = folder / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as content:

@@ -1,4 +1,4 @@
-"""Whether a model is promoted, by the rule that params.yaml declared beforehand."""
+"""Whether a model is promoted, by the rule that params.yaml declares beforehand."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def decide(
     sites: pd.DataFrame,
     encoder: str | None,
 ) -> Decision:
-    """Promoted only if every condition that the rule declares is met.
+    """Decide on promotion: every requirement of the rule must be met.
 
-    ``sites`` is the table of robustness.sites, ``encoder`` what the model starts from.
+    ``fraction`` is the share of the labels of the model that is promoted, ``sites`` the table of
+    robustness.sites, ``encoder`` what the model starts from.
     """
     if rule is None:
         return _decision(False, "params.yaml declares no rule (evaluate.promotion).", None)
@@ -105,17 +106,17 @@ def _decision(
 
 
 def _better(rule: Promotion, row: Mapping[str, Any]) -> Requirement:
-    """The whole interval of the paired difference is better than the margin."""
+    """Require the whole interval of the paired difference to be better than the margin."""
     met = (
         row["low"] > rule.margin
         if METRICS[rule.metric].higher_is_better
         else row["high"] < -rule.margin
     )
-    found = narrative.with_interval(row, rule.metric, signed=True)
+    difference = narrative.with_interval(row, rule.metric, signed=True)
     margin = f" by more than {rule.margin:g}" if rule.margin else ""
     reason = (
         f"{METRICS[rule.metric].title} of {rule.initialization} less that of "
-        f"{narrative.plain(rule.over)} is {found} on {rule.split}; the whole interval is "
+        f"{narrative.plain(rule.over)} is {difference} on {rule.split}; the whole interval is "
         f"{'' if met else 'not '}better{margin}."
     )
     return Requirement(name="better", met=met, reason=reason)
@@ -144,12 +145,12 @@ def _site_blind(bound: float, sites: pd.DataFrame, encoder: str | None) -> Requi
 def _bounded(
     name: str, bound: float, row: Mapping[str, Any] | None, metric: str, *, what: str, absent: str
 ) -> Requirement:
-    """A measure is known, and not above its bound."""
+    """Require a measure to be known, and not above its bound."""
     if row is None or row["value"] is None:
         why = row["reason"] if row else absent
         return Requirement(name=name, met=False, reason=f"{what} is not known: {why}.")
     met = row["value"] <= bound
     chance = f" (chance {row['chance']:.2f})" if "chance" in row else ""
-    found = f"{narrative.with_interval(row, metric)}{chance}"
-    reason = f"{what} is {found}, {'within' if met else 'above'} the bound of {bound:g}."
+    value = f"{narrative.with_interval(row, metric)}{chance}"
+    reason = f"{what} is {value}, {'within' if met else 'above'} the bound of {bound:g}."
     return Requirement(name=name, met=met, reason=reason)

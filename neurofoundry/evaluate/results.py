@@ -38,7 +38,7 @@ class Results:
     inputs: Inputs
     volumes: Volumes
     tasks: tuple[Evidence, ...]
-    """Of every declared task the scans, the models and the floors."""
+    """Of every declared task the scans, the models and the baselines."""
     features: Mapping[str, Features]
     """Of every encoder."""
     explained: tuple[Explanation, ...]
@@ -69,7 +69,7 @@ def measure(
     params: EvaluateParams,
     seed: int,
 ) -> Results:
-    """Read the predictions, add the floors, and measure all. Raises DataError."""
+    """Read the predictions, add the baselines, and measure all. Raises DataError."""
     of_models = [read_evidence(name, task, inputs, models) for name, task in tasks.items()]
     evidence = baselines.add(of_models, inputs, volumes)
     features = read_features(models)

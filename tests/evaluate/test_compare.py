@@ -56,8 +56,8 @@ def three(tmp_path_factory) -> tuple[Path, Path, Path]:
     other = Folders(shutil.copytree(both.root, root / "other"))
     for task in TWO:
         for seed in (0, 1):
-            said = both.predictions(task, "simclr", seed=seed)
-            shutil.copyfile(said, other.predictions(task, "scratch", seed=seed))
+            path = both.predictions(task, "simclr", seed=seed)
+            shutil.copyfile(path, other.predictions(task, "scratch", seed=seed))
     for folders, epochs in ((both, 8), (other, 9)):
         given = {"epochs": epochs, "batch_size": 16}
         write_record(folders.root / "encoder", "pretrain", pretrain=given)
@@ -72,13 +72,13 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def test_differences_are_those_that_evaluate_finds_between_two_models_of_one_run(three):
-    found = compare.compare(three[:2]).differences.query("init == 'scratch'")
+    between = compare.compare(three[:2]).differences.query("init == 'scratch'")
     expected = read(three[0] / "tables/differences.tsv").query(
         "init == 'simclr' and versus == 'scratch'"
     )
     keys = ["task", "split", "metric"]
-    together = found.merge(expected, on=keys, suffixes=("", "_expected"))
-    assert len(together) == len(found) == len(expected) > 20
+    together = between.merge(expected, on=keys, suffixes=("", "_expected"))
+    assert len(together) == len(between) == len(expected) > 20
     for column in ("value", "low", "high", "p"):
         assert np.allclose(
             together[column], together[f"{column}_expected"], rtol=1e-6, atol=1e-9, equal_nan=True
@@ -88,24 +88,24 @@ def test_differences_are_those_that_evaluate_finds_between_two_models_of_one_run
 
 
 def test_values_are_those_that_each_evaluation_has_published(three):
-    found = compare.compare(three[:2]).values
+    compared = compare.compare(three[:2]).values
     keys = ["task", "init", "fraction", "split", "metric"]
     for letter, folder in zip("AB", three[:2], strict=True):
         published = read(folder / "tables/metrics.tsv").query("split != 'val'")
-        together = found[found["evaluation"] == letter].merge(published, on=keys)
+        together = compared[compared["evaluation"] == letter].merge(published, on=keys)
         assert len(together) == len(published)
         for column in ("value", "low", "high"):
             assert np.allclose(together[f"{column}_x"], together[f"{column}_y"], equal_nan=True)
 
 
 def test_an_evaluation_differs_from_its_copy_by_exactly_nothing(three):
-    found = compare.compare([three[0], three[2]])
-    measured = found.differences[found.differences["value"].notna()]
+    comparison = compare.compare([three[0], three[2]])
+    measured = comparison.differences[comparison.differences["value"].notna()]
     assert len(measured) > 50
     assert (measured[["value", "low", "high"]] == 0).all(axis=None)
     assert (measured["p"] == 1).all()
-    assert found.parameters.empty
-    assert set(found.titles.values()) == {"first/evaluation", "copy/evaluation"}
+    assert comparison.parameters.empty
+    assert set(comparison.titles.values()) == {"first/evaluation", "copy/evaluation"}
 
 
 def test_two_perfect_models_that_say_the_same_differ_by_nothing(tmp_path):
@@ -113,14 +113,14 @@ def test_two_perfect_models_that_say_the_same_differ_by_nothing(tmp_path):
     skill = {"simclr": (60.0, 60.0), "scratch": (60.0, 60.0)}
     folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, skill=skill)
     out = publish(folders, tmp_path / "evaluation", tasks)
-    found = compare.compare([out, out]).differences
-    areas = found.query("metric == 'auc' and init == 'simclr'")
+    differences = compare.compare([out, out]).differences
+    areas = differences.query("metric == 'auc' and init == 'simclr'")
     assert (areas[["value", "low", "high"]] == 0).all(axis=None)
 
 
 def test_the_comparisons_of_a_split_are_adjusted_for_their_number(three):
-    found = compare.compare(three[:2]).differences
-    adjusted = found[found["p_holm"].notna()]
+    differences = compare.compare(three[:2]).differences
+    adjusted = differences[differences["p_holm"].notna()]
     assert set(adjusted["metric"]) == {"auc", "mae"}
     assert not adjusted["init"].str.startswith("floor-").any()
     assert (adjusted.groupby("split").size() == 4).all()
@@ -137,8 +137,8 @@ def test_parameters_that_differ_are_named_with_the_stages_that_read_them(three):
             ("B", {**ran("ingest", seed=2), **ran("finetune", seed=2, x={"y": [2], "z": "a"})}),
         )
     )
-    found = compare.parameters([first, second])
-    assert found.values.tolist() == [
+    parameters = compare.parameters([first, second])
+    assert parameters.values.tolist() == [
         ["seed", "ingest, finetune", "1", "2"],
         ["x.y", "finetune", "[1]", "[2]"],
     ]
@@ -187,7 +187,9 @@ def test_other_test_scans_are_refused_with_their_number_and_nobodys_name(three, 
         return scan
 
     other = change(three[0], tmp_path / "other", "age", scan=renamed)
-    with pytest.raises(DataError, match=r"age: of ood, 3 scans are in A .* 3 in B") as error:
+    with pytest.raises(
+        DataError, match=r"age: in split 'ood', 3 scans are in A .* 3 in B"
+    ) as error:
         compare.compare([three[0], other])
     assert "alzheimers" not in str(error.value)
     assert "sub-" not in str(error.value)
@@ -202,10 +204,10 @@ def test_a_scan_that_moved_from_test_to_ood_is_refused(three, tmp_path):
 
     other = change(three[0], tmp_path / "other", "age", split=moved)
     with pytest.raises(
-        DataError, match=r"of test, 1 scans are in A .*not in B .*, 0 in B"
+        DataError, match=r"in split 'test', 1 scans are in A .*not in B .*, 0 in B"
     ) as error:
         compare.compare([three[0], other])
-    assert "of ood, 0 scans are in A" in str(error.value)
+    assert "in split 'ood', 0 scans are in A" in str(error.value)
 
 
 def test_other_labels_are_refused_with_their_number(three, tmp_path):
@@ -215,13 +217,13 @@ def test_other_labels_are_refused_with_their_number(three, tmp_path):
         return target
 
     other = change(three[0], tmp_path / "other", "alzheimers", target=relabelled)
-    with pytest.raises(DataError, match="alzheimers: of test, the label of 2 of"):
+    with pytest.raises(DataError, match="alzheimers: in split 'test', 2 of"):
         compare.compare([three[0], other])
 
 
 def test_other_persons_behind_the_same_scans_are_refused(three, tmp_path):
     other = change(three[0], tmp_path / "other", "age", person=lambda old: old["person"] // 2)
-    with pytest.raises(DataError, match="do not agree on which scans are of one person"):
+    with pytest.raises(DataError, match="disagree on which scans are of one person"):
         compare.compare([three[0], other])
 
 
@@ -240,10 +242,10 @@ def test_other_val_scans_are_no_reason_to_refuse(three, tmp_path):
 
     names = ("scan", "person", "split", "target", *(f"outputs_{place}" for place in range(5)))
     other = change(three[0], tmp_path / "x", "alzheimers", **{name: halved(name) for name in names})
-    found = compare.compare([three[0], other]).differences.query("task == 'alzheimers'")
-    areas = found.query("metric == 'auc'")
+    differences = compare.compare([three[0], other]).differences.query("task == 'alzheimers'")
+    areas = differences.query("metric == 'auc'")
     assert (areas["value"] == 0).all()
-    assert (found.query("metric == 'balanced_accuracy'")["value"].fillna(0) != 0).any()
+    assert (differences.query("metric == 'balanced_accuracy'")["value"].fillna(0) != 0).any()
 
 
 def test_other_classes_are_refused(three, tmp_path):
@@ -277,11 +279,11 @@ def test_tasks_that_not_all_have_are_left_out_and_said_to_be(three, tmp_path):
     record = json.loads((other / "stage.json").read_text())
     del record["params"]["tasks"]["age"]
     (other / "stage.json").write_text(json.dumps(record))
-    found = compare.compare([three[0], other])
-    assert set(found.values["task"]) == {"alzheimers"}
-    assert found.left_out == ("age",)
+    comparison = compare.compare([three[0], other])
+    assert set(comparison.values["task"]) == {"alzheimers"}
+    assert comparison.left_out == ("age",)
     console = Console(record=True, width=200)
-    compare.show(found, console)
+    compare.show(comparison, console)
     assert "not all have them: age" in console.export_text()
     record["params"]["tasks"] = {}
     (other / "stage.json").write_text(json.dumps(record))
@@ -303,13 +305,13 @@ def test_predictions_come_back_as_they_were_and_name_nobody(tmp_path):
         (m.name, m.fraction, m.seeds, m.reason) for m in before.models
     ]
 
-    # The order is that of the hashes: outputs are told apart by what is said of whom.
-    def said(evidence, model):
+    # The order is that of the hashes: outputs are compared with the labels that they belong to.
+    def rows_of(evidence, model):
         columns = (evidence.targets, evidence.scans["split"], *model.outputs[:, :, 1])
         return sorted(zip(*columns, strict=True))
 
     for one, two in zip(before.models[:-1], after.models[:-1], strict=True):
-        assert said(before, one) == said(after, two)
+        assert rows_of(before, one) == rows_of(after, two)
     sizes = (sorted(e.scans.groupby("person").size()) for e in (before, after))
     assert next(sizes) == next(sizes)
     with np.load(tmp_path / "kept/stroke.npz") as content:
@@ -319,8 +321,8 @@ def test_predictions_come_back_as_they_were_and_name_nobody(tmp_path):
 
 
 def test_tables_and_a_page_are_written_whole_and_the_same_each_time(three, tmp_path):
-    found = compare.compare(three)
-    compare.write(found, tmp_path / "out")
+    comparison = compare.compare(three)
+    compare.write(comparison, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["comparison.md", "differences.tsv", "parameters.tsv", "values.tsv"]
     before = {name: (tmp_path / "out" / name).read_bytes() for name in names}
@@ -351,8 +353,8 @@ def test_a_folder_that_holds_something_else_is_not_replaced(three, tmp_path):
 
 def test_the_command_prints_and_writes(three, tmp_path):
     arguments = ["compare", *map(str, three[:2]), "--out", str(tmp_path / "out")]
-    said = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
-    assert said.exit_code == 0, said.output
-    assert "pretrain.epochs" in said.output
-    assert "B − A" in said.output
+    result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "pretrain.epochs" in result.output
+    assert "B − A" in result.output
     assert (tmp_path / "out/comparison.md").exists()

@@ -48,4 +48,4 @@ def test_records_may_lack_what_only_people_read(folders, tmp_path):
     for picture in (folders.root / "volumes").glob("*.png"):
         picture.unlink()
     run(folders, tmp_path / "out", tasks={"sex": TASKS["sex"]})
-    assert "No pictures were left" in (tmp_path / "out/report.html").read_text()
+    assert "Preprocessing left no pictures" in (tmp_path / "out/report.html").read_text()

@@ -69,9 +69,9 @@ def test_another_seed_gives_other_intervals_and_the_same_values(usual, evaluated
 
 def test_the_summary_is_the_headline_numbers(evaluated):
     numbers = json.loads((evaluated.dir / "metrics.json").read_text())
-    found = numbers["age"]["simclr"]["1.0"]["ood"]["mae"]
-    assert evaluated.summary["age/simclr/1.0/ood/mae/value"] == found["value"]
-    assert evaluated.summary["age/simclr/1.0/ood/mae/low"] == found["low"]
+    score = numbers["age"]["simclr"]["1.0"]["ood"]["mae"]
+    assert evaluated.summary["age/simclr/1.0/ood/mae/value"] == score["value"]
+    assert evaluated.summary["age/simclr/1.0/ood/mae/low"] == score["low"]
     assert len(evaluated.summary) == 4 * 4 * 2 * 3 + 1
     assert evaluated.summary["promoted"] is False
 
@@ -113,8 +113,8 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
             versus = table.query(where).iloc[0]
             text = narrative.number(value, metric) + " "
             text += narrative.with_interval(versus, metric, signed=True)
-            said = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
-            assert re.search(f"{init} {said} {re.escape(text)}", shown)
+            words = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
+            assert re.search(f"{init} {words} {re.escape(text)}", shown)
 
 
 def test_it_publishes_through_the_shared_stage(usual, tmp_path):

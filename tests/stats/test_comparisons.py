@@ -35,8 +35,8 @@ class TestDeLong:
         contrast = np.array([[1, 0, -1], [0, 1, -1]])
         spread = contrast @ covariance @ contrast.T
         assert np.sqrt(np.diag(spread)) == pytest.approx([0.0953, 0.1046], abs=5e-5)
-        found = contrast @ areas
-        assert found @ np.linalg.solve(spread, found) == pytest.approx(2.5340, abs=5e-5)
+        contrasts = contrast @ areas
+        assert contrasts @ np.linalg.solve(spread, contrasts) == pytest.approx(2.5340, abs=5e-5)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_with_several_scans_a_person_it_is_obuchowski_written_as_loops(self, seed):
@@ -121,12 +121,14 @@ class TestDifferences:
         first, second = random.normal([[0.8], [0.7]], 0.05, (2, 2001))
         spread = (first - second)[1:].std(ddof=1) * np.sqrt(12 / 11)
         for error, given in ((spread, None), (0.04, 0.04)):
-            found = comparisons.difference(first, second, "auc", [12, 30], standard_error=given)
+            difference = comparisons.difference(
+                first, second, "auc", [12, 30], standard_error=given
+            )
             value, t = first[0] - second[0], stats.t(22)
-            assert found.value == pytest.approx(value)
+            assert difference.value == pytest.approx(value)
             ends = (value - t.ppf(0.975) * error, value + t.ppf(0.975) * error)
-            assert (found.low, found.high) == pytest.approx(ends)
-            assert found.p == pytest.approx(2 * t.sf(abs(value) / error))
+            assert (difference.low, difference.high) == pytest.approx(ends)
+            assert difference.p == pytest.approx(2 * t.sf(abs(value) / error))
 
     def test_paired_resamples_see_a_small_difference_that_separate_ones_would_not(self):
         random = np.random.default_rng(0)
@@ -151,17 +153,17 @@ class TestDifferences:
         nothing, varies = np.zeros(2001), np.random.default_rng(4).normal(0, 1e-6, 2001)
         for shift in np.linspace(0, 0.4, 41):
             samples = np.r_[shift, np.random.default_rng(3).normal(shift, 0.1, 2000)]
-            found = comparisons.difference(samples, varies, "mae", [30])
-            assert found.excludes_zero == (found.p < 0.05)
+            difference = comparisons.difference(samples, varies, "mae", [30])
+            assert difference.excludes_zero == (difference.p < 0.05)
             # Against a constant, such as chance, the scale of the metric itself decides.
-            found = comparisons.difference(0.5 + samples, nothing + 0.5, "auc", [30, 30])
-            assert found.excludes_zero == (found.p < 0.05)
+            difference = comparisons.difference(0.5 + samples, nothing + 0.5, "auc", [30, 30])
+            assert difference.excludes_zero == (difference.p < 0.05)
 
     def test_a_model_does_not_differ_from_itself(self):
         samples = np.random.default_rng(0).random(300)
-        found = comparisons.difference(samples, samples, "auc", [30, 30])
-        assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
-        assert not found.excludes_zero
+        difference = comparisons.difference(samples, samples, "auc", [30, 30])
+        assert (difference.value, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
+        assert not difference.excludes_zero
 
     def test_against_a_constant_the_interval_of_perfection_counts(self):
         perfect, chance = np.ones(101), np.full(101, 0.5)
@@ -174,10 +176,10 @@ class TestDifferences:
         assert many.p == pytest.approx(2 * 0.5**9)
 
     def test_two_perfect_models_may_still_differ(self):
-        found = comparisons.difference(np.ones(101), np.ones(101), "auc", [9, 9])
-        assert found.value == 0
-        assert found.low == -found.high < -0.3
-        assert found.p == 1
+        difference = comparisons.difference(np.ones(101), np.ones(101), "auc", [9, 9])
+        assert difference.value == 0
+        assert difference.low == -difference.high < -0.3
+        assert difference.p == 1
 
     @pytest.mark.parametrize("spread", [0.02, 0.08])
     def test_a_perfect_model_is_compared_alike_from_both_sides(self, spread):
@@ -201,9 +203,9 @@ class TestDifferences:
 
     def test_a_perfect_average_precision_has_a_difference_and_no_interval(self):
         other = np.r_[0.8, np.random.default_rng(0).normal(0.8, 0.05, 400)]
-        found = comparisons.difference(other, np.ones(401), "average_precision", [12, 12])
-        assert (found.value, found.low, found.p) == (pytest.approx(-0.2), None, None)
-        assert "no interval can be given" in found.reason
+        difference = comparisons.difference(other, np.ones(401), "average_precision", [12, 12])
+        assert (difference.value, difference.low, difference.p) == (pytest.approx(-0.2), None, None)
+        assert "no interval can be given" in difference.reason
 
     def test_equals_that_are_often_perfect_are_rarely_found_different(self):
         random = np.random.default_rng(5)

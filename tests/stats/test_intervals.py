@@ -16,11 +16,11 @@ class TestResampling:
         labels, p = cohort(5)
         persons = np.array([f"p{i // 3}" for i in range(60)])
         drawn = intervals.resample(lambda w: w.T, persons, count=40, seed=1).T
-        found = intervals.resample(
+        areas = intervals.resample(
             lambda w: metrics.ranking(labels, p[:, 1], w)[0], persons, count=40, seed=1
         )
         assert (drawn[0] == 1).all()
-        for row, value in zip(drawn, found, strict=True):
+        for row, value in zip(drawn, areas, strict=True):
             assert (row.reshape(20, 3) == row.reshape(20, 3)[:, :1]).all()
             assert row[::3].sum() == 20
             scans = [i for i in range(60) for _ in range(int(row[i]))]
@@ -61,37 +61,39 @@ class TestIntervals:
         random = np.random.default_rng(0)
         samples = np.r_[0.8, random.normal(0.8, 0.05, 5000)]
         error = samples[1:].std(ddof=1)
-        found = intervals.estimate(samples, "auc", [30, 12])
+        estimate = intervals.estimate(samples, "auc", [30, 12])
         reach = stats.t.ppf(0.975, 22) * error / (0.8 * 0.2)
-        assert (found.low, found.high) == pytest.approx(
+        assert (estimate.low, estimate.high) == pytest.approx(
             (special.expit(special.logit(0.8) - reach), special.expit(special.logit(0.8) + reach))
         )
-        found = intervals.estimate(8 * samples, "mae", [21])
+        estimate = intervals.estimate(8 * samples, "mae", [21])
         reach = stats.t.ppf(0.975, 20) * error / 0.8 * np.sqrt(21 / 20)
-        assert (found.low, found.high) == pytest.approx((6.4 / np.exp(reach), 6.4 * np.exp(reach)))
-        found = intervals.estimate(samples, "correlation", [21])
+        assert (estimate.low, estimate.high) == pytest.approx(
+            (6.4 / np.exp(reach), 6.4 * np.exp(reach))
+        )
+        estimate = intervals.estimate(samples, "correlation", [21])
         reach = stats.t.ppf(0.975, 20) * error / (1 - 0.64) * np.sqrt(21 / 20)
-        assert (found.low, found.high) == pytest.approx(
+        assert (estimate.low, estimate.high) == pytest.approx(
             (np.tanh(np.arctanh(0.8) - reach), np.tanh(np.arctanh(0.8) + reach))
         )
-        assert found.value == 0.8
+        assert estimate.value == 0.8
 
     @pytest.mark.parametrize("name", sorted(metrics.METRICS))
     def test_it_stays_among_the_values_that_the_metric_can_take(self, name):
         samples = np.r_[0.97, np.random.default_rng(0).normal(0.95, 0.2, 500)]
-        found = intervals.estimate(samples, name, [4, 4])
-        assert found.low < 0.97 < found.high
+        estimate = intervals.estimate(samples, name, [4, 4])
+        assert estimate.low < 0.97 < estimate.high
         if name in ("brier", "mae", "rmse", "distance_ratio"):
-            assert found.low > 0
+            assert estimate.low > 0
         elif metrics.METRICS[name].scale is not scales.LINEAR:
-            assert found.high <= 1
+            assert estimate.high <= 1
 
     def test_one_class_gives_no_number_but_the_reason(self):
         samples = metrics.ranking(np.ones(9), np.arange(9.0), np.ones((20, 9)))[0]
         assert np.isnan(samples).all()
-        found = intervals.estimate(samples, "auc", [1, 9], reason="no healthy subjects")
-        assert (found.value, found.low, found.high) == (None, None, None)
-        assert found.reason == "no healthy subjects"
+        estimate = intervals.estimate(samples, "auc", [1, 9], reason="no healthy subjects")
+        assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+        assert estimate.reason == "no healthy subjects"
 
     def test_a_class_that_many_resamples_miss_gives_no_number(self):
         labels = np.array([1] + [0] * 30)  # missed by a third of the resamples
@@ -101,15 +103,15 @@ class TestIntervals:
             count=200,
             seed=0,
         )
-        found = intervals.estimate(samples, "auc", [30, 1])
-        assert found.value is None
-        assert "too few subjects" in found.reason
+        estimate = intervals.estimate(samples, "auc", [30, 1])
+        assert estimate.value is None
+        assert "too few subjects" in estimate.reason
 
     def test_a_perfect_auc_does_not_claim_certainty(self):
         samples = np.ones(501)
-        found = intervals.estimate(samples, "auc", [12, 7])
-        assert found.value == found.high == 1
-        assert found.low == pytest.approx(0.025 ** (1 / 7))
+        estimate = intervals.estimate(samples, "auc", [12, 7])
+        assert estimate.value == estimate.high == 1
+        assert estimate.low == pytest.approx(0.025 ** (1 / 7))
         assert intervals.estimate(samples, "average_precision", [12, 7]).low is None
 
     @pytest.mark.parametrize("name", ["auc", "balanced_accuracy", "sensitivity", "specificity"])
@@ -132,16 +134,16 @@ class TestIntervals:
             assert perfect.mean() >= 0.01
 
     def test_a_hopeless_result_is_bounded_from_above(self):
-        found = intervals.estimate(np.zeros(101), "auc", [5, 8])
-        assert found.low == 0
-        assert found.high == pytest.approx(1 - 0.025 ** (1 / 5))
+        estimate = intervals.estimate(np.zeros(101), "auc", [5, 8])
+        assert estimate.low == 0
+        assert estimate.high == pytest.approx(1 - 0.025 ** (1 / 5))
 
     def test_an_error_that_is_never_negative_is_bounded_by_what_chance_gives(self):
         random = np.random.default_rng(0)
         samples, by_chance = random.normal(0.2, 0.03, (2, 1001)) - [[0], [0.1]]
-        found = intervals.estimate(samples, "ece", [60, 60], by_chance=by_chance)
-        assert found.low == pytest.approx(samples[0] - np.quantile(by_chance[1:], 0.95))
-        assert found.high == pytest.approx(np.quantile(samples[1:], 0.975))
+        estimate = intervals.estimate(samples, "ece", [60, 60], by_chance=by_chance)
+        assert estimate.low == pytest.approx(samples[0] - np.quantile(by_chance[1:], 0.95))
+        assert estimate.high == pytest.approx(np.quantile(samples[1:], 0.975))
 
     def test_a_calibrated_model_may_have_no_calibration_error_and_a_bad_one_has(self):
         random = np.random.default_rng(1)
@@ -156,12 +158,12 @@ class TestIntervals:
                     count=200,
                     seed=number,
                 )
-                found = intervals.estimate(samples[0], "ece", [60, 60], by_chance=samples[1])
-                assert found.low <= found.value <= found.high
+                estimate = intervals.estimate(samples[0], "ece", [60, 60], by_chance=samples[1])
+                assert estimate.low <= estimate.value <= estimate.high
                 if right is honest:
-                    reaches_zero += found.low == 0
+                    reaches_zero += estimate.low == 0
                 else:
-                    claims += found.low > 0
+                    claims += estimate.low > 0
         assert reaches_zero >= 0.9 * 60
         assert claims >= 0.9 * 60
 
@@ -188,9 +190,9 @@ class TestAgreement:
             for i in range(n)
             for j in range(raters)
         ) / ((n - 1) * (raters - 1))
-        found = intervals.icc_estimates(x)[1]
+        estimate = intervals.icc_estimates(x)[1]
         # Were the true ICC at an end, BMS/EMS over its expectation would have this F distribution.
-        for rho, chance in ((found.low, stats.f.sf), (found.high, stats.f.cdf)):
+        for rho, chance in ((estimate.low, stats.f.sf), (estimate.high, stats.f.cdf)):
             expected = (1 + (raters - 1) * rho) / (1 - rho)
             p = chance(bms / ems / expected, n - 1, (n - 1) * (raters - 1))
             assert p == pytest.approx(0.025, abs=1e-9)
@@ -221,9 +223,9 @@ class TestAgreement:
 
     def test_a_value_at_the_end_of_its_scale_has_a_reason_instead_of_an_interval(self):
         samples = np.array([-1.0, -0.9, -1.0, -0.8])
-        found = intervals.estimate(samples, "icc_consistency", [3])
-        assert (found.value, found.low, found.high) == (-1, None, None)
-        assert "no interval can be given" in found.reason
+        estimate = intervals.estimate(samples, "icc_consistency", [3])
+        assert (estimate.value, estimate.low, estimate.high) == (-1, None, None)
+        assert "no interval can be given" in estimate.reason
 
 
 def test_the_error_of_a_mean_with_several_scans_a_person_is_that_of_the_bootstrap():
@@ -246,7 +248,7 @@ class TestCoverage:
     def test_intervals_hold_the_truth_in_about_95_percent_where_percentiles_do_not(self):
         random = np.random.default_rng(7)
         truth = stats.norm.cdf(1.8 / np.sqrt(2))
-        holds = dict.fromkeys(("found", "percentile", "by scan"), 0)
+        holds = dict.fromkeys(("estimate", "percentile", "by scan"), 0)
         for number in range(500):
             ill = np.arange(20) % 2
             person = np.arange(20).repeat(random.integers(1, 4, 20))
@@ -259,14 +261,14 @@ class TestCoverage:
                     count=200,
                     seed=number,
                 )
-                found = intervals.estimate(samples, "auc", [10, 10])
+                estimate = intervals.estimate(samples, "auc", [10, 10])
                 if who is person:
-                    holds["found"] += found.low <= truth <= found.high
+                    holds["estimate"] += estimate.low <= truth <= estimate.high
                     low, high = np.quantile(samples[1:], [0.025, 0.975])
                     holds["percentile"] += low <= truth <= high
                 else:
-                    holds["by scan"] += found.low <= truth <= found.high
-        assert 0.93 <= holds["found"] / 500 <= 0.98
+                    holds["by scan"] += estimate.low <= truth <= estimate.high
+        assert 0.93 <= holds["estimate"] / 500 <= 0.98
         assert holds["percentile"] / 500 < 0.92
         assert holds["by scan"] / 500 < 0.93  # what resampling scans would have claimed
 
@@ -283,8 +285,8 @@ class TestCoverage:
                 count=200,
                 seed=number,
             )
-            found = intervals.estimate(samples[0], "mae", [24])
-            holds += found.low <= 18**0.5 * np.sqrt(2 / np.pi) <= found.high
+            estimate = intervals.estimate(samples[0], "mae", [24])
+            holds += estimate.low <= 18**0.5 * np.sqrt(2 / np.pi) <= estimate.high
             differ += comparisons.difference(*samples, "mae", [24]).p < 0.05
         assert 0.92 <= holds / 500 <= 0.98
         assert 0.03 <= differ / 500 <= 0.08

@@ -16,7 +16,7 @@ class TestAgainstOthers:
     @pytest.mark.parametrize("seed", range(4))
     def test_auc_is_the_share_of_pairs_ranked_rightly_with_ties_counting_half(self, seed):
         labels, scores = cohort(seed)
-        for row, found in zip(
+        for row, area in zip(
             weights(seed), metrics.ranking(labels, scores[:, 1], weights(seed))[0], strict=True
         ):
             right = total = 0.0
@@ -27,7 +27,7 @@ class TestAgainstOthers:
                     right += pair * (
                         (scores[i, 1] > scores[j, 1]) + 0.5 * (scores[i, 1] == scores[j, 1])
                     )
-            assert found == pytest.approx(right / total, abs=1e-12)
+            assert area == pytest.approx(right / total, abs=1e-12)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_roc_curves_are_those_of_scikit_learn_in_every_resample(self, seed):
@@ -37,16 +37,16 @@ class TestAgainstOthers:
         weights = random.integers(0, 3, (4, 60)).astype(float)
         weights[3, labels == 1] = 0
         shares = np.linspace(0, 1, 41)
-        found = metrics.sensitivity_at(labels, scores, weights, shares)
+        curves = metrics.sensitivity_at(labels, scores, weights, shares)
         for row in range(3):
             fpr, tpr, _ = sk.roc_curve(labels, scores, sample_weight=weights[row])
-            np.testing.assert_allclose(found[:, row], np.interp(shares, fpr, tpr), atol=1e-12)
-        assert np.isnan(found[:, 3]).all()
+            np.testing.assert_allclose(curves[:, row], np.interp(shares, fpr, tpr), atol=1e-12)
+        assert np.isnan(curves[:, 3]).all()
 
     @pytest.mark.parametrize("seed", range(4))
     def test_two_classes_agree_with_scikit_learn(self, seed):
         labels, p = cohort(seed)
-        found = metrics.classification(labels, p, weights(seed), threshold=0.55)
+        values = metrics.classification(labels, p, weights(seed), threshold=0.55)
         called = p[:, 1] >= 0.55
         for index, row in enumerate(weights(seed)):
             given = {"sample_weight": row}
@@ -60,12 +60,12 @@ class TestAgainstOthers:
                 "brier": sk.brier_score_loss(labels, p[:, 1], **given),
             }
             for name, value in expected.items():
-                assert found[name][index] == pytest.approx(value, abs=1e-12), name
+                assert values[name][index] == pytest.approx(value, abs=1e-12), name
 
     @pytest.mark.parametrize("seed", range(3))
     def test_three_classes_agree_with_scikit_learn(self, seed):
         labels, p = cohort(seed, classes=3)
-        found = metrics.classification(labels, p, weights(seed))
+        values = metrics.classification(labels, p, weights(seed))
         for index, row in enumerate(weights(seed)):
             given = {"sample_weight": row}
             area = sk.roc_auc_score(labels, p, multi_class="ovr", average="macro", **given)
@@ -73,19 +73,19 @@ class TestAgainstOthers:
             recall = sk.balanced_accuracy_score(labels, p.argmax(1), **given)
             harmonic = sk.f1_score(labels, p.argmax(1), average="macro", **given)
             square = sk.brier_score_loss(labels, p, scale_by_half=False, **given)
-            assert found["auc"][index] == pytest.approx(area, abs=1e-12)
-            assert found["average_precision"][index] == pytest.approx(precision, abs=1e-12)
-            assert found["balanced_accuracy"][index] == pytest.approx(recall, abs=1e-12)
-            assert found["f1"][index] == pytest.approx(harmonic, abs=1e-12)
-            assert found["brier"][index] == pytest.approx(square, abs=1e-12)
-        assert "sensitivity" not in found
+            assert values["auc"][index] == pytest.approx(area, abs=1e-12)
+            assert values["average_precision"][index] == pytest.approx(precision, abs=1e-12)
+            assert values["balanced_accuracy"][index] == pytest.approx(recall, abs=1e-12)
+            assert values["f1"][index] == pytest.approx(harmonic, abs=1e-12)
+            assert values["brier"][index] == pytest.approx(square, abs=1e-12)
+        assert "sensitivity" not in values
 
     @pytest.mark.parametrize("seed", range(4))
     def test_regression_agrees_with_scikit_learn_and_numpy(self, seed):
         random = np.random.default_rng(seed)
         truth = random.normal(1000, 12, 60)  # far from zero, where moments lose digits
         output = truth + random.normal(2, 6, 60)
-        found = metrics.regression(truth, output, weights(seed))
+        values = metrics.regression(truth, output, weights(seed))
         for index, row in enumerate(weights(seed)):
             covariance = np.cov(truth, output, aweights=row)
             expected = {
@@ -95,7 +95,7 @@ class TestAgainstOthers:
                 "correlation": covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]),
             }
             for name, value in expected.items():
-                assert found[name][index] == pytest.approx(value, rel=1e-9), name
+                assert values[name][index] == pytest.approx(value, rel=1e-9), name
 
     def test_calibration_error_agrees_with_a_loop_over_bins_of_equal_mass(self):
         random = np.random.default_rng(0)
@@ -111,8 +111,8 @@ class TestAgainstOthers:
             stated = sum(row[i] * p[i] for i in inside) / mass
             observed = sum(row[i] * right[i] for i in inside) / mass
             expected += mass / row.sum() * abs(stated - observed)
-        found, by_chance = metrics.calibration_error(right, p, np.stack([row, np.ones(200)]))
-        assert found[0] == pytest.approx(expected, abs=1e-12)
+        error, by_chance = metrics.calibration_error(right, p, np.stack([row, np.ones(200)]))
+        assert error[0] == pytest.approx(expected, abs=1e-12)
         assert by_chance[0] > 0
         assert by_chance[1] == pytest.approx(0, abs=1e-12)
 
@@ -179,10 +179,10 @@ class TestUndefined:
 
     def test_without_a_threshold_nothing_is_called(self):
         labels, p = cohort(0)
-        found = metrics.classification(labels, p, weights(0))
+        values = metrics.classification(labels, p, weights(0))
         for name in ("balanced_accuracy", "sensitivity", "specificity"):
-            assert np.isnan(found[name]).all()
-        assert not np.isnan(found["auc"]).any()
+            assert np.isnan(values[name]).all()
+        assert not np.isnan(values["auc"]).any()
 
     def test_a_scan_at_the_threshold_is_called(self):
         p = np.array([0.2, 0.5, 0.5, 0.8])

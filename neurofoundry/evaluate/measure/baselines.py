@@ -13,33 +13,33 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neurofoundry.contracts.volumes import Volumes
-from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.evaluate.evidence import BASELINE, Evidence, Model
 from neurofoundry.evaluate.inputs import Inputs, site_of
 from neurofoundry.evaluate.measure import morphometry
 from neurofoundry.stats.metrics import Values
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Classification, Regression, Task
 
-MORPHOMETRY = "floor-morphometry"
+MORPHOMETRY = f"{BASELINE}morphometry"
 
 TITLES = {
-    "floor-prevalence": "the same answer for everybody",
-    "floor-mean": "the same answer for everybody",
-    "floor-age-sex-site": "age, sex and site alone",
-    "floor-sex-site": "sex and site alone",
-    "floor-age-site": "age and site alone",
-    "floor-age-sex": "age and sex alone",
+    Classification.constant_baseline: "the same answer for everybody",
+    Regression.constant_baseline: "the same answer for everybody",
+    f"{BASELINE}age-sex-site": "age, sex and site alone",
+    f"{BASELINE}sex-site": "sex and site alone",
+    f"{BASELINE}age-site": "age and site alone",
+    f"{BASELINE}age-sex": "age and sex alone",
     MORPHOMETRY: "simple brain volumes",
 }
-"""What each floor is, in a sentence: "it beats …"."""
+"""What each baseline is, in a sentence: "it beats …"."""
 
 PENALTIES = np.logspace(-1, 3, 5)
 """Of the squared weights of standardized features: to choose from."""
 
 
 def names(task: Task) -> tuple[str, ...]:
-    """Return the floors of a task: the same answer for everybody, age, sex and site alone (without
-    what the task predicts), and simple morphometry."""
-    return task.constant_baseline, f"floor-{'-'.join(_covariates(task))}", MORPHOMETRY
+    """Return the names of the baselines of a task: the same answer for everybody; age, sex and site
+    alone (without what the task predicts); and simple morphometry."""
+    return task.constant_baseline, f"{BASELINE}{'-'.join(_covariates(task))}", MORPHOMETRY
 
 
 def _covariates(task: Task) -> list[str]:
@@ -47,7 +47,7 @@ def _covariates(task: Task) -> list[str]:
 
 
 def add(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> tuple[Evidence, ...]:
-    """Return the evidence with the floors of each task beside its models, fitted on the training
+    """Return the evidence with the baselines of each task beside its models, fitted to the training
     scans."""
     sizes = _morphometry_of(tasks, inputs, volumes)
     return tuple(
@@ -60,7 +60,7 @@ def add(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> tuple[Ev
 
 
 def _morphometry_of(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> pd.DataFrame:
-    """Return the morphometry of all scans that a floor is learned from or predicts, by scan_id."""
+    """Return the morphometry of all scans that a baseline learns from or predicts, by scan_id."""
     wanted = [
         table["scan_id"] for each in tasks for table in (each.task.select(inputs.train), each.scans)
     ]
@@ -72,7 +72,7 @@ def _morphometry_of(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes)
 def fit(
     task: Task, train: pd.DataFrame, scans: pd.DataFrame, sizes: pd.DataFrame
 ) -> tuple[Model, ...]:
-    """Return the floors of a task, learned from ``train`` and predicting ``scans``.
+    """Return the baselines of a task, learned from ``train`` and predicting ``scans``.
 
     The first gives everybody the prevalence (or mean) of ``train``; the second is a logistic (or
     ridge) regression on age, sex and site, where a site that training has not seen is an average

@@ -1,7 +1,7 @@
 """Simple morphometry of a preprocessed volume: sizes of the brain, its tissues and its fluid.
 
-A floor for models of images. Registration is rigid, so that volumes keep their true size; tissues
-are separated by brightness, and regions by their coordinates in MNI space.
+A baseline for models of images. Registration is rigid, so that volumes keep their true size;
+tissues are separated by brightness, and regions by their coordinates in MNI space.
 """
 
 from __future__ import annotations

@@ -230,17 +230,17 @@ def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scan
 
 
 def _pairs(evidence: Evidence, against: Set[str]) -> list[tuple[Model, Model]]:
-    """Pair every initialization with others on as many labels, with all labels with the floors,
+    """Pair every initialization with others on as many labels, with all labels with the baselines,
     and with fewer labels with others on all of them."""
     return [
         (model, other)
         for model in evidence.models
         for other in evidence.models
-        if not model.is_floor
+        if not model.is_baseline
         and model is not other
         and (
             model.fraction == evidence.fraction
-            if other.is_floor
+            if other.is_baseline
             else other.name in against and other.fraction in (model.fraction, evidence.fraction)
         )
     ]
@@ -360,17 +360,17 @@ def _verdict(estimate: Estimate, name: str) -> str | None:
     return "better" if (estimate.value > 0) == METRICS[name].higher_is_better else "worse"
 
 
-def _adjust(differences: pd.DataFrame, tasks: Sequence[Evidence], baseline: str) -> pd.DataFrame:
+def _adjust(differences: pd.DataFrame, tasks: Sequence[Evidence], reference: str) -> pd.DataFrame:
     """Adjust the p-values of the comparisons that a reader draws conclusions from.
 
-    Two families a split, both against the baseline with all labels and by the primary metric of
+    Two families a split, both against the reference with all labels and by the primary metric of
     the task: every initialization with all labels, and every one with fewer.
     """
     all_labels = differences["task"].map({each.name: each.fraction for each in tasks})
     primary = differences["task"].map({each.name: each.task.primary for each in tasks})
     headline = (
         (differences["metric"] == primary)
-        & (differences["versus"] == baseline)
+        & (differences["versus"] == reference)
         & (differences["versus_fraction"] == all_labels)
         & differences["p"].notna()
     )

@@ -28,7 +28,7 @@ Mask = NDArray[np.bool_]
 
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFrame:
-    """SUBGROUPS: a row a task, floor or initialization with all labels, split, variable and group.
+    """SUBGROUPS: a row a task, model (a baseline, or trained with all labels), split and group.
 
     Groups of fewer than ``params.min_subgroup`` persons, and classifications with fewer than
     ``params.min_subjects`` of a class in the group, have no numbers; nor has the count of the
@@ -68,7 +68,7 @@ def _rows(evidence: Evidence, inside: Mask, params: EvaluateParams) -> Iterator[
     reason = _suppressed(evidence, inside, params)
     subjects = np.nan if persons < params.min_subgroup else persons
     for model in evidence.models:
-        if model.seeds and (model.is_floor or model.fraction == evidence.fraction):
+        if model.seeds and (model.is_baseline or model.fraction == evidence.fraction):
             estimate = Estimate(None, None, None)
             if reason is None:
                 estimate = _estimate(evidence, model.outputs[:, inside], inside)

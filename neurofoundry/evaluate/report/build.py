@@ -44,7 +44,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         **provenance.describe(results, figures),
         "tasks": tasks,
         "title": _title(tasks, results.params.baseline),
-        "baseline": results.params.baseline,
+        "reference": results.params.baseline,
         "bootstraps": results.params.bootstraps,
         "min_subgroup": results.params.min_subgroup,
         "smoothing": SMOOTHING_MM,
@@ -57,7 +57,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
     }
 
 
-def _title(tasks: Sequence[Mapping[str, Any]], baseline: str) -> str:
+def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
     """Return the answer in one line."""
     compared = [each for each in tasks if each["conclusion"].verdict != "nothing"]
     if not tasks:
@@ -71,8 +71,8 @@ def _title(tasks: Sequence[Mapping[str, Any]], baseline: str) -> str:
     count = f"{len(compared)} {'task' if len(compared) == 1 else 'tasks'}"
     chosen = "the model chosen on validation"
     if not better:
-        return f"In none of {count} is {chosen} shown to be better than {baseline}"
-    return f"In {better} of {count} {chosen} is shown to be better than {baseline}"
+        return f"In none of {count} is {chosen} shown to be better than {reference}"
+    return f"In {better} of {count} {chosen} is shown to be better than {reference}"
 
 
 def _scanner(results: Results, *, mapped: bool) -> dict[str, Any]:

@@ -71,9 +71,9 @@ def draw(results: Results) -> Figures:
 
 
 def _draw_task(evidence: Evidence, results: Results) -> TaskFigures:
-    curves, baseline = results.curves, results.params.baseline
-    models = [model.name for model in evidence.models if not model.is_floor]
-    palette = plots.colours(list(dict.fromkeys(models)), baseline)
+    curves, reference = results.curves, results.params.baseline
+    models = [model.name for model in evidence.models if not model.is_baseline]
+    palette = plots.colours(list(dict.fromkeys(models)), reference)
     reliability = curves.reliability[curves.reliability["split"] == "test"]
     predicted = curves.predicted[curves.predicted["task"] == evidence.name]
     values = predicted[["true", "predicted"]].to_numpy(float)
@@ -99,7 +99,7 @@ def _draw_task(evidence: Evidence, results: Results) -> TaskFigures:
         labels=_panels(
             *(evidence, shares, f"{metric} by share of the labels"),
             lambda init, _, title: plots.label_efficiency(
-                *(shares, init, baseline, palette[init], f"{metric}{unit}", title)
+                *(shares, init, reference, palette[init], f"{metric}{unit}", title)
             ),
         ),
         maps=_maps(evidence, [each for each in results.explained if each.task == evidence.name]),

@@ -1,4 +1,4 @@
-"""What the numbers cannot bear, from the numbers themselves: one function a sentence."""
+"""The limits of the conclusions, from the numbers themselves: one function a sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEW_TO_CHOOSE = 10
 """Validation subjects of a class, below which what they choose is largely chance."""
 
 FEW_TO_TEST = 20
-"""Test subjects of a class, below which intervals lean on an approximation."""
+"""Test subjects of a class, below which intervals rely on an approximation."""
 
 
 def limits(results: Results) -> list[str]:
@@ -53,7 +53,7 @@ def _few_to_choose(tasks: list[Evidence]) -> str:
         return ""
     return (
         "Models, thresholds and corrections are chosen on few validation subjects in the "
-        f"smaller group ({', '.join(few)}): others might have chosen otherwise."
+        f"smaller group ({', '.join(few)}): other subjects might have led to other choices."
     )
 
 
@@ -62,7 +62,7 @@ def _few_to_test(tasks: list[Evidence]) -> str:
     if not few:
         return ""
     return (
-        f"With fewer than {FEW_TO_TEST} subjects in a group ({', '.join(few)}) the intervals lean "
+        f"With fewer than {FEW_TO_TEST} subjects in a group ({', '.join(few)}) the intervals rely "
         "on an approximation: in simulations they held the truth in 92 to 98 % of cohorts."
     )
 
@@ -73,8 +73,8 @@ def _seeds(measured: Measured) -> str:
         return ""
     if seeds == 1:
         return (
-            "Each model was trained once: how much the numbers move between two trainings of the "
-            "same model is not known."
+            "Each model was trained once: how much the numbers vary between trainings of the "
+            "same model is unknown."
         )
     spread = measured.measures.query("split == 'test' and metric == 'auc'")["seed_sd"].max()
     moved = f", by at most {spread:.2f} AUC (standard deviation)" if spread == spread else ""

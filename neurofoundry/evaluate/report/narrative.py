@@ -1,4 +1,4 @@
-"""What the numbers say, in words that a clinician reads once."""
+"""The conclusions from the numbers, in words that a clinician reads once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from neurofoundry.evaluate.evidence import Evidence
+from neurofoundry.evaluate.evidence import BASELINE, Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
 from neurofoundry.evaluate.rows import find_row
@@ -20,25 +20,26 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What can be said about a task."""
+    """The conclusion on a task."""
 
     verdict: Literal["better", "worse", "none", "nothing"]
-    """Of the candidate against the baseline; nothing: not estimable, or nothing to compare."""
+    """Of the candidate against the reference; nothing: not estimable, or nothing to compare."""
     sure: bool
     """Whether better or worse still holds once the number of comparisons is allowed for."""
     headline: str
     sentences: tuple[str, ...]
     candidate: tuple[str, str] | None
-    """The initialization that was compared with the baseline, and why it is this one."""
+    """The initialization that was compared with the reference, and why it is this one."""
 
 
 def plain(name: str) -> str:
-    """A model's name in a sentence."""
+    """Return the name of a model in a sentence."""
     return TITLES.get(name, name)
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
-    """0.81, or +0.03 for differences; errors in the unit of the label have three digits or so."""
+    """Format a value: 0.81, or +0.03 for differences; errors in the unit of the label have three
+    digits or so."""
     if value is None:
         return "–"
     size = abs(value)
@@ -50,7 +51,7 @@ def number(value: float | None, metric: str, *, signed: bool = False) -> str:
 
 
 def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
-    """0.66–0.93, or −0.06 to +0.12."""
+    """Format an interval: 0.66–0.93, or −0.06 to +0.12."""
     if row["low"] is None:
         return "no interval"
     low, high = (number(row[end], metric, signed=signed) for end in ("low", "high"))
@@ -58,13 +59,13 @@ def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> st
 
 
 def with_interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
-    """0.81 (0.66–0.93)"""
+    """Format a value with its interval: 0.81 (0.66–0.93)."""
     value = number(row["value"], metric, signed=signed)
     return f"{value} ({interval(row, metric, signed=signed)})"
 
 
 def unit(evidence: Evidence) -> str:
-    """The unit of a regression's errors, where it is known."""
+    """Return the unit of the errors of a regression, where it is known."""
     return " years" if evidence.task.column == "age" else ""
 
 
@@ -74,7 +75,7 @@ def explained_unit(evidence: Evidence) -> str:
 
 
 def beats_a_constant(evidence: Evidence, measured: Measured, init: str) -> bool:
-    """Whether a model is shown to know more at familiar sites than the same answer for all."""
+    """Return whether a model is shown to beat the same answer for everybody at familiar sites."""
     row = find_row(
         measured.differences,
         task=evidence.name,
@@ -95,12 +96,12 @@ def primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
         (table["task"] == evidence.name)
         & (table["metric"] == evidence.task.primary)
         & (table["split"] == "test")
-        & ~table["init"].str.startswith("floor-")
+        & ~table["init"].str.startswith(BASELINE)
     ]
 
 
-def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[str, str] | None:
-    """The initialization that the headline compares with the baseline, and why it is this one.
+def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[str, str] | None:
+    """Return the initialization that the headline compares with the reference, and why this one.
 
     It is the best on validation; never the best on test, which would flatter it.
     """
@@ -109,7 +110,7 @@ def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[st
     scores = {}
     for model in evidence.models:
         row = find_row(measured.measures, init=model.name, split="test", **where)
-        if not model.is_floor and model.name != baseline and row and row["value"] is not None:
+        if not model.is_baseline and model.name != reference and row and row["value"] is not None:
             scores[model.name] = on_validation(evidence, model)
     if not scores:
         return None
@@ -119,13 +120,13 @@ def candidate(evidence: Evidence, measured: Measured, baseline: str) -> tuple[st
     return best(scores, key=lambda name: scores[name]), "it did best in the validation subjects"
 
 
-def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusion:
-    """The best-supported statement about a task."""
+def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusion:
+    """Return the best-supported statement about a task."""
     metric = evidence.task.primary
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
-    base = find_row(measured.measures, init=baseline, split="test", **where)
-    chosen = candidate(evidence, measured, baseline)
-    name = chosen[0] if chosen else baseline
+    reference_row = find_row(measured.measures, init=reference, split="test", **where)
+    chosen = candidate(evidence, measured, reference)
+    name = chosen[0] if chosen else reference
     row = find_row(measured.measures, init=name, split="test", **where)
     if row is None or row["value"] is None:
         reason = str(row["reason"]) if row else "no model was made for it"
@@ -136,74 +137,80 @@ def conclude(evidence: Evidence, measured: Measured, baseline: str) -> Conclusio
     reached += f"{number(row['value'], metric)}{unit(evidence)} ({interval(row, metric)})"
     verdict: Literal["better", "worse", "none", "nothing"] = "nothing"
     headline, sentences = f"{name}, with nothing to compare", [f"{reached}."]
-    versus = find_row(measured.differences, init=name, versus=baseline, split="test", **where)
+    versus = find_row(measured.differences, init=name, versus=reference, split="test", **where)
     sure = False
-    if versus is not None and base is not None and versus["verdict"] in ("better", "worse", "none"):
+    if (
+        versus is not None
+        and reference_row is not None
+        and versus["verdict"] in ("better", "worse", "none")
+    ):
         verdict = versus["verdict"]
         sure = verdict != "none" and versus["p_holm"] < SIGNIFICANT
         family = "split == 'test' and p_holm == p_holm and fraction == versus_fraction"
         compared = len(measured.differences.query(family))
-        headline, because = _compared(name, baseline, versus, metric, compared)
-        sentences = [f"{reached}, {baseline} {with_interval(base, metric)}. {because}"]
-    sentences.append(against_floors(evidence, measured, name, where))
+        headline, because = _compared(name, reference, versus, metric, compared)
+        sentences = [f"{reached}, {reference} {with_interval(reference_row, metric)}. {because}"]
+    sentences.append(against_baselines(evidence, measured, name, where))
     if chosen:
-        sentences.append(label_efficiency(evidence, measured, name, baseline))
-    sentences.append(_elsewhere(measured, name, baseline if chosen else None, where, metric))
+        sentences.append(label_efficiency(evidence, measured, name, reference))
+    sentences.append(_elsewhere(measured, name, reference if chosen else None, where, metric))
     return Conclusion(verdict, sure, headline, tuple(text for text in sentences if text), chosen)
 
 
 def _compared(
-    name: str, baseline: str, versus: Mapping[str, Any], metric: str, compared: int
+    name: str, reference: str, versus: Mapping[str, Any], metric: str, compared: int
 ) -> tuple[str, str]:
     difference = f"The difference, {with_interval(versus, metric, signed=True)},"
     if versus["verdict"] == "none":
-        seen = number((versus["high"] - versus["low"]) / 2, metric)
+        visible = number((versus["high"] - versus["low"]) / 2, metric)
         return (
-            f"No difference shown between {name} and {baseline}",
+            f"No difference shown between {name} and {reference}",
             f"{difference} could be chance; with this many subjects only differences of about "
-            f"{seen} or more can be shown.",
+            f"{visible} or more can be shown.",
         )
     if versus["p_holm"] < SIGNIFICANT:
         adjusted = f", adjusted for {compared} comparisons" if compared > 1 else ""
         return (
-            f"{name} is {versus['verdict']} than {baseline}",
+            f"{name} is {versus['verdict']} than {reference}",
             f"{difference} is unlikely to be chance ({p_value(versus['p_holm'])}{adjusted}).",
         )
     return (
-        f"{name} may be {versus['verdict']} than {baseline}",
+        f"{name} may be {versus['verdict']} than {reference}",
         f"{difference} would be unlikely to be chance if it stood alone, but it is one of "
         f"{compared} comparisons (adjusted {p_value(versus['p_holm'])}).",
     )
 
 
-def against_floors(
+def against_baselines(
     evidence: Evidence, measured: Measured, name: str, where: Mapping[str, object]
 ) -> str:
     beaten: list[str] = []
     unbeaten: list[str] = []
     better: list[str] = []
-    for floor in _floors(evidence):
-        versus = find_row(measured.differences, init=name, versus=floor, split="test", **where)
-        value = find_row(measured.measures, init=floor, split="test", **{**where, "fraction": 1.0})
+    for baseline in _baselines(evidence):
+        versus = find_row(measured.differences, init=name, versus=baseline, split="test", **where)
+        value = find_row(
+            measured.measures, init=baseline, split="test", **{**where, "fraction": 1.0}
+        )
         if versus is None or value is None or versus["verdict"] is None:
             continue
-        text = f"{plain(floor)} ({number(value['value'], str(where['metric']))})"
+        text = f"{plain(baseline)} ({number(value['value'], str(where['metric']))})"
         {"better": beaten, "none": unbeaten, "worse": better}[versus["verdict"]].append(text)
-    parts = []
+    clauses = []
     if beaten:
-        parts.append(f"It beats {_list(beaten, 'and')}")
+        clauses.append(f"It beats {_list(beaten, 'and')}")
     if unbeaten:
         subject = "but it" if beaten else "It"
-        parts.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
+        clauses.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
     if better:
         subject = "and" if unbeaten else "but it" if beaten else "It"
-        parts.append(f"{subject} may be worse than {_list(better, 'and')}")
-    return f"{', '.join(parts)}." if parts else ""
+        clauses.append(f"{subject} may be worse than {_list(better, 'and')}")
+    return f"{', '.join(clauses)}." if clauses else ""
 
 
 @dataclass(frozen=True)
 class Fewer:
-    """What an initialization reaches with a share of the labels, beside the baseline with all."""
+    """What an initialization reaches with a share of the labels, against the reference with all."""
 
     fraction: float
     value: Mapping[str, Any]
@@ -218,9 +225,10 @@ class Fewer:
 
 
 def with_fewer_labels(
-    evidence: Evidence, measured: Measured, name: str, baseline: str
+    evidence: Evidence, measured: Measured, name: str, reference: str
 ) -> list[Fewer]:
-    """At familiar sites, by rising share of the labels; what cannot be compared is left out."""
+    """Return what an initialization reaches at familiar sites, by rising share of the labels; what
+    cannot be compared is left out."""
     where = {"task": evidence.name, "split": "test", "metric": evidence.task.primary}
     tried = []
     for fraction in sorted({m.fraction for m in evidence.models if m.name == name}):
@@ -228,7 +236,7 @@ def with_fewer_labels(
         versus = find_row(
             measured.differences,
             init=name,
-            versus=baseline,
+            versus=reference,
             fraction=fraction,
             versus_fraction=evidence.fraction,
             **where,
@@ -238,17 +246,18 @@ def with_fewer_labels(
     return tried
 
 
-def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline: str) -> str:
-    """How few labels suffice for not being shown to be worse than the baseline with all of them.
+def label_efficiency(evidence: Evidence, measured: Measured, name: str, reference: str) -> str:
+    """Return a sentence on how few labels suffice for not being shown to be worse than the
+    reference with all of them.
 
-    Not being shown to be worse is no proof of being as good: the sentence says what loss is still
-    possible. Empty where one fraction only was tried.
+    Not being shown to be worse is no proof of being as good: the sentence states the loss that is
+    still possible. Empty where only one fraction was tried.
     """
     metric = evidence.task.primary
     where = {"task": evidence.name, "split": "test", "metric": metric}
-    base = find_row(measured.measures, init=baseline, fraction=evidence.fraction, **where)
-    tried = with_fewer_labels(evidence, measured, name, baseline)
-    if not tried or base is None:
+    reference_row = find_row(measured.measures, init=reference, fraction=evidence.fraction, **where)
+    tried = with_fewer_labels(evidence, measured, name, reference)
+    if not tried or reference_row is None:
         return ""
     enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
     if enough is None:
@@ -258,12 +267,12 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
         ]
         sure = "is" if all(each.sure for each in tried) else "may be"
         return (
-            f"With fewer labels {name} {sure} worse than {baseline} with {_all(evidence)} "
+            f"With fewer labels {name} {sure} worse than {reference} with {_all(evidence)} "
             f"(difference with {_list(worse, 'and')})."
         )
     reached = f"With {enough.fraction:.0%} of the labels {name} reaches "
     reached += number(enough.value["value"], metric)
-    against = f"{baseline} with {_all(evidence)} {number(base['value'], metric)}"
+    against = f"{reference} with {_all(evidence)} {number(reference_row['value'], metric)}"
     difference = with_interval(enough.versus, metric, signed=True)
     if enough.versus["verdict"] == "better":
         sure = "better" if enough.sure else "perhaps better"
@@ -275,7 +284,7 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, baseline
 
 
 def how_few_suffice(tried: Sequence[Fewer], metric: str) -> str:
-    """The same in a few words, for a table of every initialization."""
+    """Return the same as `label_efficiency` in a few words, for a table."""
     enough = next((each for each in tried if each.versus["verdict"] != "worse"), None)
     if enough is None:
         sure = "" if all(each.sure for each in tried) else "perhaps "
@@ -296,7 +305,7 @@ def _all(evidence: Evidence) -> str:
 
 
 def _elsewhere(
-    measured: Measured, name: str, baseline: str | None, where: Mapping[str, object], metric: str
+    measured: Measured, name: str, reference: str | None, where: Mapping[str, object], metric: str
 ) -> str:
     row = find_row(measured.measures, init=name, split="ood", **where)
     if row is None:
@@ -312,7 +321,7 @@ def _elsewhere(
             text += f"; the change of {change} could be chance"
         else:
             text += f", which is {'worse' if worse else 'better'} than at familiar sites: {change}"
-    versus = find_row(measured.differences, init=name, versus=baseline, split="ood", **where)
+    versus = find_row(measured.differences, init=name, versus=reference, split="ood", **where)
     if versus is None or versus["verdict"] is None:
         return f"{text}."
     against = (
@@ -320,15 +329,15 @@ def _elsewhere(
         f"{interval(versus, metric, signed=True)})"
     )
     if versus["verdict"] == "none":
-        return f"{text}. There it is not shown to differ from {baseline} {against}."
+        return f"{text}. There it is not shown to differ from {reference} {against}."
     sure = "is" if versus["p_holm"] < SIGNIFICANT else "may be"
-    return f"{text}. There it {sure} {versus['verdict']} than {baseline} {against}."
+    return f"{text}. There it {sure} {versus['verdict']} than {reference} {against}."
 
 
 def note(
-    evidence: Evidence, measured: Measured, name: str, baseline: str, split: str = "test"
+    evidence: Evidence, measured: Measured, name: str, reference: str, split: str = "test"
 ) -> list[tuple[str, str]]:
-    """What a row of a table must say beside its numbers: (verdict, words)."""
+    """Return the remarks beside the numbers of a row: (verdict, words)."""
     where = {
         "task": evidence.name,
         "fraction": evidence.fraction,
@@ -336,16 +345,16 @@ def note(
         "split": split,
     }
     notes = []
-    versus = find_row(measured.differences, init=name, versus=baseline, **where)
+    versus = find_row(measured.differences, init=name, versus=reference, **where)
     if versus is not None and versus["verdict"] in ("better", "worse"):
         sure = versus["p_holm"] < SIGNIFICANT
-        words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {baseline}"
+        words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {reference}"
         notes.append((versus["verdict"], words))
     verdicts: dict[str, list[str]] = {"worse": [], "none": []}
-    for floor in _floors(evidence):
-        versus = find_row(measured.differences, init=name, versus=floor, **where)
+    for baseline in _baselines(evidence):
+        versus = find_row(measured.differences, init=name, versus=baseline, **where)
         if versus is not None and versus["verdict"] in verdicts:
-            verdicts[versus["verdict"]].append(plain(floor))
+            verdicts[versus["verdict"]].append(plain(baseline))
     if verdicts["worse"]:
         notes.append(("worse", f"perhaps worse than {_list(verdicts['worse'], 'and')}"))
     if verdicts["none"]:
@@ -353,35 +362,34 @@ def note(
     return notes
 
 
-def floors_ahead(value: float, floors: Mapping[str, float | None], metric: str) -> str:
-    """Which floors do as well as a model, or better, among some people; empty where none does.
+def baselines_ahead(value: float, baselines: Mapping[str, float | None], metric: str) -> str:
+    """Return which baselines do as well as a model, or better, in a group; empty where none does.
 
-    A remark on the numbers as they are: whether chance made the difference is not asked.
+    A remark on the numbers as they are: chance is not considered.
     """
     sign = 1 if METRICS[metric].higher_is_better else -1
     ahead = [
-        f"{plain(name)} ({number(floor, metric)})"
-        for name, floor in floors.items()
-        if floor is not None and sign * floor >= sign * value
+        f"{plain(name)} ({number(baseline, metric)})"
+        for name, baseline in baselines.items()
+        if baseline is not None and sign * baseline >= sign * value
     ]
     return f"no better than {_list(ahead, 'and')}" if ahead else ""
 
 
 def p_value(p: float) -> str:
-    """p = 0.03, or p < 0.001: smaller ones lean on a shape of the tails that nobody knows."""
+    """Format a p-value: p = 0.03, or p < 0.001, as smaller ones depend on tails whose shape is
+    unknown."""
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def _floors(evidence: Evidence) -> list[str]:
-    return [model.name for model in evidence.models if model.is_floor]
+def _baselines(evidence: Evidence) -> list[str]:
+    return [model.name for model in evidence.models if model.is_baseline]
 
 
-def _list(parts: Sequence[str], joiner: str) -> str:
-    return (
-        f" {joiner} ".join(parts)
-        if len(parts) < 3
-        else f"{', '.join(parts[:-1])} {joiner} {parts[-1]}"
-    )
+def _list(items: Sequence[str], joiner: str) -> str:
+    if len(items) < 3:
+        return f" {joiner} ".join(items)
+    return f"{', '.join(items[:-1])} {joiner} {items[-1]}"
 
 
 def _sentence(text: str) -> str:

@@ -24,7 +24,7 @@ from neurofoundry.contracts import mni
 from neurofoundry.evaluate.measure.explanations import Explanation
 
 INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
-BASELINE = "#6b7280"
+REFERENCE = "#6b7280"
 COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
 FAMILIAR, NEW = "#1f5f8b", "#c4611f"
 
@@ -58,11 +58,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def colours(names: Sequence[str], baseline: str) -> dict[str, str]:
-    """Return a colour for every initialization; the baseline is grey."""
-    others = [name for name in names if name != baseline]
+def colours(names: Sequence[str], reference: str) -> dict[str, str]:
+    """Return a colour for every initialization; the reference is grey."""
+    others = [name for name in names if name != reference]
     palette = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
-    return {name: palette.get(name, BASELINE) for name in names}
+    return {name: palette.get(name, REFERENCE) for name in names}
 
 
 SITES = (("test", FAMILIAR), ("ood", NEW))
@@ -135,22 +135,22 @@ def predicted_against_true(
 
 
 def label_efficiency(
-    rows: pd.DataFrame, name: str, baseline: str, colour: str, label: str, title: str
+    rows: pd.DataFrame, name: str, reference: str, colour: str, label: str, title: str
 ) -> str:
     """Plot the metric of an initialization against the share of labels learned from, with
-    intervals; behind it the curve of the baseline, and where that ends.
+    intervals; behind it the curve of the reference, and where that ends.
 
     ``rows`` are those of all initializations, so that panels beside each other share an axis.
     """
     drawn = rows.dropna(subset=["low"]).sort_values("fraction")
 
     def draw(axes: Axes) -> None:
-        behind, own = (drawn[drawn["init"] == each] for each in (baseline, name))
+        behind, own = (drawn[drawn["init"] == each] for each in (reference, name))
         if len(behind):
             ends = float(behind["value"].iloc[-1])
             axes.axhline(ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        if name != baseline:
-            axes.plot(behind["fraction"], behind["value"], color=BASELINE, linewidth=1)
+        if name != reference:
+            axes.plot(behind["fraction"], behind["value"], color=REFERENCE, linewidth=1)
         reach = [own["value"] - own["low"], own["high"] - own["value"]]
         axes.errorbar(
             own["fraction"],

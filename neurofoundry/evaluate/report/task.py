@@ -88,20 +88,20 @@ def _subjects(evidence: Evidence, split: str) -> dict[str, Any]:
 def _rows(
     evidence: Evidence, results: Results, initializations: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return a row for each initialization with all labels, and each floor."""
-    shown = [m for m in evidence.models if m.is_floor or m.fraction == evidence.fraction]
-    baseline = results.params.baseline
+    """Return a row for each initialization with all labels, and each baseline."""
+    shown = [m for m in evidence.models if m.is_baseline or m.fraction == evidence.fraction]
+    reference = results.params.baseline
     return [
         {
-            "name": narrative.plain(model.name).capitalize() if model.is_floor else model.name,
-            "floor": model.is_floor,
+            "name": narrative.plain(model.name).capitalize() if model.is_baseline else model.name,
+            "baseline": model.is_baseline,
             "morphometry": model.name == baselines.MORPHOMETRY,
-            "baseline": model.name == baseline,
+            "reference": model.name == reference,
             "origin": initializations.get(model.name, ""),
             "values": {
                 split: _values(evidence, results, model, split) for split in evidence.splits
             },
-            "notes": narrative.note(evidence, results.measured, model.name, baseline),
+            "notes": narrative.note(evidence, results.measured, model.name, reference),
             "seeds": len(model.seeds),
         }
         for model in shown
@@ -157,9 +157,9 @@ def _axis(ends: Sequence[float | None], metric: str) -> dict[str, Any]:
 
 def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dict[str, Any]:
     """Return the forest plot of subgroups, of the model that the headline is about, with the
-    floors."""
+    baselines."""
     name = conclusion.candidate[0] if conclusion.candidate else results.params.baseline
-    floors, metric = baselines.names(evidence.task), evidence.task.primary
+    simple, metric = baselines.names(evidence.task), evidence.task.primary
     rows: list[dict[str, Any]] = []
     hidden = 0
     for variable, group, cells in _cells_of_groups(evidence, results, name):
@@ -173,17 +173,17 @@ def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
                 **own,
                 "variable": variable,
                 "group": group,
-                "floors": [values.get(init) for init in floors],
-                "ahead": narrative.floors_ahead(own["value"], values, metric),
+                "baselines": [values.get(init) for init in simple],
+                "ahead": narrative.baselines_ahead(own["value"], values, metric),
             }
         )
     ends = [row[end] for row in rows for end in ("value", "low", "high")]
-    ends += [value for row in rows for value in row["floors"]]
+    ends += [value for row in rows for value in row["baselines"]]
     return {
         "name": name,
         "rows": rows,
         "hidden": hidden,
-        "floors": [narrative.plain(init) for init in floors],
+        "baselines": [narrative.plain(init) for init in simple],
         "scale": _axis(ends, metric),
     }
 
@@ -191,7 +191,7 @@ def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
 def _cells_of_groups(
     evidence: Evidence, results: Results, name: str
 ) -> Iterator[tuple[str, str, dict[str, Cell]]]:
-    """Yield for everybody and for each group of a split the cells of a model and of the floors."""
+    """Yield the cells of a model and of the baselines, for everybody and each group of a split."""
     fractions = {name: evidence.fraction} | dict.fromkeys(baselines.names(evidence.task), 1.0)
     where = {"task": evidence.name, "metric": evidence.task.primary}
     table = results.subgroups
@@ -242,13 +242,15 @@ def _calibration(evidence: Evidence, results: Results) -> dict[str, Any]:
 
 def _labels(evidence: Evidence, results: Results, conclusion: Conclusion) -> dict[str, Any]:
     """Return how few labels suffice for every initialization, that of the headline first."""
-    metric, baseline = evidence.task.primary, results.params.baseline
-    names = [m.name for m in evidence.models if not m.is_floor]
+    metric, reference = evidence.task.primary, results.params.baseline
+    names = [m.name for m in evidence.models if not m.is_baseline]
     where = {"task": evidence.name, "split": "test", "metric": metric}
-    base = find_row(results.measured.measures, init=baseline, fraction=evidence.fraction, **where)
+    reference_row = find_row(
+        results.measured.measures, init=reference, fraction=evidence.fraction, **where
+    )
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*(conclusion.candidate or ())[:1], *names]):
-        fewer = narrative.with_fewer_labels(evidence, results.measured, name, baseline)
+        fewer = narrative.with_fewer_labels(evidence, results.measured, name, reference)
         if fewer:
             rows.append(
                 {
@@ -262,7 +264,7 @@ def _labels(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
         "rows": rows,
         "shares": [(fraction, f"{fraction:.0%}") for fraction in shares],
         "all": f"{evidence.fraction:.0%}",
-        "base": narrative.with_interval(base, metric) if base else "",
+        "reference": narrative.with_interval(reference_row, metric) if reference_row else "",
         "compared": len(rows) * len(shares),
         "difference": lambda row: narrative.with_interval(row, metric, signed=True),
     }
@@ -271,7 +273,7 @@ def _labels(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
 def _confusion(
     evidence: Evidence, results: Results, conclusion: Conclusion
 ) -> list[dict[str, Any]]:
-    """Return the confusion matrices of the initialization of the headline and of the baseline."""
+    """Return the confusion matrices of the initialization of the headline and of the reference."""
     table, classes = results.curves.confusion, list(evidence.task.classes)
     table = table[table["task"] == evidence.name]
     matrices = []

@@ -21,7 +21,7 @@ SIZES = pd.DataFrame(
 
 
 def fit(task: Task, train: pd.DataFrame, scans: pd.DataFrame) -> tuple[Model, ...]:
-    """Floors where sizes say nothing."""
+    """Baselines where sizes say nothing."""
     ids = sorted({*train["scan_id"], *scans["scan_id"]})
     return baselines.fit(task, train, scans, SIZES.iloc[: len(ids)].set_axis(ids))
 
@@ -47,8 +47,8 @@ class TestAgeSexSite:
             ),
             LogisticRegression(),
         ).fit(train, train["diagnosis"] == "AD")
-        _, floor, _ = fit(task, train, test)
-        assert np.allclose(floor.outputs[0], oracle.predict_proba(test), atol=1e-4)
+        _, baseline, _ = fit(task, train, test)
+        assert np.allclose(baseline.outputs[0], oracle.predict_proba(test), atol=1e-4)
 
     def test_it_finds_what_age_says(self):
         random = np.random.default_rng(0)
@@ -101,9 +101,9 @@ class TestAgeSexSite:
 def test_without_a_training_scan_of_a_class_there_is_none():
     scans = scans_table(60)
     train = scans[(scans["split"] == "train") & (scans["stroke"] == "no")]
-    for floor in fit(TASKS["stroke"], train, scans):
-        assert floor.seeds == ()
-        assert "some class" in floor.reason
+    for baseline in fit(TASKS["stroke"], train, scans):
+        assert baseline.seeds == ()
+        assert "some class" in baseline.reason
 
 
 class TestMorphometry:
@@ -114,13 +114,13 @@ class TestMorphometry:
         score = 3 * sizes[0].to_numpy() + random.normal(0, 0.5, len(scans))
         scans = scans.assign(score=score)
         train, test = (scans[scans["split"] == split] for split in ("train", "test"))
-        *_, floor = baselines.fit(task, train, test, sizes)
-        assert floor.name == "floor-morphometry"
-        assert np.corrcoef(floor.outputs[0], test["score"])[0, 1] > 0.95
+        *_, baseline = baselines.fit(task, train, test, sizes)
+        assert baseline.name == "floor-morphometry"
+        assert np.corrcoef(baseline.outputs[0], test["score"])[0, 1] > 0.95
         oracle = make_pipeline(StandardScaler(), Ridge(1.0)).fit(
             sizes.loc[train["scan_id"]], train["score"]
         )
-        assert floor.outputs[0] == pytest.approx(
+        assert baseline.outputs[0] == pytest.approx(
             oracle.predict(sizes.loc[test["scan_id"]]), abs=0.3
         )
 
@@ -129,5 +129,5 @@ class TestMorphometry:
         train = task.select(scans[scans["split"] == "train"])
         one = train[train["stroke"] == "yes"].iloc[:1]
         train = pd.concat([one, train[train["stroke"] == "no"]])
-        *_, floor = fit(task, train, scans)
-        assert np.isfinite(floor.outputs).all()
+        *_, baseline = fit(task, train, scans)
+        assert np.isfinite(baseline.outputs).all()

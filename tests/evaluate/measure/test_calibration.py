@@ -46,8 +46,8 @@ def test_a_correction_learned_from_validation_mends_the_test_subjects(kind):
     assert set(table["split"]) == {"test"}
     if kind == "age":
         assert values.loc[("bias_slope", "no"), "high"] < -0.4
-        found = values.loc[("bias_slope", "val")]
-        assert found["low"] < 0 < found["high"]
+        slope = values.loc[("bias_slope", "val")]
+        assert slope["low"] < 0 < slope["high"]
         # Undoing the pull to the mean enlarges the noise: the correction is no free gain.
         assert values.loc[("mae", "val"), "value"] < 9
     else:
@@ -70,8 +70,8 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
     fitted = tuple((labels, 20 + slope * labels + noise) for slope in (0.7, 0.8))
     twice = np.concatenate([model.outputs] * 2)
     model = Model("m", 1.0, (0, 1), twice, fitted=fitted)
-    for number, (_, said) in enumerate(fitted):
-        undone = calibration.correction_on_train(case.task, model, number)(said)
+    for number, (_, outputs) in enumerate(fitted):
+        undone = calibration.correction_on_train(case.task, model, number)(outputs)
         assert stats.linregress(labels, undone).slope == pytest.approx(1)
         assert undone.mean() == pytest.approx(labels.mean())
     case = replace(case, models=(model,))
@@ -80,7 +80,7 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
     values = table.query("metric == 'bias_slope'").set_index("corrected")["value"]
     assert list(values.index) == ["no", "val", "train"]
     # Each seed by its own line: outputs that rise by b are spread to b / 0.7 and b / 0.8.
-    lines = [stats.linregress(labels, said).slope for _, said in fitted]
+    lines = [stats.linregress(labels, outputs).slope for _, outputs in fitted]
     spread = np.mean([(1 + values["no"]) / line for line in lines]) - 1
     assert values["train"] == pytest.approx(spread)
 

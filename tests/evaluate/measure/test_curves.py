@@ -85,5 +85,5 @@ def test_confusion_matrices_count_calls_at_the_threshold_of_each_seed():
         assert threshold < 0.4
         for true, score in zip(case.targets[ood], outputs[ood], strict=True):
             counts["FM"[int(true)], "FM"[int(score >= threshold)]] += 1
-    found = table.set_index(["true", "predicted"])["scans"].to_dict()
-    assert found == counts
+    counted = table.set_index(["true", "predicted"])["scans"].to_dict()
+    assert counted == counts

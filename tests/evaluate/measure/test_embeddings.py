@@ -38,19 +38,19 @@ def features(table: pd.DataFrame, *, noise: float, count: int = 12) -> np.ndarra
 
 
 def measured(table: pd.DataFrame, values: np.ndarray, **params: int) -> pd.DataFrame:
-    found = embeddings.measure(
+    measures = embeddings.measure(
         {"e": Features(table["scan_id"].to_numpy(str), values)},
         Inputs(table, pd.DataFrame(), (), pd.DataFrame(), {}),
         params=PARAMS.model_copy(update=params),
         seed=0,
     )
-    return found.query("sites == 'two'").set_index("metric")
+    return measures.query("sites == 'two'").set_index("metric")
 
 
 def test_the_numbers_are_those_of_naive_loops():
     table = scans(7, single=4).sample(frac=1, random_state=0, ignore_index=True)
     values = features(table, noise=0.8) * np.arange(1, 13)
-    found = measured(table, values)
+    measures = measured(table, values)
     x = (values - values.mean(0)) / values.std(0)
     at = {name: index for index, name in enumerate(table["scan_id"])}
     pairs = [(at[f"p{i:02d}_1"], at[f"p{i:02d}_2"]) for i in range(7)]
@@ -69,13 +69,14 @@ def test_the_numbers_are_those_of_naive_loops():
         ratings = np.array([[x[a, k], x[b, k]] for a, b in pairs])
         iccs.append(intervals.icc_estimates(ratings)[1].value)
     assert 0 < hits < 14
-    assert found.loc["identification", "value"] == pytest.approx(hits / 14)
-    assert found.loc["identification", "chance"] == pytest.approx(np.mean(chances))
-    assert found.loc["distance_ratio", "value"] == pytest.approx(np.mean(within) / np.mean(between))
-    assert found.loc["icc_consistency", "value"] == pytest.approx(np.median(iccs))
-    assert (found["low"] < found["value"]).all()
-    assert (found["value"] < found["high"]).all()
-    assert (found["subjects"] == 7).all()
+    assert measures.loc["identification", "value"] == pytest.approx(hits / 14)
+    assert measures.loc["identification", "chance"] == pytest.approx(np.mean(chances))
+    ratio = np.mean(within) / np.mean(between)
+    assert measures.loc["distance_ratio", "value"] == pytest.approx(ratio)
+    assert measures.loc["icc_consistency", "value"] == pytest.approx(np.median(iccs))
+    assert (measures["low"] < measures["value"]).all()
+    assert (measures["value"] < measures["high"]).all()
+    assert (measures["subjects"] == 7).all()
 
 
 def test_the_ratio_of_a_resample_is_that_of_its_persons_one_by_one():
@@ -83,8 +84,8 @@ def test_the_ratio_of_a_resample_is_that_of_its_persons_one_by_one():
     within, between = embeddings.distances(*random.normal(size=(2, 4, 3)))
     drawn = [0, 0, 2, 3]
     apart = [between[i, j] for i in drawn for j in drawn if i != j]
-    found = embeddings.distance_ratio(within, between, np.array([[2.0, 0, 1, 1]]))
-    assert found[0] == pytest.approx(within[drawn].mean() / np.mean(apart))
+    ratio = embeddings.distance_ratio(within, between, np.array([[2.0, 0, 1, 1]]))
+    assert ratio[0] == pytest.approx(within[drawn].mean() / np.mean(apart))
 
 
 def test_features_that_are_noise_are_at_chance_and_those_of_the_person_are_perfect():
@@ -95,7 +96,7 @@ def test_features_that_are_noise_are_at_chance_and_those_of_the_person_are_perfe
     assert noise.loc["icc_consistency", "low"] < 0 < noise.loc["icc_consistency", "high"]
     telling = measured(table, features(table, noise=0.1, count=40))
     assert telling.loc["identification", "value"] == 1
-    # Were the true rate at the end, all 30 would be found with a chance of 2.5 %.
+    # Were the true rate at the end, all 30 would be recognized with a chance of 2.5 %.
     assert telling.loc["identification", "low"] == pytest.approx(0.025 ** (1 / 30))
     assert telling.loc["icc_consistency", "value"] == pytest.approx(1 / 1.01, abs=0.01)
 

@@ -30,17 +30,19 @@ def explain(folders: Folders, task: str, init: str, seed: int, **change: Any) ->
     """Write the explanation of a model: of two thirds of the difference, at PLACE in ill and old
     and with the other sign in the rest, the size growing with the seed."""
     path = folders.predictions(task, init, seed=seed)
-    said = pd.read_csv(path, sep="\t").query("split == 'test'").drop_duplicates("person")[:12]
-    sign = np.where(said["label"].isin(["M", "AD"]) | (task == "age"), 1.0, -1.0)
-    maps = np.zeros((len(said), *GRID.shape))
+    predictions = (
+        pd.read_csv(path, sep="\t").query("split == 'test'").drop_duplicates("person")[:12]
+    )
+    sign = np.where(predictions["label"].isin(["M", "AD"]) | (task == "age"), 1.0, -1.0)
+    maps = np.zeros((len(predictions), *GRID.shape))
     index = np.rint(apply_affine(np.linalg.inv(GRID.affine), PLACE)).astype(int)
     maps[:, *index] = sign * (1 + seed)
     content = {
-        "scan_id": said["scan_id"].to_numpy(str),
+        "scan_id": predictions["scan_id"].to_numpy(str),
         "maps": maps.astype(np.float32),
         "spacing": np.array(6.0),
         "answer": 1.5 * sign * (1 + seed) + 0.5,
-        "flat": np.full(len(said), 0.5),
+        "flat": np.full(len(predictions), 0.5),
         **change,
     }
     np.savez(path.with_name("explanation.npz"), **content)
@@ -123,14 +125,16 @@ def test_the_report_shows_them_with_what_they_do_not_mean(out: Path) -> None:
     assert page.open == []
     assert "simclr: sex M, mean of" in page.words
     assert "age, years" in page.words
-    assert "33 % of the differences are left over" in page.words
+    assert "33 % of the differences are unexplained" in page.words
     # blind knows nothing, and its maps are not to be believed.
     doubt = "This model is not shown to beat the same answer for everybody"
     for init, text in zip(
-        ("simclr", "blind"), page.words.split("Where the answers of")[1:3], strict=True
+        ("simclr", "blind"),
+        page.words.split("Where in the brain the predictions of")[1:3],
+        strict=True,
     ):
         assert (doubt in text) == (init == "blind")
-    assert "Where the answers of scratch come from" not in page.words
+    assert "Where in the brain the predictions of scratch come from" not in page.words
 
 
 def test_the_checklist_says_what_was_explained_and_what_to_think_of_it(
@@ -142,7 +146,7 @@ def test_the_checklist_says_what_was_explained_and_what_to_think_of_it(
     table = pd.read_csv(out / "tables/explanations.tsv", sep="\t")
     men = table.query("task == 'sex' and init == 'simclr' and group == 'M'").iloc[0]
     assert f"sex, simclr: M {men['subjects']} subjects, most at 34, -26, -6 mm" in item
-    assert item.count("33 % of the differences left over") == 4
+    assert item.count("33 % of the differences unexplained") == 4
     sex, age = item.split("age, simclr")
     for task in (sex, age):
         simclr, blind = task.split("blind:")
@@ -158,18 +162,18 @@ def test_without_explanations_the_checklist_says_so(evaluated: Workspace) -> Non
 
 
 def test_a_place_that_moves_the_answer_is_warm_in_the_picture() -> None:
-    found = explanations.Explanation(
+    explanation = explanations.Explanation(
         *("sex", "simclr", "M", 1, 1, GRID, np.zeros(GRID.shape), 0.0, 0.0, 0.0)
     )
     index = tuple(np.rint(apply_affine(np.linalg.inv(GRID.affine), PLACE)).astype(int))
-    found.mean[index] = 1.0
-    panel = plots.plane(found, 1.0, 2, PLACE[2])
+    explanation.mean[index] = 1.0
+    panel = plots.plane(explanation, 1.0, 2, PLACE[2])
     red, _, blue = np.moveaxis(panel, -1, 0)
     rows, columns = np.nonzero(red > blue + 0.5)
     # Pixels of 2 mm, from the left and from the top of the box.
     assert -95.5 + 2 * columns.mean() + 1 == pytest.approx(PLACE[0], abs=1.5)
     assert 78.5 - 2 * rows.mean() - 1 == pytest.approx(PLACE[1], abs=1.5)
-    assert np.allclose(*(plots.plane(found, 1.0, 2, 60.0)[..., k] for k in (0, 2)))
+    assert np.allclose(*(plots.plane(explanation, 1.0, 2, 60.0)[..., k] for k in (0, 2)))
 
 
 @pytest.mark.parametrize(

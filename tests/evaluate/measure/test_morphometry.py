@@ -13,26 +13,26 @@ from tests.evaluate.conftest import GRID, head
 
 def steps(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """As `write_volume` and `open_volume` leave a volume."""
-    found = np.where(mask, np.rint(image / SLOPE), 0).astype(np.int16)
-    found[mask & (found == 0)] = 1
-    return found.transpose(2, 1, 0)
+    volume = np.where(mask, np.rint(image / SLOPE), 0).astype(np.int16)
+    volume[mask & (volume == 0)] = 1
+    return volume.transpose(2, 1, 0)
 
 
 def measured(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    found = morphometry.sizes_of(steps(image, mask), GRID)
-    return dict(zip(morphometry.SIZES, found, strict=True))
+    sizes = morphometry.sizes_of(steps(image, mask), GRID)
+    return dict(zip(morphometry.SIZES, sizes, strict=True))
 
 
 def test_a_head_of_known_size_is_measured_in_millilitres_and_millimetres():
     image, mask = head(wide=False, large=False)
-    found = measured(image, mask)
-    assert found["brain_ml"] == pytest.approx(4 / 3 * np.pi * 6.8 * 8.4 * 6.6, rel=0.03)
-    assert found["width_mm"] == pytest.approx(136, abs=7)
-    assert found["length_mm"] == pytest.approx(168, abs=7)
-    assert found["fluid_share"] == pytest.approx(0.3**3, rel=0.25)
-    assert found["white_share"] == pytest.approx(0.75**3 - 0.3**3, rel=0.1)
-    assert found["ventricles_ml"] > 0.8 * found["fluid_share"] * found["brain_ml"]
-    assert found["mean_asymmetry"] < 0.1
+    sizes = measured(image, mask)
+    assert sizes["brain_ml"] == pytest.approx(4 / 3 * np.pi * 6.8 * 8.4 * 6.6, rel=0.03)
+    assert sizes["width_mm"] == pytest.approx(136, abs=7)
+    assert sizes["length_mm"] == pytest.approx(168, abs=7)
+    assert sizes["fluid_share"] == pytest.approx(0.3**3, rel=0.25)
+    assert sizes["white_share"] == pytest.approx(0.75**3 - 0.3**3, rel=0.1)
+    assert sizes["ventricles_ml"] > 0.8 * sizes["fluid_share"] * sizes["brain_ml"]
+    assert sizes["mean_asymmetry"] < 0.1
 
 
 def test_wide_ventricles_and_large_heads_show_and_brightness_does_not():
@@ -95,6 +95,6 @@ def test_fluid_beside_the_right_hippocampus_is_on_the_right():
 def test_the_rim_is_six_millimetres_deep():
     image, mask = head(wide=False, large=False)
     outer = mask & ~ndimage.binary_erosion(mask)  # a shell of one voxel of 6 mm
-    found = measured(np.where(outer, -2.0, image), mask)
-    assert found["rim_fluid_share"] == pytest.approx(1)
-    assert found["fluid_share"] < 0.5
+    sizes = measured(np.where(outer, -2.0, image), mask)
+    assert sizes["rim_fluid_share"] == pytest.approx(1)
+    assert sizes["fluid_share"] < 0.5

@@ -35,14 +35,14 @@ def test_values_are_those_of_scikit_learn(usual, evaluated, split):
     numbers = json.loads((evaluated.dir / "metrics.json").read_text())
     for task, positive in (("alzheimers", "AD"), ("stroke", "yes"), ("sex", "M")):
         table = predictions(usual, task, "simclr", split)
-        found = numbers[task]["simclr"]["1.0"][split]
+        scores = numbers[task]["simclr"]["1.0"][split]
         area = sk.roc_auc_score(table["label"] == positive, table[f"p_{positive}"])
-        assert found["auc"]["value"] == pytest.approx(area)
-        assert found["subjects"] == table["person"].nunique()
-        assert found["scans"] == len(table)
+        assert scores["auc"]["value"] == pytest.approx(area)
+        assert scores["subjects"] == table["person"].nunique()
+        assert scores["scans"] == len(table)
     table = predictions(usual, "age", "simclr", split)
-    found = numbers["age"]["simclr"]["1.0"][split]
-    assert found["r2"]["value"] == pytest.approx(sk.r2_score(table["label"], table["output"]))
+    scores = numbers["age"]["simclr"]["1.0"][split]
+    assert scores["r2"]["value"] == pytest.approx(sk.r2_score(table["label"], table["output"]))
 
 
 def test_every_number_lies_in_its_interval_or_says_why_there_is_none(evaluated):
@@ -79,15 +79,15 @@ def test_seeds_are_averaged_and_their_spread_is_told_apart(tmp_path):
     folders = write_inputs(tmp_path / "in", scans_table(120), tasks=tasks, seeds=(0, 1, 2))
     run(folders, tmp_path / "out", tasks=tasks)
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())
-    found = numbers["stroke"]["simclr"]["1.0"]["test"]["auc"]
+    score = numbers["stroke"]["simclr"]["1.0"]["test"]["auc"]
     areas = []
     for seed in range(3):
         table = predictions(folders, "stroke", "simclr", "test", seed)
         areas.append(sk.roc_auc_score(table["label"] == "yes", table["p_yes"]))
-    assert found["value"] == pytest.approx(np.mean(areas))
-    assert found["seed_sd"] == pytest.approx(np.std(areas, ddof=1))
+    assert score["value"] == pytest.approx(np.mean(areas))
+    assert score["seed_sd"] == pytest.approx(np.std(areas, ddof=1))
     # An ensemble would be another number.
-    assert found["low"] < found["value"] < found["high"]
+    assert score["low"] < score["value"] < score["high"]
     assert "seed_sd" not in numbers["stroke"]["floor-prevalence"]["1.0"]["test"]["auc"]
 
 
@@ -96,7 +96,10 @@ def test_differences_are_those_of_the_values_and_paired(evaluated):
     values = table.set_index(["task", "init", "split", "metric"])["value"]
     rows = differences[differences["value"].notna()]
     assert set(rows["split"]) == {"test", "ood"}
-    expected = {"scratch", *(floor for task in TASKS.values() for floor in baselines.names(task))}
+    expected = {
+        "scratch",
+        *(name for task in TASKS.values() for name in baselines.names(task)),
+    }
     assert set(rows["versus"]) == expected
     for row in rows.to_dict("records"):
         of = [
@@ -153,10 +156,10 @@ def test_the_change_out_of_distribution_has_an_interval(evaluated):
 
 def test_the_same_answer_for_everybody_ranks_nobody(evaluated):
     numbers = json.loads((evaluated.dir / "metrics.json").read_text())
-    floor = numbers["stroke"]["floor-prevalence"]["1.0"]["test"]
-    assert [floor["auc"][end] for end in ("value", "low", "high")] == [0.5, 0.5, 0.5]
-    assert floor["sensitivity"]["value"] is None
-    assert "no threshold" in floor["sensitivity"]["reason"]
+    baseline = numbers["stroke"]["floor-prevalence"]["1.0"]["test"]
+    assert [baseline["auc"][end] for end in ("value", "low", "high")] == [0.5, 0.5, 0.5]
+    assert baseline["sensitivity"]["value"] is None
+    assert "no threshold" in baseline["sensitivity"]["reason"]
     assert numbers["age"]["floor-mean"]["1.0"]["test"]["correlation"]["value"] is None
 
 
@@ -239,9 +242,9 @@ def test_every_seed_has_the_threshold_that_its_own_validation_suggests():
     for outputs in evidence.models[0].outputs[:, :, 1]:
         threshold = youden_threshold(ill[val], outputs[val])
         recalls.append((outputs[test & ill] >= threshold).mean())
-    found = measured_in(evidence, "test").loc["sensitivity"]
-    assert found["value"] == pytest.approx(np.mean(recalls))
-    assert found["seed_sd"] == pytest.approx(np.std(recalls, ddof=1))
+    recall = measured_in(evidence, "test").loc["sensitivity"]
+    assert recall["value"] == pytest.approx(np.mean(recalls))
+    assert recall["seed_sd"] == pytest.approx(np.std(recalls, ddof=1))
 
 
 def test_the_interval_of_a_difference_of_areas_is_delongs_for_the_means_over_seeds():
@@ -252,9 +255,9 @@ def test_the_interval_of_a_difference_of_areas_is_delongs_for_the_means_over_see
     models = (*evidence.models, other)
     params = EvaluateParams(baseline="other", bootstraps=100)
     measured = performance.measure([replace(evidence, models=models)], params=params, seed=0)
-    found = measured.differences.query("init == 'm' and split == 'test' and metric == 'auc'").iloc[
-        0
-    ]
+    difference = measured.differences.query(
+        "init == 'm' and split == 'test' and metric == 'auc'"
+    ).iloc[0]
     inside = evidence.inside("test")
     areas, c = auc_covariance(
         evidence.labels[inside],
@@ -262,19 +265,19 @@ def test_the_interval_of_a_difference_of_areas_is_delongs_for_the_means_over_see
         evidence.persons[inside],
     )
     contrast = np.array([0.5, 0.5, -0.5, -0.5])
-    assert found["value"] == pytest.approx(contrast @ areas)
+    assert difference["value"] == pytest.approx(contrast @ areas)
     reach = stats.t.ppf(0.975, 58) * np.sqrt(contrast @ c @ contrast)
-    assert (found["low"], found["high"]) == pytest.approx(
-        (found["value"] - reach, found["value"] + reach)
+    assert (difference["low"], difference["high"]) == pytest.approx(
+        (difference["value"] - reach, difference["value"] + reach)
     )
 
 
 def test_subjects_of_one_age_have_errors_and_a_reason_why_nothing_is_explained():
-    found = measured_in(ages(np.full(12, 50), np.arange(40, 50)), "test")
-    assert found.loc["mae", "low"] < found.loc["mae", "value"] < found.loc["mae", "high"]
-    assert found.loc[["r2", "correlation"], "value"].isna().all()
-    assert found.loc["r2", "reason"] == "the labels are all the same"
-    assert found.loc["correlation", "reason"] == "the outputs (or the labels) are all the same"
+    measures = measured_in(ages(np.full(12, 50), np.arange(40, 50)), "test")
+    assert measures.loc["mae", "low"] < measures.loc["mae", "value"] < measures.loc["mae", "high"]
+    assert measures.loc[["r2", "correlation"], "value"].isna().all()
+    assert measures.loc["r2", "reason"] == "the labels are all the same"
+    assert measures.loc["correlation", "reason"] == "the outputs (or the labels) are all the same"
 
 
 def test_a_perfect_model_is_not_certain(tmp_path):
@@ -300,12 +303,12 @@ def test_several_classes_are_measured_one_against_the_rest(tmp_path):
     table = predictions(folders, "group", "simclr", "test")
     p = table[["p_CN", "p_MCI", "p_AD"]].to_numpy()
     labels = table["label"].map({"CN": 0, "MCI": 1, "AD": 2}).to_numpy()
-    found = json.loads((tmp_path / "out/metrics.json").read_text())["group"]["simclr"]["1.0"][
+    values = json.loads((tmp_path / "out/metrics.json").read_text())["group"]["simclr"]["1.0"][
         "test"
     ]
     expected = sk.roc_auc_score(labels, p, multi_class="ovr", average="macro")
-    assert found["auc"]["value"] == pytest.approx(expected)
-    assert "sensitivity" not in found
+    assert values["auc"]["value"] == pytest.approx(expected)
+    assert "sensitivity" not in values
     page = (tmp_path / "out/report.html").read_text()
     assert "Can a model tell group apart: CN, MCI, AD?" in page
 
@@ -323,8 +326,8 @@ def test_a_comparison_of_equals_rarely_finds_a_difference(tmp_path):
             models.append(Model(name, 1.0, (0,), np.stack([1 - p, p], axis=1)[None]))
         # Everybody is tested: the splits play no part here.
         evidence = Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
-        found = performance.measure(
+        differences = performance.measure(
             [evidence], params=EvaluateParams(baseline="scratch", bootstraps=200), seed=number
         ).differences
-        wrong += found.query("metric == 'auc'")["verdict"].iloc[0] != "none"
+        wrong += differences.query("metric == 'auc'")["verdict"].iloc[0] != "none"
     assert wrong <= 9

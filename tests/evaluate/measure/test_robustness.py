@@ -64,11 +64,11 @@ def test_a_model_that_contradicts_itself_has_an_agreement_and_does_not_stop_the_
     contrary = np.array([1, -1, -1, 1, 2, -2, -2, 2, 0, 0], float)
     model = replace(evidence.models[0], outputs=contrary[None])
     table = robustness.repeats([replace(evidence, models=(model,))], params=PARAMS)
-    found = table.query("sites == 'two'").set_index("metric")
-    assert found.loc["icc_agreement", "value"] == pytest.approx(-1 / (1 - 2 / 5))
-    assert found.loc["icc_consistency", "value"] == pytest.approx(-1)
-    assert found["low"].isna().all()
-    assert found["reason"].str.contains("no interval can be given").all()
+    agreement = table.query("sites == 'two'").set_index("metric")
+    assert agreement.loc["icc_agreement", "value"] == pytest.approx(-1 / (1 - 2 / 5))
+    assert agreement.loc["icc_consistency", "value"] == pytest.approx(-1)
+    assert agreement["low"].isna().all()
+    assert agreement["reason"].str.contains("no interval can be given").all()
 
 
 def held_out(scanned: pd.DataFrame) -> Inputs:

@@ -18,9 +18,11 @@ def table(usual, evaluated):
 
 def test_values_are_those_of_scikit_learn_within_the_group(usual, table):
     scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t").set_index("scan_id")
-    said = pd.read_csv(usual.predictions("stroke", "simclr"), sep="\t").query("split == 'ood'")
+    predictions = pd.read_csv(usual.predictions("stroke", "simclr"), sep="\t").query(
+        "split == 'ood'"
+    )
     for sex in ("F", "M"):
-        part = said[scans.loc[said["scan_id"], "sex"].to_numpy() == sex]
+        part = predictions[scans.loc[predictions["scan_id"], "sex"].to_numpy() == sex]
         row = table.query(
             "task == 'stroke' and init == 'simclr' and split == 'ood' and variable == 'sex' "
             f"and group == '{sex}'"
@@ -38,7 +40,7 @@ def test_every_variable_is_there_and_what_a_task_predicts_is_no_group_of_it(tabl
     assert set(table[table["variable"] == "age"]["group"]) == {"40–59", "60–79", "80–120"}
 
 
-def test_floors_stand_beside_the_models(usual, table):
+def test_baselines_stand_beside_the_models(usual, table):
     rows = table.query("split == 'ood' and variable == 'sex' and group == 'F'")
     for task, constant in (("stroke", "floor-prevalence"), ("age", "floor-mean")):
         part = rows[rows["task"] == task].set_index("init")

@@ -125,7 +125,7 @@ def test_the_checklist_is_filled_from_the_run_and_names_nobody(usual, evaluated)
     scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t")
     held = scans[scans["usable"] & (scans["split"] == "test")]
     assert f"test, familiar sites {held['person'].nunique()} subjects and {len(held)} scans" in text
-    assert f"{len(scans) + 3} files looked at; 3 not used (cut short: 2; " in text
+    assert f"{len(scans) + 3} files examined; 3 not used (cut short: 2; " in text
     number = json.loads((evaluated.dir / "metrics.json").read_text())
     shown = number["sex"]["scratch"]["1.0"]["test"]["auc"]
     assert narrative.number(shown["value"], "auc") in text

@@ -29,7 +29,7 @@ def test_it_tells_where_every_scan_went(usual, page):
     usable = volumes[volumes["usable"]]
     failed = len(volumes) - len(usable)
     for text in (
-        f"{len(volumes) + 3} files looked at",
+        f"{len(volumes) + 3} files examined",
         "3 not used: cut short: 2 a copy of …: 1",
         f"{len(volumes)} scans of {volumes['person'].nunique()} subjects",
         f"{failed} failed quality control: overlap with the template: {failed}",
@@ -60,10 +60,16 @@ def test_weights_from_elsewhere_leave_leakage_unknown(tmp_path):
     run(folders, tmp_path / "out", tasks={})
     page = Page(tmp_path / "out/report.html")
     assert page.open == []
-    assert "Unknown for simclr : these weights came without a list" in page.words
-    assert "on subjects that are not known (weights from elsewhere)" in page.words
+    assert (
+        "Unknown for simclr : these weights came without a list of their pretraining subjects"
+        in page.words
+    )
+    assert "on unknown subjects (weights from elsewhere)" in page.words
     card = (tmp_path / "out/model_card.md").read_text()
-    assert "Unknown for simclr: these weights came without a list" in card
+    assert (
+        "Unknown for simclr: these weights came without a list of their pretraining subjects"
+        in card
+    )
     assert "None subjects" not in card + page.words
 
 

@@ -31,8 +31,8 @@ def content(page: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shown(usual, evaluated) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
-    """What the page holds, the scan behind each of its numbers (told by what nobody else has: the
-    place), and the features of these."""
+    """The content of the page, the scan behind each of its numbers (identified by its place, which
+    no other has), and the features of these."""
     data = content(evaluated.dir / PAGE)
     scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
     with np.load(usual.root / "models/features/simclr.npz") as file:
@@ -41,10 +41,14 @@ def shown(usual, evaluated) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
     _, _, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
     where = np.array(data["encoders"][0]["points"])
     away = np.abs(np.abs(where[:, None]) - np.abs(x @ axes[:6].T)).max(axis=2)
-    found = away.argmin(axis=1)
-    assert away[np.arange(len(found)), found].max() < 1e-3
-    assert len(set(found)) == len(names)
-    return data, scans.set_index("scan_id").loc[names[found]].reset_index(), x[found]
+    scan_of = away.argmin(axis=1)
+    assert away[np.arange(len(scan_of)), scan_of].max() < 1e-3
+    assert len(set(scan_of)) == len(names)
+    return (
+        data,
+        scans.set_index("scan_id").loc[names[scan_of]].reset_index(),
+        x[scan_of],
+    )
 
 
 def test_every_held_out_scan_is_placed_by_its_principal_components(shown):
@@ -73,8 +77,8 @@ def test_neighbours_are_the_nearest_scans_of_others(shown):
         }
         expected = sorted(away, key=away.__getitem__)[:6]
         assert data["encoders"][0]["near"][at] == expected
-        found = data["encoders"][0]["distance"][at]
-        np.testing.assert_allclose(found, [away[k] for k in expected], atol=0.006)
+        distances = data["encoders"][0]["distance"][at]
+        np.testing.assert_allclose(distances, [away[k] for k in expected], atol=0.006)
 
 
 def test_a_scan_is_coloured_by_what_is_known_of_it(shown):
@@ -82,13 +86,13 @@ def test_a_scan_is_coloured_by_what_is_known_of_it(shown):
     variables = {each["name"]: number for number, each in enumerate(data["variables"])}
     assert list(variables) == ["site", "age", "sex", "diagnosis", "stroke"]
     for row, scan in zip(data["scans"], scans.to_dict("records"), strict=True):
-        told = {
+        known = {
             name: data["variables"][number]["values"][row["groups"][number]]
             for name, number in variables.items()
         }
-        assert told["site"] == scan["site"]
-        assert (told["sex"], told["stroke"]) == (scan["sex"], scan["stroke"])
-        low, high = ends(told["age"])
+        assert known["site"] == scan["site"]
+        assert (known["sex"], known["stroke"]) == (scan["sex"], scan["stroke"])
+        low, high = ends(known["age"])
         assert low <= float(scan["age"]) < high
         assert row["new"] == (scan["split"] == "ood")
 
@@ -118,15 +122,15 @@ def test_a_thumbnail_is_the_slice_of_its_volume(usual, shown):
 def test_a_site_that_the_encoder_sees_shows(shown):
     """The fixture shifts one of sixteen features at one site."""
     data, _, _ = shown
-    found = dict(
+    shares = dict(
         zip(
             [each["name"] for each in data["variables"]],
             data["encoders"][0]["alike"],
             strict=True,
         )
     )
-    assert found["site"][0] > found["site"][1] + 0.04
-    assert abs(found["sex"][0] - found["sex"][1]) < 0.06
+    assert shares["site"][0] > shares["site"][1] + 0.04
+    assert abs(shares["sex"][0] - shares["sex"][1]) < 0.06
 
 
 class TestNearest:
@@ -200,12 +204,12 @@ def written(results: Results, out: Path) -> bool:
     return embedding_map.write(out, results)
 
 
-def test_more_scans_than_a_page_bears_are_drawn_by_lot(results, tmp_path, monkeypatch):
+def test_of_more_scans_than_a_page_bears_a_random_sample_is_shown(results, tmp_path, monkeypatch):
     assert MOST > 1000
     monkeypatch.setattr(embedding_map, "MOST", 50)
     assert written(results, tmp_path)
     assert len(content(tmp_path / PAGE)["scans"]) == 50
-    assert "these were drawn by lot" in (tmp_path / PAGE).read_text()
+    assert "these are a random sample" in (tmp_path / PAGE).read_text()
 
 
 def test_features_that_say_nothing_are_no_map(results, tmp_path):

@@ -108,29 +108,31 @@ def test_a_table_says_of_every_initialization_how_few_labels_suffice(
     assert narrative.how_few_suffice(tried, "auc") == text
 
 
-def test_in_a_group_the_floors_that_do_as_well_are_named() -> None:
-    floors = {"floor-prevalence": 0.5, "floor-age-sex-site": None, "floor-morphometry": 0.8}
+def test_in_a_group_the_baselines_that_do_as_well_are_named() -> None:
+    baselines = {"floor-prevalence": 0.5, "floor-age-sex-site": None, "floor-morphometry": 0.8}
     volumes = "no better than simple brain volumes (0.80)"
-    assert narrative.floors_ahead(0.81, floors, "auc") == ""
-    assert narrative.floors_ahead(0.80, floors, "auc") == volumes
-    assert narrative.floors_ahead(0.3, {"floor-mean": 0.5}, "mae") == ""
-    assert narrative.floors_ahead(0.6, {"floor-mean": 0.5}, "mae") == (
+    assert narrative.baselines_ahead(0.81, baselines, "auc") == ""
+    assert narrative.baselines_ahead(0.80, baselines, "auc") == volumes
+    assert narrative.baselines_ahead(0.3, {"floor-mean": 0.5}, "mae") == ""
+    assert narrative.baselines_ahead(0.6, {"floor-mean": 0.5}, "mae") == (
         "no better than the same answer for everybody (0.50)"
     )
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "verb"),
     [(0.1, 0.3, "It beats"), (-0.1, 0.1, "not shown to beat"), (-0.3, -0.1, "may be worse than")],
 )
-def test_a_floor_that_is_better_is_not_called_unbeaten(low: float, high: float, said: str) -> None:
+def test_a_baseline_that_is_better_is_not_called_unbeaten(
+    low: float, high: float, verb: str
+) -> None:
     where = {"task": "stroke", "fraction": 1.0, "metric": "auc"}
-    found = narrative.against_floors(evidence(), measured(VALUES, low, high), "simclr", where)
-    joiner = "or" if "not" in said else "and"
-    assert found.endswith(
-        f"{said} the same answer for everybody (0.50) {joiner} simple brain volumes (0.95)."
+    sentence = narrative.against_baselines(evidence(), measured(VALUES, low, high), "simclr", where)
+    joiner = "or" if "not" in verb else "and"
+    assert sentence.endswith(
+        f"{verb} the same answer for everybody (0.50) {joiner} simple brain volumes (0.95)."
     )
-    assert sum(each in found for each in ("beats", "not shown", "worse")) == 1
+    assert sum(each in sentence for each in ("beats", "not shown", "worse")) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,12 +143,12 @@ def test_a_floor_that_is_better_is_not_called_unbeaten(low: float, high: float, 
         (-0.3, -0.1, [("worse", "perhaps worse than {} and {}")]),
     ],
 )
-def test_a_row_says_which_floors_it_does_not_beat_and_which_beat_it(
+def test_a_row_says_which_baselines_it_does_not_beat_and_which_beat_it(
     low: float, high: float, notes: list[tuple[str, str]]
 ) -> None:
-    floors = ("the same answer for everybody", "simple brain volumes")
-    found = narrative.note(evidence(), measured(VALUES, low, high), "simclr", baseline="none")
-    assert found == [(verdict, text.format(*floors)) for verdict, text in notes]
+    baselines = ("the same answer for everybody", "simple brain volumes")
+    remarks = narrative.note(evidence(), measured(VALUES, low, high), "simclr", reference="none")
+    assert remarks == [(verdict, text.format(*baselines)) for verdict, text in notes]
 
 
 @pytest.mark.parametrize(

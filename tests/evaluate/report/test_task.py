@@ -10,7 +10,7 @@ from neurofoundry.evaluate.report import narrative
 from tests.evaluate.conftest import TASKS
 
 
-def test_every_model_and_floor_has_a_row_with_its_numbers(evaluated, page):
+def test_every_model_and_baseline_has_a_row_with_its_numbers(evaluated, page):
     table = pd.read_csv(evaluated.dir / "tables/metrics.tsv", sep="\t")
     rows = table.query("metric in ['auc', 'mae'] and split in ['test', 'ood']")
     assert len(rows) == 2 * 4 * (4 + 3)
@@ -20,7 +20,7 @@ def test_every_model_and_floor_has_a_row_with_its_numbers(evaluated, page):
         assert text in page.words.replace("( ", "(")
 
 
-def test_a_model_that_does_not_beat_the_floor_says_so(evaluated, page):
+def test_a_model_that_does_not_beat_the_baseline_says_so(evaluated, page):
     table = pd.read_csv(evaluated.dir / "tables/differences.tsv", sep="\t", keep_default_na=False)
     rows = table[
         table["versus"].isin(["floor-age-sex-site", "floor-age-site"])
@@ -37,7 +37,7 @@ def test_confusion_matrices_are_those_of_the_table(evaluated, page):
     table = pd.read_csv(evaluated.dir / "tables/confusion.tsv", sep="\t", keep_default_na=False)
     part = table.query("task == 'stroke' and init == 'scratch' and split == 'ood'")
     cells = part.set_index(["true", "predicted"])["scans"]
-    text = "scratch, new sites called no called yes"
+    text = "scratch, new sites predicted no predicted yes"
     for true in ("no", "yes"):
         whole = cells[true].sum()
         text += f" {true}"
@@ -60,7 +60,7 @@ def test_ages_are_corrected_on_validation_and_on_training_subjects(evaluated, pa
     assert " ".join(["scratch", *cells]) in page.words
 
 
-def test_floors_stand_in_the_plots_of_subgroups(evaluated, page):
+def test_baselines_stand_in_the_plots_of_subgroups(evaluated, page):
     parts = page.html.split("<h3>Subgroups: ")[1:]
     assert len(parts) == 4
     part = parts[list(TASKS).index("age")].split("<h3>")[0]
