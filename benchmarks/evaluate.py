@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("models", type=int, nargs="?", default=10)
     options = parser.parse_args()
     scans, models = options.scans, options.models
-    params = EvaluateParams(baseline="scratch")
+    params = EvaluateParams(reference="scratch")
     for name in TASKS:
         drawn = evidence(name, scans, models)
         for title, step in {

@@ -89,6 +89,12 @@ def parameters() -> str:
     return "\n".join(lines)
 
 
+def parameter_keys() -> set[str]:
+    """Every key of params.yaml, as parameters.md names it."""
+    fields = Params.model_fields.items()
+    return {row.key for name, field in fields for row in _rows(name, field, REQUIRED)}
+
+
 def _rows(key: str, field: FieldInfo, default: Any) -> Iterator[Row]:
     """What is to be said of a parameter, and of those within it."""
     sections, step = _sections(field.annotation)

@@ -114,9 +114,9 @@ class Params(Section):
                         f"tasks.{name}: no column '{column}'; ingest.columns declares "
                         f"{', '.join(sorted(self.ingest.columns))}"
                     )
-        if self.evaluate.baseline not in self.finetune.initializations:
+        if self.evaluate.reference not in self.finetune.initializations:
             raise ValueError(
-                f"evaluate.baseline: '{self.evaluate.baseline}' is not one of "
+                f"evaluate.reference: '{self.evaluate.reference}' is not one of "
                 f"finetune.initializations ({', '.join(self.finetune.initializations)})"
             )
         promotion = self.evaluate.promotion

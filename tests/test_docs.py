@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ PATH = re.compile(
     r"/[\w./-]*[\w/]"
 )
 COMMAND = re.compile(r"(?<![\w/.-])(neurofoundry|python -m pipelines) (.+)")
+PARAMETER = re.compile(
+    r"(?<![\w/.-])(?:ingest|preprocess|pretrain|finetune|evaluate|tracking)(?:\.\w+)+(?![\w/(])"
+)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
@@ -138,6 +142,16 @@ def test_make_has_every_target_that_the_pages_name() -> None:
     }
     assert len(named) > 5
     assert [each for each in sorted(named) if each[1] not in targets] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CHANGELOG"], ids=name_of)
+def test_every_parameter_that_a_page_names_is_there(page: Path) -> None:
+    keys = {key.replace("[]", "").replace("NAME", "*") for key in reference.parameter_keys()}
+    keys |= {key.rpartition(".")[0] for key in keys}
+    for line in code_of(page):
+        for key in PARAMETER.findall(line):
+            named = re.sub(r"(?<=\.)[A-Z]+(?=\.|$)", "*", key)  # such as NAME
+            assert any(fnmatch(known, named) or fnmatch(named, known) for known in keys), key
 
 
 @pytest.mark.parametrize("page", reference.PAGES)

@@ -34,7 +34,7 @@ def params() -> dict[str, Any]:
     values["finetune"].update(
         initializations=starts, epochs=1, fractions=[1.0], seeds=[0], explain=None
     )
-    values["evaluate"] = {"bootstraps": 100, "baseline": "probe"}
+    values["evaluate"] = {"bootstraps": 100, "reference": "probe"}
     return values
 
 

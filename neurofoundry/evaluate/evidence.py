@@ -21,7 +21,7 @@ from neurofoundry.tasks import Task
 TESTED = ("test", "ood")
 """The splits that conclusions rest on: familiar and new sites."""
 
-BASELINE = "floor-"
+BASELINE = "baseline-"
 """Beginning of the names of baselines: what can be reached without a network."""
 
 

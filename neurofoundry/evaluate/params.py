@@ -39,8 +39,8 @@ class Promotion(Section):
     initialization: str
     metric: MetricName
     over: str
-    """Another initialization, or a floor: floor-prevalence (regression: floor-mean),
-    floor-age-sex-site (without what the task predicts) or floor-morphometry."""
+    """Another initialization, or a baseline: baseline-prevalence (regression: baseline-mean),
+    baseline-age-sex-site (without what the task predicts) or baseline-morphometry."""
     split: Literal["test", "ood"] = "test"
     margin: float = Field(default=0, ge=0)
     """The whole interval of the paired difference must be better than 'over' by more than this."""
@@ -56,7 +56,7 @@ class EvaluateParams(Section):
 
     bootstraps: int = Field(default=2000, ge=100)
     """Resamples of the persons behind every interval."""
-    baseline: str
+    reference: str
     """The initialization that all others are compared with."""
     min_subjects: int = Field(default=5, ge=3)
     """Persons that a split must have, of every class, for its numbers to be given."""

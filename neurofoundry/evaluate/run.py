@@ -50,9 +50,9 @@ def _check(
             f"{models / 'runs.tsv'}: no run of the task {', '.join(missing)}. "
             "Run finetune with these parameters first."
         )
-    if tasks and params.baseline not in initializations:
+    if tasks and params.reference not in initializations:
         raise UsageError(
-            f"evaluate.baseline: '{params.baseline}' is not one of the initializations in "
+            f"evaluate.reference: '{params.reference}' is not one of the initializations in "
             f"{models / 'runs.tsv'} ({', '.join(initializations)})."
         )
     if params.promotion:

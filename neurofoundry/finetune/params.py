@@ -36,9 +36,9 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _not_a_baseline(name: str) -> str:
-    if name.startswith("floor-"):
+    if name.startswith("baseline-"):
         raise ValueError(
-            "names that begin with 'floor-' are reserved for the baselines of evaluate"
+            "names that begin with 'baseline-' are reserved for the baselines of evaluate"
         )
     return name
 

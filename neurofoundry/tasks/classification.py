@@ -25,7 +25,7 @@ class Classification(Task):
     primary: ClassVar[str] = "auc"
     curves: ClassVar[frozenset[str]] = frozenset({"roc", "confusion", "reliability"})
     corrected_on: ClassVar[tuple[str, ...]] = ("val",)
-    constant_baseline: ClassVar[str] = "floor-prevalence"
+    constant_baseline: ClassVar[str] = "baseline-prevalence"
     numeric_label: ClassVar[bool] = False
     scoring: ClassVar[str] = "neg_log_loss"
 

@@ -28,7 +28,7 @@ class Regression(Task):
     primary: ClassVar[str] = "mae"
     curves: ClassVar[frozenset[str]] = frozenset({"predicted_vs_true"})
     corrected_on: ClassVar[tuple[str, ...]] = ("val", "train")
-    constant_baseline: ClassVar[str] = "floor-mean"
+    constant_baseline: ClassVar[str] = "baseline-mean"
     numeric_label: ClassVar[bool] = True
     scoring: ClassVar[str] = "neg_mean_squared_error"
 

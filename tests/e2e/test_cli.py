@@ -38,7 +38,7 @@ def test_the_parameters_of_the_repository_are_valid(
     [
         ("pretrain.epoch=3", "Did you mean 'epochs'?"),
         ("tasks.age.column=iq", "no column 'iq'"),
-        ("evaluate.baseline=nothing", "is not one of"),
+        ("evaluate.reference=nothing", "is not one of"),
         ("tasks.age={kind: regression, column: age, classes: [a, b]}", "no classes"),
     ],
 )

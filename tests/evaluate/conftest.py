@@ -328,7 +328,7 @@ def run(
 ) -> Workspace:
     """Run the stage into ``out``, without publishing."""
     out.mkdir()
-    values = EvaluateParams.model_validate({"baseline": "scratch", "bootstraps": 200, **params})
+    values = EvaluateParams.model_validate({"reference": "scratch", "bootstraps": 200, **params})
     work = Workspace(dir=out, earlier=(), tracker=tracker or Tracker(), data_version="v")
     evaluate(work, **folders.inputs, params=values, tasks=tasks, seed=seed)
     return work
@@ -348,7 +348,7 @@ def results(usual: Folders) -> Results:
         Volumes(usual.inputs["volumes"]),
         usual.inputs["models"],
         tasks=TASKS,
-        params=EvaluateParams(baseline="scratch", bootstraps=100),
+        params=EvaluateParams(reference="scratch", bootstraps=100),
         seed=0,
     )
 

@@ -35,7 +35,7 @@ NAMES = {
 
 def publish(folders: Folders, out: Path, tasks: dict[str, Task] = TWO, seed: int = 0) -> Path:
     """Run evaluate as the command does."""
-    values = EvaluateParams(baseline="scratch", bootstraps=200)
+    values = EvaluateParams(reference="scratch", bootstraps=200)
     given = {"evaluate": values, "tasks": tasks, "seed": seed}
     return stage.run(
         "evaluate",
@@ -122,7 +122,7 @@ def test_the_comparisons_of_a_split_are_adjusted_for_their_number(three):
     differences = compare.compare(three[:2]).differences
     adjusted = differences[differences["p_holm"].notna()]
     assert set(adjusted["metric"]) == {"auc", "mae"}
-    assert not adjusted["init"].str.startswith("floor-").any()
+    assert not adjusted["init"].str.startswith("baseline-").any()
     assert (adjusted.groupby("split").size() == 4).all()
     assert (adjusted["p_holm"] >= adjusted["p"]).all()
 

@@ -66,5 +66,5 @@ def test_a_run_said_to_be_done_must_have_predictions(folders, tmp_path):
 
 def test_an_initialization_may_not_be_called_like_a_baseline(folders, tmp_path):
     path = folders.root / "models/runs.tsv"
-    folders.edit(path, lambda t: t.replace({"init": {"simclr": "floor-mean"}}))
-    fails(folders, tmp_path, "floor-mean", "Name the initialization differently")
+    folders.edit(path, lambda t: t.replace({"init": {"simclr": "baseline-mean"}}))
+    fails(folders, tmp_path, "baseline-mean", "Name the initialization differently")

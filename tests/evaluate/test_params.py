@@ -10,15 +10,15 @@ from neurofoundry.evaluate.params import EvaluateParams
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("baseline: scratch\nbootstraps: 10", "bootstraps"),
-        ("baseline: scratch\nmin_subjects: 1", "min_subjects"),
-        ("bootstraps: 2000", "baseline: missing"),
-        ("baseline: scratch\npromotion: {task: a, initialization: b, metric: f2, over: c}", "auc"),
+        ("reference: scratch\nbootstraps: 10", "bootstraps"),
+        ("reference: scratch\nmin_subjects: 1", "min_subjects"),
+        ("bootstraps: 2000", "reference: missing"),
+        ("reference: scratch\npromotion: {task: a, initialization: b, metric: f2, over: c}", "auc"),
         (
-            "baseline: s\npromotion: {task: a, initialization: b, metric: r2, over: c, split: val}",
+            "reference: s\npromotion: {task: a, initialization: b, metric: r2, over: c, split: no}",
             "promotion.split",
         ),
-        ("baseline: scratch\nbootstrap: 2000", "Did you mean 'bootstraps'"),
+        ("reference: scratch\nbootstrap: 2000", "Did you mean 'bootstraps'"),
     ],
 )
 def test_parameters_that_cannot_be_used_are_named(tmp_path, text, message):

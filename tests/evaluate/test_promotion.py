@@ -27,7 +27,7 @@ def measured(usual):
     ]
     tasks = baselines.add(tasks, earlier, Volumes(usual.inputs["volumes"]))
     rule = Promotion(**RULE | {"initialization": "scratch", "over": "simclr"})
-    values = EvaluateParams(baseline="scratch", bootstraps=200, promotion=rule)
+    values = EvaluateParams(reference="scratch", bootstraps=200, promotion=rule)
     return performance.measure(tasks, params=values, seed=0)
 
 
@@ -54,7 +54,7 @@ class TestPromotion:
         assert f"not better by more than {margin:g}" in decision.reason
 
     def test_smaller_errors_are_better(self, measured):
-        rule = {"task": "age", "metric": "mae", "over": "floor-mean"}
+        rule = {"task": "age", "metric": "mae", "over": "baseline-mean"}
         decision = self.decide(measured, **rule)
         assert decision.difference["high"] < 0
         assert decision.promoted
@@ -110,7 +110,7 @@ class TestPromotion:
         ({"task": "bmi"}, r"promotion\.task: 'bmi'"),
         ({"metric": "mae"}, r"promotion\.metric: alzheimers is a classification"),
         ({"initialization": "dino"}, r"promotion\.initialization: 'dino'"),
-        ({"over": "floor-mean"}, r"promotion\.over: 'floor-mean'.*floor-prevalence"),
+        ({"over": "baseline-mean"}, r"promotion\.over: 'baseline-mean'.*baseline-prevalence"),
         ({"over": "simclr"}, r"promotion\.over: 'simclr'"),
     ],
 )

@@ -118,7 +118,7 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
 
 
 def test_it_publishes_through_the_shared_stage(usual, tmp_path):
-    values = EvaluateParams(baseline="scratch", bootstraps=100)
+    values = EvaluateParams(reference="scratch", bootstraps=100)
     tasks = {"sex": TASKS["sex"]}
     names = {
         "ingest": "cohort",
@@ -140,7 +140,7 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
 
 def test_a_baseline_that_was_not_trained_is_a_mistake_in_the_parameters(folders, tmp_path):
     with pytest.raises(UsageError, match=r"baseline.*supervised.*simclr"):
-        run(folders, tmp_path / "out", baseline="supervised")
+        run(folders, tmp_path / "out", reference="supervised")
 
 
 def test_a_task_without_runs_is_a_mistake_in_the_parameters(folders, tmp_path):

@@ -16,7 +16,7 @@ from tests.support.tiny import FINETUNED
         ({"initializations": {"a/b": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
         ({"initializations": {"..": {"encoder": "random", "mode": "probe"}}}, "match pattern"),
         ({"initializations": {"a": {"encoder": "a/b", "mode": "probe"}}}, "match pattern"),
-        ({"initializations": {"floor-a": {"encoder": "random", "mode": "probe"}}}, "reserved"),
+        ({"initializations": {"baseline-a": {"encoder": "random", "mode": "probe"}}}, "reserved"),
         ({"fractions": [0.5, 0.5]}, "duplicate value"),
         ({"fractions": [0]}, "greater than 0"),
         ({"fractions": [1.5]}, "less than or equal to 1"),

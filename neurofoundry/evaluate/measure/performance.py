@@ -53,7 +53,7 @@ class Measured:
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
     """Measure every model of every task on val, test and ood, and compare them in pairs."""
-    against = {params.baseline, *([params.promotion.over] if params.promotion else [])}
+    against = {params.reference, *([params.promotion.over] if params.promotion else [])}
     measures: list[dict[str, object]] = []
     differences: list[dict[str, object]] = []
     gaps: list[dict[str, object]] = []
@@ -71,7 +71,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
             progress.advance()
     return Measured(
         table_of(measures, MEASURES),
-        _adjust(table_of(differences, DIFFERENCES), tasks, params.baseline),
+        _adjust(table_of(differences, DIFFERENCES), tasks, params.reference),
         table_of(gaps, GAPS),
     )
 

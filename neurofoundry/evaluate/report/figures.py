@@ -71,7 +71,7 @@ def draw(results: Results) -> Figures:
 
 
 def _draw_task(evidence: Evidence, results: Results) -> TaskFigures:
-    curves, reference = results.curves, results.params.baseline
+    curves, reference = results.curves, results.params.reference
     models = [model.name for model in evidence.models if not model.is_baseline]
     palette = plots.colours(list(dict.fromkeys(models)), reference)
     reliability = curves.reliability[curves.reliability["split"] == "test"]

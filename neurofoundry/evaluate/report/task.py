@@ -31,7 +31,7 @@ def describe(
     """Return what the templates name of a task, the ``number``-th of the report."""
     task, metric = evidence.task, METRICS[evidence.task.primary]
     unit = narrative.unit(evidence)
-    conclusion = narrative.conclude(evidence, results.measured, results.params.baseline)
+    conclusion = narrative.conclude(evidence, results.measured, results.params.reference)
     rows = _rows(evidence, results, initializations)
     return {
         "anchor": f"task-{number}",
@@ -90,7 +90,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return a row for each initialization with all labels, and each baseline."""
     shown = [m for m in evidence.models if m.is_baseline or m.fraction == evidence.fraction]
-    reference = results.params.baseline
+    reference = results.params.reference
     return [
         {
             "name": narrative.plain(model.name).capitalize() if model.is_baseline else model.name,
@@ -158,7 +158,7 @@ def _axis(ends: Sequence[float | None], metric: str) -> dict[str, Any]:
 def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dict[str, Any]:
     """Return the forest plot of subgroups, of the model that the headline is about, with the
     baselines."""
-    name = conclusion.candidate[0] if conclusion.candidate else results.params.baseline
+    name = conclusion.candidate[0] if conclusion.candidate else results.params.reference
     simple, metric = baselines.names(evidence.task), evidence.task.primary
     rows: list[dict[str, Any]] = []
     hidden = 0
@@ -242,7 +242,7 @@ def _calibration(evidence: Evidence, results: Results) -> dict[str, Any]:
 
 def _labels(evidence: Evidence, results: Results, conclusion: Conclusion) -> dict[str, Any]:
     """Return how few labels suffice for every initialization, that of the headline first."""
-    metric, reference = evidence.task.primary, results.params.baseline
+    metric, reference = evidence.task.primary, results.params.reference
     names = [m.name for m in evidence.models if not m.is_baseline]
     where = {"task": evidence.name, "split": "test", "metric": metric}
     reference_row = find_row(
@@ -277,7 +277,7 @@ def _confusion(
     table, classes = results.curves.confusion, list(evidence.task.classes)
     table = table[table["task"] == evidence.name]
     matrices = []
-    for name in dict.fromkeys([*(conclusion.candidate or ())[:1], results.params.baseline]):
+    for name in dict.fromkeys([*(conclusion.candidate or ())[:1], results.params.reference]):
         for split in TESTED:
             cells = table[(table["init"] == name) & (table["split"] == split)]
             if cells.empty:

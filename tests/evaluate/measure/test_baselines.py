@@ -73,7 +73,11 @@ class TestAgeSexSite:
 
     @pytest.mark.parametrize(
         ("task", "name"),
-        [("age", "floor-sex-site"), ("sex", "floor-age-site"), ("stroke", "floor-age-sex-site")],
+        [
+            ("age", "baseline-sex-site"),
+            ("sex", "baseline-age-site"),
+            ("stroke", "baseline-age-sex-site"),
+        ],
     )
     def test_nothing_is_predicted_from_itself(self, task, name):
         scans = scans_table(60)
@@ -115,7 +119,7 @@ class TestMorphometry:
         scans = scans.assign(score=score)
         train, test = (scans[scans["split"] == split] for split in ("train", "test"))
         *_, baseline = baselines.fit(task, train, test, sizes)
-        assert baseline.name == "floor-morphometry"
+        assert baseline.name == "baseline-morphometry"
         assert np.corrcoef(baseline.outputs[0], test["score"])[0, 1] > 0.95
         oracle = make_pipeline(StandardScaler(), Ridge(1.0)).fit(
             sizes.loc[train["scan_id"]], train["score"]

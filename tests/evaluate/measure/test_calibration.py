@@ -40,7 +40,7 @@ def evidence(kind: str, *, scans: int = 900) -> Evidence:
 
 @pytest.mark.parametrize("kind", ["sex", "age"])
 def test_a_correction_learned_from_validation_mends_the_test_subjects(kind):
-    params = EvaluateParams(baseline="m", bootstraps=200)
+    params = EvaluateParams(reference="m", bootstraps=200)
     table = calibration.measure([evidence(kind)], params=params, seed=0)
     values = table.set_index(["metric", "corrected"])
     assert set(table["split"]) == {"test"}
@@ -75,7 +75,7 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
         assert stats.linregress(labels, undone).slope == pytest.approx(1)
         assert undone.mean() == pytest.approx(labels.mean())
     case = replace(case, models=(model,))
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     table = calibration.measure([case], params=params, seed=0)
     values = table.query("metric == 'bias_slope'").set_index("corrected")["value"]
     assert list(values.index) == ["no", "val", "train"]
@@ -86,7 +86,7 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
 
 
 def test_without_outputs_of_training_subjects_there_is_a_reason_and_no_number():
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     table = calibration.measure([evidence("age")], params=params, seed=0)
     rows = table[table["corrected"] == "train"]
     assert rows["value"].isna().all()
@@ -111,7 +111,7 @@ def test_without_a_class_on_validation_there_is_a_reason_and_no_number():
     lacking = Evidence(
         case.name, case.task, case.scans, np.where(val, 0, case.targets), case.models
     )
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     table = calibration.measure([lacking], params=params, seed=0)
     corrected = table[table["corrected"] == "val"]
     assert corrected["value"].isna().all()
@@ -124,7 +124,7 @@ def test_every_seed_has_a_correction_of_its_own():
     p = case.models[0].outputs[0, :, 1]
     bent = special.expit(0.3 * special.logit(p) - 2)  # a line, which a correction can undo
     outputs = np.stack([np.stack([1 - each, each], axis=1) for each in (p, bent)])
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     one, two = (
         calibration.measure(
             [replace(case, models=(Model("m", 1.0, tuple(range(len(each))), each),))],
@@ -148,7 +148,7 @@ def test_a_scan_that_is_there_twice_is_no_second_person():
         targets=case.targets[twice],
         models=(replace(case.models[0], outputs=case.models[0].outputs[:, twice]),),
     )
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     once, again = (
         calibration.measure([each], params=params, seed=0)
         .query("metric == 'brier' and corrected == 'no'")

@@ -9,7 +9,7 @@ from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats import intervals
 
-PARAMS = EvaluateParams(baseline="m", bootstraps=200)
+PARAMS = EvaluateParams(reference="m", bootstraps=200)
 
 
 def scans(persons: int, *, single: int = 0) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def test_seeds_are_averaged_and_their_spread_is_told_apart(tmp_path):
     assert score["seed_sd"] == pytest.approx(np.std(areas, ddof=1))
     # An ensemble would be another number.
     assert score["low"] < score["value"] < score["high"]
-    assert "seed_sd" not in numbers["stroke"]["floor-prevalence"]["1.0"]["test"]["auc"]
+    assert "seed_sd" not in numbers["stroke"]["baseline-prevalence"]["1.0"]["test"]["auc"]
 
 
 def test_differences_are_those_of_the_values_and_paired(evaluated):
@@ -156,11 +156,11 @@ def test_the_change_out_of_distribution_has_an_interval(evaluated):
 
 def test_the_same_answer_for_everybody_ranks_nobody(evaluated):
     numbers = json.loads((evaluated.dir / "metrics.json").read_text())
-    baseline = numbers["stroke"]["floor-prevalence"]["1.0"]["test"]
+    baseline = numbers["stroke"]["baseline-prevalence"]["1.0"]["test"]
     assert [baseline["auc"][end] for end in ("value", "low", "high")] == [0.5, 0.5, 0.5]
     assert baseline["sensitivity"]["value"] is None
     assert "no threshold" in baseline["sensitivity"]["reason"]
-    assert numbers["age"]["floor-mean"]["1.0"]["test"]["correlation"]["value"] is None
+    assert numbers["age"]["baseline-mean"]["1.0"]["test"]["correlation"]["value"] is None
 
 
 def test_too_few_subjects_of_a_class_give_a_reason_and_no_number(tmp_path):
@@ -198,7 +198,7 @@ def ages(test: np.ndarray, ood: np.ndarray) -> Evidence:
 
 
 def measured_in(evidence: Evidence, split: str) -> pd.DataFrame:
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     table = performance.measure([evidence], params=params, seed=0).measures
     return table[table["split"] == split].set_index("metric")
 
@@ -214,7 +214,7 @@ def test_fewer_subjects_of_new_sites_than_needed_give_a_reason_and_leave_the_oth
 
 @pytest.mark.parametrize(("test", "ood"), [(30, 6), (6, 30)])
 def test_a_change_out_of_distribution_has_the_degrees_of_freedom_of_the_smaller_group(test, ood):
-    params = EvaluateParams(baseline="m", bootstraps=100)
+    params = EvaluateParams(reference="m", bootstraps=100)
     evidence = ages(np.arange(40, 40 + test), np.arange(40, 40 + ood))
     gaps = performance.measure([evidence], params=params, seed=0).gaps.set_index("metric")
     gap = gaps.loc["mae"]
@@ -253,7 +253,7 @@ def test_the_interval_of_a_difference_of_areas_is_delongs_for_the_means_over_see
     p = special.expit(random.normal(0.5 * evidence.targets - 0.25, 1, (2, 120)))
     other = Model("other", 1.0, (0, 1), np.stack([1 - p, p], axis=2))
     models = (*evidence.models, other)
-    params = EvaluateParams(baseline="other", bootstraps=100)
+    params = EvaluateParams(reference="other", bootstraps=100)
     measured = performance.measure([replace(evidence, models=models)], params=params, seed=0)
     difference = measured.differences.query(
         "init == 'm' and split == 'test' and metric == 'auc'"
@@ -327,7 +327,7 @@ def test_a_comparison_of_equals_rarely_finds_a_difference(tmp_path):
         # Everybody is tested: the splits play no part here.
         evidence = Evidence("sex", task, scans.assign(split="test"), targets, tuple(models))
         differences = performance.measure(
-            [evidence], params=EvaluateParams(baseline="scratch", bootstraps=200), seed=number
+            [evidence], params=EvaluateParams(reference="scratch", bootstraps=200), seed=number
         ).differences
         wrong += differences.query("metric == 'auc'")["verdict"].iloc[0] != "none"
     assert wrong <= 9

@@ -13,7 +13,7 @@ from neurofoundry.evaluate.measure import robustness
 from neurofoundry.evaluate.params import EvaluateParams
 from tests.evaluate.conftest import TASKS
 
-PARAMS = EvaluateParams(baseline="m", bootstraps=200)
+PARAMS = EvaluateParams(reference="m", bootstraps=200)
 
 
 def travellers(*, shift: float, persons: int = 40) -> Evidence:

@@ -42,16 +42,16 @@ def test_every_variable_is_there_and_what_a_task_predicts_is_no_group_of_it(tabl
 
 def test_baselines_stand_beside_the_models(usual, table):
     rows = table.query("split == 'ood' and variable == 'sex' and group == 'F'")
-    for task, constant in (("stroke", "floor-prevalence"), ("age", "floor-mean")):
+    for task, constant in (("stroke", "baseline-prevalence"), ("age", "baseline-mean")):
         part = rows[rows["task"] == task].set_index("init")
-        assert {*SKILL, constant, "floor-morphometry"} < set(part.index)
+        assert {*SKILL, constant, "baseline-morphometry"} < set(part.index)
         assert part["subjects"].nunique() == 1
-    assert rows.query("init == 'floor-prevalence' and task == 'stroke'")["value"].item() == 0.5
+    assert rows.query("init == 'baseline-prevalence' and task == 'stroke'")["value"].item() == 0.5
     scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t").query("usable")
     mean = scans.loc[scans["split"] == "train", "age"].mean()
     women = scans.query("split == 'ood' and sex == 'F'")
     off = (women["age"] - mean).abs().mean()
-    assert rows.query("init == 'floor-mean'")["value"].item() == pytest.approx(off)
+    assert rows.query("init == 'baseline-mean'")["value"].item() == pytest.approx(off)
 
 
 def test_groups_of_fewer_than_twenty_have_neither_a_number_nor_a_count(table):
@@ -92,7 +92,7 @@ def groups_of(women: int, *, ill: int) -> pd.DataFrame:
     p = np.random.default_rng(0).random(len(scans))
     model = Model("m", 1.0, (0,), np.stack([1 - p, p], axis=1)[None])
     evidence = Evidence("stroke", TASKS["stroke"], scans, targets, (model,))
-    params = EvaluateParams(baseline="m", min_subgroup=20, min_subjects=5)
+    params = EvaluateParams(reference="m", min_subgroup=20, min_subjects=5)
     return subgroups.measure([evidence], params=params).set_index("group")
 
 

@@ -221,6 +221,6 @@ def test_features_that_say_nothing_are_no_map(results, tmp_path):
 
 def test_where_there_is_too_little_there_is_no_page_and_no_link(tmp_path):
     folders = write_inputs(tmp_path / "in", scans_table(8), estimable=False)
-    run(folders, tmp_path / "out", baseline="scratch")
+    run(folders, tmp_path / "out", reference="scratch")
     assert not (tmp_path / "out" / PAGE).exists()
     assert PAGE not in (tmp_path / "out/report.html").read_text()

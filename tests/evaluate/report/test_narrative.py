@@ -14,7 +14,7 @@ TASK = Classification(column="stroke", classes=("no", "yes"))
 
 
 def evidence() -> Evidence:
-    names = ["simclr", "scratch", "floor-prevalence", "floor-morphometry"]
+    names = ["simclr", "scratch", "baseline-prevalence", "baseline-morphometry"]
     outputs = np.zeros((1, 4, 2))
     models = [Model(name, 1.0, (0,), outputs) for name in names]
     models += [Model("simclr", fraction, (0,), outputs) for fraction in (0.2, 0.5)]
@@ -35,7 +35,7 @@ def measured(
         {**where, "init": "simclr", "versus": other, "fraction": fraction}
         | {"versus_fraction": 1.0, "value": (low + high) / 2, "low": low, "high": high}
         | {"verdict": verdict, "p_holm": p_holm}
-        for other in ("scratch", "floor-prevalence", "floor-morphometry")
+        for other in ("scratch", "baseline-prevalence", "baseline-morphometry")
         for fraction in (0.2, 0.5, 1.0)
     ]
     return Measured(
@@ -44,7 +44,7 @@ def measured(
 
 
 VALUES = {("simclr", 0.2): 0.7, ("simclr", 0.5): 0.7, ("simclr", 1.0): 0.7, ("scratch", 1.0): 0.9}
-VALUES |= {("floor-prevalence", 1.0): 0.5, ("floor-morphometry", 1.0): 0.95}
+VALUES |= {("baseline-prevalence", 1.0): 0.5, ("baseline-morphometry", 1.0): 0.95}
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,16 @@ def test_a_table_says_of_every_initialization_how_few_labels_suffice(
 
 
 def test_in_a_group_the_baselines_that_do_as_well_are_named() -> None:
-    baselines = {"floor-prevalence": 0.5, "floor-age-sex-site": None, "floor-morphometry": 0.8}
+    baselines = {
+        "baseline-prevalence": 0.5,
+        "baseline-age-sex-site": None,
+        "baseline-morphometry": 0.8,
+    }
     volumes = "no better than simple brain volumes (0.80)"
     assert narrative.baselines_ahead(0.81, baselines, "auc") == ""
     assert narrative.baselines_ahead(0.80, baselines, "auc") == volumes
-    assert narrative.baselines_ahead(0.3, {"floor-mean": 0.5}, "mae") == ""
-    assert narrative.baselines_ahead(0.6, {"floor-mean": 0.5}, "mae") == (
+    assert narrative.baselines_ahead(0.3, {"baseline-mean": 0.5}, "mae") == ""
+    assert narrative.baselines_ahead(0.6, {"baseline-mean": 0.5}, "mae") == (
         "no better than the same answer for everybody (0.50)"
     )
 

@@ -23,7 +23,7 @@ def test_every_model_and_baseline_has_a_row_with_its_numbers(evaluated, page):
 def test_a_model_that_does_not_beat_the_baseline_says_so(evaluated, page):
     table = pd.read_csv(evaluated.dir / "tables/differences.tsv", sep="\t", keep_default_na=False)
     rows = table[
-        table["versus"].isin(["floor-age-sex-site", "floor-age-site"])
+        table["versus"].isin(["baseline-age-sex-site", "baseline-age-site"])
         & (table["split"] == "test")
         & (table["metric"] == "auc")
     ]
@@ -73,7 +73,7 @@ def test_baselines_stand_in_the_plots_of_subgroups(evaluated, page):
     everybody = everybody[everybody["split"] != "val"].assign(variable="", group="")
     values = pd.concat([groups, everybody]).pivot(index=keys, columns="init", values="value")
     values = values.dropna(subset=chosen)
-    below = [name for name in values if name.startswith("floor-")]
+    below = [name for name in values if name.startswith("baseline-")]
     assert len(below) == 3
     # In every group, and among everybody at familiar and at new sites.
     assert part.count('<svg class="mark" x=') == values[below].notna().to_numpy().sum()
