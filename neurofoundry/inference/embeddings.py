@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
+from neurofoundry.contracts.origin import check_links
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VolumeFolder, Volumes
@@ -95,6 +96,7 @@ def embed(
     """
     read = [*places, weights, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
+    check_links(weights)  # before anything is hashed: a link may lead to a device
     check_item(weights / "encoder.safetensors", weights / "plan.json")
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess

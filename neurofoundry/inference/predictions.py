@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.models import read_model_plan
-from neurofoundry.contracts.origin import check_contents
+from neurofoundry.contracts.origin import check_contents, check_links
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
@@ -50,6 +50,7 @@ def predict(
     """
     read = [*places, model, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
+    check_links(model)  # before anything is hashed: a link may lead to a device
     check_item(*(model / name for name in ("plan.json", "model.safetensors", "reference.npz")))
     declared = read_model_plan(model)
     check_contents(model, MODEL_FILES)

@@ -110,6 +110,13 @@ class TestLinks:
         assert isinstance(ended, DataError)
         assert f"{several / 'one'}: a link out of its folder" in str(ended)
 
+    def test_embed_hashes_no_device(self, theirs: Path, volumes: Path, tmp_path: Path) -> None:
+        (theirs / "encoder.safetensors").unlink()
+        (theirs / "encoder.safetensors").symlink_to("/dev/zero")
+        ended = command("embed", volumes, "--weights", theirs, "--out", tmp_path / "e.tsv")
+        assert isinstance(ended, DataError)
+        assert "encoder.safetensors: a link out of its folder, to /dev/zero" in str(ended)
+
     def test_links_within_the_folder_and_to_it_are_taken(
         self, theirs: Path, tmp_path: Path
     ) -> None:
