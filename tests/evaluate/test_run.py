@@ -102,7 +102,7 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
     sentence = re.search(r"With 10% of the labels simclr reaches [\d.]+, [^.]+\.\d+[^<]*", page)
     assert sentence
     assert "scratch with all of them" in sentence[0]
-    # Of every initialization, the baseline too, its value, difference and what they say.
+    # Of every initialization, the reference too, its value, difference and what they say.
     measured = pd.read_csv(tmp_path / "out/tables/metrics.tsv", sep="\t")
     for task, metric in (("sex", "auc"), ("age", "mae")):
         for init in skill:
@@ -138,8 +138,8 @@ def test_it_publishes_through_the_shared_stage(usual, tmp_path):
     assert record["summary"]["sex/simclr/1.0/test/auc/value"] > 0.5
 
 
-def test_a_baseline_that_was_not_trained_is_a_mistake_in_the_parameters(folders, tmp_path):
-    with pytest.raises(UsageError, match=r"baseline.*supervised.*simclr"):
+def test_a_reference_that_was_not_trained_is_a_mistake_in_the_parameters(folders, tmp_path):
+    with pytest.raises(UsageError, match=r"reference.*supervised.*simclr"):
         run(folders, tmp_path / "out", reference="supervised")
 
 

@@ -90,6 +90,7 @@ class TestFamiliarity:
         everywhere = np.ones(tiny.GRID.shape, bool)
         odd = scans["scan_id"].iloc[0]
         write_volume(folder / f"{odd}.nii", noise, everywhere, tiny.GRID)
+        tiny.with_scans(folder, scans)
         model = models / "diagnosis/probe/1.0/0"
         found = predicted(model, folder, tmp_path / "out.tsv").set_index("scan_id")
         flagged = found["out_of_distribution"]
@@ -110,5 +111,7 @@ class TestRawScans:
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    for name in ("scans", "model"):
+        (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="Give a folder models/TASK"):
-        predict([tmp_path], model=tmp_path, out=tmp_path / "x.tsv", workers=1)
+        predict([tmp_path / "scans"], model=tmp_path / "model", out=tmp_path / "x.tsv", workers=1)

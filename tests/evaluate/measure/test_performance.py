@@ -123,7 +123,7 @@ def test_only_the_headline_comparisons_are_adjusted_for_their_number(evaluated):
     assert (adjusted["p_holm"] >= adjusted["p"]).all()
 
 
-def test_fewer_labels_than_the_baseline_has_are_a_family_of_comparisons_of_their_own(tmp_path):
+def test_fewer_labels_than_the_reference_has_are_a_family_of_comparisons_of_their_own(tmp_path):
     tasks = {name: TASKS[name] for name in ("sex", "age")}
     skill = {"simclr": (1.0, 1.0), "scratch": (1.2, 1.2)}
     shares = (0.1, 0.5, 1.0)
