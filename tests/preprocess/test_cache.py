@@ -7,14 +7,15 @@ import pytest
 
 from neurofoundry.preprocess.cache import ScanCache, make_key
 from neurofoundry.preprocess.scan import Job, Result, output_files
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import hash_file, write_json
 
 
 def write_scan(folder: Path, scan_id: str, key: str, *, volume: bool = True) -> None:
     folder.mkdir(exist_ok=True)
     for name in output_files("rigid")[:-1] if volume else ():
         (folder / name.format(scan_id)).write_text(f"{name} of {key}")
-    result = Result(key, None if volume else "no head", "0" * 64 if volume else None)
+    sha256 = hash_file(folder / f"{scan_id}.nii") if volume else None
+    result = Result(key, None if volume else "no head", sha256)
     write_json(folder / f"{scan_id}.json", asdict(result))
 
 
@@ -47,6 +48,12 @@ def test_a_scan_that_has_lost_a_file_is_not_done(
 ) -> None:
     write_scan(tmp_path / "first", "a", "1")
     (tmp_path / "first" / lost).unlink()
+    assert cache.finished(jobs(a="1")) == {}
+
+
+def test_a_scan_whose_volume_has_changed_is_not_done(cache: ScanCache, tmp_path: Path) -> None:
+    write_scan(tmp_path / "first", "a", "1")
+    (tmp_path / "first" / "a.nii").write_text("{}.nii of 2")
     assert cache.finished(jobs(a="1")) == {}
 
 
