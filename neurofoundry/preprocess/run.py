@@ -22,6 +22,7 @@ from neurofoundry.preprocess.scan import PICTURE, Result, to_jobs
 from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
 
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", nyul.LANDMARKS)
@@ -75,11 +76,12 @@ def preprocess(
         results[job.scan_id], seconds[job.scan_id] = result, taken
     cache.remove_others(results, TABLES)
 
-    table = decide(_join(scans, results), params, overrides, whole=work.shard.whole)
-    write_record(work.dir, _record(params, fingerprint, standard))
-    write_table(table, work.dir / "scans.tsv", VOLUMES)
-    with atomic(work.dir / "qc.html") as page:
-        page.write_text(report.render(table, work.dir, params, overrides), encoding="utf-8")
+    with announced("scans.tsv and qc.html"):
+        table = decide(_join(scans, results), params, overrides, whole=work.shard.whole)
+        write_record(work.dir, _record(params, fingerprint, standard))
+        write_table(table, work.dir / "scans.tsv", VOLUMES)
+        with atomic(work.dir / "qc.html") as page:
+            page.write_text(report.render(table, work.dir, params, overrides), encoding="utf-8")
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)

@@ -138,8 +138,10 @@ def test_a_log_is_told_how_far_the_run_is_and_how_many_scans_failed(
     (tmp_path / "work" / "head0.json").unlink()
     with caplog.at_level("INFO", logger="neurofoundry"):
         preprocess(cohort, workers=1)
-    assert caplog.messages[-1].startswith("preprocess: 3/3 scans, ")
-    assert any("preprocess: 2/3 scans, 1 failed" in line for line in caplog.messages)
+    lines = [line for line in caplog.messages if line.startswith("preprocess: ")]
+    assert "preprocess: 2/3 scans, 1 failed" in lines
+    assert lines[-1].startswith("preprocess: 3/3 scans, ")
+    assert caplog.messages[-1].startswith("scans.tsv and qc.html: done in ")
 
 
 def test_shards_of_several_machines_make_what_one_run_makes(
