@@ -8,8 +8,6 @@ import pytest
 
 from pipelines import compiled, steps
 
-NOW = datetime.now(UTC)
-
 
 @pytest.fixture(scope="module")
 def documents() -> list[dict[str, Any]]:
@@ -18,7 +16,7 @@ def documents() -> list[dict[str, Any]]:
 
 def node(name: str | None, state: str, minutes: float, child: str = "") -> Any:
     children = [SimpleNamespace(pod_name=child)] if child else []
-    start = NOW - timedelta(minutes=minutes)
+    start = datetime.now(UTC) - timedelta(minutes=minutes)
     return SimpleNamespace(
         display_name=name, state=state, start_time=start, end_time=None, child_tasks=children
     )

@@ -48,7 +48,13 @@ def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_resumes_when_it_is
     disk.mkdir()
     seen.mkdir()
     stage_command = ["preprocess", "--params=params.yaml", "--set=tracking.mode=disabled"]
-    folders = ["--data=/", f"--cohort={cohort}", f"--out={disk}/volumes", "--workers=2"]
+    data = (
+        tmp_path / "data"
+    )  # leads to the heads, whose paths are relative to /; not above the output
+    data.mkdir()
+    top = head_files[0].parts[1]
+    (data / top).symlink_to(f"/{top}")
+    folders = [f"--data={data}", f"--cohort={cohort}", f"--out={disk}/volumes", "--workers=2"]
     command = shlex.join([sys.executable, "-m", "neurofoundry", *stage_command, *folders])
     # Room for the first scans, for none, and for all.
     script = f"""

@@ -39,8 +39,8 @@ def run_shallow_stage(volumes: Path, out: Path, values: str, cache: Path) -> Non
 
     def shallow(params: EncoderParams, *, seed: int) -> encoders.Encoder:
         encoder = build(params, seed=seed)
-        encoder.layer2, encoder.layer3, encoder.layer4 = (nn.Identity() for _ in range(3))
-        encoder.features = 8
+        encoder.layer2, encoder.layer3 = nn.Identity(), nn.Identity()
+        encoder.layer4 = encoders.Padded(encoder.features, 1)
         return encoder
 
     encoders.build = shallow

@@ -313,8 +313,9 @@ class TestResume:
         with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
             run_stage(volumes, tmp_path / "w", **RESUMED, learning_rate=0.002)
         copy = shutil.copytree(volumes, tmp_path / "volumes")
-        table = (copy / "scans.tsv").read_text()
-        (copy / "scans.tsv").write_text(table.replace(f"{9:064x}", f"{99:064x}"))
+        table = pd.read_csv(copy / "scans.tsv", sep="\t", dtype=str, keep_default_na=False)
+        table = table.assign(volume_sha256=f"{99:064x}")
+        table.to_csv(copy / "scans.tsv", sep="\t", index=False)
         with pytest.raises(UsageError, match=r"another run: scans was \w+, is \w+\."):
             run_stage(copy, tmp_path / "w", **RESUMED)
         code = {**deciding_code(run.__name__, objectives.MODULES["simclr"]), "nn.seeds": "other"}
