@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import (
     SLOPE,
+    VOLUMES,
     Grid,
     VolumeFolder,
     Volumes,
+    VolumesRecord,
     open_volume,
+    write_record,
     write_volume,
 )
 from neurofoundry.errors import DataError
 from neurofoundry.nn.batches import read_batch
+from tests.support.scans import scans
 
 GRID = Grid(spacing=6)
 
@@ -133,3 +138,27 @@ def test_the_recipe_describes_a_mask_command_and_does_not_name_it(tmp_path: Path
     sha256 = hashlib.sha256(command.encode()).hexdigest()
     described = {"program": "mri_synthstrip", "command_sha256": sha256, "timeout": 60.0}
     assert Volumes(tmp_path).recipe == {"mask": described}
+
+
+@pytest.mark.parametrize("change", ["slope", "affine", "type"])
+def test_a_volume_that_another_program_has_written_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.nii"
+    write_volume(path, *head(), GRID)
+    image = nib.load(path)
+    steps, affine = np.asanyarray(image.dataobj.get_unscaled()), image.affine.copy()
+    if change == "affine":
+        affine[0, 3] += 1
+    other = nib.Nifti1Image(steps.astype(np.float32 if change == "type" else np.int16), affine)
+    other.header.set_slope_inter(2 * SLOPE if change == "slope" else SLOPE, 0)
+    nib.save(other, path)
+    with pytest.raises(DataError, match=r"a\.nii: found shape .* expected .* Run preprocess again"):
+        open_volume(path, GRID)
+
+
+def test_only_usable_rows_have_volumes_to_use(tmp_path: Path) -> None:
+    table = scans(usable=[True, False], reason=[None, "no brain"], volume_sha256=["0" * 64, None])
+    write_table(table, tmp_path / "scans.tsv", VOLUMES)
+    write_record(tmp_path, VolumesRecord(grid=GRID.describe(), params={}))
+    volumes = Volumes(tmp_path)
+    assert len(volumes.scans) == 2
+    assert volumes.usable["scan_id"].tolist() == table["scan_id"].tolist()[:1]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +48,45 @@ def test_services_decide_nothing(copy: Copy, service: str) -> None:
             path.write_text(path.read_text() + "\nONE_MORE = 1\n")
     for name in ("ingest", "preprocess", "pretrain", "finetune", "evaluate"):
         assert changed(copy, STAGES[name].entry, before[name]) == [], name
+
+
+@pytest.mark.parametrize("service", ["cli", "errors", "kubeflow", "params", "project", "runtime"])
+def test_a_service_decides_nothing_even_where_it_is_imported(copy: Copy, service: str) -> None:
+    ingest = STAGES["ingest"].entry
+    before = deciding_code(ingest)
+    copy.append("ingest/run.py", f"from neurofoundry.{service} import __name__ as SERVICE")
+    assert changed(copy, ingest, before) == ["ingest.run"]
+
+
+def test_a_package_decides_what_its_modules_make(copy: Copy) -> None:
+    before = deciding_code(PRETRAIN)
+    copy.append("nn/__init__.py", "ONE_MORE = 1")
+    assert changed(copy, PRETRAIN, before) == ["nn"]
+
+
+def test_the_commit_is_that_of_the_code_and_marked_where_files_differ(copy: Copy) -> None:
+    def commit(**environment: str) -> str:
+        script = "from neurofoundry.runtime.code import git_commit; print(git_commit())"
+        ours = {key: value for key, value in copy.environment.items() if "GIT" not in key}
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", script],
+            cwd=copy.root.parent,
+            env=ours | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    git = ["git", "-C", str(copy.root), "-c", "user.name=test", "-c", "user.email=t@example.org"]
+    assert commit() == ""
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert commit() == head
+    copy.append("nn/__init__.py", "ONE_MORE = 1")
+    assert commit() == f"{head}+"
+    assert commit(NEUROFOUNDRY_GIT_COMMIT="of the image") == "of the image"
 
 
 def test_a_metric_decides_what_evaluate_writes_and_no_model(copy: Copy) -> None:

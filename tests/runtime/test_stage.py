@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.code import deciding_code
 from neurofoundry.runtime.files import hash_file, hash_json
+from neurofoundry.runtime.tracking import Tracker
 
 
 def publish(
@@ -261,3 +263,44 @@ def test_an_input_that_is_missing_or_of_another_stage_is_refused(tmp_path: Path)
     (cohort / "stage.json").write_text("{")
     with pytest.raises(DataError, match="not a stage record"):
         publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
+
+
+def test_ingest_looks_again_each_time(tmp_path: Path) -> None:
+    assert publish(tmp_path / "cohort")
+    assert publish(tmp_path / "cohort")  # only it can know whether the raw data have changed
+
+
+def test_an_output_of_an_earlier_schema_is_refused(tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
+    publish(cohort)
+    record = json.loads((cohort / "stage.json").read_text())
+    (cohort / "stage.json").write_text(json.dumps({**record, "schema_version": 1}))
+    with pytest.raises(DataError, match=r"'ingest' in schema 1, expected 'ingest' in schema 2"):
+        publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
+
+
+def test_a_stage_is_tracked_under_its_key_and_ingest_under_a_new_one_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def record(params: object, **arguments: Any) -> Iterator[Tracker]:
+        runs.append(arguments)
+        yield Tracker()
+
+    monkeypatch.setattr("neurofoundry.runtime.tracking.run", record)
+    cohort, encoder = tmp_path / "cohort", tmp_path / "encoder"
+    publish(cohort)
+    publish(cohort)
+    publish(encoder, "pretrain", {"ingest": cohort}, method="simclr")
+    first, second, pretrain = runs
+    assert first["stage"] == second["stage"] == "ingest"
+    assert first["key"] != second["key"]
+    assert (pretrain["stage"], pretrain["method"], pretrain["place"]) == (
+        "pretrain",
+        "simclr",
+        None,
+    )
+    assert pretrain["key"] == stage.read_record("pretrain", encoder)["key"]
+    assert pretrain["config"]["pipeline_run"] == "data-v1"

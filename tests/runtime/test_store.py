@@ -112,3 +112,11 @@ def test_parts_take_every_item_once() -> None:
 def test_an_impossible_part_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected NUMBER/OF"):
         Shard.parse(text)
+
+
+def test_only_finished_outputs_of_the_stage_are_listed(tmp_path: Path) -> None:
+    folder, _ = publish(tmp_path, "ingest", "cohort")
+    shutil.copytree(folder, folder.with_name(f".{folder.name}.partial"))
+    (folder.parent / "unfinished").mkdir()
+    assert store.outputs(tmp_path / "store", "ingest") == [folder]
+    assert store.outputs(tmp_path / "store", "preprocess") == []
