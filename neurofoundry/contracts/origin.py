@@ -10,6 +10,7 @@ from typing import Any
 
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.verify import check_item
 
 
 def check_links(folder: Path) -> None:
@@ -44,11 +45,12 @@ def check_link(path: Path, root: Path, shown: Path) -> None:
 def check_contents(folder: Path, names: Sequence[str]) -> None:
     """Raise DataError where files of ``folder`` are not those that its stage.json was written for.
 
-    A file that has been removed, such as subjects.tsv, is no alteration; a folder without
-    stage.json says nothing of its files.
+    A file that has been removed, such as subjects.tsv, is no alteration. Of a folder without a
+    stage.json that of the output that it lies in counts, as a model lies in that of finetune.
     """
     path = folder / "stage.json"
     if not path.exists():
+        check_item(*(folder / name for name in names))
         return
     try:
         contents: Any = json.loads(path.read_text(encoding="utf-8"))["contents"]

@@ -43,7 +43,7 @@ from neurofoundry.runtime.guard import guard_table
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
 from neurofoundry.runtime.progress import Progress
-from neurofoundry.runtime.verify import check, check_item
+from neurofoundry.runtime.verify import check
 
 BATCH = 8
 """Volumes that a GPU sees at once; a CPU sees one."""
@@ -97,7 +97,6 @@ def embed(
     read = [*places, weights, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
     check_links(weights)  # before anything is hashed: a link may lead to a device
-    check_item(weights / "encoder.safetensors", weights / "plan.json")
     encoder, plan = encoders.load(weights)
     recipe = plan.preprocess
     if params is not None and recipe:

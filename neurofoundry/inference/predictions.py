@@ -25,7 +25,6 @@ from neurofoundry.inference.embeddings import (
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.guard import guard_table
-from neurofoundry.runtime.verify import check_item
 from neurofoundry.tasks import Task
 
 MODEL_FILES = ("model.safetensors", "plan.json", "reference.npz")
@@ -51,9 +50,8 @@ def predict(
     read = [*places, model, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
     check_links(model)  # before anything is hashed: a link may lead to a device
-    check_item(*(model / name for name in ("plan.json", "model.safetensors", "reference.npz")))
-    declared = read_model_plan(model)
     check_contents(model, MODEL_FILES)
+    declared = read_model_plan(model)
     plan, task = declared.weights, declared.predicts
     network = Network(encoders.build(plan.encoder, seed=0), task)
     encoders.read_weights(model / "model.safetensors", network)

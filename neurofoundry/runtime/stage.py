@@ -201,16 +201,17 @@ def run(
             with TemporaryDirectory() as scratch:
                 body(Workspace(Path(scratch), data_version=job.data_version))
         return to.folder(name, job.key)
-    # Ingest has no inputs: it must read the raw data to know whether they have changed.
-    if output.current(job.key) and inputs and _is_intact(output.folder):
+    # Never true of ingest, which must read the raw data to know whether they have changed: the key
+    # of its output holds what it has found (`write_record`).
+    if output.current(job.key) and _is_intact(output.folder):
         folder = to.folder(name, job.key)
         LOGGER.info("%s: up to date", folder)
         return hand_over(folder, to.out)
     for source, folder in inputs.items():
-        verify.check(source.partition("/")[0], folder, items=True)
+        verify.refuse(source.partition("/")[0], folder, verify.item_differences(folder))
     with output.lock(job.key, keep=STAGES[name].keeps_items) as partial:
         key = job.key
-        if recorded_key(partial) != key or not inputs or verify.differences(partial, items=True):
+        if recorded_key(partial) != key or verify.differences(partial, items=True):
             work = job.workspace(partial, accept_code_change)
             with job.tracked(work, track):
                 body(work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,26 @@ def differences(folder: Path, *, items: bool) -> list[str]:
     changed = list(_compare(folder, recorded(folder)))
     table = ITEMS.get(str(_record(folder).get("stage")), ("",))[0]
     listed = not any(line.startswith(f"{table} ") for line in changed)
-    if items and listed and (hashes := recorded_items(folder)):
-        with Progress(f"verify {folder.name}", len(hashes), unit="files") as progress:
-            changed += _compare(folder, hashes, progress)
-    return changed
+    return changed + item_differences(folder) if items and listed else changed
+
+
+def item_differences(folder: Path) -> list[str]:
+    """Return which files of the items of an output are not what was written, and how."""
+    hashes = recorded_items(folder)
+    if not hashes:
+        return []
+    with Progress(f"verify {folder.name}", len(hashes), unit="files") as progress:
+        return list(_compare(folder, hashes, progress))
 
 
 def check(stage: str, folder: Path, *, items: bool) -> None:
     """Raise DataError unless an output of ``stage`` is what was written."""
-    if changed := differences(folder, items=items):
+    refuse(stage, folder, differences(folder, items=items))
+
+
+def refuse(stage: str, folder: Path, changed: Sequence[str]) -> None:
+    """Raise DataError if anything of an output of ``stage`` has ``changed``."""
+    if changed:
         more = f"; {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise DataError(
             f"{folder} is not what '{stage}' wrote: {'; '.join(changed[:SHOWN])}{more}. Bring it "
