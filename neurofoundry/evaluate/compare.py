@@ -25,7 +25,7 @@ from rich.table import Table
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import predictions
-from neurofoundry.evaluate.evidence import BASELINE, TESTED, Evidence
+from neurofoundry.evaluate.evidence import TESTED, Evidence
 from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams
@@ -39,6 +39,7 @@ from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks import PRIMARY_METRICS, parse_task
+from neurofoundry.tasks.base import BASELINE
 
 VALUES = ["evaluation", *performance.MEASURES]
 DIFFERENCES = [

@@ -17,12 +17,10 @@ from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
+from neurofoundry.tasks.base import BASELINE
 
 TESTED = ("test", "ood")
 """The splits that conclusions rest on: familiar and new sites."""
-
-BASELINE = "baseline-"
-"""Beginning of the names of baselines: what can be reached without a network."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from neurofoundry.params import Name, Section
+from neurofoundry.tasks.base import BASELINE
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -36,9 +37,9 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _not_a_baseline(name: str) -> str:
-    if name.startswith("baseline-"):
+    if name.startswith(BASELINE):
         raise ValueError(
-            "names that begin with 'baseline-' are reserved for the baselines of evaluate"
+            f"names that begin with '{BASELINE}' are reserved for the baselines of evaluate"
         )
     return name
 

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from neurofoundry.stats.corrections import Correction
+
 Values = NDArray[np.float64]
 
-Correction = Callable[[Values], Values]
-"""A function from the outputs of a model to better calibrated ones."""
+BASELINE = "baseline-"
+"""Beginning of the names of baselines: what can be reached without a network."""
 
 
 class Condition(Section):

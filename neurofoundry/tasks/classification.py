@@ -10,11 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from neurofoundry.tasks.base import Correction, Task, Values
+from neurofoundry.tasks.base import BASELINE, Task, Values
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from neurofoundry.stats.corrections import Correction
 
 
 class Classification(Task):
@@ -25,7 +27,7 @@ class Classification(Task):
     primary: ClassVar[str] = "auc"
     curves: ClassVar[frozenset[str]] = frozenset({"roc", "confusion", "reliability"})
     corrected_on: ClassVar[tuple[str, ...]] = ("val",)
-    constant_baseline: ClassVar[str] = "baseline-prevalence"
+    constant_baseline: ClassVar[str] = f"{BASELINE}prevalence"
     numeric_label: ClassVar[bool] = False
     scoring: ClassVar[str] = "neg_log_loss"
 

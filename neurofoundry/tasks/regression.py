@@ -10,11 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from neurofoundry.tasks.base import Correction, Task, Values
+from neurofoundry.tasks.base import BASELINE, Task, Values
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from neurofoundry.stats.corrections import Correction
 
 QUANTILES = 4
 """Number of strata, by quantiles of the values."""
@@ -28,7 +30,7 @@ class Regression(Task):
     primary: ClassVar[str] = "mae"
     curves: ClassVar[frozenset[str]] = frozenset({"predicted_vs_true"})
     corrected_on: ClassVar[tuple[str, ...]] = ("val", "train")
-    constant_baseline: ClassVar[str] = "baseline-mean"
+    constant_baseline: ClassVar[str] = f"{BASELINE}mean"
     numeric_label: ClassVar[bool] = True
     scoring: ClassVar[str] = "neg_mean_squared_error"
 

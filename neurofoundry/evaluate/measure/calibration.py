@@ -13,10 +13,10 @@ from neurofoundry.evaluate.measure.performance import persons_to_count, shortage
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals
+from neurofoundry.stats.corrections import Correction
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
-from neurofoundry.tasks.base import Correction
 
 CALIBRATION = [
     *("task", "init", "split", "corrected", "metric", "value", "low", "high"),

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from neurofoundry.evaluate.evidence import BASELINE, Evidence
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
 from neurofoundry.evaluate.rows import find_row
 from neurofoundry.stats.metrics import METRICS
+from neurofoundry.tasks.base import BASELINE
 
 SIGNIFICANT = 0.05
 
