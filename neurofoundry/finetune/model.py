@@ -95,11 +95,12 @@ class Blueprint:
     def make(self, folder: Path, advance: Callable[[], None]) -> None:
         """Make the model: weights, history.tsv, reference.npz, fitted.tsv and predictions.tsv.
 
-        ``advance`` is called after every epoch of fine-tuning. Scans of test and ood are opened
-        only when the weights are on disk.
+        ``advance`` is called after every epoch of fine-tuning, or once the probe is fitted. Scans
+        of test and ood are opened only when the weights are on disk.
         """
         if self.mode == "probe":
             network, history = self._probed()
+            advance()
         else:
             network, history = self._finetuned(advance)
         encoders.write_weights(folder / "model.safetensors", network)

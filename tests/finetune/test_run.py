@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -254,6 +256,14 @@ def test_no_model_depends_on_how_it_is_judged(tmp_path: Path, volumes: Path, enc
         check=True,
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_progress_ends_at_its_total_with_probes_too(
+    tmp_path: Path, volumes: Path, encoder: Path, logged: io.StringIO
+) -> None:
+    tiny.run(tmp_path / "models", volumes, encoder, BOTH, {"diagnosis": DIAGNOSIS})
+    done, total = re.findall(r"finetune: (\d+)/(\d+) epochs", logged.getvalue())[-1]
+    assert done == total
 
 
 class TestResume:
