@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from neurofoundry.runtime.log import LOGGER, configure
 
 # One thread a test process, as two of them fill two cores. Before torch is loaded: a process that
 # is forked from one whose threads have worked waits for them forever.
@@ -18,6 +21,16 @@ def nobody_is_logged_in() -> Iterator[None]:
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
         yield
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """What the package logs where there is no terminal."""
+    before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    stream = io.StringIO()
+    configure(stream)
+    yield stream
+    LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def everything_written(outcome: Outcome) -> bytes:
 
 
 def test_a_hospital_folder_becomes_a_cohort_without_identifiers(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], log: io.StringIO
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: io.StringIO
 ) -> None:
     outcome = run(hospital(tmp_path / "data"), tmp_path / "out")
     scans = outcome.scans.sort_values(["sex", "session"])
@@ -53,10 +53,10 @@ def test_a_hospital_folder_becomes_a_cohort_without_identifiers(
         "dicom": "not DICOM: 1 files without its preamble",
     }
     printed = capfd.readouterr()
-    assert "reading headers of dicom: 164/164 files" in log.getvalue()
-    assert "converting dicom: 3/3 series" in log.getvalue()
+    assert "reading headers of dicom: 164/164 files" in logged.getvalue()
+    assert "converting dicom: 3/3 series" in logged.getvalue()
     seen = everything_written(outcome)
-    seen += (printed.out + printed.err + log.getvalue()).encode()
+    seen += (printed.out + printed.err + logged.getvalue()).encode()
     for word in IDENTIFYING:
         assert word.encode() not in seen.lower(), word
     assert str(tmp_path).encode() not in seen

@@ -14,7 +14,7 @@ AGE = {"kind": "regression", "column": "age"}
 
 
 def test_the_log_tells_how_far_the_work_is_and_what_came_of_it(
-    tmp_path: Path, log: io.StringIO
+    tmp_path: Path, logged: io.StringIO
 ) -> None:
     ds = bids(tmp_path / "data" / "ds", 12)
     (ds / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
@@ -26,7 +26,7 @@ def test_the_log_tells_how_far_the_work_is_and_what_came_of_it(
         tasks={"sex": {**SEX, "required": False}},
     )
     lines = [
-        line.partition(" INFO ")[2] for line in log.getvalue().splitlines() if " INFO " in line
+        line.partition(" INFO ")[2] for line in logged.getvalue().splitlines() if " INFO " in line
     ]
     assert any(line.startswith("reading ds: 12/12 subjects") for line in lines)
     assert any(line.startswith("inspecting images: 12/12 images") for line in lines)
@@ -40,7 +40,7 @@ def test_the_log_tells_how_far_the_work_is_and_what_came_of_it(
 
 
 def test_every_gap_is_listed_and_the_excluded_files_can_be_read(
-    tmp_path: Path, log: io.StringIO
+    tmp_path: Path, logged: io.StringIO
 ) -> None:
     ds = bids(tmp_path / "data" / "ds", 6)
     (ds / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
@@ -74,20 +74,20 @@ def test_every_gap_is_listed_and_the_excluded_files_can_be_read(
         assert text in message
     assert "task 'age'" not in message
     assert "task 'other'" not in message
-    assert str(tmp_path) not in message + log.getvalue()
+    assert str(tmp_path) not in message + logged.getvalue()
     excluded = read_table(out / "excluded.tsv", EXCLUDED)
     assert len(excluded) == 3
     assert not (out / "scans.tsv").exists()
 
 
 def test_optional_tasks_that_cannot_be_estimated_are_reported(
-    tmp_path: Path, log: io.StringIO
+    tmp_path: Path, logged: io.StringIO
 ) -> None:
     bids(tmp_path / "data" / "ds", 3)
     outcome = run(tmp_path / "data", tmp_path / "out", tasks={"age": {**AGE, "required": False}})
     gap = "split 'train' has 0 subjects with a label, 2 are needed"
     assert outcome.work.summary["not_estimable"] == {"age": gap}
-    assert f"WARNING task 'age' cannot be estimated: {gap}" in log.getvalue()
+    assert f"WARNING task 'age' cannot be estimated: {gap}" in logged.getvalue()
 
 
 def test_nothing_usable_says_why(tmp_path: Path) -> None:

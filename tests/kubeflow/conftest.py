@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from neurofoundry.kubeflow.api import Api
-from neurofoundry.runtime import log
 from tests.support.kubernetes import NAMESPACE, Cluster, serve
 
 
@@ -28,13 +26,3 @@ def account(tmp_path: Path) -> Path:
 @pytest.fixture
 def api(cluster: Cluster, account: Path) -> Api:
     return Api(cluster.url, NAMESPACE, account, poll_s=0.05)
-
-
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    """What the package logs."""
-    stream = io.StringIO()
-    log.configure(stream)
-    yield stream
-    log.LOGGER.handlers.clear()
-    log.LOGGER.propagate = True

@@ -5,52 +5,42 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
-from neurofoundry.runtime import log, progress
+from neurofoundry.runtime import progress
 from neurofoundry.runtime.progress import Progress
 
 
-@pytest.fixture
-def lines() -> Iterator[io.StringIO]:
-    stream = io.StringIO()
-    log.configure(stream)
-    yield stream
-    log.LOGGER.handlers.clear()
-    log.LOGGER.propagate = True
-
-
 def test_a_log_gets_a_line_a_minute_even_while_nothing_advances(
-    lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
     with Progress("preprocess", 10, unit="scans", done=2) as bar:
         bar.advance(2, failed=1)
         time.sleep(0.2)  # one slow scan
-    written = lines.getvalue().splitlines()
+    written = logged.getvalue().splitlines()
     assert len(written) >= 3
     pattern = r"\d{4}-\d\d-\d\dT[\d:]{8}\S* INFO "
     pattern += r"preprocess: 4/10 scans, [\d.]+/(s|min), \d+ s left, 1 failed"
     assert re.fullmatch(pattern, written[0])
 
 
-def test_the_end_is_told_and_nothing_by_who_is_not_shown(lines: io.StringIO) -> None:
+def test_the_end_is_told_and_nothing_by_who_is_not_shown(logged: io.StringIO) -> None:
     with Progress("pretrain", 2, unit="steps") as bar:
         bar.advance(2, note="loss 3.1")
     with Progress("pretrain", 2, unit="steps", shown=False) as bar:
         bar.advance(2)
         bar.say("nobody hears this")
-    (line,) = lines.getvalue().splitlines()
+    (line,) = logged.getvalue().splitlines()
     assert re.search(r"INFO pretrain: 2/2 steps, [\d.]+/s, loss 3\.1$", line)
 
 
-def test_without_a_total_neither_it_nor_the_time_left_is_told(lines: io.StringIO) -> None:
+def test_without_a_total_neither_it_nor_the_time_left_is_told(logged: io.StringIO) -> None:
     with Progress("listing", None, unit="files") as bar:
         bar.advance(3)
-    (line,) = lines.getvalue().splitlines()
+    (line,) = logged.getvalue().splitlines()
     assert re.search(r"INFO listing: 3 files, [\d.]+/s$", line)
 
 

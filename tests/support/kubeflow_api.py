@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, urlparse
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from tests.support.json_handler import JsonHandler
+
 TOKEN = "a-valid-token"
 COOKIE = "authservice_session=a-valid-session"
 ANSWERS = Path(__file__).with_name("kubeflow_answers")
@@ -53,19 +55,8 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler, BaseHTTPRequestHandler):
     server: Stub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def answer(self, content: Any, code: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def body(self) -> Any:
         return self.rfile.read(int(self.headers["Content-Length"]))

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 from tests.support import rights
+from tests.support.json_handler import JsonHandler
 
 NAMESPACE = "lab"
 JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
@@ -187,19 +188,8 @@ class Cluster:
     url: str = ""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler, BaseHTTPRequestHandler):
     cluster: Cluster
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def answer(self, content: Any, code: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def refuse(self, code: int, message: str) -> None:
         self.answer({"kind": "Status", "status": "Failure", "message": message, "code": code}, code)

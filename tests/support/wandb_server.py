@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.json_handler import JsonHandler
+
 
 @dataclass
 class Received:
@@ -95,7 +97,7 @@ def serve(*, broken: bool = False) -> Iterator[Received]:
     received = Received()
     ended = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
@@ -106,12 +108,7 @@ def serve(*, broken: bool = False) -> Iterator[Received]:
                 return
             received.bodies.append(body)
             status, answer = (500, {}) if broken else self.handle_body(body)
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(answer, status)
 
         do_GET = do_PUT = do_POST  # noqa: N815
 
@@ -133,9 +130,6 @@ def serve(*, broken: bool = False) -> Iterator[Received]:
                 return 200, {}
             received.unknown.append(f"{self.command} {self.path} {body[:200]!r}")
             return 400, {"error": "unknown"}
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
