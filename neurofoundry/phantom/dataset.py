@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +20,7 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.guard import guard_output
+from neurofoundry.runtime.processes import end_with_parent
 from neurofoundry.runtime.progress import Progress
 
 _FINE_MM = 1.8
@@ -119,7 +118,7 @@ def _scan(
     with ProcessPoolExecutor(
         min(workers, len(sessions)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
+        initializer=end_with_parent,
     ) as pool:
         records: Mapping[Future[dict[str, Any]], Path] = {
             pool.submit(
@@ -138,15 +137,3 @@ def _scan(
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed; it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +29,7 @@ from neurofoundry.preprocess.scan import (
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime import log
 from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.processes import end_with_parent
 from neurofoundry.runtime.progress import Progress
 
 
@@ -195,15 +194,7 @@ def _start(worker: Worker, logs: bool) -> None:
         log.configure()
     torch.set_num_threads(1)
     threadpool_limits(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        # A worker whose parent was killed would wait for work forever.
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _count_unusable(results: Sequence[Result], params: PreprocessParams) -> int:
