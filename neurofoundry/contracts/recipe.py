@@ -55,7 +55,8 @@ def describe_command(command: str, timeout: float) -> dict[str, Any]:
 def describe(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of ``preprocess`` of params.yaml, as plain values."""
     kept = {name: value for name, value in params.items() if name not in NOT_IN_RECIPE}
-    return _without_command(kept)
+    described: dict[str, Any] = _without_command(kept)
+    return described
 
 
 def _without_command(recipe: Any) -> Any:

@@ -54,7 +54,8 @@ class Features:
     def of(self, scan_ids: pd.Series) -> Values:
         """Return the features of these scans, in this order: (scans, features)."""
         place = pd.Series(np.arange(len(self.scan_ids)), self.scan_ids).reindex(scan_ids)
-        return self.values[place.to_numpy(int)]
+        rows: Values = self.values[place.to_numpy(int)]
+        return rows
 
 
 @dataclass(frozen=True, eq=False)

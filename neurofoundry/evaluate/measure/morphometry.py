@@ -141,7 +141,8 @@ def _asymmetry(fluid: NDArray[np.bool_], brain: NDArray[np.bool_], edge: int) ->
         z, y, x = (count * edge for count in shape)
         part = mask[:z, :y, spare : spare + x]
         sums = part.reshape(shape[0], edge, shape[1], edge, shape[2], edge).sum(axis=(1, 3, 5))
-        return sums.astype(float)
+        values: Values = sums.astype(float)
+        return values
 
     of_brain = blocks(brain)
     dark = blocks(fluid) / np.maximum(1, of_brain)
