@@ -1,4 +1,4 @@
-"""params.yaml: read once, validated whole, before any data is touched."""
+"""params.yaml: read once and validated before any data is touched."""
 
 from __future__ import annotations
 
@@ -45,12 +45,45 @@ def load_text(
     text: str, model: type[Model], overrides: Sequence[str] = (), *, origin: str
 ) -> Model:
     """Read YAML (or JSON) that came from ``origin``, as `load` does."""
+    return validate(_read_sections(text, overrides, origin=origin), model, origin=origin)
+
+
+def load_part(
+    text: str,
+    part: type[Model],
+    whole: type[BaseModel],
+    overrides: Sequence[str] = (),
+    *,
+    origin: str,
+) -> tuple[Model, str]:
+    """Read the keys of ``whole`` that ``part`` has, as `load_text` does.
+
+    A key that ``whole`` does not have is an error. Return also what is wrong with the other keys
+    that are there, if anything is: nobody needs them yet.
+    """
+    values = _read_sections(text, overrides, origin=origin)
+    others = whole.model_fields.keys() - part.model_fields.keys()
+    own = {key: value for key, value in values.items() if key not in others}
+    read = validate(own, part, origin=origin)
+    try:
+        whole.model_validate(values)
+    except ValidationError as error:
+        present = [
+            problem
+            for problem in error.errors()
+            if problem["type"] != "missing" or len(problem["loc"]) > 1
+        ]
+        return read, "; ".join(_explain(whole, problem) for problem in present)
+    return read, ""
+
+
+def _read_sections(text: str, overrides: Sequence[str], *, origin: str) -> dict[str, Any]:
     values = read_yaml(text, origin=origin)
     if not isinstance(values, dict):
         raise UsageError(f"{origin}: expected sections such as 'ingest:', found {values!r:.80}.")
     for override in overrides:
         _override(values, override)
-    return validate(values, model, origin=origin)
+    return values
 
 
 def read_text(path: Path) -> str:

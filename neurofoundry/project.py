@@ -43,6 +43,11 @@ class IngestSections(StageSections):
     tasks: Tasks
     seed: Seed
 
+    @model_validator(mode="after")
+    def _tasks_have_columns(self) -> IngestSections:
+        _check_task_columns(self.tasks, self.ingest)
+        return self
+
 
 class PreprocessSections(StageSections):
     """What preprocess reads."""
@@ -106,14 +111,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
-        known = {*SCANS.columns, *self.ingest.columns}
-        for name, task in self.tasks.items():
-            for column in (task.column, *task.eligible):
-                if column not in known:
-                    raise ValueError(
-                        f"tasks.{name}: no column '{column}'; ingest.columns declares "
-                        f"{', '.join(sorted(self.ingest.columns))}"
-                    )
+        _check_task_columns(self.tasks, self.ingest)
         if self.evaluate.reference not in self.finetune.initializations:
             raise ValueError(
                 f"evaluate.reference: '{self.evaluate.reference}' is not one of "
@@ -135,3 +133,15 @@ class Params(Section):
     def finetune_shards(self, asked: int) -> int:
         """Return the number of shards of the models to make: ``asked``, or a few if that is 0."""
         return max(1, asked or min(self.finetune.most_shards(len(self.tasks)), AUTOMATIC_SHARDS))
+
+
+def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:
+    """Raise ValueError when a task needs a column that the cohort will not have."""
+    known = {*SCANS.columns, *ingest.columns}
+    for name, task in tasks.items():
+        for column in (task.column, *task.eligible):
+            if column not in known:
+                raise ValueError(
+                    f"tasks.{name}: no column '{column}'; ingest.columns declares "
+                    f"{', '.join(sorted(ingest.columns))}"
+                )

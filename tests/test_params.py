@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from neurofoundry.errors import UsageError
-from neurofoundry.params import Section, load, load_text, read_yaml
+from neurofoundry.params import Section, load, load_part, load_text, read_yaml
 
 
 class Inner(Section):
@@ -55,6 +55,27 @@ def test_values_and_overrides_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, "pretrain: {epochs: 2}\n")
     params = load(path, Outer, ["pretrain.rate=1e-3", "tasks.age.epochs=5"])
     assert params == Outer(pretrain=Inner(epochs=2, rate=1e-3), tasks={"age": Inner(epochs=5)})
+
+
+class Part(Section):
+    pretrain: Inner
+
+
+def test_a_part_is_read_whatever_the_rest_holds_and_what_is_wrong_there_is_told() -> None:
+    text = "pretrain: {epochs: 2}\nextra: {epoch: 3}\n"
+    part, elsewhere = load_part(text, Part, Outer, ["pretrain.rate=0.5"], origin="p")
+    assert part == Part(pretrain=Inner(epochs=2, rate=0.5))
+    assert elsewhere.startswith("extra.epoch: unknown key. Did you mean 'epochs'?")
+    assert load_part("pretrain: {}", Part, Outer, origin="p") == (Part(pretrain=Inner()), "")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("pretrain: {}\nextr: {}", "extr: unknown key"), ("extra: {}", "pretrain: missing")],
+)
+def test_a_part_refuses_its_own_mistakes_and_keys_that_nobody_has(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_part(text, Part, Outer, origin="p")
 
 
 @pytest.mark.parametrize(

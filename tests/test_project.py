@@ -64,3 +64,10 @@ def test_dvc_runs_a_stage_again_for_the_code_that_decides_it() -> None:
         }
         deps = {dep for dep in declared["deps"] if dep.startswith("neurofoundry/")}
         assert deps == used, name
+
+
+def test_ingest_refuses_a_task_without_a_column_by_itself(whole: Params) -> None:
+    values = whole.model_dump(mode="json", by_alias=True, include={"ingest", "seed"})
+    values["tasks"] = {"iq": {"kind": "regression", "column": "iq"}}
+    with pytest.raises(UsageError, match=r"tasks.iq: no column 'iq'"):
+        validate(values, SECTIONS["ingest"], origin="--params")

@@ -13,6 +13,7 @@ import typer
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.guard import guard_output, guard_place
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.store import locate, locate_all
 
 if TYPE_CHECKING:
@@ -115,23 +116,38 @@ def cores() -> int:
 
 def load_params(params: str, overrides: Sequence[str] | None) -> Params:
     """Read all parameters: those of the file ``params``, or of the text that it is."""
-    from neurofoundry.params import load, load_text
+    from neurofoundry.params import load_text
     from neurofoundry.project import Params
 
-    if "\n" in params:
-        return load_text(params, Params, overrides or (), origin="--params")
-    return load(Path(params), Params, overrides or ())
+    text, origin = _params_text(params)
+    return load_text(text, Params, overrides or (), origin=origin)
 
 
 def load_sections(
     sections: type[Sections], params: str, overrides: Sequence[str] | None
 ) -> Sections:
-    """Read what a stage reads: from all parameters, or from what `configure` gave for it."""
-    from neurofoundry.params import load_text
+    """Read what a stage reads: from all parameters, or from what `configure` gave for it.
 
+    What is wrong with the sections of other stages is logged; this stage does not need them.
+    """
+    from neurofoundry.params import load_part, load_text
+    from neurofoundry.project import Params
+
+    text, origin = _params_text(params)
     if params.startswith("{"):
-        return load_text(params, sections, overrides or (), origin="--params")
-    return load_params(params, overrides).read_by(sections)
+        return load_text(text, sections, overrides or (), origin=origin)
+    values, elsewhere = load_part(text, sections, Params, overrides or (), origin=origin)
+    if elsewhere:
+        LOGGER.warning("%s: another stage will refuse this: %s", origin, elsewhere)
+    return values
+
+
+def _params_text(params: str) -> tuple[str, str]:
+    """Return the text of ``--params``, a file or the text itself, and what to call it."""
+    from neurofoundry.params import read_text
+
+    is_text = "\n" in params or params.startswith("{")
+    return (params, "--params") if is_text else (read_text(Path(params)), params)
 
 
 def params_file(params: str) -> list[Path]:

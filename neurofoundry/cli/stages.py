@@ -278,9 +278,10 @@ def run_all(
     cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
     models, evaluation = out / "models", out / "evaluation"
     guard_run(out, inputs=[data, *params_file(params)])
+    methods = load_params(params, overrides).pretrain.methods
     ingest(data, cohort, params, overrides)
     preprocess(data, cohort, volumes, params, overrides, workers)
-    for method in load_params(params, overrides).pretrain.methods:
+    for method in methods:
         pretrain(volumes, method, encoder / method, params, overrides, processes=1)
     finetune(volumes, [encoder], models, params, overrides)
     evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)

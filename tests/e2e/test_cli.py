@@ -46,8 +46,8 @@ def test_a_wrong_parameter_is_exit_2_before_any_data_is_touched(
     command: Run, tmp_path: Path, override: str, words: str
 ) -> None:
     done = command(
-        "neurofoundry", "ingest", "--params", ROOT / "params.yaml", "--set", override,
-        "--data", "nowhere", "--out", "cohort", cwd=tmp_path, code=2,
+        "neurofoundry", "run", "--params", ROOT / "params.yaml", "--set", override,
+        "--data", "nowhere", "--out", "all", cwd=tmp_path, code=2,
     )  # fmt: skip
     assert words in done.stderr
     assert "Traceback" not in done.stderr
