@@ -39,8 +39,8 @@ PARAMETERS = f"""\
 {NOTE}
 
 Every key of params.yaml. The file is validated before any data is touched: an unknown key, a wrong
-value or an option without effect is an error that names the key. A stage needs its own sections only,
-and warns of what is wrong in the others; `run` and `submit` need them all. `--set KEY=VALUE` overrides
+value or an option without effect is an error that names the key. A stage needs its own sections,
+and warns of what is wrong in others; `run` and `submit` need them all. `--set KEY=VALUE` overrides
 a value on the command line, `dvc exp run -S KEY=VALUE` in an experiment. NAME stands for a name of
 your own, `[]` for the entries of a list.
 
