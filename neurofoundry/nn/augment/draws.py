@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from neurofoundry.nn.augment.params import AugmentParams
@@ -92,15 +92,15 @@ def _draw_robust(
 ) -> dict[str, torch.Tensor]:
     random = generator(*sample, view)
     first = _crop(params, generator(*sample, 0), near=None) if view else None
-    crop = _crop(params, random, near=first)
+    edges, centre = _crop(params, random, near=first)
     mirrored = random.random() < params.flip
-    angles = random.uniform(-params.rotation, params.rotation, 3)
+    turn = _turn(random.uniform(-params.rotation, params.rotation, 3))
     slices = np.array(shape)
     axis = random.integers(3)
     slices[axis] = round(shape[axis] / random.uniform(1, params.coarse))
     slopes = np.exp(params.remap * random.standard_normal(KNOTS - 1))
     return {
-        "affine": _affine(crop, mirrored, angles, shape),
+        "affine": _affine(turn @ _scale(edges, mirrored), centre, shape),
         "gamma": torch.tensor(params.gamma ** random.uniform(-1, 1), dtype=torch.float32),
         "negative": torch.tensor(random.random() < 0.5),
         "remap": curve_of(slopes),
@@ -115,16 +115,20 @@ def _draw_robust(
 def _draw_paper(
     params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
-    """Draw as 3D-Neuro-SimCLR (arXiv 2509.10620): what two views share is left to chance."""
+    """Draw as 3D-Neuro-SimCLR (arXiv 2509.10620): what two views share is left to chance.
+
+    Its volumes are (z, y, x) and MONAI's ``range_x`` turns about the first axis of the array: z.
+    It turns what a crop has become once it is resized, so that an elongated crop is sheared.
+    """
     random = generator(*sample, view)
     edges = random.uniform(LEAST_OF_PAPER, 1)
-    crop = edges, edges / 2 + (1 - edges) * random.random(3)
+    centre = edges / 2 + (1 - edges) * random.random(3)
     mirrored = random.random() < 0.5
-    turned, axis = random.random() < 0.5, random.integers(3)
-    angles = np.where(np.arange(3) == axis, turned * random.uniform(-45, 45), 0)
+    angle = random.uniform(-45, 45) if random.random() < 0.5 else 0.0
     gamma = random.uniform(0.5, 1.5) if random.random() < 0.8 else 1.0
+    linear = _scale(edges, mirrored) @ _turn([0, 0, angle])
     return {
-        "affine": _affine(crop, mirrored, angles, shape),
+        "affine": _affine(linear, centre, shape),
         "gamma": torch.tensor(gamma, dtype=torch.float32),
         "negative": torch.tensor(False),
         "remap": curve_of(np.ones(KNOTS - 1)),
@@ -156,16 +160,24 @@ def _crop(params: AugmentParams, random: np.random.Generator, *, near: Crop | No
     return edges, low + (high - low) * random.random(3)
 
 
+def _scale(edges: NDArray[np.float64], mirrored: bool) -> NDArray[np.float64]:
+    return np.diag(edges * [-1.0 if mirrored else 1.0, 1.0, 1.0])
+
+
+def _turn(degrees: ArrayLike) -> NDArray[np.float64]:
+    turn: NDArray[np.float64] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    return turn
+
+
 def _affine(
-    crop: Crop, mirrored: bool, angles: NDArray[np.float64], shape: tuple[int, int, int]
+    linear: NDArray[np.float64], centre: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    edges, centre = crop
-    mirror = np.array([-1.0 if mirrored else 1.0, 1.0, 1.0])
-    # Rotation preserves lengths in voxels, not as shares of a box that is no cube.
+    """Return the affine of a linear map in voxels (x, y, z) about a centre in shares of the box.
+
+    A turn preserves lengths in voxels, not as shares of a box that is no cube.
+    """
     extent = np.array(shape[::-1], float)
-    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    linear = (rotation / extent[:, None]) @ np.diag(extent * edges * mirror)
-    affine = np.column_stack([linear, 2 * centre - 1])
+    affine = np.column_stack([linear * extent / extent[:, None], 2 * centre - 1])
     return torch.tensor(affine, dtype=torch.float32)
 
 

@@ -14,9 +14,11 @@ class AugmentParams(Section):
 
     preset: Literal["robust", "paper"] = "robust"
     """paper: the distribution of 3D-Neuro-SimCLR instead, without further settings. Crops of any
-    size and shape from 30 × 40 × 40 mm, flips, rotations of up to 45 degrees about one axis, gamma
-    0.5 to 1.5. Its shift of all intensities is left out, as standardization undoes it, there as
-    here. Every view is drawn anew, as its authors meant; their workers repeat 936 draws."""
+    size and shape from 30 × 40 × 40 mm, flips, rotations of up to 45 degrees about the axis from
+    feet to head, gamma 0.5 to 1.5. Its shift of all intensities is left out, as standardization
+    undoes it, there as here. What a turn brings in from beyond the crop is shown; there, the edge
+    of the crop is repeated. Every view is drawn anew, as its authors meant; their workers repeat
+    936 draws."""
     crop: tuple[float, float] = (0.7, 1.0)
     """Smallest and largest edge of the crop, as a share of the box; it is resized to the box."""
     stretch: float = Field(default=1.1, ge=1, le=1.5)
