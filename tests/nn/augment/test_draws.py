@@ -147,9 +147,9 @@ def test_the_paper_preset_draws_from_the_published_distribution() -> None:
 
 
 def test_the_paper_preset_turns_about_the_axis_that_monai_turns_about_and_no_other() -> None:
-    """MONAI 1.6.1: RandRotate(range_x=0.785) on volumes (z, y, x) moved no voxel out of its plane of
-    z in 60 draws. With crop, Resize and RandFlip before it, its map from view to volume is that of
-    edges times rotation to the fourth decimal; rotation times edges was 0.33 off."""
+    """MONAI 1.6.1: RandRotate(range_x=0.785) on volumes (z, y, x) moved no voxel out of its plane
+    of z in 60 draws. With crop, Resize and RandFlip before it, its map from view to volume is edges
+    times rotation to the fourth decimal; rotation times edges was 0.33 off."""
     shape = (15, 17, 19)
     extent = np.array(shape[::-1])
     drawn = draw(PAPER, *map(str, range(600)), shape=shape).affine.double().numpy()
