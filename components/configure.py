@@ -8,6 +8,7 @@ def configure(
     params: str,
     preprocess_shards: int,
     finetune_shards: int,
+    store: str,
     ingest: TextOutput,
     preprocess: TextOutput,
     pretrain: TextOutput,
@@ -23,4 +24,5 @@ def configure(
         *("--params", params),
         *("--preprocess-shards", preprocess_shards),
         *("--finetune-shards", finetune_shards),
+        *("--store", store),
     )

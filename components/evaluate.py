@@ -11,7 +11,7 @@ from kfp.dsl import (
     Output,
 )
 
-from components.command import TextOutput, step
+from components.command import step
 
 
 @dsl.container_component
@@ -27,7 +27,6 @@ def evaluate(
     model_card: Output[Markdown],
     metrics: Output[Metrics],
     roc: Output[ClassificationMetrics],
-    promoted: TextOutput,
 ) -> dsl.ContainerSpec:
     """Measure the models in and out of distribution, write the report, decide on promotion."""
     return step(

@@ -44,8 +44,12 @@ def pretrain_on_nodes(
     secret: str,
     store: str,
     volumes: Input[Dataset],
+    gpus_left: TextOutput,
 ) -> dsl.ContainerSpec:
-    """Launch and follow the training of an encoder on several machines; it ends in the store."""
+    """Train an encoder on several machines, into the store, and say what GPUs are left to ask for.
+
+    For one machine there is nothing to do: they are those that `pretrain` trains with.
+    """
     return step(
         "pretrain-on-nodes",
         *("--params", params),

@@ -11,7 +11,7 @@ def promote(
     evaluation: Input[Artifact],
     model: Output[Model],
 ) -> dsl.ContainerSpec:
-    """Register the model that the promotion rule has accepted."""
+    """Register the model that the promotion rule has accepted, or say why there is none."""
     return step(
         "promote",
         *("--models", models.path),

@@ -5,13 +5,6 @@ from components.command import step
 
 
 @dsl.container_component
-def summarize(
-    status: dsl.PipelineTaskFinalStatus, store: str, summary: Output[Markdown]
-) -> dsl.ContainerSpec:
-    """Say how the run ended, and how to go on."""
-    return step(
-        "summarize",
-        *("--status", status),
-        *("--store", store),
-        *("--out", summary.path),
-    )
+def summarize(store: str, summary: Output[Markdown]) -> dsl.ContainerSpec:
+    """Say what came out of the run, or which step failed and how to go on."""
+    return step("summarize", *("--store", store), *("--out", summary.path))

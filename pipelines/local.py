@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from pipelines.node_pools import MOUNT
 
 VERSION = "local"
 """Of the data, where a folder of this machine stands for it."""
+
+HANDED_ON = ("NEUROFOUNDRY_RUN", "OMP_NUM_THREADS")
+"""Environment variables that containers get, too."""
 
 OURS = ("pipeline", f"data/{VERSION}")
 """What the store of an earlier run holds."""
@@ -141,21 +145,27 @@ def run(
     documents = compiled.for_this_machine(documents, image)
     component = components.load_component_from_text(yaml.safe_dump_all(documents))
     place = _place_of_data(store)
-    if runner is Runner.docker:
-        _check_engine(image)
-        engine = _docker_runner(data, store)
-    else:
-        # Processes see this machine's folders: the store is where it is.
-        if data:
-            place.symlink_to(data.resolve())
-        arguments = {**arguments, "store": str(store.resolve())}
-        engine = local.SubprocessRunner(use_venv=False)
-    local.init(runner=engine, pipeline_root=str((store / "pipeline").resolve()))
-    with patched():
+    with patched(), _named():
+        if runner is Runner.docker:
+            _check_engine(image)
+            engine = _docker_runner(data, store)
+        else:
+            # Processes see this machine's folders: the store is where it is.
+            if data:
+                place.symlink_to(data.resolve())
+            arguments = {**arguments, "store": str(store.resolve())}
+            engine = local.SubprocessRunner(use_venv=False)
+        local.init(runner=engine, pipeline_root=str((store / "pipeline").resolve()))
         try:
             component(**arguments)
         except RuntimeError as error:
             raise RunFailedError(f"{_plain(error)} The log above says why.") from error
+
+
+def _named() -> contextlib.AbstractContextManager[Any]:
+    """Give the run a name, under which its steps leave their notes."""
+    name = f"local-{datetime.now():%Y%m%d-%H%M%S}"
+    return mock.patch.dict(os.environ, {"NEUROFOUNDRY_RUN": name})
 
 
 def _place_of_data(store: Path) -> Path:
@@ -207,5 +217,5 @@ def _docker_runner(data: Path | None, store: Path) -> local.DockerRunner:
         read_only=True,
         tmpfs={"/tmp": "exec"},
         shm_size="1g",
-        environment={name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ},
+        environment={name: os.environ[name] for name in HANDED_ON if name in os.environ},
     )

@@ -44,7 +44,6 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
     cpu, gpu = pools["cpu"], pools["gpu"]
     count = gpu.accelerator.count if gpu.accelerator else 0
     tolerations = {role: node_pools.plain(pool) for role, pool in pools.items()}
-    several_nodes = _build_several_nodes(pools, wandb_secret)
 
     @dsl.pipeline(
         name="neurofoundry",
@@ -98,10 +97,14 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
             cpu=(cpu_selector, cpu_tolerations),
             gpu=(gpu_selector, gpu_tolerations),
         )
-        ended = on(summarize(store=store), "light", "summarize")
+        # Nothing that changes is an input of it: never from the cache.
+        ended = on(summarize(store=store), "light", "summarize").set_caching_options(False)
         with dsl.ExitHandler(exit_task=ended, name="all stages"):
             checked = configure(
-                params=params, preprocess_shards=preprocess_shards, finetune_shards=finetune_shards
+                params=params,
+                preprocess_shards=preprocess_shards,
+                finetune_shards=finetune_shards,
+                store=store,
             )
             stages = Stages(on, on(checked, "light", "configure").outputs, store)
             fetched = fetch(
@@ -116,15 +119,14 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
             volumes = stages.preprocess(data, cohort)
             encoder = stages.pretrain(
                 volumes,
-                several_nodes,
+                pools["gpu"],
                 nodes=nodes,
                 gpus=gpus,
                 image=image,
                 claim=claim,
-                cpu_selector=cpu_selector,
-                cpu_tolerations=cpu_tolerations,
-                gpu_selector=gpu_selector,
-                gpu_tolerations=gpu_tolerations,
+                secret=wandb_secret,
+                selector=gpu_selector,
+                tolerations=gpu_tolerations,
             )
             models = stages.finetune(volumes, encoder)
             stages.evaluate(cohort, volumes, encoder, models)
@@ -160,21 +162,26 @@ class Stages:
     def pretrain(
         self,
         volumes: Any,
-        several_nodes: GraphComponent,
-        *,
-        nodes: Any,
-        gpus: Any,
-        **cluster: Any,
+        pool: Pool,
+        **machines: Any,
     ) -> dsl.PipelineTask:
-        """Return the step that trains the encoder of a method; there is one for each."""
+        """Return the step that trains the encoder of a method; there is one for each.
+
+        Where several ``machines`` of the ``pool`` have trained it in the step before, it is in the
+        store already, and the step holds no GPU.
+        """
         methods = self.of["methods"]
         common = {"params": self.of["pretrain"], "volumes": volumes, "store": self.store}
         with dsl.ParallelFor(methods, name="pretraining methods", parallelism=PARALLEL) as method:
-            together = several_nodes(**common, method=method, nodes=nodes, gpus=gpus, **cluster)
-            # Where several nodes have trained the encoder, it is in the store already.
+            several = pretrain_on_nodes(
+                **common, method=method, mount=MOUNT, pool=pool.machines(), **machines
+            )
+            # It waits for the machines as long as they train, and an hour to get them.
+            self.on(several, "light", "pretrain on nodes", hours=pool.hours + 1)
+            kubernetes.use_field_path_as_env(several, "POD_NAME", "metadata.name")
+            gpus = several.outputs["gpus_left"]
             encoder = pretrain(**common, method=method, gpus=gpus)
-            # kfp 2.17 hands into a loop only what a step there has as an input, too.
-            return self.on(encoder, "gpu", "pretrain", gpus).after(together)
+            return self.on(encoder, "gpu", "pretrain", gpus)
 
     def finetune(self, volumes: Any, encoder: dsl.PipelineTask) -> Any:
         """Return the models, made in shards."""
@@ -198,9 +205,9 @@ class Stages:
         )
         self.on(judged, "cpu", "evaluate")
         evaluation = judged.outputs["evaluation"]
-        with dsl.If(judged.outputs["promoted"] == "true", name="promoted"):
-            registered = promote(store=self.store, models=models, evaluation=evaluation)
-            self.on(registered, "light", "promote")
+        registered = promote(store=self.store, models=models, evaluation=evaluation)
+        # It leaves the note that the run has come to its end: never from the cache.
+        self.on(registered, "light", "promote").set_caching_options(False)
 
 
 def _folders(task: dsl.PipelineTask) -> Any:
@@ -214,54 +221,6 @@ def _with_keys(fetched: dsl.PipelineTask) -> dsl.PipelineTask:
     fetched.set_caching_options(False)
     kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
     return fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
-
-
-def _build_several_nodes(pools: Mapping[str, Pool], wandb_secret: str) -> GraphComponent:
-    """Build the part of the pipeline that pretrains on several machines, or does nothing."""
-    gpu = pools["gpu"]
-
-    @dsl.pipeline(name="several-nodes")
-    def several_nodes(
-        params: str,
-        method: str,
-        nodes: int,
-        gpus: str,
-        store: str,
-        volumes: dsl.Input[dsl.Dataset],
-        image: str,
-        claim: str,
-        cpu_selector: dict[str, str],
-        cpu_tolerations: list[dict[str, str]],
-        gpu_selector: dict[str, str],
-        gpu_tolerations: list[dict[str, str]],
-    ) -> None:
-        on = _placing(
-            pools,
-            Site(image, claim, wandb_secret),
-            cpu=(cpu_selector, cpu_tolerations),
-            gpu=(gpu_selector, gpu_tolerations),
-        )
-        with dsl.If(nodes > 1, name="more than one node"):
-            launched = pretrain_on_nodes(
-                params=params,
-                method=method,
-                nodes=nodes,
-                gpus=gpus,
-                image=image,
-                claim=claim,
-                mount=MOUNT,
-                pool=gpu.machines(),
-                selector=gpu_selector,
-                tolerations=gpu_tolerations,
-                secret=wandb_secret,
-                store=store,
-                volumes=volumes,
-            )
-            # It waits for the machines as long as they train, and an hour to get them.
-            on(launched, "light", "pretrain on several nodes", hours=gpu.hours + 1)
-            kubernetes.use_field_path_as_env(launched, "POD_NAME", "metadata.name")
-
-    return several_nodes
 
 
 def _retry(task: dsl.PipelineTask, retries: int, hours: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from neurofoundry.cli.options import (
     load_sections,
 )
 from neurofoundry.errors import UsageError
+from neurofoundry.kubeflow import journal
 from neurofoundry.runtime.store import locate
 
 
@@ -35,6 +35,7 @@ def configure(
         int,
         typer.Option(min=0, help="Shards of the models to make; 0: as many as can be, up to 16."),
     ] = 1,
+    store: Annotated[Path | None, typer.Option(help="The volume that all steps share.")] = None,
     executor_input: ExecutorInput = "",
 ) -> None:
     """Check the parameters; print for each stage those that it reads, and what can run apart.
@@ -74,9 +75,16 @@ def promote(
     executor_input: ExecutorInput = "",
 ) -> None:
     """Put the model that the promotion rule has accepted into a folder, with its card."""
-    from neurofoundry.kubeflow import promote
+    from neurofoundry.contracts.evaluation import read_decision
+    from neurofoundry.kubeflow import executor, promote
     from neurofoundry.runtime import stage
 
+    decision = read_decision(evaluation)
+    journal.add(evaluation=str(evaluation), reason=decision.reason)
+    if executor_input and not decision.promoted:
+        # A step of a pipeline, which asks for every run: its end is no failure.
+        executor.tell(f"No model is promoted. {decision.reason}\n", out, executor_input)
+        return
     folder = stage.run(
         "promote",
         lambda work: promote.promote(work, models=models, evaluation=evaluation),
@@ -84,6 +92,7 @@ def promote(
         params={},
         inputs={"finetune": models, "evaluate": evaluation},
     )
+    journal.add(model=str(folder))
     hand_over(folder, None, executor_input)
 
 
@@ -122,15 +131,15 @@ def check(
 
 @app.command(hidden=True)
 def summarize(
-    status: Annotated[str, typer.Option(help="What Kubeflow says of the run, as JSON.")],
     store: Annotated[Path, typer.Option(help="Where the outputs are.")],
     out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Say how a pipeline run ended, and how to go on."""
-    from neurofoundry.kubeflow import executor
+    """Say what came out of a pipeline run, or which step failed and how to go on."""
+    from neurofoundry.kubeflow import executor, summary
 
-    executor.tell(executor.summary(json.loads(status), store), out, executor_input)
+    notes = journal.read(store, journal.run_name())
+    executor.tell(summary.describe(notes), out, executor_input)
 
 
 @app.command(hidden=True)
@@ -139,8 +148,8 @@ def pretrain_on_nodes(
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
     store: Annotated[Path, typer.Option("--store", help="On the volume that all nodes mount.")],
     params: ParamsFile,
-    nodes: Annotated[int, typer.Option(help="Machines that train together.")],
-    processes: Annotated[int, typer.Option(help="Processes on each node: its GPUs.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that train together.")],
+    processes: Annotated[int, typer.Option(min=0, help="Processes on each node: its GPUs.")],
     image: Annotated[str, typer.Option(help="The image of the containers.")],
     claim: Annotated[str, typer.Option(help="The persistent volume claim of the store.")],
     mount: Annotated[str, typer.Option(help="Where it is mounted.")],
@@ -150,7 +159,10 @@ def pretrain_on_nodes(
     secret: Annotated[str, typer.Option(help="The secret with the key of W&B.")],
     executor_input: ExecutorInput = "",
 ) -> None:
-    """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store."""
+    """Train an encoder on several machines of a cluster; `pretrain` then finds it in the store.
+
+    For one node there is nothing to do: `pretrain` trains it, and gets the GPUs.
+    """
     from neurofoundry.kubeflow import executor, trainjob
     from neurofoundry.kubeflow.api import Api
     from neurofoundry.kubeflow.schemas import Machines
@@ -169,19 +181,22 @@ def pretrain_on_nodes(
         "claim": claim,
         "mount": mount,
     }
-    api = Api.of_this_pod()
-    job = trainjob.train_job(
-        validate(values, Machines, origin="pretrain-on-nodes"),
-        method=method,
-        params=params,
-        volumes=volumes,
-        store=store,
-        run=os.environ.get("NEUROFOUNDRY_RUN", ""),
-        owner=trainjob.owner_of_this_run(api),
-    )
-    trainjob.train(api, job)
+    machines = validate(values, Machines, origin="pretrain-on-nodes")
+    if nodes > 1:
+        api = Api.of_this_pod()
+        job = trainjob.train_job(
+            machines,
+            method=method,
+            params=params,
+            volumes=volumes,
+            store=store,
+            run=journal.run_name(),
+            owner=trainjob.owner_of_this_run(api),
+        )
+        trainjob.train(api, job)
     if executor_input:
-        executor.publish(executor_input)
+        left = processes if nodes == 1 else 0
+        executor.publish(executor_input, parameters={"gpus_left": str(left)})
 
 
 def _json(option: str, text: str) -> Any:

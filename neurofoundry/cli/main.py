@@ -10,6 +10,7 @@ import typer
 import neurofoundry
 from neurofoundry.cli.options import app
 from neurofoundry.errors import complain, run_app
+from neurofoundry.kubeflow import journal
 from neurofoundry.runtime import log
 
 # isort: off
@@ -38,7 +39,8 @@ def main() -> None:
     # busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     log.configure()
-    run_app(app, _tell)
+    with journal.kept():
+        run_app(app, _tell)
 
 
 def _tell(message: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neurofoundry.errors import UsageError
+from neurofoundry.kubeflow import journal
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.guard import guard_output, guard_place
 from neurofoundry.runtime.log import LOGGER
@@ -81,10 +82,20 @@ Copies = Annotated[
         help="Copy a file of the finished output. Repeatable.",
     ),
 ]
+
+
+def _begin(context: typer.Context, executor_input: str) -> str:
+    if executor_input:
+        journal.begin(str(context.info_name), executor_input)
+    return executor_input
+
+
 ExecutorInput = Annotated[
     str,
     typer.Option(
         "--executor-input",
+        callback=_begin,
+        is_eager=True,  # before an input that is not there ends the command
         rich_help_panel=CLUSTER,
         help="What Kubeflow Pipelines tells a step, as JSON.",
     ),

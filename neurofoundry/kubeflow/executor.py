@@ -72,14 +72,12 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     scalars = {
         name: value for name, value in summary.items() if isinstance(value, (int, float, str))
     }
-    # Kubeflow compares texts: true and false as in JSON.
-    flags = {name: str(value).lower() for name, value in summary.items() if isinstance(value, bool)}
     names = ("cohort", "volumes", "encoder", "models", "evaluation", "model")
     metadata = {name: {**origin, "folder": str(folder)} for name in names}
     metadata["metrics"] = scalars
     if (folder / "plots/roc.tsv").exists():
         metadata["roc"] = _classification_metrics(folder, record)
-    return {"parameters": {**scalars, **flags, "folder": str(folder)}, "metadata": metadata}
+    return {"parameters": {**scalars, "folder": str(folder)}, "metadata": metadata}
 
 
 def check(store: Path, *, gpus: int) -> list[str]:
@@ -103,21 +101,6 @@ def check(store: Path, *, gpus: int) -> list[str]:
     if missing:
         raise UsageError("This step lacks:\n  " + "\n  ".join(missing))
     return findings
-
-
-def summary(status: Mapping[str, Any], store: Path) -> str:
-    """Say as Markdown how a run ended and how to go on, from kfp's PipelineTaskFinalStatus."""
-    state = str(status.get("state", "")).lower() or "ended"
-    error = status.get("error") or {}
-    lines = [f"# The run has {state}", "", f"- outputs: `{store}`"]
-    if message := str(error.get("message", "")).strip():
-        lines += [
-            f"- error: {message}",
-            "",
-            "The end of the log of the step that failed says why. Fix it and submit the same run "
-            "again: finished steps are taken over, and one that was stopped continues.",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _store_problem(store: Path) -> str:

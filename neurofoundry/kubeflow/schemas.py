@@ -91,7 +91,7 @@ class Machines(Section):
     """The pods of a TrainJob."""
 
     pool: Pool
-    nodes: int = Field(ge=2)
+    nodes: int = Field(ge=1)
     processes: int = Field(ge=0)
     """On each node: its GPUs, or 0 for one process on the CPU."""
     image: str

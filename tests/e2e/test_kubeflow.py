@@ -120,7 +120,11 @@ def test_kubeflow_is_told_the_numbers_the_curves_and_the_report(in_processes: Pa
     assert outputs["preprocess", "volumes"]["data_version"]
     (report,) = (in_processes / "pipeline").rglob("evaluate/report")
     assert report.read_text().startswith("<!doctype html>")
-    assert summary(in_processes).startswith("# The run has succeeded")
+    said = summary(in_processes)
+    assert said.startswith("# The run has succeeded")
+    (evaluation,) = in_processes.glob("evaluate/*")
+    assert f"- evaluation: `{evaluation}`" in said
+    assert "| alzheimers/" in said
 
 
 def test_a_second_run_takes_over_all_but_what_a_changed_rule_decides(
@@ -171,7 +175,8 @@ def test_a_wrong_parameter_ends_the_run_before_any_data_is_touched(
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "store/ingest").exists()
     said = summary(tmp_path / "store")
-    assert said.startswith("# The run has failed")
+    assert said.startswith("# The run has not come to its end")
+    assert "`configure` failed (exit code 2: a parameter or a file of yours" in said
 
 
 @pytest.fixture(scope="module")

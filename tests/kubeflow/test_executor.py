@@ -72,7 +72,6 @@ def evaluation(tmp_path: Path) -> Path:
 
 def test_an_evaluation_is_described_as_kubeflow_draws_it(evaluation: Path) -> None:
     told = executor.describe(evaluation)
-    assert told["parameters"]["promoted"] == "false"
     assert told["parameters"]["folder"] == str(evaluation)
     assert told["metadata"]["metrics"] == {"sex/simclr/test/auc": 0.5, "promoted": False}
     assert told["metadata"]["evaluation"]["key"] == "k"

@@ -9,14 +9,14 @@ from tests.support.rights import Call, allows, documents
 TRAINER = "trainer.kubeflow.org"
 
 CALLS = {
-    # Kubeflow Pipelines 2.17, backend/src/v2; a real API server refused each in turn.
-    "the driver reads where artifacts are stored (config/env.go)": Call(
-        "", "configmaps", "get", "kfp-launcher"
-    ),
-    "the launcher reads the keys of that storage (objectstore/object_store.go)": Call(
+    # Kubeflow Pipelines 2.17, backend/src/v2: config/env.go, FromConfigMap (the secret's name is
+    # there, too), and objectstore/object_store.go, getS3BucketCredential. A real API server refused
+    # each in turn.
+    "the driver reads where artifacts are stored": Call("", "configmaps", "get", "kfp-launcher"),
+    "the launcher reads the keys of that storage": Call(
         "", "secrets", "get", "mlpipeline-minio-artifact"
     ),
-    # Argo Workflows: workflow/executor/executor.go, reportResult.
+    # Argo Workflows: workflow/executor/taskresult.go, createTaskResult and patchTaskResult.
     "Argo's executor reports a result": Call("argoproj.io", "workflowtaskresults", "create"),
     "Argo's executor completes a result": Call("argoproj.io", "workflowtaskresults", "patch"),
     # Ours: neurofoundry/kubeflow/trainjob.py.

@@ -340,3 +340,24 @@ def test_the_step_speaks_to_its_cluster_over_tls(
     arguments = asked["spec"]["trainer"]["args"]
     assert arguments[0] == "pretrain"
     assert [word in arguments for word in (PARAMS, str(volumes))] == [True] * 2
+
+
+def test_for_one_node_the_step_returns_at_once_and_leaves_the_gpus_to_pretraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks no API: here is none."""
+    (tmp_path / "volumes").mkdir()
+    outputs = {"parameters": {"gpus_left": {}}, "outputFile": str(tmp_path / "told.json")}
+    words = [
+        "neurofoundry", "pretrain-on-nodes", "--params", PARAMS, "--volumes", tmp_path / "volumes",
+        "--method", "simclr", "--store", "/store", "--nodes", 1, "--processes", 4,
+        "--image", "i", "--claim", "c", "--mount", "/store", "--secret", "wandb",
+        "--pool", json.dumps(POOL), "--selector", "{}", "--tolerations", "[]",
+        "--executor-input", json.dumps({"inputs": {}, "outputs": outputs}),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (None, 0)
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["parameterValues"] == {"gpus_left": "4"}

@@ -94,7 +94,7 @@ def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
         resources = executors[name]["container"]["resources"]
         assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
         count = resources["accelerator"]["resourceCount"]
-        assert ("gpus" in count) if name == "exec-pretrain" else (count == "1")
+        assert ("gpus_left" in count) if name == "exec-pretrain" else (count == "1")
         mounts = {mount["mountPath"]: mount for mount in nodes[name]["emptyDirMounts"]}
         assert mounts["/dev/shm"]["medium"] == "Memory"
     for name in ("exec-ingest", "exec-preprocess", "exec-evaluate", "exec-configure"):
@@ -107,13 +107,12 @@ def test_several_nodes_are_asked_for_by_a_light_step_before_pretraining(
     documents: list[dict[str, Any]],
 ) -> None:
     pipeline, platform = documents
-    nodes = pipeline["components"]["comp-several-nodes"]["dag"]["tasks"]
-    (condition,) = nodes.values()
-    assert condition["triggerPolicy"]["condition"].endswith("['pipelinechannel--nodes']) > 1")
-    (pretrain,) = (
-        task for task in compiled.tasks(documents) if task["taskInfo"]["name"] == "pretrain"
-    )
-    assert "several-nodes" in pretrain["dependentTasks"]
+    tasks = {task["taskInfo"]["name"]: task for task in compiled.tasks(documents)}
+    assert "pretrain-on-nodes" in tasks["pretrain"]["dependentTasks"]
+    # It says how many GPUs pretraining itself is to hold: none after several nodes.
+    accelerator = pipeline["deploymentSpec"]["executors"]["exec-pretrain"]["container"]["resources"]
+    left = "{{$.inputs.parameters['pipelinechannel--pretrain-on-nodes-gpus_left']}}"
+    assert accelerator["accelerator"]["resourceCount"] == left
     container = pipeline["deploymentSpec"]["executors"]["exec-pretrain-on-nodes"]["container"]
     assert "accelerator" not in container["resources"]
     flags = {word for word in container["args"] if word.startswith("--")}
@@ -197,6 +196,18 @@ def test_every_try_of_a_step_may_take_its_hours(documents: list[dict[str, Any]])
             assert int(policy["backoffMaxDuration"][:-1]) >= tries * deadline + waits
             seen += 1
     assert seen == len(nodes)
+
+
+def test_no_part_of_the_pipeline_may_do_nothing(documents: list[dict[str, Any]]) -> None:
+    """A condition that is not met leaves what is around it running for ever, says Kubeflow."""
+    assert not any(
+        "condition" in task.get("triggerPolicy", {}) for task in compiled.tasks(documents)
+    )
+    tasks = {task["taskInfo"]["name"]: task for task in compiled.tasks(documents)}
+    for name in ("promote", "summarize"):  # what these say is of this run
+        assert not tasks[name]["cachingOptions"].get("enableCache"), name
+    inputs = documents[0]["components"]["comp-summarize"]["inputDefinitions"]["parameters"]
+    assert set(inputs) == {"store"}  # and no state of the run
 
 
 class TestNodePools:
