@@ -16,6 +16,9 @@ from neurofoundry.params import read_text, read_yaml, validate
 ROLES = tuple(Profile.model_fields)
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
 
+CORES = "NEUROFOUNDRY_CORES"
+"""Environment variable: the cores that a step uses (neurofoundry/runtime/machine.py)."""
+
 MOUNT = "/store"
 """Where the volume is mounted in every step."""
 
@@ -82,6 +85,10 @@ def place(
 
 def _ask_for_machine(task: dsl.PipelineTask, pool: Pool) -> None:
     task.set_cpu_request(pool.cpu)
+    if pool.cpu_limit:
+        task.set_cpu_limit(pool.cpu_limit)
+    # Without a limit a pod sees all cores of its node. No parameter: it changes no result.
+    task.set_env_variable(CORES, str(pool.cores))
     task.set_memory_request(pool.memory)
     task.set_memory_limit(pool.memory)
     if pool.affinity:

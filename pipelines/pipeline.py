@@ -191,7 +191,7 @@ class Stages:
             task = finetune_shard(**common, encoders=_folders(encoder), shard=shard)
             self.on(task, "gpu", "finetune a shard", "1")
         whole = finetune(**common, encoders=_folders(encoder), shards=_folders(task))
-        return self.on(whole, "gpu", "finetune", "1").outputs["models"]
+        return self.on(whole, "cpu", "finetune").outputs["models"]  # it only takes them together
 
     def evaluate(self, cohort: Any, volumes: Any, encoder: dsl.PipelineTask, models: Any) -> None:
         """Evaluate the models, and register the one that is promoted, if any."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from neurofoundry.errors import UsageError
 from neurofoundry.kubeflow import journal
+from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.guard import guard_output, guard_place
 from neurofoundry.runtime.log import LOGGER
@@ -60,7 +60,10 @@ Encoder = Annotated[
 ]
 Models = Annotated[Path, typer.Option("--models", callback=locate, help="The output of finetune.")]
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")
+    int,
+    typer.Option(
+        "--workers", min=0, help="Worker processes; 0: one per core, as far as memory allows."
+    ),
 ]
 
 # What only a step of an orchestrator needs (docs/kubeflow.md).
@@ -120,9 +123,21 @@ Reuse = Annotated[
 ]
 
 
-def cores() -> int:
-    """Count the cores that this process may use, in a container often fewer than there are."""
-    return len(os.sched_getaffinity(0))
+WORKER = 2**30
+"""Bytes of a worker: preprocessing at 1 mm takes 0.67 to 0.8 GB (docs/measurements.md)."""
+
+
+def worker_count(asked: int) -> int:
+    """Return the number of worker processes, and say so where memory makes them few."""
+    count = asked or machine.workers(WORKER)
+    if not asked and count < machine.cores():
+        LOGGER.info(
+            "%d workers for %d cores: there is %.0f GB of memory, and each takes up to 1 GB",
+            count,
+            machine.cores(),
+            machine.memory() / 1e9,
+        )
+    return count
 
 
 def load_params(params: str, overrides: Sequence[str] | None) -> Params:

@@ -24,7 +24,6 @@ from neurofoundry.cli.options import (
     Volumes,
     Workers,
     app,
-    cores,
     encoder_inputs,
     guard_run,
     hand_over,
@@ -32,6 +31,7 @@ from neurofoundry.cli.options import (
     load_sections,
     params_file,
     plan,
+    worker_count,
 )
 from neurofoundry.runtime.store import locate_all
 
@@ -90,7 +90,7 @@ def preprocess(
     folder = stage.run(
         "preprocess",
         lambda work: run.preprocess(
-            work, data=data, cohort=cohort, params=values.preprocess, workers=workers or cores()
+            work, data=data, cohort=cohort, params=values.preprocess, workers=worker_count(workers)
         ),
         to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
         params=values.deciding()
@@ -118,7 +118,7 @@ def plan_preprocess(
 
     values = load_sections(PreprocessSections, params, overrides)
     cost = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
-    print(cost.describe(workers or cores()))
+    print(cost.describe(worker_count(workers)))
 
 
 @app.command()
@@ -324,7 +324,7 @@ def phantom(
         "stroke_ml": stroke_ml,
         "lesion_load": lesion_load,
     }
-    generate(validate(values, PhantomParams, origin="phantom"), out, workers or cores())
+    generate(validate(values, PhantomParams, origin="phantom"), out, worker_count(workers))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neurofoundry.cli.options import Out, Overrides, Workers, app, cores, load_params
+from neurofoundry.cli.options import Out, Overrides, Workers, app, load_params, worker_count
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate
 
@@ -117,7 +117,7 @@ def embed(
         scans,
         weights=weights,
         out=out,
-        workers=workers or cores(),
+        workers=worker_count(workers),
         params=preprocess,
         template=template,
         mask_command=mask_command,
@@ -146,7 +146,7 @@ def predict(
         scans,
         model=model,
         out=out,
-        workers=workers or cores(),
+        workers=worker_count(workers),
         template=template,
         mask_command=mask_command,
     )

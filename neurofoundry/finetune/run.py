@@ -9,7 +9,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def finetune(
     gaps = runs.find_gaps(declared, tasks, study.scans, seed=seed)
     chosen = runs.of_shard(declared, params, work.shard)
     possible = [run for run in chosen if run not in gaps]
-    described = runs.encoders_to_describe(possible, params, work.shard)
+    everyone = [run for run in declared if run not in gaps]
+    described = runs.encoders_to_describe(possible, everyone, params, work.shard)
     features = [work.dir / "features"] if described else []
     _remove_all_but([*features, *(work.dir / run.name for run in possible)], work.dir)
 
@@ -85,7 +86,7 @@ def finetune(
             study.provide(run, work, progress)
     _track(work, possible)
     if described:
-        names = dict.fromkeys(run.task for run in declared if run not in gaps)
+        names = dict.fromkeys(run.task for run in everyone)
         scans = pd.concat([tasks[name].select(study.scans) for name in names])
         study.describe(described, scans, work)
     write_table(runs.table(chosen, gaps), work.dir / "runs.tsv", RUNS)
@@ -108,6 +109,8 @@ class Study:
     seed: int
     code: str
     """The hash of the code that decides a model."""
+    sound: set[int] = field(default_factory=set)
+    """The origins, by identity, whose precision has been checked."""
 
     @property
     def read(self) -> Reader:
@@ -127,11 +130,24 @@ class Study:
         if cache.take(folder, hash_json(ingredients), earlier=earlier, key_of=_key_of_model):
             progress.advance(self.effort(run))
         else:
+            self.check_precision(run, blueprint)
             folder.mkdir(parents=True)
             write_model_plan(folder, plan)
             blueprint.make(folder, progress.advance)
             write_json(folder / "run.json", ingredients)
         self.explain(run, folder, blueprint)
+
+    def check_precision(self, run: Run, blueprint: Blueprint) -> None:
+        """See that this machine computes what the model of a run needs. Raises UsageError.
+
+        Only where a model is made: a machine that takes shards together may be one that cannot.
+        """
+        origin = blueprint.origin
+        if self.params.precision == "bf16" and self._is_tuned(run) and id(origin) not in self.sound:
+            device = next(origin.encoder.parameters()).device
+            shape = self.volumes.grid.shape[::-1]
+            check_convolutions(origin.encoder, shape, device, bf16=True, stage="finetune")
+            self.sound.add(id(origin))
 
     def blueprint(self, run: Run) -> Blueprint:
         """Return what the model of a run is made from."""
@@ -229,13 +245,6 @@ def open_study(
                 f"{', '.join(encoders)}. Pretrain it (pretrain.methods), or give it with --encoder."
             )
     origins = find_origins(encoders, params.seeds, volumes, seed=seed)
-    if params.precision == "bf16":
-        inits = params.initializations.values()
-        for name in sorted({init.encoder for init in inits if init.mode == "finetune"}):
-            network = origins[name, params.seeds[0]].encoder
-            device = next(network.parameters()).device
-            shape = volumes.grid.shape[::-1]
-            check_convolutions(network, shape, device, bf16=True, stage="finetune")
     for folder in encoders.values():
         guard_leaks(volumes.usable, pretrained=read_pretrained(folder))
     code = code_hash("neurofoundry.finetune.model")

@@ -49,14 +49,22 @@ def of_shard(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[
     return [run for run in runs if run in chosen]
 
 
-def encoders_to_describe(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[str]:
-    """Return the encoders whose features are written: all; by a shard, those of its probes."""
-    if shard.whole:
-        return list(dict.fromkeys(params.initializations[run.init].encoder for run in runs))
-    probed = dict.fromkeys(params.frozen(run.init, run.seed) for run in runs)
-    return [
-        frozen.encoder for frozen in probed if frozen and frozen.seed in (None, params.seeds[0])
-    ]
+def encoders_to_describe(
+    runs: Sequence[Run], of_all: Sequence[Run], params: FinetuneParams, shard: Shard
+) -> list[str]:
+    """Return the encoders whose features a shard that makes ``runs`` ``of_all`` writes.
+
+    They are those of its probes, of the first seed, and its share of those that nobody probes.
+    """
+    used = dict.fromkeys(params.initializations[run.init].encoder for run in of_all)
+    probed = {frozen.encoder for run in of_all if (frozen := params.frozen(run.init, run.seed))}
+    here = {
+        frozen.encoder
+        for run in runs
+        if (frozen := params.frozen(run.init, run.seed)) and frozen.seed in (None, params.seeds[0])
+    }
+    here.update([name for name in used if name not in probed][shard.items])
+    return [name for name in used if name in here]
 
 
 def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:

@@ -7,7 +7,6 @@ what cannot goes to excluded.tsv with the reason, and the run goes on.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from neurofoundry.ingest.choose import choose
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.params import Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threads
+from neurofoundry.runtime import machine
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.tasks import Task
 
@@ -40,7 +40,7 @@ def ingest(
     excluded.tsv and notes.tsv are written even then.
     """
     # Each worker holds one image: more of them cost memory and gain nothing on a shared disk.
-    workers = workers or min(len(os.sched_getaffinity(0)), 16)
+    workers = workers or min(machine.cores(), 16)
     nifti = work.dir / "nifti"
     _clear(work.dir)
     labels.check_classes(params.columns, tasks)

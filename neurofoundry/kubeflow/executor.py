@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import UsageError
+from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
 
 Rows = Sequence[Mapping[str, str]]
@@ -95,7 +96,10 @@ def check(store: Path, *, gpus: int) -> list[str]:
     else:
         findings.append(f"GPUs: {seen} seen")
     shared = shutil.disk_usage("/dev/shm").total / 2**30
-    findings.append(f"shared memory: {shared:.1f} GiB, {len(os.sched_getaffinity(0))} cores")
+    findings.append(
+        f"shared memory: {shared:.1f} GiB, {machine.cores()} cores, "
+        f"{machine.memory() / 2**30:.0f} GiB of memory"
+    )
     key = "API key" if os.environ.get("WANDB_API_KEY") else "no API key, runs are recorded offline"
     findings.append(f"W&B: {key}")
     if missing:

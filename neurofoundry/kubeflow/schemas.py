@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,7 +46,9 @@ class Pool(Section):
     """Machines for the steps of one role."""
 
     cpu: str
-    """Cores, as Kubernetes writes them."""
+    """Cores to ask for, as Kubernetes writes them; a step uses no more."""
+    cpu_limit: str | None = None
+    """Cores at most; a namespace with a quota of CPU limits asks for it."""
     memory: str
     hours: float = Field(gt=0)
     """After which a step, or a TrainJob, is stopped; the next try resumes."""
@@ -58,6 +61,12 @@ class Pool(Section):
     tolerations: tuple[Toleration, ...] = ()
     affinity: tuple[Expression, ...] = ()
     spot: Spot | None = None
+
+    @property
+    def cores(self) -> int:
+        """Return ``cpu`` as the number of processes and threads that it is good for."""
+        number = float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)
+        return max(1, math.ceil(number))
 
     def on_spot(self) -> Pool:
         """Return the same pool on nodes that may be taken away."""

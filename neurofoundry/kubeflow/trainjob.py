@@ -23,6 +23,7 @@ from typing import Any
 from neurofoundry.errors import NeurofoundryError, RefusedError, UnreachableError, UsageError
 from neurofoundry.kubeflow.api import Api
 from neurofoundry.kubeflow.schemas import Machines
+from neurofoundry.runtime import machine
 from neurofoundry.runtime.log import LOGGER
 
 RUNTIME = {
@@ -94,7 +95,7 @@ def train_job(
 def _trainer(machines: Machines, arguments: list[str], run: str) -> dict[str, Any]:
     """Return what runs on each node, and the resources that it asks for."""
     pool = machines.pool
-    limits = {"memory": pool.memory}
+    limits = {"memory": pool.memory} | ({"cpu": pool.cpu_limit} if pool.cpu_limit else {})
     if pool.accelerator and machines.processes:
         limits[pool.accelerator.type] = str(machines.processes)
     key = {"name": machines.secret, "key": "api-key", "optional": True}
@@ -111,6 +112,7 @@ def _trainer(machines: Machines, arguments: list[str], run: str) -> dict[str, An
         "env": [
             {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": key}},
             {"name": "NEUROFOUNDRY_RUN", "value": run},
+            {"name": machine.CORES, "value": str(pool.cores)},
         ],
     }
 

@@ -28,8 +28,8 @@ def spread(processes: int) -> None:
     """
     count = processes or torch.cuda.device_count()
     if count > 1 and "RANK" not in os.environ:
-        # torchrun's default is one thread each, whatever there is.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+        # They share the threads of this one; torchrun's default is one each, whatever there is.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
         launch = [sys.executable, "-m", "neurofoundry.pretrain.launch_ranks", "--standalone"]
         again = [f"--nproc-per-node={count}", "-m", "neurofoundry", *sys.argv[1:]]
         os.execv(sys.executable, [*launch, *again])

@@ -16,7 +16,7 @@ from typing import Any
 
 import neurofoundry
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.runtime import tracking, verify
+from neurofoundry.runtime import machine, tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_output
@@ -361,7 +361,7 @@ class _Job:
             "tracking_run": work.tracker.name,
             "hardware": {
                 "processor": platform.machine(),
-                "cpus": len(os.sched_getaffinity(0)),
+                "cpus": machine.cores(),
                 "python": platform.python_version(),
             },
             "started": self.started.isoformat(timespec="seconds"),

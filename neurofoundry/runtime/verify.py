@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import DataError
+from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.progress import Progress
 
@@ -116,7 +116,7 @@ def _compare(
             return None
         return f"{name} has changed (SHA-256 {value[:12]}…, expected {hashes[name][:12]}…)"
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         for found in pool.map(difference, hashes):
             if progress:
                 progress.advance(failed=found is not None)

@@ -479,7 +479,14 @@ class TestRefusals:
         def doubled(x: torch.Tensor, *rest: Any) -> torch.Tensor:
             return right(x, *rest) * (2 if x.dtype == torch.bfloat16 else 1)
 
+        half = {**BOTH, "precision": "bf16"}
+        with monkeypatch.context() as elsewhere:
+            # This machine's processor may be one that computes wrongly in bf16.
+            elsewhere.setattr("neurofoundry.finetune.run.check_convolutions", lambda *_, **__: None)
+            made = tiny.run(tmp_path / "made", volumes, encoder, half, TASKS)
         monkeypatch.setattr(functional, "conv3d", doubled)
+        # A machine that only takes over what others have made may compute as badly as it likes.
+        tiny.run(tmp_path / "taken", volumes, encoder, half, TASKS, reuse=[made])
         with pytest.raises(UsageError, match=r"wrong by .* set finetune\.precision to fp32"):
             tiny.run(tmp_path / "models", volumes, encoder, {**BOTH, "precision": "bf16"}, TASKS)
         probes = {"initializations": {"m": {"encoder": "simclr", "mode": "probe"}}}

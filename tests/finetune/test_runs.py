@@ -54,11 +54,12 @@ def test_every_model_is_of_one_shard_and_the_probes_of_an_encoder_share_one(coun
 class TestEncodersToDescribe:
     def test_the_whole_describes_every_encoder_once(self) -> None:
         declared = runs.declared(TASKS, PARAMS)
-        assert runs.encoders_to_describe(declared, PARAMS, Shard()) == ["random", "simclr"]
-        assert runs.encoders_to_describe([], PARAMS, Shard()) == []
+        described = runs.encoders_to_describe(declared, declared, PARAMS, Shard())
+        assert described == ["random", "simclr"]
+        assert runs.encoders_to_describe([], [], PARAMS, Shard()) == []
 
     def test_a_shard_describes_those_of_its_probes_and_of_the_first_seed(self) -> None:
-        part = Shard(1, 2)
+        part, declared = Shard(1, 2), runs.declared(TASKS, PARAMS)
         for run, names in [
             (Run("age", "scratch", 1.0, 0), []),
             (Run("age", "simclr", 1.0, 0), []),
@@ -66,4 +67,24 @@ class TestEncodersToDescribe:
             (Run("age", "untrained", 1.0, 0), ["random"]),
             (Run("age", "untrained", 1.0, 1), []),
         ]:
-            assert runs.encoders_to_describe([run], PARAMS, part) == names, run
+            assert runs.encoders_to_describe([run], declared, PARAMS, part) == names, run
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    @pytest.mark.parametrize("probe", [True, False])
+    def test_between_them_the_shards_describe_every_encoder_once(
+        self, count: int, probe: bool
+    ) -> None:
+        """The run that takes them together has nothing left to compute, and no GPU."""
+        kept = [name for name in PARAMS.initializations if probe or name in ("scratch", "simclr")]
+        inits = {name: PARAMS.initializations[name] for name in kept}
+        params = PARAMS.model_copy(update={"initializations": inits})
+        declared = runs.declared(TASKS, params)
+        described = [
+            name
+            for number in range(count)
+            for name in runs.encoders_to_describe(
+                runs.of_shard(declared, params, Shard(number + 1, count)),
+                declared, params, Shard(number + 1, count),
+            )
+        ]  # fmt: skip
+        assert sorted(described) == ["random", "simclr"]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,23 @@ def evaluation(tmp_path: Path) -> Path:
     ]
     (folder / "tables/confusion.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_a_step_counts_the_cores_that_its_pod_asks_for(tmp_path: Path) -> None:
+    """And torch computes with no more threads."""
+    code = (
+        "import sys; from neurofoundry.cli import main\n"
+        f"sys.argv = 'neurofoundry check --store {tmp_path} --out {tmp_path}/out'.split()\n"
+        "try: main.main()\n"
+        "except SystemExit: import torch; print('threads', torch.get_num_threads())"
+    )
+    pod = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**pod, "NEUROFOUNDRY_CORES": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ", 1 cores, " in done.stdout
+    assert done.stdout.endswith("threads 1\n")
 
 
 def test_an_evaluation_is_described_as_kubeflow_draws_it(evaluation: Path) -> None:

@@ -76,6 +76,7 @@ class TestTrainJob:
             "limits": {"memory": "64Gi", "nvidia.com/gpu": "4"},
         }
         assert trainer["resourcesPerNode"] == resources
+        assert {"name": "NEUROFOUNDRY_CORES", "value": "8"} in trainer["env"]
         assert spec["activeDeadlineSeconds"] == 96 * 3600
         assert trainer["command"][-2:] == ["-m", "neurofoundry"]
         (patch,) = spec["runtimePatches"]

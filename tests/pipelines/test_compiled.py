@@ -97,10 +97,21 @@ def test_roles_ask_for_their_pools(documents: list[dict[str, Any]]) -> None:
         assert ("gpus_left" in count) if name == "exec-pretrain" else (count == "1")
         mounts = {mount["mountPath"]: mount for mount in nodes[name]["emptyDirMounts"]}
         assert mounts["/dev/shm"]["medium"] == "Memory"
-    for name in ("exec-ingest", "exec-preprocess", "exec-evaluate", "exec-configure"):
+    # What takes shards together holds no GPU.
+    for name in ("ingest", "preprocess", "evaluate", "configure", "finetune", "pretrain-on-nodes"):
+        name = f"exec-{name}"
         assert "accelerator" not in executors[name]["container"]["resources"]
     # A number is read as empty by the driver, and the pod would get no GPU.
     assert compiled.parameters(documents)["gpus"]["parameterType"] == "STRING"
+
+
+def test_a_step_uses_the_cores_that_it_asks_for(documents: list[dict[str, Any]]) -> None:
+    for name, executor in documents[0]["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        (cores,) = (each["value"] for each in container["env"] if each["name"] == node_pools.CORES)
+        assert cores == container["resources"]["resourceCpuRequest"], name
+        # A parameter would make it another step for the cache.
+        assert not any("CORES" in word or word == "--workers" for word in container["args"])
 
 
 def test_several_nodes_are_asked_for_by_a_light_step_before_pretraining(
@@ -139,7 +150,7 @@ def test_data_is_fetched_before_it_is_looked_at_with_keys_that_need_not_exist(
     flags = {word for word in container["args"] if word.startswith("--")}
     parameters = inspect.signature(cli.fetch).parameters
     assert flags == {f"--{name.replace('_', '-')}" for name in parameters}
-    (place,) = container["env"]
+    (place,) = (each for each in container["env"] if each["name"] != node_pools.CORES)
     assert place == {"name": "GIT_CONFIG_GLOBAL", "value": "/etc/xdg/dvc/gitconfig"}
     node = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-fetch"]
     (secret,) = node["secretAsVolume"]
