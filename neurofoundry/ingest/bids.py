@@ -26,6 +26,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ import nibabel as nib
 from neurofoundry.ingest import ages, contrast, delimited
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
 from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location, natural_key
+from neurofoundry.ingest.scan import (
+    Findings,
+    Scan,
+    UnusableError,
+    attempt,
+    check_location,
+    natural_key,
+)
 from neurofoundry.runtime.progress import Progress
 
 IMAGE = (".nii", ".nii.gz")
@@ -137,13 +145,13 @@ class _Reader:
         sidecars: Sidecars,
     ) -> None:
         before = len(self.findings.scans) + len(self.findings.excluded)
-        try:
+
+        def read(folder: Path) -> None:
             check_location(folder, self.root)
             for session in self._sessions(folder, subject, row, visits, sidecars):
                 self._read_session(session)
-        except PermissionError:
-            self._exclude(folder, "no permission: the folder cannot be opened")
-        except UnusableError as reason:
+
+        if isinstance(reason := attempt(read, folder), UnusableError):
             self._exclude(folder, reason)
         if len(self.findings.scans) + len(self.findings.excluded) == before:
             self._exclude(folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
@@ -236,27 +244,28 @@ class _Reader:
         aged = {
             column
             for row in session.rows
-            for column, cell in row.cells.items()
-            if column.casefold() in self.ages and not delimited.is_missing(cell)
+            for column, cell in self._ages_of(row)
+            if not delimited.is_missing(cell)
         }
         if not aged:
             return session
-        cells = [row.cells.items() for row in own if row]
-        if not any(
-            column.casefold() in self.ages and not delimited.is_missing(cell)
-            for items in cells
-            for column, cell in items
-        ):
+        said = (cell for row in own if row for _, cell in self._ages_of(row))
+        if all(map(delimited.is_missing, said)):
             self._note(
                 self.root / "participants.tsv",
                 "the age of a subject is used for the first session alone: later ones need a row "
                 "in sessions.tsv, or are n/a",
             )
         rows = (
-            replace(row, cells={**row.cells, **dict.fromkeys(aged & row.cells.keys(), "n/a")})
+            replace(row, cells=row.cells.change(dict.fromkeys(aged & row.cells.keys(), "n/a")))
             for row in session.rows
         )
         return replace(session, rows=tuple(rows))
+
+    def _ages_of(self, row: delimited.Row) -> Iterator[tuple[str, str]]:
+        """Yield the columns of a row that hold ages, and its cells."""
+        folded = row.cells.columns.folded
+        return ((name, row.cells[name]) for age in self.ages for name in folded.get(age, ()))
 
     def _read_session(self, session: _Session) -> None:
         rows: dict[str, delimited.Row] = {}
@@ -274,10 +283,11 @@ class _Reader:
             if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
                 continue
             row = rows.get(f"anat/{unicodedata.normalize('NFC', file.name)}")
-            try:
-                scans.append(self._scan(file, session.with_row(row)))
-            except UnusableError as reason:
-                self._exclude(file, reason)
+            scan = attempt(partial(self._scan, session=session.with_row(row)), file)
+            if isinstance(scan, UnusableError):
+                self._exclude(file, scan)
+            else:
+                scans.append(scan)
         if len(scans) > 1:
             scans = [replace(scan, rank=_with_edge(scan.rank, scan.file)) for scan in scans]
         self.findings.scans += scans
@@ -321,9 +331,11 @@ class _Reader:
 
     def _json(self, file: Path) -> Mapping[str, Any]:
         try:
+            if not file.is_file():  # reading a pipe or a device would never end
+                raise OSError
             content = json.loads(file.read_text(encoding="utf-8-sig"))
             self.findings.remember(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             self._note(file, "not valid JSON, or not readable: not used")
             return {}
         return content if isinstance(content, dict) else {}
@@ -357,7 +369,8 @@ class _Reader:
             if rows and dictionary.exists():
                 entries = self._json(dictionary).items()
                 described |= {name.casefold(): (dictionary, entry) for name, entry in entries}
-        columns = {column for row in rows.values() for column in row.cells}
+        tables = {row.cells.columns for row in rows.values()}
+        columns = {column for table in tables for column in table.places}
         units = {}
         for column in sorted(columns, key=str.casefold):
             if column.casefold() in self.ages:
@@ -492,15 +505,14 @@ def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
 
 def _with_years(row: delimited.Row, units: Mapping[str, str | None]) -> delimited.Row:
     """Return a row with ages in years; ``units`` has the unit of every column of ages."""
-    cells = dict(row.cells)
-    for column in units.keys() & cells.keys():
+    changed = {}
+    for column in units.keys() & row.cells.keys():
         unit = units[column]
         if unit is None:
-            cells[column] = "n/a"
-        elif unit != "year":
-            years = ages.in_years(cells[column], unit)
-            cells[column] = cells[column] if years is None else f"{years:.2f}"
-    return replace(row, cells=cells)
+            changed[column] = "n/a"
+        elif unit != "year" and (years := ages.in_years(row.cells[column], unit)) is not None:
+            changed[column] = f"{years:.2f}"
+    return replace(row, cells=row.cells.change(changed))
 
 
 def _suffix(name: str) -> str:

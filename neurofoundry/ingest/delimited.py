@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,53 @@ from neurofoundry.ingest.scan import UnusableError
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces"}
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
 """Characters that copying from a web page or a word processor leaves."""
+_SHOWN = 12
+"""Columns that a message names."""
 _EXPECTED = {".tsv": "\t", ".csv": ","}
 """The separator that the name of a file promises."""
+
+
+class Columns:
+    """The names of a table's columns; all its lines share them, be they tens of thousands."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.places = {name: place for place, name in enumerate(names) if name}
+        self.folded: dict[str, list[str]] = {}
+        for name in self.places:
+            self.folded.setdefault(name.casefold(), []).append(name)
+
+
+class Cells(Mapping[str, str]):
+    """The cells of a line, by column."""
+
+    __slots__ = ("_changed", "_fields", "columns")
+
+    def __init__(
+        self, columns: Columns, fields: Sequence[str], changed: Mapping[str, str] | None = None
+    ) -> None:
+        self.columns, self._fields, self._changed = columns, fields, changed or {}
+
+    def __getitem__(self, name: str) -> str:
+        place = self.columns.places[name]
+        return self._changed[name] if name in self._changed else self._fields[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns.places)
+
+    def __len__(self) -> int:
+        return len(self.columns.places)
+
+    def find(self, name: str) -> str:
+        """Return the cell in the column ``name``, else in one of that name in any case, else ''."""
+        alike = [name] if name in self else self.columns.folded.get(name.casefold(), [""])
+        return self.get(alike[-1], "")
+
+    def change(self, cells: Mapping[str, str]) -> Cells:
+        """Return the line with other ``cells``."""
+        return Cells(self.columns, self._fields, {**self._changed, **cells})
+
+
+NO_CELLS = Cells(Columns(()), ())
 
 
 @dataclass(frozen=True)
@@ -25,7 +71,7 @@ class Row:
     fields: tuple[str, ...]
     problem: str | None
     """Why its cells cannot be trusted."""
-    cells: Mapping[str, str]
+    cells: Cells
     """Column to value; empty when there is a problem."""
 
 
@@ -52,11 +98,12 @@ class Table:
                 continue
             problem = first.problem or row.problem
             differing = sorted(c for c in first.cells if first.cells[c] != row.cells.get(c))
-            cells = {c: "n/a" if c in differing else v for c, v in first.cells.items()}
-            rows[value] = Row(first.line, first.fields, problem, {} if problem else cells)
+            cells = first.cells.change(dict.fromkeys(differing, "n/a"))
+            rows[value] = Row(first.line, first.fields, problem, NO_CELLS if problem else cells)
+            shown = ", ".join(differing[:_SHOWN]) + (", …" if len(differing) > _SHOWN else "")
             notes.append(
                 f"lines {first.line} and {row.line} have the same {key} and disagree"
-                + (f" in {', '.join(differing)}: set to n/a" if differing else "")
+                + (f" in {shown}: set to n/a" if differing else "")
             )
         return rows, notes
 
@@ -68,10 +115,16 @@ def read(path: Path, *, key: str) -> Table:
     header has a problem of its own: there is no telling which value belongs to which column.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device would never end
+            raise UnusableError("unreadable table: not a file")
         text, notes = _decode(path.read_bytes())
     except OSError as error:
         raise UnusableError(f"unreadable table: {error.strerror}") from error
     lines = _lines(_INVISIBLE.sub("", text))
+    if lines and "\0" in lines[0][1]:
+        raise UnusableError(
+            "unreadable table: not text (a spreadsheet? save it as tab-separated text)"
+        )
     if lines and re.fullmatch(r"sep=.", lines[0][1].strip(), re.IGNORECASE):  # for a spreadsheet
         lines = lines[1:]
     if not lines:
@@ -81,7 +134,8 @@ def read(path: Path, *, key: str) -> Table:
     columns = _columns(header, separator, key)
     if len(columns) > 1:
         notes += _separator_notes(separator, path.suffix)
-    rows = [_row(number, line, columns, separator, path.name) for number, line in lines[1:]]
+    names, seen = Columns(columns), dict[str, str]()
+    rows = [_row(*line, columns, names, separator, path.name, seen) for line in lines[1:]]
     if rows and all(row.problem for row in rows):
         raise UnusableError(
             f"unreadable table: the header has {len(columns)} fields, no other line has as many"
@@ -95,10 +149,6 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
             return content.decode("utf-16"), ["not UTF-8: read as UTF-16"]
         except UnicodeDecodeError:
             raise UnusableError("unreadable table: damaged UTF-16") from None
-    if b"\0" in content:
-        raise UnusableError(
-            "unreadable table: not text (a spreadsheet? save it as tab-separated text)"
-        )
     try:
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError:
@@ -126,10 +176,10 @@ def _columns(header: str, separator: str, key: str) -> tuple[str, ...]:
     names = [name.strip() for name in _split(header, separator)]
     columns = tuple(key if name.casefold() == key.casefold() else name for name in names)
     if key not in columns:
-        shown = ", ".join(f"'{column}'" for column in columns[:12])
+        shown = ", ".join(f"'{column[:40]}'" for column in columns[:_SHOWN])
         raise UnusableError(f"unreadable table: no column '{key}', found {shown}")
-    named = [column for column in columns if column]
-    if duplicates := sorted({column for column in named if named.count(column) > 1}):
+    counts = Counter(column for column in columns if column)
+    if duplicates := sorted(column for column, count in counts.items() if count > 1):
         raise UnusableError(f"unreadable table: duplicate column '{duplicates[0]}'")
     return columns
 
@@ -144,15 +194,26 @@ def _separator_notes(separator: str, suffix: str) -> list[str]:
     ]
 
 
-def _row(number: int, line: str, columns: tuple[str, ...], separator: str, table: str) -> Row:
-    fields = tuple(cell.strip() for cell in _split(line, separator))
+def _row(
+    number: int,
+    line: str,
+    columns: tuple[str, ...],
+    names: Columns,
+    separator: str,
+    table: str,
+    seen: dict[str, str],
+) -> Row:
+    """Read a line; equal cells of a table are kept once, in ``seen``."""
+    fields = tuple(seen.setdefault(cell, cell) for cell in map(str.strip, _split(line, separator)))
+    if "\0" in line:
+        problem = f"broken row: line {number} of {table} holds a NUL character"
+        return Row(number, fields, problem, NO_CELLS)
     if len(fields) == len(columns):
-        cells = {name: cell for name, cell in zip(columns, fields, strict=True) if name}
-        return Row(number, fields, None, cells)
+        return Row(number, fields, None, Cells(names, fields))
     problem = (
         f"broken row: line {number} of {table} has {len(fields)} fields, expected {len(columns)}"
     )
-    return Row(number, fields, problem, {})
+    return Row(number, fields, problem, NO_CELLS)
 
 
 def _split(line: str, separator: str) -> list[str]:

@@ -27,7 +27,14 @@ from neurofoundry.ingest.dicom_header import read_header
 from neurofoundry.ingest.dicom_series import Series, why_not_t1w
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.pseudonyms import pseudonym, read_key
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threads, slug
+from neurofoundry.ingest.scan import (
+    Findings,
+    Scan,
+    UnusableError,
+    attempt,
+    map_in_threads,
+    slug,
+)
 from neurofoundry.ingest.sources import files
 from neurofoundry.runtime.progress import Progress
 
@@ -116,7 +123,7 @@ class _Reader:
         for series in all_series:
             scan = _scan(series, sessions[series.study], self.dataset, out)
             row = labels.get(series.header.subject)
-            problem = series.problem or why_not_t1w(series) or (row.problem if row else None)
+            problem = series.problem or attempt(why_not_t1w, series) or (row and row.problem)
             if problem:
                 self._exclude(scan.origin, problem)
             else:

@@ -8,13 +8,14 @@ other units.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +26,10 @@ from neurofoundry.ingest.scan import UnusableError
 SPACING_MM = (0.2, 8.0)
 EXTENT_MM = (90.0, 420.0)
 MAX_VOXELS = 2**29
-"""Bounds the memory of a worker: 0.25 mm over a whole head."""
+"""0.25 mm over a whole head."""
+_PIECE = 1 << 22
+"""Bytes that are read, unpacked and hashed at once. They bound the memory of a worker: a file of
+4 MB may unpack to 4 GB."""
 _HEADERS: dict[int, Callable[..., nib.Nifti1Header]] = {
     348: nib.Nifti1Header,
     540: nib.Nifti2Header,
@@ -64,25 +68,51 @@ def _inspect(file: Path) -> ImageHashes:
     with file.open("rb") as stream:
         start = stream.read(1 << 16)
         packed = _is_packed(start, file.name)
-        header = _header(_unpack(start, 1024, whole=False) if packed else start)
+        header = _header(_start_of_unzipped(start) if packed else start)
         shape, dtype = _shape(header), _dtype(header)
         _check_geometry(header, shape)
         offset = _offset(header)
         needed = offset + int(np.prod(shape)) * dtype.itemsize
         if status.st_size > 2 * needed + (1 << 20):
             raise UnusableError(f"too large: {status.st_size} bytes for an image of {needed} bytes")
-        content = start + stream.read()
-    sha256 = hashlib.sha256(content).hexdigest()
-    if packed:
-        content = _unpack(content, needed, whole=True)
-    if len(content) < needed:
+        digest = hashlib.sha256()
+        pieces = _pieces(start, stream, digest)
+        unpacked = _unzip(pieces, needed) if packed else pieces
+        content = _Content(shape, *_scaling(header))
+        for voxels in _voxels(unpacked, dtype, offset, needed):
+            content.add(voxels)
+        for _ in pieces:  # what follows the voxels counts for the hash of the file
+            pass
+    content.check()
+    return ImageHashes(digest.hexdigest(), content.digest.hexdigest())
+
+
+def _pieces(start: bytes, stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
+    """Yield ``start`` and what follows it in a file, and hash it."""
+    piece = start
+    while piece:
+        digest.update(piece)
+        yield piece
+        piece = stream.read(_PIECE)
+
+
+def _voxels(
+    pieces: Iterator[bytes], dtype: np.dtype[np.generic], offset: int, end: int
+) -> Iterator[NDArray[Any]]:
+    """Yield the voxels that lie from ``offset`` to ``end``, bytes, in an unpacked file."""
+    position, rest = 0, b""
+    for piece in pieces:
+        first, position = position, position + len(piece)
+        rest += piece[max(0, offset - first) : max(0, end - first)]
+        whole = len(rest) // dtype.itemsize * dtype.itemsize
+        if whole:
+            yield np.frombuffer(rest[:whole], dtype)
+        rest = rest[whole:]
+    if position < end:
         raise UnusableError(
-            f"cut short: the image needs {needed} bytes, the file holds {len(content)}. "
+            f"cut short: the image needs {end} bytes, the file holds {position}. "
             "Copy it again from its source"
         )
-    voxels = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=offset)
-    slope, intercept = _scaling(header, voxels)
-    return ImageHashes(sha256, _content_hash(voxels, slope, intercept, shape))
 
 
 def _is_packed(start: bytes, name: str) -> bool:
@@ -104,31 +134,46 @@ def _is_packed(start: bytes, name: str) -> bool:
     return packed
 
 
-def _unpack(packed: bytes, size: int, *, whole: bool) -> bytes:
-    """Return the first ``size`` bytes that are packed; ``whole`` insists on the final checksum.
+def _unzip(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Yield the first ``size`` bytes that are packed in members of a gzip file.
 
-    zlib does it in one call, which lets other threads run.
+    Raises UnusableError for what is damaged or cut short. The checksum counts where a member ends
+    with these bytes.
     """
-    members: list[bytes] = []
-    while packed and (missing := size - sum(map(len, members))) > 0:
-        unzip = zlib.decompressobj(wbits=31)
-        try:
-            members.append(unzip.decompress(packed, missing))
-            more = whole and unzip.decompress(unzip.unconsumed_tail, 1)
-        except zlib.error as error:
-            if not whole and members:
-                break
-            detail = str(error).rpartition(":")[2].strip()
-            raise UnusableError(
-                f"bad gzip: {detail}. Copy the file again from its source"
-            ) from None
-        if whole and not unzip.eof and not more:
-            raise UnusableError(
-                f"cut short: the image needs {size} bytes, the gzip stream ends after "
-                f"{sum(map(len, members))}. Copy the file again from its source"
-            )
-        packed = unzip.unused_data
-    return b"".join(members)
+    missing, unzip = size, zlib.decompressobj(wbits=31)
+    for packed in pieces:
+        while packed:
+            try:
+                unpacked = unzip.decompress(packed, min(missing, _PIECE) or 1)
+            except zlib.error as error:
+                detail = str(error).rpartition(":")[2].strip()
+                raise UnusableError(
+                    f"bad gzip: {detail}. Copy the file again from its source"
+                ) from None
+            if not missing and unpacked:
+                return
+            yield unpacked
+            missing -= len(unpacked)
+            if not missing and unzip.eof:
+                return
+            packed = unzip.unused_data if unzip.eof else unzip.unconsumed_tail
+            unzip = zlib.decompressobj(wbits=31) if unzip.eof else unzip
+    raise UnusableError(
+        f"cut short: the image needs {size} bytes, the gzip stream ends after "
+        f"{size - missing}. Copy the file again from its source"
+    )
+
+
+def _start_of_unzipped(start: bytes) -> bytes:
+    """Return what the start of a gzip file holds: enough for a header, if it is whole."""
+    unpacked = b""
+    try:
+        for piece in _unzip(iter([start]), 1024):
+            unpacked += piece
+    except UnusableError:
+        if not unpacked:
+            raise
+    return unpacked
 
 
 def _header(start: bytes) -> nib.Nifti1Header:
@@ -260,41 +305,54 @@ def _affine(header: nib.Nifti1Header) -> NDArray[np.float64]:
     return np.asarray(forms[0], float)
 
 
-def _scaling(header: nib.Nifti1Header, voxels: NDArray[Any]) -> tuple[float, float]:
-    """Return slope and intercept, after checking the values that they make of the voxels."""
-    low, high = float(voxels.min()), float(voxels.max())
-    if not np.isfinite([low, high]).all():
-        bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-        raise UnusableError(f"NaN or infinite values: {bad} of {voxels.size} voxels")
-    if low == high:
-        raise UnusableError(
-            "all zero: every voxel is 0" if not high else f"constant: every voxel is {high:g}"
-        )
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    """Return the slope and intercept of the stored values."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or np.isnan(slope):
-        slope, intercept = 1.0, 0.0
-    with np.errstate(invalid="ignore", over="ignore"):
-        ends = np.array([low, high]) * slope + intercept
-    if not np.isfinite(ends).all() or np.abs(ends).max() > np.finfo(np.float32).max:
-        raise UnusableError(
-            f"scaling overflow: values {low:g} to {high:g} times slope {slope:g} plus "
-            f"{intercept:g} exceed what float32 holds. Convert the scan again from its source"
-        )
-    if np.float32(ends[0]) == np.float32(ends[1]):
-        raise UnusableError(f"constant: every voxel is {ends[0]:g} after scaling by {slope:g}")
-    return slope, intercept
+    return (1.0, 0.0) if slope == 0 or np.isnan(slope) else (slope, intercept)
 
 
-def _content_hash(
-    voxels: NDArray[Any], slope: float, intercept: float, shape: tuple[int, int, int]
-) -> str:
-    """Hash the image that scaled voxels make."""
-    digest = hashlib.sha256(repr(shape).encode())
-    step = 1 << 20
-    for begin in range(0, voxels.size, step):
-        chunk = voxels[begin : begin + step]
-        digest.update((chunk * slope + intercept).astype("<f4").tobytes())
-    return digest.hexdigest()
+class _Content:
+    """The image that scaled voxels make: their hash, and whether it can be one of a head."""
+
+    def __init__(self, shape: tuple[int, int, int], slope: float, intercept: float) -> None:
+        self.digest = hashlib.sha256(repr(shape).encode())
+        self._scale = slope, intercept
+        self._ends = np.array([math.inf, -math.inf])
+        self._bad = self._count = 0
+
+    def add(self, voxels: NDArray[Any]) -> None:
+        """Add the next voxels."""
+        slope, intercept = self._scale
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.digest.update((voxels * slope + intercept).astype("<f4").tobytes())
+        self._count += voxels.size
+        if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
+            finite = voxels[np.isfinite(voxels)]
+            self._bad += voxels.size - finite.size
+            voxels = finite
+        if voxels.size:
+            low, high = float(voxels.min()), float(voxels.max())
+            self._ends = np.array([min(low, self._ends[0]), max(high, self._ends[1])])
+
+    def check(self) -> None:
+        """Raise UnusableError for values that show nothing, or that float32 cannot hold."""
+        if self._bad:
+            raise UnusableError(f"NaN or infinite values: {self._bad} of {self._count} voxels")
+        low, high = self._ends
+        if low == high:
+            raise UnusableError(
+                "all zero: every voxel is 0" if not high else f"constant: every voxel is {high:g}"
+            )
+        slope, intercept = self._scale
+        with np.errstate(invalid="ignore", over="ignore"):
+            ends = self._ends * slope + intercept
+        if not np.isfinite(ends).all() or np.abs(ends).max() > np.finfo(np.float32).max:
+            raise UnusableError(
+                f"scaling overflow: values {low:g} to {high:g} times slope {slope:g} plus "
+                f"{intercept:g} exceed what float32 holds. Convert the scan again from its source"
+            )
+        if np.float32(ends[0]) == np.float32(ends[1]):
+            raise UnusableError(f"constant: every voxel is {ends[0]:g} after scaling by {slope:g}")
 
 
 def _by(numbers: NDArray[np.float64]) -> str:

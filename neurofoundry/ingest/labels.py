@@ -61,7 +61,8 @@ def tabulate(
     numbers = {"age", "field_strength"} | {
         task.column for task in tasks.values() if task.numeric_label
     }
-    names = {name.casefold() for scan in scans for row in scan.rows for name in row}
+    tables = {row.columns for scan in scans for row in scan.rows}
+    names = {name for columns in tables for name in columns.folded}
     labelled: dict[str, list[Any]] = {}
     for name in (*DESCRIBED, *(name for name in columns if name not in DESCRIBED)):
         column = columns.get(name) or Column.model_validate({"from": [name]})
@@ -94,9 +95,8 @@ def cell(scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()) ->
     as 'none', is a value if it is ``meaningful``.
     """
     for row in scan.rows:
-        by_name = {name.casefold(): value for name, value in row.items()}
         for source in sources:
-            value = row.get(source, by_name.get(source.casefold(), ""))
+            value = row.find(source)
             if value in meaningful or not is_missing(value):
                 return value
     return None
@@ -157,7 +157,7 @@ class _Reader:
         return self.meanings.get(text, next(iter(alike)) if len(alike) == 1 else None)
 
     def _in_range(self, number: float) -> bool:
-        return self.low <= number <= self.high
+        return math.isfinite(number) and self.low <= number <= self.high
 
 
 def _pattern(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -9,11 +10,17 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from neurofoundry.errors import NeurofoundryError
 from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.log import log_defect
 from neurofoundry.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from neurofoundry.ingest.delimited import Cells
 
 # Data versioning tools keep files under the hash of their content and may leave links to them.
 _CONTENT_STORE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/")
@@ -42,7 +49,7 @@ class Scan:
     """What people know it by: its path, or the pseudonym of a DICOM series."""
     rank: tuple[object, ...]
     """Orders the scans of one session: the lowest is preferred."""
-    rows: tuple[Mapping[str, str], ...]
+    rows: tuple[Cells, ...]
     """What the dataset's tables say about it, column to cell; the most specific row first."""
     header: Mapping[str, str | float] = field(default_factory=dict)
     """Columns known from the image's own header or sidecar."""
@@ -110,7 +117,14 @@ def check_location(file: Path, root: Path) -> None:
     name = str(file.relative_to(root))
     if printable(name) != name:
         raise UnusableError("odd name: it has control characters or is not UTF-8. Rename it")
-    if file.is_symlink() and not file.exists():
+    try:
+        broken = file.is_symlink() and not file.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        if isinstance(error, PermissionError):
+            raise
+        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it holds a NUL"
+        raise UnusableError(f"no path that can be used: {why}. Correct or rename it") from None
+    if broken:
         raise UnusableError(
             "broken link: its target does not exist. Fetch the content (`datalad get`, "
             "`dvc pull`) or copy the file"
@@ -128,6 +142,33 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def attempt(function: Callable[[Item], Result], item: Item) -> Result | UnusableError:
+    """Return ``function(item)``, or why the item cannot be used: whatever goes wrong with one scan
+    is its reason, and never the end of the run.
+
+    Raises what is no scan's fault: UsageError, and OSError of a full disk.
+    """
+    try:
+        return function(item)
+    except UnusableError as reason:
+        return reason
+    except NeurofoundryError:
+        raise
+    except PermissionError:
+        return UnusableError(
+            "no permission: the file or folder cannot be opened. Change its access rights"
+        )
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return UnusableError(f"unreadable: {os.strerror(error.errno or 0)}")
+    except Exception as error:
+        log_defect("ingest", error)
+        return UnusableError(
+            f"defect of ingest: {type(error).__name__}. The log says where; please report it"
+        )
+
+
 def map_in_threads(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -135,8 +176,8 @@ def map_in_threads(
     what: str,
     unit: str,
     workers: int,
-) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with ``function(item)``, in the order of the items, and show progress.
+) -> Iterator[tuple[Item, Result | UnusableError]]:
+    """`attempt` every item, yield it with the result in the order of the items, show progress.
 
     ``what`` is done, and ``unit`` are the items, in the words of a log: 'reading x: 3/9 files'. A
     result that is an UnusableError counts as failed.
@@ -144,7 +185,9 @@ def map_in_threads(
     pool = ThreadPoolExecutor(workers)
     try:
         with Progress(what, len(items), unit=unit) as progress:
-            for item, result in zip(items, pool.map(function, items), strict=True):
+            for item, result in zip(
+                items, pool.map(partial(attempt, function), items), strict=True
+            ):
                 progress.advance(failed=isinstance(result, UnusableError))
                 yield item, result
     finally:

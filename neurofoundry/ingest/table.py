@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from neurofoundry.ingest import contrast, delimited
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, check_location
+from neurofoundry.ingest.scan import Findings, Scan, UnusableError, attempt, check_location
 from neurofoundry.runtime.progress import Progress
 
 _NOT_T1W = re.compile(
@@ -103,10 +103,9 @@ def _listed(
         for row in rows:
             progress.advance()
             origin = f"{findings.name(file)}, line {row.line}"
-            try:
-                scan = _scan(row, file.parent, dataset, findings.data)
-            except UnusableError as reason:
-                findings.exclude(dataset.name, origin, reason)
+            scan = attempt(lambda row: _scan(row, file.parent, dataset, findings.data), row)
+            if isinstance(scan, UnusableError):
+                findings.exclude(dataset.name, origin, scan)
                 continue
             first = lines.setdefault(row.fields, row.line)
             if first != row.line:
@@ -162,8 +161,7 @@ def _path_inside(cell: str) -> str:
 
 
 def _cell(row: delimited.Row, column: str) -> str:
-    by_name = {name.casefold(): cell for name, cell in row.cells.items()}
-    cell = unicodedata.normalize("NFC", by_name.get(column, ""))
+    cell = unicodedata.normalize("NFC", row.cells.find(column))
     return "" if delimited.is_missing(cell) else cell
 
 

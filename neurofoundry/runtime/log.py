@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import TextIO
 
 LOGGER = logging.getLogger("neurofoundry")
@@ -30,3 +31,16 @@ def configure(stream: TextIO | None = None) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+
+
+def log_defect(what: str, error: BaseException) -> None:
+    """Log where an unforeseen error arose in ``what``.
+
+    Its message is left out: it may quote a name of a file, or what stands in one.
+    """
+    lines: list[str] = []
+    chain: BaseException | None = error
+    while chain is not None:
+        lines += [*traceback.format_tb(chain.__traceback__), f"{type(chain).__name__}\n"]
+        chain = chain.__cause__ or chain.__context__
+    LOGGER.error("a defect of %s:\n%s", what, "".join(lines).rstrip())

@@ -60,6 +60,8 @@ def test_without_a_subject_column_the_path_or_the_file_names_the_person(tmp_path
         ("images/0.mgz\t9\t50", "not NIfTI: expected .nii or .nii.gz, found '.mgz'"),
         ("images/x_FLAIR.nii.gz\t9\t50", "not T1w: its name says 'flair'"),
         ("n/a\t9\t50", "no image: the row has no path"),
+        ("x" * 300 + ".nii.gz\t9\t50", "no path that can be used: File name too long"),
+        ("images/\0.nii.gz\t9\t50", "broken row: line 6 of cohort.tsv holds a NUL character"),
         ("images/0.nii.gz\t9", "broken row: line 6 of cohort.tsv has 2 fields, expected 3"),
         ("images/0.nii.gz\t0\t40", "duplicate row: it repeats line 2"),
     ],
