@@ -13,6 +13,8 @@ import pandera.pandas as pa
 
 SPLITS = ("pretrain", "train", "val", "test", "ood")
 
+FOLD = r"^[1-9][0-9]*/[1-9][0-9]*( [1-9][0-9]*/[1-9][0-9]*)*$"
+
 SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
 
 SCANS = pa.DataFrameSchema(
@@ -26,6 +28,7 @@ SCANS = pa.DataFrameSchema(
         "path": pa.Column(str),
         "sha256": pa.Column(str, SHA256),
         "split": pa.Column(str, pa.Check.isin(SPLITS)),
+        "fold": pa.Column(str, pa.Check.str_matches(FOLD), nullable=True, required=False),
         "age": pa.Column(float, pa.Check.in_range(0, 120), nullable=True),
         "sex": pa.Column(str, pa.Check.isin(["F", "M"]), nullable=True),
         "site": pa.Column(str),

@@ -85,11 +85,20 @@ class IngestParams(Section):
     """Common name to where datasets keep it. age, sex and site are expected under their own names
     unless they are declared here."""
     splits: Splits
-    split_column: str | None = None
-    """A column of the datasets' tables that holds published splits (pretrain, train, val, test,
-    ood); persons without a value there are assigned like the others."""
     shared_subjects: tuple[tuple[str, ...], ...] = ()
     """Groups of datasets in which equal subject labels name the same person."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_column(cls, values: Any) -> Any:
+        """Read ``split_column``, which preceded the mode of published splits, as that mode."""
+        if not isinstance(values, dict) or "split_column" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name != "split_column"}
+        if values["split_column"] is None:
+            return rest
+        published = {"mode": "published", "column": values["split_column"]}
+        return {**rest, "splits": {**values.get("splits", {}), **published}}
 
     @field_validator("datasets", mode="before")
     @classmethod

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import EXCLUDED, SPLITS
+from neurofoundry.contracts.splits import Splits
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError
+from neurofoundry.ingest import remedies
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings
 from neurofoundry.runtime.log import LOGGER
@@ -29,17 +32,34 @@ def write_findings(findings: Findings, folder: Path) -> None:
     write_table(notes, folder / "notes.tsv")
 
 
-def gaps(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> tuple[list[str], dict[str, str]]:
-    """Return why there is no cohort, if so, and why optional tasks cannot be estimated."""
+def gaps(
+    scans: pd.DataFrame, tasks: Mapping[str, Task], params: Splits, *, seed: int
+) -> tuple[list[str], dict[str, str]]:
+    """Return why there is no cohort, if so, and why optional tasks cannot be estimated; with what
+    would help."""
     if not len(scans):
         return ["not one scan can be used"], {}
-    problems = []
-    persons = scans.loc[scans["split"] == "pretrain", "person"].nunique()
-    if persons < 2:
-        problems.append(f"split 'pretrain' has {persons} persons, 2 are needed")
-    missing = {name: gap for name, task in tasks.items() if (gap := task.gap(scans))}
-    problems += [f"task '{name}': {gap}" for name, gap in missing.items() if tasks[name].required]
-    return problems, {name: gap for name, gap in missing.items() if not tasks[name].required}
+    problems = [problem] if (problem := _too_few_to_pretrain(scans, params)) else []
+    missing = {name: gap for name, task in tasks.items() if (gap := folds.gap(task, scans))}
+    advised = {
+        name: f"{gap}. {remedies.find(scans, params, name, tasks, seed=seed)}"
+        for name, gap in missing.items()
+    }
+    problems += [f"task '{name}': {gap}" for name, gap in advised.items() if tasks[name].required]
+    return problems, {name: gap for name, gap in advised.items() if not tasks[name].required}
+
+
+def _too_few_to_pretrain(scans: pd.DataFrame, params: Splits) -> str | None:
+    """Return what is wrong if the shares, or published splits, leave nobody to pretrain on."""
+    dealt = params.mode != "published"
+    if dealt and not params.pretrain:
+        return None
+    used = ("pretrain",) if dealt else ("pretrain", "train")
+    persons = scans.loc[scans["split"].isin(used), "person"].nunique()
+    if persons >= 2:
+        return None
+    needed = f"split '{' + '.join(used)}' has {persons} persons, 2 are needed"
+    return f"{needed}. Raise ingest.splits.pretrain" if dealt else needed
 
 
 def no_cohort(
@@ -54,8 +74,8 @@ def no_cohort(
         f"No cohort can be made of this data. {len(scans)} scans of "
         f"{scans['person'].nunique()} persons can be used; excluded: {_counts(findings)}.{lines}\n"
         f"Every file that was left out, with its reason: {folder.name}/excluded.tsv and "
-        f"{folder.name}/notes.tsv, beside the output folder. Add scans or labels, change "
-        "ingest.splits, or set `required: false` for tasks that may go without an estimate."
+        f"{folder.name}/notes.tsv, beside the output folder. A task that may go "
+        "without an estimate: `required: false`."
     )
 
 

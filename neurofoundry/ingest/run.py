@@ -50,10 +50,11 @@ def ingest(
     scans = splits.exclude_unknown_splits(params, findings)
     scans = choose(inspect_images(scans, findings, workers), findings)
     rows = labels.tabulate(scans, columns=params.columns, tasks=tasks, findings=findings)
-    rows["split"] = splits.assign(rows, scans, params=params, seed=seed)
+    came_with = [scan.published for scan in scans]
+    rows = splits.assign(rows, params.splits, tasks, seed=seed, came_with=came_with)
 
     report.write_findings(findings, work.dir)
-    problems, not_estimable = report.gaps(rows, tasks)
+    problems, not_estimable = report.gaps(rows, tasks, params.splits, seed=seed)
     report.log_summary(datasets, rows, findings, tasks, not_estimable)
     if problems:
         raise report.no_cohort(problems, rows, findings, work.dir)

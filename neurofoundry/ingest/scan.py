@@ -54,6 +54,8 @@ class Scan:
     header: Mapping[str, str | float] = field(default_factory=dict)
     """Columns known from the image's own header or sidecar."""
     person: str = ""
+    published: str | None = None
+    """The split that the data came with."""
     sha256: str = ""
     content: str = ""
     """Hash of the voxel values: equal for copies of an image, however they are compressed."""

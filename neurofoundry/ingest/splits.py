@@ -1,19 +1,23 @@
 """Which person a scan shows, and which split the person belongs to.
 
-Out-of-distribution datasets and sites come first, then published splits, then the hash of (seed,
-person). A person with one scan in an out-of-distribution dataset or site is held out whole.
+Out-of-distribution datasets and sites come first, in every mode; a person with one scan in one of
+them is held out whole. Then come published splits, and then what the mode says: the hash of (seed,
+person), or dealing by strata.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from neurofoundry.contracts.cohort import SPLITS
+from neurofoundry.contracts.splits import Splits
 from neurofoundry.errors import UsageError
-from neurofoundry.ingest import labels
+from neurofoundry.ingest import labels, published, stratified
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
 from neurofoundry.tasks import Task
@@ -41,9 +45,6 @@ def check_names(params: IngestParams, scans: Sequence[Scan], datasets: set[str])
         "ingest.splits.ood.site", "site", ood.get("site", ()), labels.sites(scans, params.columns)
     )
     _check_known("ingest.shared_subjects", "dataset", shared, datasets)
-    column = params.split_column
-    if column and not any(column in row for scan in scans for row in scan.rows):
-        raise UsageError(f"ingest.split_column: no table of any dataset has the column '{column}'.")
 
 
 def _check_known(key: str, kind: str, names: Iterable[str], known: set[str]) -> None:
@@ -57,19 +58,20 @@ def _check_known(key: str, kind: str, names: Iterable[str], known: set[str]) -> 
 
 def exclude_unknown_splits(params: IngestParams, findings: Findings) -> list[Scan]:
     """Return the scans of persons whose published split, if any, is one of ours."""
+    marked = published.mark(findings.scans, params.splits, findings)
     unknown = {
-        scan.person: value
-        for scan in findings.scans
-        if (value := _published(scan, params)) is not None and value not in SPLITS
+        scan.person: scan.published
+        for scan in marked
+        if scan.published is not None and scan.published not in SPLITS
     }
     kept = []
-    for scan in findings.scans:
+    for scan in marked:
         if scan.person in unknown:
             findings.exclude(
                 scan.dataset,
                 scan.origin,
-                f"unknown split: '{params.split_column}' is '{unknown[scan.person]}' for this "
-                f"person, expected one of {', '.join(SPLITS)}",
+                f"unknown split: '{unknown[scan.person]}' for this person, expected one of "
+                f"{', '.join(SPLITS)}. Say in ingest.splits.values which it is",
             )
         else:
             kept.append(scan)
@@ -77,26 +79,82 @@ def exclude_unknown_splits(params: IngestParams, findings: Findings) -> list[Sca
 
 
 def assign(
-    frame: pd.DataFrame, scans: Sequence[Scan], *, params: IngestParams, seed: int
+    rows: pd.DataFrame,
+    params: Splits,
+    tasks: Mapping[str, Task],
+    *,
+    seed: int,
+    came_with: Sequence[str | None] = (),
+) -> pd.DataFrame:
+    """Return the rows of the cohort with ``split``, and with ``fold`` if params ask for folds.
+
+    ``came_with`` has the published split of each row, if any.
+    """
+    held_out = pd.Series(False, index=rows.index)
+    for column, names in params.ood.items():
+        held_out |= rows[column].isin(names)
+    outside = set(rows.loc[held_out, "person"])
+    inside = rows[~rows["person"].isin(outside)]
+    if params.mode == "folds":
+        return _in_folds(rows, outside, params, tasks, seed=seed)
+    if params.mode == "stratified":
+        dealt = stratified.deal(
+            set(inside["person"]),
+            params.shares,
+            stratified.groups(inside, tasks),
+            needed=("train", "val", "test"),
+            key=f"{seed} splits",
+        )
+        split = inside["person"].map(dealt)
+    else:
+        known = pd.Series(list(came_with) or None, rows.index, dtype=object)
+        split = _published_or_hashed(inside["person"], known[inside.index], params, seed=seed)
+    return rows.assign(split=split.reindex(rows.index).fillna("ood"))
+
+
+def _published_or_hashed(
+    persons: pd.Series, known: pd.Series, params: Splits, *, seed: int
 ) -> pd.Series:
-    """Return the split of every row of ``frame``, whose rows are ``scans``."""
-    held_out = pd.Series(False, index=frame.index)
-    for column, names in params.splits.ood.items():
-        held_out |= frame[column].isin(names)
-    held_out_persons = set(frame.loc[held_out, "person"])
-    published = {
-        scan.person: value for scan in scans if (value := _published(scan, params)) is not None
+    """Return the published split of each row, ``known``, else that of the person's hash."""
+    of_person = known.groupby(persons).last()
+    # A person with two published splits keeps both, for the leakage guard to refuse.
+    split = known.fillna(persons.map(of_person))
+    if params.mode == "published" and not params.dealt:
+        return split.fillna("pretrain")
+    return split.fillna(persons.map(lambda person: params.assign(person, seed=seed)))
+
+
+def _in_folds(
+    rows: pd.DataFrame, outside: set[str], params: Splits, tasks: Mapping[str, Task], *, seed: int
+) -> pd.DataFrame:
+    """Return the rows with ``split`` and ``fold`` (contracts/folds.py)."""
+    persons = rows["person"]
+    held_out = persons.isin(outside)
+    groups = [
+        replace(group, fewest=min(1, group.fewest))
+        for group in stratified.groups(rows[~held_out], tasks)
+    ]
+    folds = [name for name in params.shares if name != "pretrain"]
+    deal = partial(stratified.deal, among=groups, needed=folds)
+    first = deal(set(persons) - outside, params.shares, key=f"{seed} folds 1")
+    alone = {person for person, place in first.items() if place == "pretrain"}
+    tested, equal = first.keys() - alone, dict.fromkeys(folds, 1.0)
+    repeats = [first] + [
+        deal(tested, equal, key=f"{seed} folds {repeat}")
+        for repeat in range(2, (params.repeats or 1) + 1)
+    ]
+    groups = stratified.groups(rows[held_out], tasks)
+    for repeat, dealt in enumerate(repeats, 1):
+        key = f"{seed} ood {repeat}"
+        dealt |= stratified.deal(outside, equal, among=groups, needed=(), key=key)
+    fold = {
+        person: " ".join(f"{dealt[person]}/{params.folds}" for dealt in repeats)
+        for person in tested | outside
     }
-    assigned = []
-    for scan in scans:
-        if scan.person in held_out_persons:
-            assigned.append("ood")
-        elif scan.person in published:
-            # A person with two published splits keeps both, for the leakage guard to refuse.
-            assigned.append(_published(scan, params) or published[scan.person])
-        else:
-            assigned.append(params.splits.assign(scan.person, seed=seed))
-    return pd.Series(assigned, index=frame.index, dtype=object)
+    split = np.select([held_out, persons.isin(alone)], ["ood", "pretrain"], "test")
+    made = rows.assign(split=split)
+    made.insert(list(made.columns).index("split") + 1, "fold", persons.map(fold))
+    return made
 
 
 def balance(frame: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
@@ -115,12 +173,6 @@ def balance(frame: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
     table = pd.DataFrame(counts, columns=["split", "site", "label", "value", "persons", "scans"])
     order = table["split"].map(SPLITS.index)
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-
-
-def _published(scan: Scan, params: IngestParams) -> str | None:
-    """Return the split that the dataset's tables assign to a scan."""
-    value = labels.cell(scan, [params.split_column]) if params.split_column else None
-    return value.strip().casefold() if value is not None else None
 
 
 def _some(names: Iterable[str]) -> str:

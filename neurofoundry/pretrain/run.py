@@ -75,6 +75,12 @@ def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:
     """Return the usable scans of ``params.splits``, sorted by id. Raises DataError."""
     scans = table[table["usable"] & table["split"].isin(params.splits)].sort_values("scan_id")
     counted = f"The splits {', '.join(params.splits)} hold {len(scans)} usable scans"
+    train = int((table["usable"] & (table["split"] == "train")).sum())
+    if not len(scans) and train:
+        raise DataError(
+            f"{counted}, and train {train}. Set pretrain.splits to [train], or give "
+            "ingest.splits.pretrain a share."
+        )
     if len(scans) < params.batch_size:
         raise DataError(
             f"{counted}, fewer than a batch. Lower pretrain.batch_size ({params.batch_size}), or "

@@ -9,7 +9,7 @@ parameters are checked before any of them is loaded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -97,14 +97,20 @@ class Task(Section, ABC):
         """Return the labels of selected scans as numbers: the index of the class, or the value."""
         return self.numbers(scans[self.column]).to_numpy(np.float64)
 
-    def gap(self, scans: pd.DataFrame) -> str | None:
-        """Return why these scans cannot serve the task, in words; None if they can."""
+    def gap(self, scans: pd.DataFrame, fewest: Mapping[str, int] | None = None) -> str | None:
+        """Return why these scans cannot serve the task, in words; None if they can.
+
+        ``fewest`` are the persons that splits must have (for classification, of every class); by
+        default ``min_subjects`` in each of train, val, test, and ood, if the cohort has one.
+        """
         for column in (self.column, *self.eligible):
             if column not in scans:
                 return f"no dataset has the column '{column}'"
         chosen = self.select(scans)
-        needed = ["train", "val", "test"] + (["ood"] if (scans["split"] == "ood").any() else [])
-        for split in needed:
+        if fewest is None:
+            needed = ["train", "val", "test"] + (["ood"] if (scans["split"] == "ood").any() else [])
+            fewest = dict.fromkeys(needed, self.min_subjects)
+        for split, least in fewest.items():
             inside = chosen[chosen["split"] == split]
             groups = {
                 f"{self.column}={name}": inside[inside[self.column] == name]
@@ -112,11 +118,9 @@ class Task(Section, ABC):
             }
             for group, rows in (groups or {"a label": inside}).items():
                 subjects = rows["person"].nunique()
-                if subjects < self.min_subjects:
-                    return (
-                        f"split '{split}' has {subjects} subjects with {group}, "
-                        f"{self.min_subjects} are needed"
-                    )
+                if subjects < least:
+                    need = f"{least} {'is' if least == 1 else 'are'} needed"
+                    return f"split '{split}' has {subjects} subjects with {group}, {need}"
         return None
 
     def persons_per_class(

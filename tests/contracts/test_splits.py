@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hmac
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,34 @@ def test_a_person_stays_whoever_else_is_there_and_moves_with_the_seed() -> None:
 def test_shares_must_sum_to_one() -> None:
     with pytest.raises(ValidationError, match=r"is 1\.1, expected 1"):
         Splits(pretrain=0.4, train=0.35, val=0.12, test=0.23)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**SHARES, "folds": 5}, "folds has no effect with mode hash"),
+        ({**SHARES, "column": "set"}, "column has no effect with mode hash"),
+        ({**SHARES, "mode": "folds", "folds": 5}, "train has no effect with mode folds"),
+        ({"mode": "folds"}, "mode folds needs folds, such as 5"),
+        ({"mode": "folds", "folds": 2}, "greater than or equal to 3"),
+        ({"mode": "folds", "folds": 5, "pretrain": 1}, "nobody is left for the folds"),
+        ({"mode": "stratified"}, "mode stratified needs a share for train, val, test"),
+        ({}, "mode hash needs a share for train, val, test"),
+        ({"mode": "published"}, "needs a column of the datasets' tables, or a file"),
+        ({"mode": "published", "column": "set", "train": 1}, "needs a share for val, test"),
+        ({"mode": "published", "file": "../splits.tsv"}, "expected a path below the data root"),
+    ],
+)
+def test_keys_that_are_missing_or_have_no_effect_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        Splits(**values)
+
+
+def test_folds_share_what_pretraining_leaves() -> None:
+    shares = Splits(mode="folds", folds=4, pretrain=0.2).shares
+    assert shares == {"pretrain": 0.2, "1": 0.2, "2": 0.2, "3": 0.2, "4": 0.2}
 
 
 class TestLeaks:

@@ -85,7 +85,11 @@ def test_optional_tasks_that_cannot_be_estimated_are_reported(
 ) -> None:
     bids(tmp_path / "data" / "ds", 3)
     outcome = run(tmp_path / "data", tmp_path / "out", tasks={"age": {**AGE, "required": False}})
-    gap = "split 'train' has 0 subjects with a label, 2 are needed"
+    gap = (
+        "split 'train' has 0 subjects with a label, 2 are needed. No other way to split these "
+        "persons will do: 3 have a value of age, and train, val and test need 2 each. Add persons, "
+        "or leave out a class."
+    )
     assert outcome.work.summary["not_estimable"] == {"age": gap}
     assert f"WARNING task 'age' cannot be estimated: {gap}" in logged.getvalue()
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 
+from neurofoundry.contracts import folds
 from neurofoundry.errors import DataError, UsageError
 from tests.support.building import EVERY_SPLIT, SEX, bids, head, run, write_scan
 
@@ -73,7 +74,11 @@ def test_a_person_with_one_scan_in_a_site_held_out_is_held_out_whole(tmp_path: P
             "ood.site: no site is called 'gone'",
         ),
         ({"shared_subjects": [["ds", "gone"]]}, "shared_subjects: no dataset is called 'gone'"),
-        ({"split_column": "gone"}, "split_column: no table of any dataset has the column 'gone'"),
+        ({"split_column": "gone"}, "splits.column: no table of any dataset has the column 'gone'"),
+        (
+            {"splits": {"mode": "published", "file": "gone.tsv"}},
+            "splits.file: 'gone.tsv': no such file below the data folder",
+        ),
     ],
 )
 def test_parameters_that_would_have_no_effect_are_refused(
@@ -91,15 +96,115 @@ def published(tmp_path: Path, cells: list[str]) -> Path:
     return tmp_path / "data"
 
 
-def test_published_splits_are_honoured(tmp_path: Path) -> None:
-    data = published(tmp_path, ["pretrain", "Pretrain", "train", "test", "ood", "n/a", "valid"])
+def test_published_splits_are_honoured_and_others_go_by_their_hash(tmp_path: Path) -> None:
+    data = published(tmp_path, ["pretrain", "Pretrain", "train", "test", "ood", "n/a", "fold9"])
     outcome = run(data, tmp_path / "out", split_column="set")
     assert outcome.scans["split"].tolist() == [
         "pretrain", "pretrain", "train", "test", "ood", "pretrain",
     ]  # fmt: skip
     assert outcome.excluded["ds/sub-07/anat/sub-07_T1w.nii.gz"].startswith(
-        "unknown split: 'set' is 'valid' for this person, expected one of pretrain, train"
+        "unknown split: 'fold9' for this person, expected one of pretrain, train"
     )
+
+
+def test_train_val_and_test_are_enough_in_the_words_of_others(tmp_path: Path) -> None:
+    cells = ["Training", "train", "validation", "valid", "testing", "holdout", "n/a", "TEST"]
+    data = published(tmp_path, cells)
+    splits = {"mode": "published", "column": "set", "values": {"test": ["Holdout"]}}
+    outcome = run(data, tmp_path / "out", splits=splits)
+    assert outcome.scans["split"].tolist() == [
+        "train", "train", "val", "val", "test", "test", "pretrain", "test",
+    ]  # fmt: skip
+
+
+def test_what_params_say_of_a_word_comes_before_what_it_usually_means(tmp_path: Path) -> None:
+    data = published(tmp_path, ["training", "training", "validation"])
+    splits = {"mode": "published", "column": "set", "values": {"test": ["validation"]}}
+    assert run(data, tmp_path / "out", splits=splits).scans["split"].iloc[2] == "test"
+
+
+def test_ood_comes_before_what_is_published(tmp_path: Path) -> None:
+    data = published(tmp_path, ["train", "train", "test"])
+    bids(data / "far", 2, "participant_id\tset\nsub-01\ttrain\nsub-02\ttest\n", seed=1)
+    splits = {"mode": "published", "column": "set", "ood": {"dataset": ["far"]}}
+    scans = run(data, tmp_path / "out", splits=splits).scans
+    assert scans["split"].tolist() == ["train", "train", "test", "ood", "ood"]
+
+
+class TestPublishedInAFile:
+    SPLITS: ClassVar = {"mode": "published", "file": "splits.csv"}
+
+    def run(self, tmp_path: Path, table: str, **more: Any) -> list[str]:
+        bids(tmp_path / "data" / "a", 3)
+        bids(tmp_path / "data" / "b", 2, seed=1)
+        (tmp_path / "data" / "splits.csv").write_text(table)
+        splits = {**self.SPLITS, **more}
+        return list(run(tmp_path / "data", tmp_path / "out", splits=splits).scans["split"])
+
+    def test_subjects_are_found_with_or_without_prefix_and_dataset(self, tmp_path: Path) -> None:
+        table = (
+            "dataset,subject,split\na,01,train\na,sub-02,validation\nb,01,test\nb,sub-02,\n"
+            ",03,train\n"
+        )
+        assert self.run(tmp_path, table) == ["train", "val", "train", "test", "pretrain"]
+
+    def test_the_file_is_part_of_the_data_version(self, tmp_path: Path) -> None:
+        versions = set()
+        for word in ("train", "test"):
+            bids(tmp_path / "data" / "a", 3)
+            table = f"subject,split\n01,train\n02,train\n03,{word}\n"
+            (tmp_path / "data" / "splits.csv").write_text(table)
+            work = run(tmp_path / "data", tmp_path / word, splits=self.SPLITS).work
+            versions.add(work.data_version)
+        assert len(versions) == 2
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ("subject,split\n01,train\n", "1 labels are in several datasets (a, b)"),
+            ("dataset,subject,split\na,01,train\na,01,test\n", "line 3 says 'test' of a subject"),
+            ("subject,fold\n03,1\n", "no column 'split'; found subject, fold"),
+            ("name,split\n03,1\n", "Expected participant_id or subject, and the split"),
+        ],
+    )
+    def test_a_table_that_is_unclear_is_refused(
+        self, table: str, message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageError) as refused:
+            self.run(tmp_path, table)
+        assert message in str(refused.value)
+        assert str(tmp_path) not in str(refused.value)
+
+
+class TestFolds:
+    SPLITS: ClassVar = {"mode": "folds", "folds": 3, "repeats": 2, "ood": {"dataset": ["far"]}}
+
+    def scans(self, tmp_path: Path, **more: Any) -> pd.DataFrame:
+        bids(tmp_path / "data" / "ds", 18)
+        bids(tmp_path / "data" / "far", 4, seed=1)
+        splits = {**self.SPLITS, **more}
+        return run(tmp_path / "data", tmp_path / "out", tasks={"sex": SEX}, splits=splits).scans
+
+    def test_everybody_is_tested_once_a_repeat(self, tmp_path: Path) -> None:
+        scans = self.scans(tmp_path)
+        assert set(scans["split"]) == {"test", "ood"}
+        assert folds.count(scans) == 6
+        roles = pd.DataFrame({n: folds.in_fold(scans, n)["split"] for n in range(1, 7)})
+        inside = scans["split"] == "test"
+        for repeat in (roles[[1, 2, 3]], roles[[4, 5, 6]]):
+            for role in ("train", "val", "test"):
+                assert ((repeat[inside] == role).sum(axis=1) == 1).all()
+        assert (roles[~inside] == "ood").all(axis=None)
+        assert not roles[1].equals(roles[4])
+        for number in range(1, 7):
+            counts = scans.groupby([roles[number], "sex"]).size()
+            assert counts[["train", "val", "test"]].between(2, 4).all()
+
+    def test_those_for_pretraining_are_in_no_fold(self, tmp_path: Path) -> None:
+        scans = self.scans(tmp_path, pretrain=1 / 3)
+        alone = scans["split"] == "pretrain"
+        assert alone.sum() == 6
+        assert scans["fold"].isna().equals(alone)
 
 
 def test_a_person_published_in_two_splits_is_a_leak(tmp_path: Path) -> None:

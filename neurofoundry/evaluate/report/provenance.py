@@ -12,6 +12,16 @@ from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.results import Results
 from neurofoundry.runtime.code import git_commit
 
+SPLIT_BY = {
+    "hash": "Persons, not scans, are assigned to the splits by a seeded hash",
+    "stratified": "Persons, not scans, are dealt to the splits, balanced over the classes of the "
+    "tasks, site, sex and age",
+    "published": "Splits are those that the data came with, by person",
+    "folds": "Cross-validation by person, balanced over the classes of the tasks, site, sex and "
+    "age: each fold in turn is tested, the next one validates, the others train",
+}
+"""How persons were assigned, by ingest.splits.mode."""
+
 
 def describe(results: Results, figures: Figures) -> dict[str, Any]:
     """Return what the templates name of how the models were made."""
@@ -47,10 +57,10 @@ def _declared(inputs: Inputs) -> dict[str, Any]:
 
     Chosen by name: others can hold a path.
     """
-    cohort, learning = _section(inputs, "ingest"), _section(inputs, "finetune")
+    dealt, learning = _section(inputs, "ingest").get("splits", {}), _section(inputs, "finetune")
     return {
-        "own_splits": cohort.get("split_column") is not None,
-        "splits": _chosen(cohort.get("splits", {}), "pretrain", "train", "val", "test"),
+        "split_by": SPLIT_BY.get(dealt.get("mode", "hash"), ""),
+        "splits": _chosen(dealt, *("pretrain", "train", "val", "test", "folds", "repeats")),
         "preprocess": _chosen(
             *(_section(inputs, "preprocess"), "registration", "bias_correction", "normalization")
         ),
@@ -68,7 +78,7 @@ def _section(inputs: Inputs, stage: str) -> Mapping[str, Any]:
 
 
 def _chosen(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: values[key] for key in keys if key in values}
+    return {key: values[key] for key in keys if values.get(key) is not None}
 
 
 def _encoder(encoder: Pretrained, figures: Figures) -> dict[str, Any]:

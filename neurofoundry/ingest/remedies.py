@@ -1,0 +1,87 @@
+"""What would let this cohort serve a task: every remedy that is named was tried on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from neurofoundry.contracts import folds
+from neurofoundry.contracts.splits import Splits
+from neurofoundry.ingest import splits
+from neurofoundry.tasks import Task
+
+FOLDS = (5, 10, 4, 3)
+"""Numbers of folds to try, the usual first."""
+
+
+def find(
+    rows: pd.DataFrame, params: Splits, name: str, tasks: Mapping[str, Task], *, seed: int
+) -> str:
+    """Return what would let the scans ``rows`` serve a task, as a sentence.
+
+    Other modes are tried with the same shares; if none will do, also without ``ood``. Where nothing
+    will do, the sentence says how many persons the smallest class has.
+    """
+    task, rows = tasks[name], rows.drop(columns="fold", errors="ignore")
+    if not {task.column, *task.eligible} <= set(rows.columns):
+        return "Name the column in ingest.columns."
+    changes: list[dict[str, Any]] = [{}, {"ood": {}}] if params.ood else [{}]
+    for change in changes:
+        found: dict[str, str] = {}
+        for candidate in _candidates(params.model_copy(update=change)):
+            if candidate.mode not in found:
+                dealt = splits.assign(rows, candidate, tasks, seed=seed)
+                if folds.gap(task, dealt) is None:
+                    found[candidate.mode] = _describe(candidate, dealt, task)
+        if found:
+            without = " without ood" if change else ""
+            return f"Would do: ingest.splits{without} {'; or '.join(found.values())}."
+    return _too_few(rows, params, task)
+
+
+def _candidates(params: Splits) -> Iterator[Splits]:
+    """Yield other ways to split, of each mode the usual first."""
+    alone = params.pretrain or 0.0
+    ood = params.ood
+    if params.mode == "hash":
+        yield Splits(mode="stratified", ood=ood, **params.shares)
+    for share in dict.fromkeys((alone, min(alone, 0.2))):
+        for count in FOLDS:
+            if share < 1 and (params.mode, params.folds, alone) != ("folds", count, share):
+                yield Splits(mode="folds", folds=count, pretrain=share, ood=ood)
+
+
+def _describe(params: Splits, dealt: pd.DataFrame, task: Task) -> str:
+    """Return a way to split, and how many persons of the smallest class it gives, in words."""
+    label, members = _smallest_class(task, dealt)
+    if params.mode == "folds":
+        pretrain = f", pretrain: {params.pretrain:g}" if params.pretrain else ""
+        tested = members[members["split"] == "test"]["person"].nunique()
+        return (
+            f"{{mode: folds, folds: {params.folds}{pretrain}}}, which tests {tested} persons "
+            f"with {label}"
+        )
+    persons = members.groupby("split")["person"].nunique()
+    given = ", ".join(f"{split} {persons.get(split, 0)}" for split in ("train", "val", "test"))
+    return f"{{mode: {params.mode}}} with the same shares, which gives {given} persons with {label}"
+
+
+def _smallest_class(task: Task, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the class with the fewest persons, in words, and its scans."""
+    chosen = task.select(rows)
+    classes = {
+        f"{task.column}={name}": chosen[chosen[task.column] == name] for name in task.classes
+    } or {f"a value of {task.column}": chosen}
+    return min(classes.items(), key=lambda each: each[1]["person"].nunique())
+
+
+def _too_few(rows: pd.DataFrame, params: Splits, task: Task) -> str:
+    outside = [rows[column].isin(names) for column, names in params.ood.items()]
+    inside = rows[~pd.concat(outside, axis=1).any(axis=1)] if outside else rows
+    label, members = _smallest_class(task, inside)
+    return (
+        f"No other way to split these persons will do: {members['person'].nunique()} have {label}, "
+        f"and train, val and test need {task.min_subjects} each. Add persons, or leave out a class."
+    )
