@@ -45,7 +45,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter: pretrain.epochs=3"),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write; it appears when whole.")]
-Data = Annotated[Path, typer.Option("--data", help="The raw data: BIDS, DICOM or a table.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="The folder of the raw data, or a table of images in it.")
+]
 Cohort = Annotated[Path, typer.Option("--cohort", callback=locate, help="The output of ingest.")]
 Volumes = Annotated[
     Path, typer.Option("--volumes", callback=locate, help="The output of preprocess.")
@@ -138,6 +140,11 @@ def worker_count(asked: int) -> int:
             machine.memory() / 1e9,
         )
     return count
+
+
+def data_folder(data: Path) -> Path:
+    """Return the folder of the raw data, where ``--data`` names a table in it."""
+    return data.parent if data.is_file() else data
 
 
 def load_params(params: str, overrides: Sequence[str] | None) -> Params:

@@ -24,6 +24,7 @@ from neurofoundry.cli.options import (
     Volumes,
     Workers,
     app,
+    data_folder,
     encoder_inputs,
     guard_run,
     hand_over,
@@ -87,6 +88,7 @@ def preprocess(
     from neurofoundry.runtime import stage
 
     values = load_sections(PreprocessSections, params, overrides)
+    data = data_folder(data)
     folder = stage.run(
         "preprocess",
         lambda work: run.preprocess(
@@ -117,7 +119,7 @@ def plan_preprocess(
     from neurofoundry.project import PreprocessSections
 
     values = load_sections(PreprocessSections, params, overrides)
-    cost = plan.plan(data=data, cohort=cohort, params=values.preprocess, tries=scans)
+    cost = plan.plan(data=data_folder(data), cohort=cohort, params=values.preprocess, tries=scans)
     print(cost.describe(worker_count(workers)))
 
 

@@ -69,7 +69,7 @@ def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
         return findings
     nifti.mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
-        read_dataset(dataset, datasets, findings, age_columns=(), nifti=nifti, workers=workers)
+        read_dataset(dataset, datasets, findings, columns={}, nifti=nifti, workers=workers)
     return findings
 
 

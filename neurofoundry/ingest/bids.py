@@ -6,10 +6,11 @@
   voxel, then a combination of echoes before one of them, then one that says it is without contrast
   agent, then the fewest entities besides sub, ses and run (so without ``acq`` or ``rec`` when there
   is one), then the lowest run, then the first by name. When it proves unusable, the next.
-- **Tables**: ``participants.tsv``, ``sub-*_sessions.tsv`` and ``*_scans.tsv``. A value in a more
-  specific table wins over one in a more general table; n/a never does. A table or a row that is
-  there but cannot be understood excludes what it is about: a scan must not lose its site or label,
-  and so change its split, without anybody noticing.
+- **Tables**: ``phenotype/*.tsv``, ``sessions.tsv``, ``participants.tsv``, ``sub-*_sessions.tsv``
+  and ``*_scans.tsv`` (see `bids_tables`). A value in a more specific table wins over one in a more
+  general table; n/a never does. A table or a row that is there but cannot be understood excludes
+  what it is about: a scan must not lose its site or label, and so change its split, without anybody
+  noticing. Phenotype tables and the root's sessions.tsv are left out with a note.
 - **Sidecars**, inherited as in BIDS, give the scanner and the field strength, and tell of a
   contrast agent; nothing else of them is used.
 - **Sessions**: ``ses-1`` in a table is the folder ``ses-01``. ``participants.tsv`` may have a
@@ -20,7 +21,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -32,9 +32,12 @@ from typing import Any
 
 import nibabel as nib
 
-from neurofoundry.ingest import ages, contrast, delimited
+from neurofoundry.errors import DataError
+from neurofoundry.ingest import contrast, delimited
+from neurofoundry.ingest.bids_tables import People, Tables
+from neurofoundry.ingest.delimited import MisnamedColumnError
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
-from neurofoundry.ingest.params import Dataset
+from neurofoundry.ingest.params import Column, Dataset
 from neurofoundry.ingest.scan import (
     Findings,
     Scan,
@@ -54,11 +57,13 @@ Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
 """Entities and content of T1w sidecars, the more specific ones later."""
 
 
-def read(dataset: Dataset, findings: Findings, *, age_columns: Iterable[str]) -> None:
-    """Add the scans of ``dataset`` to ``findings``. Ages in tables become years."""
-    columns = {column.casefold() for column in age_columns}
+def read(dataset: Dataset, findings: Findings, *, columns: Mapping[str, Column]) -> None:
+    """Add the scans of ``dataset`` to ``findings``; ``columns`` are those of the cohort.
+
+    Raises DataError where participants.tsv lacks its first column and has one that is nearly that.
+    """
     derived = why_derivative(findings.data / dataset.path) is not None
-    _Reader(dataset, findings, columns, derived).read()
+    _Reader(Tables(dataset, findings, columns), derived).read()
 
 
 @dataclass(frozen=True)
@@ -83,72 +88,83 @@ class _Session:
             return self
         return replace(self, rows=(row, *self.rows), problem=self.problem or row.problem)
 
+    def with_rows(self, rows: Iterable[delimited.Row | None]) -> _Session:
+        """Return the session with the rows of several tables, the more specific later."""
+        session = self
+        for row in rows:
+            session = session.with_row(row)
+        return session
+
 
 @dataclass(frozen=True)
 class _Reader:
     """Reads one dataset."""
 
-    dataset: Dataset
-    findings: Findings
-    ages: set[str]
-    """Columns that hold ages, in lower case."""
+    tables: Tables
     derived: bool
     """The dataset is a derivative, and used because it was asked for by name."""
 
     @property
     def root(self) -> Path:
-        return self.findings.data / self.dataset.path
+        return self.tables.root
+
+    @property
+    def findings(self) -> Findings:
+        return self.tables.findings
 
     def read(self) -> None:
-        table = self.root / "participants.tsv"
+        table = self.tables.participants_file()
+        folders = {
+            unicodedata.normalize("NFC", folder.name): folder
+            for folder in _folders(self.root, "sub-")
+        }
         try:
-            participants = self._table(table, "participant_id")
+            participants = self.tables.participants(list(folders))
+        except MisnamedColumnError as reason:
+            raise DataError(
+                f"{self.findings.name(table)}: {reason}. Without it, age, sex and labels of all "
+                "subjects would be lost."
+            ) from None
         except UnusableError as reason:
             self._exclude(table, f"{reason}. The whole dataset is left out")
             return
-        dictionary = self.root / "participants.json"
-        participants = self._in_years(participants, dictionary)
-        visits = {
-            subject: self._in_years(rows, dictionary)
-            for subject, rows in self._visits(table).items()
-        }
+        people = [*self.tables.others(list(folders)), participants]
         sidecars = self._sidecars(self.root)
-        folders = _folders(self.root, "sub-")
-        without_row = []
-        with Progress(f"reading {self.dataset.name}", len(folders), unit="subjects") as progress:
-            for folder in folders:
-                subject = unicodedata.normalize("NFC", folder.name)
-                row = participants.pop(subject, None)
-                if row is None:
-                    without_row.append(subject)
-                self._read_subject(folder, subject, row, visits.get(subject, {}), sidecars)
+        name = self.tables.dataset.name
+        before = len(self.findings.scans)
+        with Progress(f"reading {name}", len(folders), unit="subjects") as progress:
+            for subject, folder in folders.items():
+                self._read_subject(folder, subject, people, sidecars)
                 progress.advance()
-        if not table.exists():
-            self._note(table, "there is no such table: age, sex and labels are n/a")
-        elif without_row:
-            names = ", ".join(without_row[:5]) + (" …" if len(without_row) > 5 else "")
-            self._note(
-                table,
-                f"{len(without_row)} subjects have no row; their age, sex and labels are n/a: "
-                f"{names}",
-            )
-        for subject, row in participants.items():
+        scans = self.findings.scans[before:]
+        self._note_missing(participants, list(folders), any(scan.rows for scan in scans))
+        for subject, row in participants.unmatched.items():
             missing = f"no image: {subject} is listed, but there is no such folder"
             self._exclude(table, row.problem or missing)
 
+    def _note_missing(self, participants: People, subjects: Sequence[str], others: bool) -> None:
+        """Record that subjects have no row; ``others`` says that other tables tell something."""
+        lost = "what other tables do not say is n/a" if others else "age, sex and labels are n/a"
+        if not participants.path.exists():
+            alike = sorted(self.root.glob("[Pp]articipants*.*"))
+            named = [file.name for file in alike if file.suffix != ".json"]
+            hint = f" ({named[0]} is not read; save it as participants.tsv)" if named else ""
+            self._note(participants.path, f"there is no such table{hint}: {lost}")
+            return
+        known = participants.rows.keys() | participants.visits.keys()
+        without = [subject for subject in subjects if subject not in known]
+        if without:
+            names = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
+            self._note(participants.path, f"{len(without)} subjects have no row; {lost}: {names}")
+
     def _read_subject(
-        self,
-        folder: Path,
-        subject: str,
-        row: delimited.Row | None,
-        visits: Mapping[str, delimited.Row],
-        sidecars: Sidecars,
+        self, folder: Path, subject: str, people: Sequence[People], sidecars: Sidecars
     ) -> None:
         before = len(self.findings.scans) + len(self.findings.excluded)
 
         def read(folder: Path) -> None:
             check_location(folder, self.root)
-            for session in self._sessions(folder, subject, row, visits, sidecars):
+            for session in self._sessions(folder, subject, people, sidecars):
                 self._read_session(session)
 
         if isinstance(reason := attempt(read, folder), UnusableError):
@@ -157,35 +173,34 @@ class _Reader:
             self._exclude(folder, "no T1w: the folder holds no anat/*_T1w.nii[.gz]")
 
     def _sessions(
-        self,
-        folder: Path,
-        subject: str,
-        row: delimited.Row | None,
-        visits: Mapping[str, delimited.Row],
-        sidecars: Sidecars,
+        self, folder: Path, subject: str, people: Sequence[People], sidecars: Sidecars
     ) -> Iterator[_Session]:
-        """Yield the sessions of a subject; with session folders, first what lies beside them."""
+        """Yield the sessions of a subject; with session folders, first what lies beside them.
+
+        ``people`` are the tables of all subjects, the more specific later.
+        """
         sidecars = [*sidecars, *self._sidecars(folder)]
-        whole = _Session(folder, subject, "ses-1", f"{folder.name}_", (), sidecars).with_row(row)
-        table = folder / f"{folder.name}_sessions.tsv"
-        rows: dict[str, delimited.Row] = {}
-        try:
-            rows = self._table(table, "session_id")
-            dictionaries = (self.root / "sessions.json", folder / f"{folder.name}_sessions.json")
-            rows = self._in_years(rows, self.root / "participants.json", *dictionaries)
-        except UnusableError as reason:
-            whole = replace(whole, problem=f"{reason} (sessions.tsv)")
+        whole = _Session(folder, subject, "ses-1", f"{folder.name}_", (), sidecars)
+        for table in people:
+            whole = whole.with_row(table.rows.get(subject))
         session_folders = _folders(folder, "ses-")
         labels = [unicodedata.normalize("NFC", child.name) for child in session_folders]
-        rows = self._matched(rows, labels or ["ses-1"], table)
-        visits = self._matched(visits, labels or ["ses-1"], self.root / "participants.tsv")
+        visits = [
+            self.tables.matched(table.visits.get(subject, {}), labels or ["ses-1"], table.path)
+            for table in people
+        ]
+        try:
+            visits.append(self.tables.sessions(folder, labels or ["ses-1"]))
+        except UnusableError as reason:
+            whole = replace(whole, problem=f"{reason} (sessions.tsv)")
         if session_folders:
             misplaced = "misplaced: the subject has session folders, and this lies in none of them"
             yield replace(whole, problem=misplaced)
         else:
-            yield whole.with_row(visits.get("ses-1")).with_row(rows.get("ses-1"))
+            yield whole.with_rows(rows.get("ses-1") for rows in visits)
         baseline = _baseline(labels)
         for session_folder, label in zip(session_folders, labels, strict=True):
+            own = [rows.get(label) for rows in visits]
             session = replace(
                 whole,
                 folder=session_folder,
@@ -194,83 +209,13 @@ class _Reader:
                 sidecars=[*sidecars, *self._sidecars(session_folder)],
             )
             if label != baseline and len(labels) > 1:
-                session = self._without_ages(session, [visits.get(label), rows.get(label)])
-            yield session.with_row(visits.get(label)).with_row(rows.get(label))
-
-    def _visits(self, path: Path) -> dict[str, dict[str, delimited.Row]]:
-        """Return the rows of a table of participants by subject and session, if it has sessions."""
-        if not path.exists():
-            return {}
-        table = delimited.read(path, key="participant_id")
-        session = _session_column(table.columns)
-        visits: dict[str, dict[str, delimited.Row]] = {}
-        for row in table.rows if session else ():
-            subject = unicodedata.normalize("NFC", row.cells.get("participant_id", ""))
-            label = unicodedata.normalize("NFC", row.cells.get(session or "", ""))
-            subject, label = _prefixed(subject, "sub-"), _prefixed(label, "ses-")
-            first = visits.setdefault(subject, {}).setdefault(label, row)
-            if first is not row and first.fields != row.fields:
-                self._note(
-                    path,
-                    f"lines {first.line} and {row.line} are about the same session and disagree: "
-                    "the first is used",
-                )
-        return visits
-
-    def _matched(
-        self, rows: Mapping[str, delimited.Row], labels: Sequence[str], table: Path
-    ) -> dict[str, delimited.Row]:
-        """Return rows by the labels of the session folders; ses-1 is ses-01 if no other is.
-
-        Rows without a folder and folders without a row are noted.
-        """
-        matched = {label: rows[label] for label in labels if label in rows}
-        left = [key for key in rows if key not in matched]
-        for label in [label for label in labels if label not in matched]:
-            alike = [key for key in left if _unpadded(key) == _unpadded(label)]
-            twins = [other for other in labels if _unpadded(other) == _unpadded(label)]
-            if len(alike) == len(twins) == 1:
-                matched[label] = rows[alike[0]]
-                left.remove(alike[0])
-        if left:
-            self._note(table, f"no such session folder, so not used: {', '.join(sorted(left))}")
-        if rows and len(matched) < len(labels):
-            without = ", ".join(label for label in labels if label not in matched)
-            self._note(table, f"sessions without a row: {without}")
-        return matched
-
-    def _without_ages(self, session: _Session, own: Iterable[delimited.Row | None]) -> _Session:
-        """Return a later session without the ages of its subject, which are those of the first."""
-        aged = {
-            column
-            for row in session.rows
-            for column, cell in self._ages_of(row)
-            if not delimited.is_missing(cell)
-        }
-        if not aged:
-            return session
-        said = (cell for row in own if row for _, cell in self._ages_of(row))
-        if all(map(delimited.is_missing, said)):
-            self._note(
-                self.root / "participants.tsv",
-                "the age of a subject is used for the first session alone: later ones need a row "
-                "in sessions.tsv, or are n/a",
-            )
-        rows = (
-            replace(row, cells=row.cells.change(dict.fromkeys(aged & row.cells.keys(), "n/a")))
-            for row in session.rows
-        )
-        return replace(session, rows=tuple(rows))
-
-    def _ages_of(self, row: delimited.Row) -> Iterator[tuple[str, str]]:
-        """Yield the columns of a row that hold ages, and its cells."""
-        folded = row.cells.columns.folded
-        return ((name, row.cells[name]) for age in self.ages for name in folded.get(age, ()))
+                session = replace(session, rows=self.tables.without_ages(session.rows, own))
+            yield session.with_rows(own)
 
     def _read_session(self, session: _Session) -> None:
         rows: dict[str, delimited.Row] = {}
         try:
-            rows = self._table(session.folder / f"{session.prefix}scans.tsv", "filename")
+            rows = self.tables.scans(session.folder / f"{session.prefix}scans.tsv")
         except UnusableError as reason:
             session = replace(session, problem=f"{reason} (scans.tsv)")
         for file in _files(session.folder):
@@ -308,7 +253,7 @@ class _Reader:
         agent = _agent(entities, merged)
         path = file.relative_to(self.findings.data).as_posix()
         return Scan(
-            dataset=self.dataset.name,
+            dataset=self.tables.dataset.name,
             subject=session.subject,
             session=session.label,
             source="bids",
@@ -326,80 +271,14 @@ class _Reader:
         for file in _files(folder):
             if file.suffix == ".json" and _suffix(file.name) == "T1w":
                 entities = set(file.name.removesuffix(".json").split("_")[:-1])
-                sidecars.append((entities, self._json(file)))
+                sidecars.append((entities, self.tables.json(file)))
         return sorted(sidecars, key=lambda sidecar: len(sidecar[0]))
 
-    def _json(self, file: Path) -> Mapping[str, Any]:
-        try:
-            if not file.is_file():  # reading a pipe or a device would never end
-                raise OSError
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-            self.findings.remember(file)
-        except (OSError, ValueError, RecursionError):
-            self._note(file, "not valid JSON, or not readable: not used")
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _table(self, path: Path, key: str) -> dict[str, delimited.Row]:
-        """Return rows by ``key``, with its BIDS prefix; none when there is no such table."""
-        if not path.exists() and not path.is_symlink():
-            return {}
-        table = delimited.read(path, key=key)
-        self.findings.remember(path)
-        rows, notes = table.index_by(key)
-        if key == "participant_id" and _session_column(table.columns):
-            notes = []  # a row for every session may well differ
-        for note in (*table.notes, *notes):
-            self._note(path, note)
-        prefix = {"participant_id": "sub-", "session_id": "ses-"}.get(key, "")
-        return {
-            _prefixed(unicodedata.normalize("NFC", label), prefix): row
-            for label, row in rows.items()
-        }
-
-    def _in_years(
-        self, rows: dict[str, delimited.Row], *inherited: Path
-    ) -> dict[str, delimited.Row]:
-        """Convert ages to years where data dictionaries, the last the most specific, say so.
-
-        An age in a unit that is not understood becomes n/a.
-        """
-        described: dict[str, tuple[Path, Any]] = {}
-        for dictionary in inherited:
-            if rows and dictionary.exists():
-                entries = self._json(dictionary).items()
-                described |= {name.casefold(): (dictionary, entry) for name, entry in entries}
-        tables = {row.cells.columns for row in rows.values()}
-        columns = {column for table in tables for column in table.places}
-        units = {}
-        for column in sorted(columns, key=str.casefold):
-            if column.casefold() in self.ages:
-                file, entry = described.get(column.casefold(), (self.root, None))
-                unit, said = ages.declared_unit(column, entry)
-                if unit is None:
-                    self._note(file, f"'{column}' is in {said}, no known unit: set to n/a")
-                elif unit != "year":
-                    self._note(file, f"'{column}' is in {said}: converted to years")
-                units[column] = unit
-        return {key: _with_years(row, units) for key, row in rows.items()}
-
     def _exclude(self, path: Path, reason: object) -> None:
-        self.findings.exclude(self.dataset.name, path, reason)
+        self.findings.exclude(self.tables.dataset.name, path, reason)
 
     def _note(self, path: Path, note: str) -> None:
-        self.findings.note(self.dataset.name, path, note)
-
-
-def _prefixed(label: str, prefix: str) -> str:
-    return label if label.startswith(prefix) else prefix + label
-
-
-def _session_column(columns: Sequence[str]) -> str | None:
-    return next((name for name in columns if name.casefold() == "session_id"), None)
-
-
-def _unpadded(label: str) -> str:
-    return re.sub(r"0+(?=\d)", "", label).casefold()
+        self.tables.note(path, note)
 
 
 def _baseline(labels: Sequence[str]) -> str | None:
@@ -501,18 +380,6 @@ def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
     if isinstance(field, int | float) and not isinstance(field, bool) and field > 0:
         header["field_strength"] = float(field)
     return header
-
-
-def _with_years(row: delimited.Row, units: Mapping[str, str | None]) -> delimited.Row:
-    """Return a row with ages in years; ``units`` has the unit of every column of ages."""
-    changed = {}
-    for column in units.keys() & row.cells.keys():
-        unit = units[column]
-        if unit is None:
-            changed[column] = "n/a"
-        elif unit != "year" and (years := ages.in_years(row.cells[column], unit)) is not None:
-            changed[column] = f"{years:.2f}"
-    return replace(row, cells=row.cells.change(changed))
 
 
 def _suffix(name: str) -> str:

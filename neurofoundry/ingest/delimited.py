@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.scan import UnusableError
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces"}
@@ -18,6 +19,10 @@ _SHOWN = 12
 """Columns that a message names."""
 _EXPECTED = {".tsv": "\t", ".csv": ","}
 """The separator that the name of a file promises."""
+
+
+class MisnamedColumnError(UnusableError):
+    """A table lacks the column that it is read by, and has one that most likely is meant."""
 
 
 class Columns:
@@ -136,6 +141,10 @@ def read(path: Path, *, key: str) -> Table:
         notes += _separator_notes(separator, path.suffix)
     names, seen = Columns(columns), dict[str, str]()
     rows = [_row(*line, columns, names, separator, path.name, seen) for line in lines[1:]]
+    if rows and (surplus := _trailing(rows, len(columns))):
+        columns = (*columns, *[""] * surplus)
+        rows = [_row(*line, columns, names, separator, path.name, seen) for line in lines[1:]]
+    notes += _notes(columns, rows)
     if rows and all(row.problem for row in rows):
         raise UnusableError(
             f"unreadable table: the header has {len(columns)} fields, no other line has as many"
@@ -165,8 +174,9 @@ def _separator(header: str, key: str) -> str:
     if "\t" in header:
         return "\t"
     for separator in (",", ";", " "):
-        names = [name.strip().casefold() for name in _split(header, separator)]
-        if len(names) > 1 and key.casefold() in names:
+        names = [name.strip() for name in _split(header, separator)]
+        known = key.casefold() in [name.casefold() for name in names]
+        if len(names) > 1 and (known or (separator != " " and meant(key, filter(None, names)))):
             return separator
     return "\t"
 
@@ -176,12 +186,43 @@ def _columns(header: str, separator: str, key: str) -> tuple[str, ...]:
     names = [name.strip() for name in _split(header, separator)]
     columns = tuple(key if name.casefold() == key.casefold() else name for name in names)
     if key not in columns:
+        named = [column for column in columns if column]
         shown = ", ".join(f"'{column[:40]}'" for column in columns[:_SHOWN])
-        raise UnusableError(f"unreadable table: no column '{key}', found {shown}")
+        problem = f"unreadable table: no column '{key}', found {shown}"
+        if alike := meant(key, named):
+            raise MisnamedColumnError(f"{problem}. Did you mean '{alike}'? Rename it to '{key}'")
+        raise UnusableError(problem)
     counts = Counter(column for column in columns if column)
     if duplicates := sorted(column for column, count in counts.items() if count > 1):
         raise UnusableError(f"unreadable table: duplicate column '{duplicates[0]}'")
     return columns
+
+
+def _trailing(rows: Sequence[Row], columns: int) -> int:
+    """Return how many empty fields every row has after those of the header."""
+    surplus = {len(row.fields) - columns for row in rows}
+    extra = surplus.pop()
+    if surplus or extra <= 0 or any(any(row.fields[columns:]) for row in rows):
+        return 0
+    return extra
+
+
+def _notes(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Return what readers should know about columns that are not read, or not as expected."""
+    notes = []
+    nameless = [place for place, name in enumerate(columns) if not name]
+    used = [place for place in nameless if any(any(row.fields[place : place + 1]) for row in rows)]
+    if used:
+        notes.append(f"{len(used)} columns without a name are not read: give them one to use them")
+    by_case: dict[str, str] = {}
+    for name in filter(None, columns):
+        first = by_case.setdefault(name.casefold(), name)
+        if first != name:
+            notes.append(
+                f"columns '{first}' and '{name}' differ in case only: the one that is spelled as "
+                "in ingest.columns is used"
+            )
+    return notes
 
 
 def _separator_notes(separator: str, suffix: str) -> list[str]:

@@ -23,7 +23,8 @@ import pandas as pd
 
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import ages
-from neurofoundry.ingest.delimited import is_missing
+from neurofoundry.ingest.delimited import Columns, is_missing
+from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural_key
 from neurofoundry.tasks import Task
@@ -70,6 +71,7 @@ def tabulate(
             reader = _Reader(name, column, numeric=name in numbers)
             labelled[name] = [reader.value(scan) for scan in scans]
             reader.note_unknown(findings)
+    _note_misnamed(scans, columns, findings)
     labelled["site"] = [
         site or scan.dataset for site, scan in zip(labelled["site"], scans, strict=True)
     ]
@@ -100,6 +102,26 @@ def cell(scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()) ->
             if value in meaningful or not is_missing(value):
                 return value
     return None
+
+
+def _note_misnamed(
+    scans: Sequence[Scan], columns: Mapping[str, Column], findings: Findings
+) -> None:
+    """Record where a dataset lacks a column and has one that most likely is meant."""
+    tables: dict[str, dict[Columns, None]] = {}
+    for scan in scans:
+        tables.setdefault(scan.dataset, {}).update(dict.fromkeys(row.columns for row in scan.rows))
+    for dataset, of_dataset in tables.items():
+        found = [name for table in of_dataset for name in table.places]
+        for name, column in columns.items():
+            alike = None if any(map(column.names, found)) else meant(column.from_[0], found)
+            if alike and not any(other.names(alike) for other in columns.values()):
+                findings.note(
+                    dataset,
+                    dataset,
+                    f"no column '{column.from_[0]}': did you mean '{alike}'? Name it in "
+                    f"ingest.columns.{name}.from",
+                )
 
 
 class _Reader:

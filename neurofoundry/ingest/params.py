@@ -54,6 +54,10 @@ class Column(Section):
     values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Our value to theirs. Any other value becomes n/a. By default, values are kept as they are."""
 
+    def names(self, column: str) -> bool:
+        """Return whether a column of a table, in any case, is one of ``from``."""
+        return column.casefold() in {source.casefold() for source in self.from_}
+
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.ingest import bids, dicom, labels, report, sources, splits, table
 from neurofoundry.ingest.choose import choose
 from neurofoundry.ingest.image import inspect_image
-from neurofoundry.ingest.params import Dataset, IngestParams
+from neurofoundry.ingest.params import Column, Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threads
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.stage import Workspace
@@ -36,6 +36,7 @@ def ingest(
 ) -> None:
     """Write scans.tsv, excluded.tsv, notes.tsv and splits.tsv about the scans below ``data``.
 
+    ``data`` is a folder, or a table of paths in the folder that is the root of the data.
     Raises UsageError when parameters do not fit the data, DataError when it gives no cohort;
     excluded.tsv and notes.tsv are written even then.
     """
@@ -44,8 +45,8 @@ def ingest(
     nifti = work.dir / "nifti"
     _clear(work.dir)
     labels.check_classes(params.columns, tasks)
-    findings = Findings(data)
-    datasets = _read_all(params, findings, nifti, workers)
+    findings = Findings(sources.folder_of(data))
+    datasets = _read_all(params, findings, data, nifti, workers)
     splits.check_names(params, findings.scans, {dataset.name for dataset in datasets})
     scans = splits.exclude_unknown_splits(params, findings)
     scans = choose(inspect_images(scans, findings, workers), findings)
@@ -73,12 +74,15 @@ def ingest(
     }
 
 
-def _read_all(params: IngestParams, findings: Findings, nifti: Path, workers: int) -> list[Dataset]:
+def _read_all(
+    params: IngestParams, findings: Findings, data: Path, nifti: Path, workers: int
+) -> list[Dataset]:
     """Add the scans of all datasets, and whose they are, to ``findings``; return the datasets."""
-    datasets = sources.find(params.datasets, findings)
-    ages = params.columns["age"].from_
+    datasets = sources.find(params.datasets, findings, data)
     for dataset in datasets:
-        read_dataset(dataset, datasets, findings, age_columns=ages, nifti=nifti, workers=workers)
+        read_dataset(
+            dataset, datasets, findings, columns=params.columns, nifti=nifti, workers=workers
+        )
     findings.scans = splits.name_persons(findings.scans, params.shared_subjects)
     return datasets
 
@@ -88,7 +92,7 @@ def read_dataset(
     datasets: Sequence[Dataset],
     findings: Findings,
     *,
-    age_columns: Iterable[str],
+    columns: Mapping[str, Column],
     nifti: Path,
     workers: int,
 ) -> None:
@@ -97,7 +101,7 @@ def read_dataset(
     DICOM is converted into the folder ``nifti``.
     """
     if dataset.kind == "bids":
-        bids.read(dataset, findings, age_columns=age_columns)
+        bids.read(dataset, findings, columns=columns)
     elif dataset.kind == "table":
         table.read(dataset, findings)
     else:

@@ -16,24 +16,37 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.ingest import table
+from neurofoundry.ingest import delimited, table
 from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, printable
+from neurofoundry.ingest.scan import Findings, UnusableError, printable
 from neurofoundry.runtime.progress import Progress
 
 _IGNORED = ("derivatives", "derivative", "sourcedata", "code")
 """Folders of a BIDS dataset that hold no raw scans, in any case."""
 _DEPTH = 3
+_NONE = "not a dataset"
+_SHOWN = 5
+"""Reasons that are shown where there is no dataset; excluded.tsv has all."""
 _EXPECTED = "BIDS (folders sub-*), a table (.tsv or .csv with a column 'path'), or DICOM files"
 
 
-def find(declared: Sequence[Dataset], findings: Findings) -> list[Dataset]:
+def folder_of(data: Path) -> Path:
+    """Return the folder of the raw data, in which ``data`` itself may be a table."""
+    return data.parent if data.is_file() else data
+
+
+def find(
+    declared: Sequence[Dataset], findings: Findings, given: Path | None = None
+) -> list[Dataset]:
     """Return the declared datasets, or whatever lies below ``findings.data``.
 
-    Raises UsageError when a declared one is not there, DataError when there is none at all.
+    ``given`` is that folder, or a table in it that is the only dataset. Raises UsageError when a
+    declared one is not there, DataError when there is none at all.
     """
     data = findings.data
+    if given is not None and given.is_file():
+        return [_given_table(given, declared)]
     if not data.is_dir():
         raise UsageError(
             f"{data.name}: the data folder does not exist. Give the folder with --data."
@@ -42,12 +55,29 @@ def find(declared: Sequence[Dataset], findings: Findings) -> list[Dataset]:
         return [_locate(dataset, data) for dataset in declared]
     datasets = _discover(data, findings)
     if not datasets:
+        # A folder that is no dataset may be named after a patient.
+        reasons = [reason for _, _, reason in findings.excluded if not reason.startswith(_NONE)]
+        why = "".join(f"\n  {reason}" for reason in reasons[:_SHOWN])
         raise DataError(
             f"No dataset found in the data folder '{data.name}', which holds: {_listing(data)}. "
             f"Expected {_EXPECTED}. Put a dataset there (`dvc pull` fetches one that is under "
-            "version control), or name it in ingest.datasets."
+            f"version control), or name it in ingest.datasets.{why}"
         )
     return datasets
+
+
+def _given_table(file: Path, declared: Sequence[Dataset]) -> Dataset:
+    """Return the dataset that a table, given in place of the data folder, is."""
+    if declared:
+        raise UsageError(
+            f"--data {file.name} is a file, and ingest.datasets declares datasets: give their "
+            "folder, or set ingest.datasets to auto."
+        )
+    try:
+        delimited.read(file, key="path")
+    except UnusableError as reason:
+        raise DataError(f"--data {file.name}: {reason}. Expected {_EXPECTED}.") from None
+    return Dataset(name="data", kind="table", path=file.name)
 
 
 def _locate(dataset: Dataset, data: Path) -> Dataset:
@@ -89,7 +119,7 @@ def _discover(data: Path, findings: Findings) -> list[Dataset]:
     for child in _folders(data):
         holds_dataset = any(path == child or child in path.parents for path in taken)
         if not holds_dataset and findings.name(child) not in excluded:
-            findings.exclude(findings.name(child), child, f"not a dataset: expected {_EXPECTED}")
+            findings.exclude(findings.name(child), child, f"{_NONE}: expected {_EXPECTED}")
     return datasets
 
 
@@ -122,11 +152,18 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
         findings.exclude(
             name,
             folder,
-            f"several tables: {shown} have a column 'path'. Name one in ingest.datasets",
+            f"several tables: {shown} have a column 'path'. Name the right one in ingest.datasets "
+            "(kind: table), or give it with --data",
         )
-    elif depth:
-        for child in _folders(folder):
-            yield from _below(child, data, findings, depth - 1)
+    else:
+        below = [
+            dataset
+            for child in (_folders(folder) if depth else [])
+            for dataset in _below(child, data, findings, depth - 1)
+        ]
+        yield from below
+        for file, why in table.misnamed(folder) if not below else ():
+            findings.exclude(name, file, why)
 
 
 def _holds_dicom(data: Path, taken: set[Path]) -> bool:

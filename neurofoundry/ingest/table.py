@@ -1,6 +1,7 @@
 """Reads a plain table (.tsv or .csv): one row per scan, with the image's ``path``.
 
-Paths are relative to the table's folder and must stay in it. Other columns are optional:
+Paths are relative to the table's folder and must stay in it; absolute ones must lie below the data
+root. Other columns are optional:
 ``dataset`` (by default the table's own name), ``subject`` (by default the ``sub-LABEL`` in the
 path, else the path itself: then every file counts as one person), ``session`` (by default the
 ``ses-LABEL`` in the path, else ``ses-1``), and whatever `ingest.columns` names. Of several rows of
@@ -12,11 +13,13 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from neurofoundry.errors import DataError
 from neurofoundry.ingest import contrast, delimited
 from neurofoundry.ingest.bids import IMAGE
+from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, attempt, check_location
 from neurofoundry.runtime.progress import Progress
@@ -29,25 +32,33 @@ _NOT_ABOUT_AGENTS = re.compile(
     r"(?:sub|ses|task|site)-[^_.]+|(?<![a-z0-9])post(?![a-z])|\.nii(?:\.gz)?$", re.IGNORECASE
 )
 """Parts of a name; 'post' alone is most often a time point."""
+_OWN = ("path", "subject", "session", "dataset")
+"""Columns that say what a row is about."""
 _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])")
-_SUBJECT = re.compile(
-    r"(?:the[ _-]?)?(?:subjects?|subj|sub|participants?|patients?|person|proband)[ _.-]?"
-    r"(?:id|label|code|name|number|no|nr|key)?",
-    re.IGNORECASE,
-)
-"""Columns that most likely say who it is, under another name than 'subject'."""
 
 
 def find(folder: Path) -> list[Path]:
     """Return the tables in ``folder`` that have a column ``path``."""
-    tables = []
+    return [file for file, why in _candidates(folder) if why is None]
+
+
+def misnamed(folder: Path) -> list[tuple[Path, str]]:
+    """Return the tables in ``folder`` that have a column that is nearly ``path``, and the error."""
+    return [(file, str(why)) for file, why in _candidates(folder) if _is_misnamed(why)]
+
+
+def _candidates(folder: Path) -> Iterator[tuple[Path, UnusableError | None]]:
+    """Yield the text tables in ``folder``, and why each cannot be read."""
     for file in sorted(folder.glob("*.[tc]sv")):
         try:
             delimited.read(file, key="path")
-        except UnusableError:
-            continue
-        tables.append(file)
-    return tables
+            yield file, None
+        except UnusableError as why:
+            yield file, why
+
+
+def _is_misnamed(why: UnusableError | None) -> bool:
+    return isinstance(why, delimited.MisnamedColumnError)
 
 
 def read(dataset: Dataset, findings: Findings) -> None:
@@ -61,21 +72,7 @@ def read(dataset: Dataset, findings: Findings) -> None:
     findings.remember(file)
     for note in table.notes:
         findings.note(dataset.name, file, note)
-    if "subject" not in {column.casefold() for column in table.columns}:
-        if alike := [column for column in table.columns if _SUBJECT.fullmatch(column)]:
-            findings.exclude(
-                dataset.name,
-                file,
-                f"no column 'subject': did you mean '{alike[0]}'? Rename it; otherwise every file "
-                "would count as one person. The whole dataset is left out",
-            )
-            return
-        findings.note(
-            dataset.name,
-            file,
-            "there is no column 'subject': persons are known by sub-LABEL in the path; without it "
-            "every file counts as one person",
-        )
+    _check_columns(table, dataset, findings)
     listed = _listed(table.rows, file, dataset, findings)
     owners: dict[str, set[str]] = {}
     for scan in listed.values():
@@ -91,6 +88,30 @@ def read(dataset: Dataset, findings: Findings) -> None:
             )
         else:
             findings.scans.append(scan)
+
+
+def _check_columns(table: delimited.Table, dataset: Dataset, findings: Findings) -> None:
+    """Raise DataError where a column that says whose a scan is has nearly the right name.
+
+    Without it every file might count as one person, and be in train and in test.
+    """
+    names = {column.casefold() for column in table.columns}
+    file = findings.data / dataset.path
+    for name in ("subject", "session", "dataset"):
+        others = (column for column in table.columns if column.casefold() not in _OWN)
+        alike = meant(name, others) if name not in names else None
+        if alike:
+            raise DataError(
+                f"{findings.name(file)}: no column '{name}': did you mean '{alike}'? Rename it to "
+                f"'{name}', or to something else if it does not say so."
+            )
+    if "subject" not in names:
+        findings.note(
+            dataset.name,
+            file,
+            "there is no column 'subject': persons are known by sub-LABEL in the path; without it "
+            "every file counts as one person",
+        )
 
 
 def _listed(
@@ -119,8 +140,7 @@ def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
     """Return the scan that a row is about. Raises UnusableError."""
     if row.problem:
         raise UnusableError(row.problem)
-    inside = _path_inside(row.cells["path"])
-    file = root / inside
+    file, root = _locate(row.cells["path"], root, data)
     if not file.name.endswith(IMAGE):
         raise UnusableError(
             f"not NIfTI: expected .nii or .nii.gz, found '{file.suffix}'. Convert it"
@@ -132,6 +152,7 @@ def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
     if contrast.in_name(_NOT_ABOUT_AGENTS.sub("", file.name)):
         raise UnusableError("contrast agent: its name says that one was given")
     path = file.relative_to(data).as_posix()
+    inside = file.relative_to(root).as_posix()
     stem = inside.removesuffix(".gz").removesuffix(".nii")
     return Scan(
         dataset=_cell(row, "dataset") or dataset.name,
@@ -146,18 +167,26 @@ def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
     )
 
 
-def _path_inside(cell: str) -> str:
-    """Return the path in a cell, relative to the table's folder. Raises UnusableError."""
+def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
+    """Return the file that a cell names, and the folder in which it must lie.
+
+    That is the table's own ``folder``; of an absolute path, the root of the ``data``. Raises
+    UnusableError.
+    """
     if delimited.is_missing(cell):
         raise UnusableError("no image: the row has no path")
     if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
+        for root in (data.absolute(), data.resolve()):
+            if Path(posixpath.normpath(cell)).is_relative_to(root):
+                return data / Path(posixpath.normpath(cell)).relative_to(root), data
         raise UnusableError(
-            "leads outside the dataset: found an absolute path, expected one relative to the table"
+            "leads outside the dataset: found an absolute path that is not below the data root, "
+            "expected one relative to the table"
         )
     inside = posixpath.normpath(cell)
     if inside.startswith(".."):
         raise UnusableError("leads outside the dataset: the path leaves the table's folder")
-    return inside
+    return folder / inside, folder
 
 
 def _cell(row: delimited.Row, column: str) -> str:

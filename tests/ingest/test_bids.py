@@ -163,7 +163,7 @@ def test_a_dataset_without_participants_is_used_and_says_so(tmp_path: Path) -> N
     ("table", "reason"),
     [
         (b"", "unreadable table: it is empty"),
-        (b"id\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id'"),
+        (b"x\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id'"),
         (b"PK\x03\x04\0\0", "unreadable table: not text"),
     ],
 )
@@ -397,3 +397,78 @@ def test_a_table_of_participants_may_have_a_row_for_every_session(tmp_path: Path
     assert _ages(outcome) == {"ses-1": 60, "ses-2": 65}
     assert outcome.scans["site"].tolist() == ["X", "Y", "X"]
     assert "disagree" not in outcome.notes
+
+
+def test_codes_are_read_by_their_levels(tmp_path: Path) -> None:
+    ds = bids(
+        tmp_path / "data" / "ds",
+        4,
+        "participant_id\tage\tsex\n01\t20\t1\n02\t30\t2.0\n03\t40\tF\n04\t40\t3\n",
+    )
+    levels = {"1": "male", "2": {"Description": "Female sex"}, "3": "intersex"}
+    (ds / "participants.json").write_text(json.dumps({"Sex": {"Levels": levels}}))
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["sex"].fillna("n/a").tolist() == ["M", "F", "F", "n/a"]
+    assert "codes of 'sex' are read by its Levels: 1 is male, 2 is Female" in outcome.notes
+
+
+def test_labels_spelled_otherwise_find_their_folders_with_a_note(tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "ds", 3, "participant_id\tage\n1.0\t20\nSub-02\t30\n7\t40\n")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist()[:2] == [20, 30]
+    assert "2 labels are spelled otherwise than their folders" in outcome.notes
+    assert outcome.excluded["ds/participants.tsv"].startswith("no image: sub-7 is listed")
+
+
+@pytest.mark.parametrize("header", ["subject", "Participant", "ID", "particpant_id"])
+def test_a_table_without_quite_its_first_column_stops_the_run(header: str, tmp_path: Path) -> None:
+    bids(tmp_path / "data" / "good", 2)
+    bids(tmp_path / "data" / "bad", 2, f"{header}\tage\nsub-01\t3\nsub-02\t4\n", seed=1)
+    with pytest.raises(DataError, match=f"bad/participants.tsv.*Did you mean '{header}'"):
+        run(tmp_path / "data", tmp_path / "out")
+
+
+def test_phenotype_tables_and_the_sessions_of_all_are_read_and_give_way(tmp_path: Path) -> None:
+    ds = tmp_path / "data" / "ds"
+    _longitudinal(ds, ["1", "2"], "participant_id\tsex\tsite\nsub-01\tF\tX\nsub-02\tM\tX\n")
+    (ds / "sessions.tsv").write_text(
+        "participant_id\tsession_id\tage\nsub-01\tses-1\t60\nsub-01\tses-2\t65\n9\t1\t70\n"
+    )
+    (ds / "phenotype").mkdir()
+    (ds / "phenotype" / "a.tsv").write_text(
+        "participant_id\tage\tsite\tdiagnosis\n1\t50\tY\tCN\nsub-02\t40\tY\tAD\n"
+    )
+    (ds / "phenotype" / "b.tsv").write_text("nothing\tof\tuse\n")
+    outcome = run(tmp_path / "data", tmp_path / "out", columns={"diagnosis": DIAGNOSIS})
+    assert outcome.scans["age"].tolist() == [60, 65, 40]
+    assert outcome.scans["diagnosis"].tolist() == ["CN", "CN", "AD"]
+    assert set(outcome.scans["site"]) == {"X"}
+    assert "not read: unreadable table: no column 'participant_id'" in outcome.notes
+    assert "1 subjects have no folder: not used" in outcome.notes
+
+
+def test_the_note_on_a_missing_table_tells_what_other_tables_say(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2, None)
+    (ds / "sub-01/sub-01_sessions.tsv").write_text("session_id\tage\n1\t44\n")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist()[0] == 44
+    assert "there is no such table: what other tables do not say is n/a" in outcome.notes
+
+
+def test_a_table_saved_as_csv_is_read(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2, None)
+    (ds / "participants.csv").write_text("participant_id,age\nsub-01,20\nsub-02,30\n")
+    assert run(tmp_path / "data", tmp_path / "out").scans["age"].tolist() == [20, 30]
+
+
+def test_a_visit_without_a_row_does_not_get_that_of_another(tmp_path: Path) -> None:
+    _longitudinal(
+        tmp_path / "data" / "ds",
+        ["1", "2"],
+        "participant_id\tvisit\tage\tdiagnosis\nsub-01\t2\t65\tAD\nsub-02\t1\t40\tCN\n"
+        "sub-03\t1\t40\tCN\nsub-03\t2\t41\tCN\n",
+    )
+    outcome = run(tmp_path / "data", tmp_path / "out", columns={"diagnosis": DIAGNOSIS})
+    assert _ages(outcome) == {"ses-1": None, "ses-2": 65}
+    assert outcome.scans["diagnosis"].fillna("n/a").tolist() == ["n/a", "AD", "CN"]
+    assert "sessions without a row: ses-1" in outcome.notes

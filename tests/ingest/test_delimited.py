@@ -116,3 +116,19 @@ def test_what_spreadsheets_add_is_left_out(content: str, tmp_path: Path) -> None
     file = tmp_path / "t.tsv"
     file.write_text(content, encoding="utf-8")
     assert delimited.read(file, key="path").rows[0].cells == {"path": "a", "age": "3"}
+
+
+def test_separators_that_end_every_line_but_the_first_are_left_out(tmp_path: Path) -> None:
+    table = read(tmp_path, b"participant_id\tage\nsub-01\t20\t\nsub-02\t30\t\n")
+    assert [row.cells for row in table.rows] == [
+        {"participant_id": "sub-01", "age": "20"},
+        {"participant_id": "sub-02", "age": "30"},
+    ]
+
+
+def test_columns_that_cannot_be_told_apart_or_named_are_noted(tmp_path: Path) -> None:
+    table = read(tmp_path, b"participant_id\tage\tAge\t\nsub-01\t20\t21\tx\n")
+    assert any("differ in case only" in note for note in table.notes)
+    assert any("1 columns without a name are not read" in note for note in table.notes)
+    empty = read(tmp_path, b"participant_id\tage\t\nsub-01\t20\t\n")
+    assert empty.notes == ()

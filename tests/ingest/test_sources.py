@@ -116,3 +116,9 @@ def test_closed_files_and_folders_are_excluded_and_the_run_goes_on() -> None:
             "ds/sub-03": "no permission",
             "ds/sub-04": "no permission",
         }
+
+
+def test_a_table_without_quite_its_paths_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("filepath,subject\nx.nii.gz,1\n")
+    with pytest.raises(DataError, match="Did you mean 'filepath'"):
+        datasets_below(tmp_path)

@@ -144,3 +144,58 @@ def test_a_column_that_is_nearly_the_subject_is_not_overlooked(column: str, tmp_
     _twice(tmp_path / "data", column)
     with pytest.raises(DataError, match=f"did you mean '{column}'"):
         run(tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["session_id", "Sesion", "data_set"])
+def test_other_columns_that_are_nearly_known_stop_the_run_too(column: str, tmp_path: Path) -> None:
+    for number in range(2):
+        write_scan(tmp_path / f"data/{number}.nii.gz", number + 1)
+    (tmp_path / "data/list.csv").write_text(f"path,subject,{column}\n0.nii.gz,A,1\n1.nii.gz,A,2\n")
+    with pytest.raises(DataError, match=f"did you mean '{column}'"):
+        run(tmp_path / "data", tmp_path / "out")
+
+
+def test_the_table_itself_may_be_the_data(tmp_path: Path) -> None:
+    data = table(
+        tmp_path / "data", "path,subject\nimages/0.nii.gz,a\nimages/1.nii.gz,b\n", name="a.csv"
+    )
+    table(data, "path,subject\nimages/2.nii.gz,c\nimages/3.nii.gz,d\n", name="b.csv")
+    with pytest.raises(DataError, match=r"several tables: a.csv, b.csv.*--data"):
+        run(data, tmp_path / "out")
+    scans = run(data / "b.csv", tmp_path / "out").scans
+    assert scans["person"].tolist() == ["data/sub-c", "data/sub-d"]
+    assert scans["path"].tolist() == ["images/2.nii.gz", "images/3.nii.gz"]
+    declared = [{"name": "d", "kind": "table", "path": "."}]
+    with pytest.raises(UsageError, match="declares datasets"):
+        run(data / "b.csv", tmp_path / "out", datasets=declared)
+    (data / "c.csv").write_text("file_path,subject\nimages/2.nii.gz,c\n")
+    with pytest.raises(DataError, match="Did you mean 'file_path'"):
+        run(data / "c.csv", tmp_path / "out")
+
+
+def test_absolute_paths_below_the_data_root_are_used(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    rows = "".join(
+        f"{tmp_path}/data/x/../images/{number}.nii.gz\t{number}\n" for number in range(2)
+    )
+    for number in range(2):
+        write_scan(data / f"images/{number}.nii.gz", number)
+    (data / "lists").mkdir()
+    (data / "lists" / "a.tsv").write_text("path\tsubject\n" + rows)
+    scans = run(link, tmp_path / "out").scans
+    assert scans["path"].tolist() == ["images/0.nii.gz", "images/1.nii.gz"]
+
+
+def test_a_column_that_is_nearly_a_label_is_noted(tmp_path: Path) -> None:
+    data = table(
+        tmp_path / "data",
+        "path,subject,Age_at_scan\nimages/0.nii.gz,a,20\nimages/1.nii.gz,b,30\n",
+        name="a.csv",
+    )
+    outcome = run(data, tmp_path / "out")
+    assert "no column 'age': did you mean 'Age_at_scan'? Name it in ingest.columns" in outcome.notes
+    outcome = run(data, tmp_path / "out", columns={"age": {"from": ["age_at_scan"]}})
+    assert outcome.scans["age"].tolist() == [20, 30]
+    assert "did you mean" not in outcome.notes
