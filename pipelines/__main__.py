@@ -15,6 +15,7 @@ from neurofoundry.project import Params as Project
 from neurofoundry.runtime import log
 from neurofoundry.runtime.log import LOGGER
 from pipelines import cluster, compiled, local, node_pools, size
+from pipelines.arguments import check, check_cron
 
 app = typer.Typer(
     help="The five stages as one Kubeflow pipeline.",
@@ -105,7 +106,7 @@ def run_local(
                 "--param data_repository: containers run without a network. Fetch the data with "
                 "--runner subprocess, or give --data."
             )
-    arguments = cluster.arguments(documents, given)
+    arguments = check(documents, given)
     local.run(documents, arguments, runner=runner, data=data, store=store, image=image)
     print(f"Outputs: {store}")
 
@@ -172,11 +173,10 @@ def upload(
     cookie: Cookie = None,
 ) -> None:
     """Upload the pipeline, or a new version of it, for people who start runs in the browser."""
-    compiled.read(package)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
     version = version or cluster.git_commit()
-    client.upload(package, version)
-    print(f"Uploaded neurofoundry, version {version}.")
+    name = client.upload(package, version)
+    print(f"Uploaded {name}, version {version}.")
 
 
 @app.command()
@@ -199,7 +199,7 @@ def schedule(
 ) -> None:
     """Start runs on a schedule, one at a time."""
     documents, arguments = _checked(package, image, params, data_version, settings)
-    cron = cluster.check_cron(cron)
+    cron = check_cron(cron)
     client = cluster.Cluster(host, namespace, token=token, token_file=token_file, cookie=cookie)
     client.schedule(
         documents,
@@ -244,22 +244,29 @@ def _checked(
         given.setdefault("params", read_text(params))
     if "data_version" in asked and (data_version or "data_repository" not in given):
         given.setdefault("data_version", data_version or cluster.data_version(Path("data.dvc")))
-    arguments = cluster.arguments(documents, given)
+    arguments = check(documents, given)
     if "params" in asked:
-        _check_size(arguments, load_text(given["params"], Project, origin=str(params)), documents)
+        _check_plan(arguments, load_text(given["params"], Project, origin=str(params)), documents)
     return documents, arguments
 
 
-def _check_size(
+def _check_plan(
     arguments: dict[str, Any], params: Project, documents: list[dict[str, Any]]
 ) -> None:
-    """See that the run is not too large for a cluster. Raises UsageError."""
-    shards = {}
-    for name, least in (("preprocess_shards", 1), ("finetune_shards", 0)):
-        default = compiled.parameters(documents)[name]["defaultValue"]
-        shards[name] = int(arguments.get(name, default))
-        if shards[name] < least:
-            raise UsageError(f"--param {name}={shards[name]}: expected {least} or more.")
+    """See that parameters and machines fit each other and a cluster. Raises UsageError."""
+    declared = compiled.parameters(documents)
+    shards = {
+        name: int(arguments.get(name, declared[name]["defaultValue"]))
+        for name in ("preprocess_shards", "finetune_shards")
+    }
+    ranks = int(arguments.get("nodes", 1)) * max(
+        1, int(arguments.get("gpus", declared["gpus"]["defaultValue"]))
+    )
+    if params.pretrain.batch_size % ranks:
+        raise UsageError(
+            f"pretrain.batch_size ({params.pretrain.batch_size}) is no multiple of the {ranks} "
+            "GPUs (nodes × gpus) that pretrain together. Change one of them."
+        )
     size.check(
         preprocess_shards=shards["preprocess_shards"],
         finetune_shards=params.finetune_shards(shards["finetune_shards"]),

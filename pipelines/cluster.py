@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import io
 import json
 import re
@@ -48,58 +47,11 @@ POLL_S = 10
 PATIENCE = 30
 """Requests in a row that may go unanswered, such as while a cluster is updated."""
 
-NAME = "neurofoundry"
-"""The name of the pipeline in Kubeflow."""
-
 SHARDS = {
     "preprocess a shard": "preprocess_shards",
     "finetune a shard": "finetune_shards",
 }
 """Step to the parameter that says how many there are of it."""
-
-
-JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "NUMBER_INTEGER": ((int,), "a whole number"),
-    "NUMBER_DOUBLE": ((int, float), "a number"),
-    "BOOLEAN": ((bool,), "true or false"),
-    "LIST": ((list,), "a JSON list"),
-    "STRUCT": ((dict,), "a JSON object"),
-}
-"""Type of a pipeline's parameter, other than a text, to types of JSON and what they are called."""
-
-
-def arguments(documents: list[dict[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the ``given`` texts as the types that the pipeline declares. Raises UsageError."""
-    declared = compiled.parameters(documents)
-    for name in given:
-        if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise UsageError(
-                f"--param {name}: the pipeline has no such parameter.{hint} "
-                f"It has {', '.join(sorted(declared))}."
-            )
-    missing = [
-        name
-        for name, kind in declared.items()
-        if name not in given and "defaultValue" not in kind and not kind.get("isOptional")
-    ]
-    if missing:
-        raise UsageError(f"The pipeline needs {', '.join(missing)}: give --param {missing[0]}=…")
-    return {name: _typed(name, text, declared[name]) for name, text in given.items()}
-
-
-def _typed(name: str, text: str, declared: Mapping[str, Any]) -> Any:
-    kind = declared["parameterType"]
-    if kind == "STRING":
-        return text
-    types, words = JSON_TYPES[kind]
-    value = None
-    with contextlib.suppress(ValueError):
-        value = json.loads(text)
-    if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
-        raise UsageError(f"--param {name}={text}: expected {words}.")
-    return value
 
 
 def by_digest(image: str) -> str:
@@ -132,15 +84,6 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise UsageError("No git commit to name the version by: give --version.") from error
     return done.stdout.strip()
-
-
-def check_cron(text: str) -> str:
-    """Return a schedule if it has the six fields that Kubeflow reads. Raises UsageError."""
-    if len(text.split()) != 6:
-        raise UsageError(
-            f"--cron '{text}': expected six fields, seconds first: '0 0 2 * * *' is daily at two."
-        )
-    return text
 
 
 def without_cache(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -295,14 +238,16 @@ class Cluster:
             f"`{self._kubectl('logs', '--container main', step.pod)}`" if step.pod else "its page"
         )
 
-    def upload(self, package: Path, version: str) -> None:
-        """Upload the pipeline under its name, or a version of it."""
+    def upload(self, package: Path, version: str) -> str:
+        """Upload a pipeline under its name, or a version of it; return the name."""
+        name = str(compiled.read(package)[0]["pipelineInfo"]["name"])
         with self._errors():
-            known = self._client.get_pipeline_id(NAME)
+            known = self._client.get_pipeline_id(name)
             if known is None:
-                self._client.upload_pipeline(str(package), NAME, namespace=self.namespace)
-                known = self._client.get_pipeline_id(NAME)
+                self._client.upload_pipeline(str(package), name, namespace=self.namespace)
+                known = self._client.get_pipeline_id(name)
             self._client.upload_pipeline_version(str(package), version, pipeline_id=known)
+        return name
 
     def schedule(
         self,

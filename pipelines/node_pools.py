@@ -14,6 +14,7 @@ from neurofoundry.kubeflow.schemas import Pool, Profile
 from neurofoundry.params import read_text, read_yaml, validate
 
 ROLES = tuple(Profile.model_fields)
+"""Of the steps; the last has the machines of `gpu` where a profile gives it none."""
 SHIPPED = Path(__file__).with_name("node_pools.yaml")
 
 CORES = "NEUROFOUNDRY_CORES"
@@ -30,7 +31,7 @@ def read(profile: str, path: Path = SHIPPED, *, spot: bool = False) -> dict[str,
         known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) else "none"
         raise UsageError(f"{path}: no profile '{profile}'; there is {known}.")
     values = validate(profiles[profile], Profile, origin=f"{path}: {profile}")
-    pools: dict[str, Pool] = {role: getattr(values, role) for role in ROLES}
+    pools: dict[str, Pool] = {role: pool for role in ROLES if (pool := getattr(values, role))}
     return {role: pool.on_spot() if spot else pool for role, pool in pools.items()}
 
 
@@ -69,9 +70,8 @@ def place(
     task.set_display_name(name)
     task.set_container_image(site.image)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    # All that is missing where Pod Security is `restricted`; the backend sets the rest.
-    kubernetes.set_security_context(task, run_as_non_root=True)
     _ask_for_machine(task, pool)
+    _describe_pod(task, pool)
     if pool.accelerator and accelerators is not None:
         # A parameter of type int is read as empty by the driver, and the pod gets no GPU.
         task.set_accelerator_type(pool.accelerator.type)
@@ -94,6 +94,23 @@ def _ask_for_machine(task: dsl.PipelineTask, pool: Pool) -> None:
     if pool.affinity:
         expressions = [each.model_dump(mode="json") for each in pool.affinity]
         kubernetes.add_node_affinity(task, match_expressions=expressions)
+
+
+def _describe_pod(task: dsl.PipelineTask, pool: Pool) -> None:
+    """Give the pod of a step what admins ask of pods: labels, accounts, environment."""
+    # Not as root is all that is missing where Pod Security is `restricted`; the backend sets the
+    # rest. Without a user of the pool it is the image's.
+    user = {"run_as_user": pool.run_as_user, "run_as_group": pool.run_as_group}
+    given = {name: value for name, value in user.items() if value is not None}
+    kubernetes.set_security_context(task, run_as_non_root=True, **given)
+    for name, value in pool.labels.items():
+        kubernetes.add_pod_label(task, name, value)
+    for name, value in pool.annotations.items():
+        kubernetes.add_pod_annotation(task, name, value)
+    if pool.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(pool.pull_secrets))
+    for name, value in pool.env.items():
+        task.set_env_variable(name, value)
 
 
 def _mount(task: dsl.PipelineTask, pool: Pool, site: Site) -> None:

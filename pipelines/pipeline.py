@@ -41,7 +41,7 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
     ``wandb_secret`` is the name of a Kubernetes secret with the key ``api-key``; without it runs
     are recorded offline, in the store.
     """
-    cpu, gpu = pools["cpu"], pools["gpu"]
+    light, cpu, gpu = pools["light"], pools["cpu"], pools["gpu"]
     count = gpu.accelerator.count if gpu.accelerator else 0
     tolerations = {role: node_pools.plain(pool) for role, pool in pools.items()}
 
@@ -62,6 +62,8 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
         finetune_shards: int = 0,
         nodes: int = 1,
         gpus: str = str(count),
+        light_selector: dict[str, str] = light.selector,
+        light_tolerations: list[dict[str, str]] = tolerations["light"],
         cpu_selector: dict[str, str] = cpu.selector,
         cpu_tolerations: list[dict[str, str]] = tolerations["cpu"],
         gpu_selector: dict[str, str] = gpu.selector,
@@ -85,18 +87,21 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
                 all probes of an encoder, but no more than 16.
             nodes: Machines that pretrain together; more than one need Kubeflow Trainer.
             gpus: GPUs of each that pretrain together; a text, as a number would be ignored.
+            light_selector: Labels of the nodes for steps that compute nothing.
+            light_tolerations: Taints that these accept.
             cpu_selector: Labels of the nodes for CPU steps.
             cpu_tolerations: Taints that CPU steps accept.
-            gpu_selector: Labels of the nodes for GPU steps.
-            gpu_tolerations: Taints that GPU steps accept.
+            gpu_selector: Labels of the nodes for GPU steps, but for fine-tuning where that has a
+                pool of its own.
+            gpu_tolerations: Taints that these accept.
         """
 
-        on = _placing(
-            pools,
-            Site(image, claim, wandb_secret),
-            cpu=(cpu_selector, cpu_tolerations),
-            gpu=(gpu_selector, gpu_tolerations),
-        )
+        nodes_of = {
+            "light": (light_selector, light_tolerations),
+            "cpu": (cpu_selector, cpu_tolerations),
+            "gpu": (gpu_selector, gpu_tolerations),
+        }
+        on = _placing(pools, Site(image, claim, wandb_secret), nodes_of)
         # Nothing that changes is an input of it: never from the cache.
         ended = on(summarize(store=store), "light", "summarize").set_caching_options(False)
         with dsl.ExitHandler(exit_task=ended, name="all stages"):
@@ -189,7 +194,7 @@ class Stages:
         common = {"params": self.of["finetune"], "volumes": volumes, "store": self.store}
         with dsl.ParallelFor(shards, name="finetune shards", parallelism=PARALLEL) as shard:
             task = finetune_shard(**common, encoders=_folders(encoder), shard=shard)
-            self.on(task, "gpu", "finetune a shard", "1")
+            self.on(task, "finetune", "finetune a shard", "1")
         whole = finetune(**common, encoders=_folders(encoder), shards=_folders(task))
         return self.on(whole, "cpu", "finetune").outputs["models"]  # it only takes them together
 
@@ -240,9 +245,9 @@ def _retry(task: dsl.PipelineTask, retries: int, hours: float) -> None:
 
 
 def _placing(
-    pools: Mapping[str, Pool], site: Site, *, cpu: tuple[Any, Any], gpu: tuple[Any, Any]
+    pools: Mapping[str, Pool], site: Site, nodes_of: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., dsl.PipelineTask]:
-    """Return what gives a step a machine by its role; nodes by their (selector, tolerations)."""
+    """Return what gives a step a machine by its role; ``nodes_of``: (selector, tolerations)."""
 
     def on(
         task: dsl.PipelineTask,
@@ -251,18 +256,22 @@ def _placing(
         accelerators: Any = None,
         hours: float | None = None,
     ) -> dsl.PipelineTask:
+        if role not in pools:
+            role = "gpu"  # fine-tuning has no pool of its own
+        pool = pools[role]
         # Light steps have nothing to resume: what is wrong with them stays wrong.
         retries = 1 if role == "light" and hours is None else RETRIES
-        _retry(task, retries, hours or pools[role].hours)
+        _retry(task, retries, hours or pool.hours)
         # Groups the runs in W&B. Not a parameter: the name of the run is no input of a stage.
         kubernetes.use_field_path_as_env(
             task, "NEUROFOUNDRY_RUN", "metadata.labels['workflows.argoproj.io/workflow']"
         )
-        selector, tolerations = gpu if role == "gpu" else cpu
+        fixed = (pool.selector, node_pools.plain(pool))
+        selector, tolerations = nodes_of.get(role, fixed)
         return node_pools.place(
             task,
             name,
-            pools[role],
+            pool,
             site,
             selector=selector,
             tolerations=tolerations,

@@ -22,7 +22,7 @@ from typing import Any
 
 from neurofoundry.errors import NeurofoundryError, RefusedError, UnreachableError, UsageError
 from neurofoundry.kubeflow.api import Api
-from neurofoundry.kubeflow.schemas import Machines
+from neurofoundry.kubeflow.schemas import Machines, Pool
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.log import LOGGER
 
@@ -77,7 +77,7 @@ def train_job(
         "runtimeRef": RUNTIME,
         "activeDeadlineSeconds": int(machines.pool.hours * 3600),
         "trainer": _trainer(machines, arguments, run),
-        "runtimePatches": [_patch(_pod(machines))],
+        "runtimePatches": [_patch(machines.pool, _pod(machines))],
     }
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
@@ -113,6 +113,7 @@ def _trainer(machines: Machines, arguments: list[str], run: str) -> dict[str, An
             {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": key}},
             {"name": "NEUROFOUNDRY_RUN", "value": run},
             {"name": machine.CORES, "value": str(pool.cores)},
+            *({"name": name, "value": value} for name, value in pool.env.items()),
         ],
     }
 
@@ -131,10 +132,12 @@ def _pod(machines: Machines) -> dict[str, Any]:
     pod: dict[str, Any] = {
         "volumes": [{"name": name, **volume} for name, (volume, _) in held.items()],
         "containers": [{"name": "node", "volumeMounts": mounts, "securityContext": NODE_SECURITY}],
-        "securityContext": POD_SECURITY,
+        "securityContext": POD_SECURITY | _user(pool),
         "nodeSelector": machines.selector,
         "tolerations": list(machines.tolerations),
     }
+    if pool.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in pool.pull_secrets]
     if pool.affinity:
         expressions = [each.model_dump(mode="json") for each in pool.affinity]
         terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
@@ -143,9 +146,15 @@ def _pod(machines: Machines) -> dict[str, Any]:
     return pod
 
 
-def _patch(pod: dict[str, Any]) -> dict[str, Any]:
+def _user(pool: Pool) -> dict[str, int]:
+    named = {"runAsUser": pool.run_as_user, "runAsGroup": pool.run_as_group}
+    return {name: number for name, number in named.items() if number is not None}
+
+
+def _patch(pool: Pool, pod: dict[str, Any]) -> dict[str, Any]:
     """Return the patch that gives the pods of the runtime's nodes what is in ``pod``."""
-    template = {"metadata": {"annotations": NO_SIDECAR}, "spec": pod}
+    about = {"labels": pool.labels, "annotations": pool.annotations | NO_SIDECAR}
+    template = {"metadata": {name: values for name, values in about.items() if values}, "spec": pod}
     node = {"name": "node", "template": {"spec": {"template": template}}}
     return {
         "manager": "neurofoundry/pretrain",

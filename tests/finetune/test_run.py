@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -481,8 +482,9 @@ class TestRefusals:
 
         half = {**BOTH, "precision": "bf16"}
         with monkeypatch.context() as elsewhere:
-            # This machine's processor may be one that computes wrongly in bf16.
+            # This machine's processor may be one that computes wrongly in bf16: fp32 stands for it.
             elsewhere.setattr("neurofoundry.finetune.run.check_convolutions", lambda *_, **__: None)
+            elsewhere.setattr(torch, "autocast", lambda *_, **__: nullcontext())
             made = tiny.run(tmp_path / "made", volumes, encoder, half, TASKS)
         monkeypatch.setattr(functional, "conv3d", doubled)
         # A machine that only takes over what others have made may compute as badly as it likes.

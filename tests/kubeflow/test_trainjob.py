@@ -102,6 +102,28 @@ class TestTrainJob:
             "capabilities": {"drop": ["ALL"]},
         }
 
+    def test_its_pods_have_what_the_pool_says_of_pods(self) -> None:
+        more = {
+            "cpu_limit": "16", "labels": {"kueue.x-k8s.io/queue-name": "lab"},
+            "annotations": {"example.org/a": "b"}, "pull_secrets": ["registry"],
+            "env": {"HTTPS_PROXY": "http://proxy"}, "run_as_user": 4242,
+        }  # fmt: skip
+        pool = Pool.model_validate(POOL | more)
+        made = job(MACHINES.model_copy(update={"pool": pool}))
+        assert refusal(json.loads(json.dumps(made))) == ""
+        trainer = made["spec"]["trainer"]
+        assert trainer["resourcesPerNode"]["limits"]["cpu"] == "16"
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy"} in trainer["env"]
+        (patch,) = made["spec"]["runtimePatches"]
+        (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        template = node["template"]["spec"]["template"]
+        assert template["metadata"]["labels"] == more["labels"]
+        assert template["metadata"]["annotations"] == {
+            "example.org/a": "b", "sidecar.istio.io/inject": "false",
+        }  # fmt: skip
+        assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+        assert template["spec"]["securityContext"]["runAsUser"] == 4242
+
     def test_the_crd_knows_every_field(self) -> None:
         assert refusal(json.loads(json.dumps(job()))) == ""
         wrong = job()

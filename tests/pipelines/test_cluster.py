@@ -16,6 +16,7 @@ import yaml
 from neurofoundry.errors import RefusedError, RunFailedError, UnreachableError, UsageError
 from pipelines import cluster, compiled
 from pipelines.__main__ import app
+from pipelines.arguments import check
 from tests.support.kubeflow_api import COOKIE, RUN, TOKEN, Stub, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,34 +39,7 @@ def given(**more: str) -> dict[str, str]:
     return {"params": "seed: 1\n", "data_version": "abc", "image": IMAGE, **more}
 
 
-class TestArguments:
-    def test_texts_become_what_the_pipeline_declares(self, documents: list[Any]) -> None:
-        texts = given(gpus="2", preprocess_shards="16", gpu_selector='{"pool": "h200"}')
-        values = cluster.arguments(documents, texts)
-        assert values["gpus"] == "2"
-        assert values["preprocess_shards"] == 16
-        assert values["gpu_selector"] == {"pool": "h200"}
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"gpu": "2"}, r"--param gpu: .*Did you mean 'gpus'\?"),
-            ({"preprocess_shards": "many"}, "preprocess_shards=many: expected a whole number"),
-            ({"preprocess_shards": "true"}, "expected a whole number"),
-            ({"gpu_selector": "[1]"}, "gpu_selector=.*expected a JSON object"),
-            ({"gpu_tolerations": "{}"}, "expected a JSON list"),
-        ],
-    )
-    def test_wrong_ones_are_named(
-        self, documents: list[Any], change: dict[str, str], message: str
-    ) -> None:
-        with pytest.raises(UsageError, match=message):
-            cluster.arguments(documents, given(**change))
-
-    def test_missing_ones_are_named(self, documents: list[Any]) -> None:
-        with pytest.raises(UsageError, match="needs image: give"):
-            cluster.arguments(documents, {"params": ""})
-
+class TestNames:
     def test_an_image_by_tag_is_refused(self) -> None:
         with pytest.raises(UsageError, match="expected a digest"):
             cluster.by_digest("registry.example/neurofoundry:latest")
@@ -84,7 +58,7 @@ def connect(stub: Stub, token: str | None = TOKEN) -> cluster.Cluster:
 def submit(stub: Stub, documents: list[Any], *, cache: bool = True) -> str:
     return connect(stub).submit(
         documents,
-        cluster.arguments(documents, given()),
+        check(documents, given()),
         experiment="study",
         name="first",
         service_account="runner",
@@ -137,6 +111,13 @@ class TestSubmit:
             ["decaf"],
         ]
 
+    def test_the_smoke_test_is_no_version_of_the_pipeline(self, stub: Stub) -> None:
+        smoke = compiled.HERE / "smoke.yaml"
+        assert connect(stub).upload(smoke, "c0ffee") == "neurofoundry-smoke"
+        assert connect(stub).upload(compiled.COMMITTED, "c0ffee") == "neurofoundry"
+        asked = [query.get("pipelineid", query["name"])[0] for _, query in stub.uploads]
+        assert asked == ["neurofoundry-smoke"] * 2 + ["neurofoundry"] * 2
+
     def test_a_version_that_is_there_already_is_refused_in_the_words_of_the_server(
         self, stub: Stub
     ) -> None:
@@ -147,10 +128,10 @@ class TestSubmit:
     def test_a_schedule_runs_one_at_a_time(self, stub: Stub, documents: list[Any]) -> None:
         connect(stub).schedule(
             documents,
-            cluster.arguments(documents, given()),
+            check(documents, given()),
             experiment="study",
             name="nightly",
-            cron=cluster.check_cron("0 0 2 * * *"),
+            cron="0 0 2 * * *",
             service_account=None,
             cache=False,
         )
@@ -159,8 +140,6 @@ class TestSubmit:
         assert (sent["max_concurrency"], sent["no_catchup"]) in ((1, True), ("1", True))
         spec = [sent["pipeline_spec"].get("pipeline_spec", sent["pipeline_spec"])]
         assert not any(task["cachingOptions"] for task in compiled.tasks(spec))
-        with pytest.raises(UsageError, match="six fields"):
-            cluster.check_cron("0 2 * * *")
 
 
 class TestWait:
@@ -275,6 +254,7 @@ class TestAgain:
     [
         ("preprocess_shards=0", "preprocess_shards=0: expected 1 or more"),
         ("finetune_shards=-1", "finetune_shards=-1: expected 0 or more"),
+        ("gpus=3", r"batch_size \(16\) is no multiple of the 3 GPUs"),
         ("preprocess_shards=100", r"would grow to .* MB on the cluster \(100 shards"),
         ("params=seed: 1\nsed: 2\n", "sed: unknown key. Did you mean 'seed'"),
     ],

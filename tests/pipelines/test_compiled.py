@@ -253,6 +253,108 @@ class TestNodePools:
         with pytest.raises(UsageError, match=message):
             node_pools.read("mine", path)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"cpu": "lots"}, r"gpu.cpu: expected cores, such as '8' or '500m' \(found 'lots'\)"),
+            ({"cpu": "0"}, "gpu.cpu: expected cores"),
+            ({"cpu_limit": "2"}, r"gpu: cpu_limit \(2\) is less than cpu \(8\)"),
+            ({"memory": "64 Gi"}, r"gpu.memory: expected bytes with a unit and no space"),
+            ({"memory": "64GB"}, "gpu.memory: expected bytes"),
+            ({"memory": "64"}, "gpu.memory: expected at least 256Mi"),
+            ({"shm": "65Gi"}, r"gpu: shm \(65Gi\) is more than memory \(64Gi\)"),
+            ({"scratch": "big"}, "gpu.scratch: expected bytes"),
+            ({"hours": 0.0001}, "gpu.hours: .*greater than or equal to 0.1"),
+            ({"selector": {"pool": "a b"}}, "gpu.selector.pool: 'a b' is no value of a label"),
+            ({"labels": {"-a": "b"}}, "gpu.labels.*'-a' is no name of a label"),
+            ({"pull_secrets": ["My Secret"]}, "gpu.pull_secrets.0: .* is no name of an object"),
+            ({"env": {"1A": "x"}}, "gpu.env.*'1A' is no name of an environment variable"),
+            ({"env": {"WANDB_API_KEY": "x"}}, "WANDB_API_KEY: the pipeline sets it itself"),
+            ({"run_as_user": 0}, "gpu.run_as_user: .*greater than or equal to 1"),
+            ({"accelerator": {"type": "gpu", "count": 1}}, "'gpu' is no name of a resource"),
+            ({"tolerations": [{"operator": "Equal", "key": "a"}]}, "give both"),
+            ({"tolerations": [{"key": "a", "value": "b"}]}, "Exists compares no value"),
+            ({"runtime_class": "nvidia"}, "gpu.runtime_class: unknown key"),
+        ],
+    )
+    def test_a_pool_that_no_cluster_could_give_is_one_line_with_its_role_and_key(
+        self, tmp_path: Path, change: dict[str, Any], message: str
+    ) -> None:
+        pool: dict[str, Any] = {"cpu": "8", "memory": "64Gi", "hours": 1}
+        path = tmp_path / "pools.yaml"
+        profile = {"light": pool, "cpu": pool, "gpu": pool | change}
+        path.write_text(yaml.safe_dump({"mine": profile}))
+        with pytest.raises(UsageError, match=message) as raised:
+            node_pools.read("mine", path)
+        first, *problems = str(raised.value).splitlines()
+        assert first.startswith(f"{path}: mine: ")
+        assert len(problems) == 1
+
+    def test_all_that_a_pool_says_reaches_its_pods_and_those_of_no_other(
+        self, tmp_path: Path
+    ) -> None:
+        plain = {"cpu": "2", "memory": "4Gi", "hours": 1}
+        special = plain | {
+            "cpu_limit": "4",
+            "labels": {"kueue.x-k8s.io/queue-name": "lab"},
+            "annotations": {"example.org/note": "any text"},
+            "pull_secrets": ["registry"],
+            "env": {"HTTPS_PROXY": "http://proxy.example:3128"},
+            "run_as_user": 4242,
+            "run_as_group": 100,
+            "tolerations": [{"operator": "Exists", "effect": None}],
+        }
+        light = plain | {"selector": {"pool": "small"}, "tolerations": [{"key": "small"}]}
+        a100 = {"type": "amd.com/gpu", "count": 1}
+        profile = {
+            "light": light, "cpu": special,
+            "gpu": plain | {"accelerator": {"type": "nvidia.com/mig-3g.40gb", "count": 2}},
+            "finetune": plain | {"accelerator": a100, "selector": {"pool": "amd"}},
+        }  # fmt: skip
+        file = tmp_path / "pools.yaml"
+        file.write_text(yaml.safe_dump({"mine": profile}))
+        path, smoke = compiled.write(tmp_path / "out", pools="mine", file=file)
+        documents = compiled.read(path)
+        defaults = compiled.parameters(documents)
+        assert defaults["light_selector"]["defaultValue"] == {"pool": "small"}
+        assert defaults["cpu_tolerations"]["defaultValue"] == [{"operator": "Exists"}]
+        nodes = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        containers = documents[0]["deploymentSpec"]["executors"]
+        for name, role in (
+            ("configure", "light"), ("summarize", "light"), ("promote", "light"),
+            ("ingest", "cpu"), ("evaluate", "cpu"), ("pretrain", "gpu"),
+        ):  # fmt: skip
+            asked = nodes[f"exec-{name}"]["nodeSelector"]["nodeSelectorJson"]
+            assert asked["componentInputParameter"].endswith(f"{role}_selector"), name
+        ingest, container = nodes["exec-ingest"], containers["exec-ingest"]["container"]
+        assert ingest["podMetadata"] == {
+            "labels": special["labels"], "annotations": special["annotations"],
+        }  # fmt: skip
+        assert ingest["imagePullSecret"][0]["secretName"] == "registry"
+        assert ingest["securityContext"] == {
+            "runAsNonRoot": True, "runAsUser": "4242", "runAsGroup": "100",
+        }  # fmt: skip
+        assert container["resources"]["resourceCpuLimit"] == "4"
+        proxy = {"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}
+        assert proxy in container["env"]
+        assert "podMetadata" not in nodes["exec-configure"]
+        kinds = {
+            name: containers[f"exec-{name}"]["container"]["resources"]["accelerator"][
+                "resourceType"
+            ]
+            for name in ("pretrain", "finetune-shard")
+        }
+        assert kinds == {"pretrain": "nvidia.com/mig-3g.40gb", "finetune-shard": "amd.com/gpu"}
+        asked = nodes["exec-finetune-shard"]["nodeSelector"]
+        assert asked["nodeSelectorJson"]["runtimeValue"]["constant"] == {"pool": "amd"}
+        names = {task["taskInfo"]["name"] for task in compiled.tasks(compiled.read(smoke))}
+        assert names == {"light", "cpu", "gpu", "finetune"}
+        for pipeline, more in (documents, compiled.read(smoke)):
+            json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+            platform = more["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+            for executor in platform.values():
+                json_format.ParseDict(executor, kubernetes.KubernetesExecutorConfig())
+
     def test_a_cluster_without_gpus_has_no_limits_for_them(self, tmp_path: Path) -> None:
         pool = "{cpu: '1', memory: 1Gi, hours: 1}"
         pools = tmp_path / "pools.yaml"

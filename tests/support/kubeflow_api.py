@@ -85,7 +85,12 @@ class Handler(JsonHandler, BaseHTTPRequestHandler):
             self.server.asked += 1
             self.run(state)
         elif path.path == "/apis/v2beta1/pipelines":
-            listed = [{"pipeline_id": name, "display_name": name} for name in self.server.pipelines]
+            asked = json.loads(parse_qs(path.query)["filter"][0])["predicates"][0]["stringValue"]
+            listed = [
+                {"pipeline_id": name, "display_name": name}
+                for name in self.server.pipelines
+                if name == asked
+            ]
             self.answer({"pipelines": listed})
         else:
             self.answer({"message": f"no such path: {path.path}"}, 404)

@@ -64,7 +64,13 @@ POD = {
             "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
         }
     ],
-    "securityContext": {"runAsNonRoot": bool, "seccompProfile": {"type!": str}},
+    "imagePullSecrets": [{"name!": str}],
+    "securityContext": {
+        "runAsNonRoot": bool,
+        "runAsUser": int,
+        "runAsGroup": int,
+        "seccompProfile": {"type!": str},
+    },
     "nodeSelector": TEXTS,
     "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
     "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": TERMS}},
