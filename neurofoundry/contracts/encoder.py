@@ -20,11 +20,15 @@ from neurofoundry.contracts.volumes import Grid, Volumes, check_described
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Name, Section
 
+UNTRAINED = ("random", "sfcn")
+"""Encoders of finetune.initializations that no stage has made: untrained networks."""
+
 
 class EncoderParams(Section):
     """A 3D ResNet of MONAI; the defaults are the network of the published 3D-Neuro-SimCLR."""
 
-    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    architecture: Literal["resnet18", "resnet50", "sfcn"] = "resnet18"
+    """sfcn: the network of Peng et al. 2021 instead, a baseline that is trained from scratch."""
     stem_stride: Literal[1, 2] = 1
     """Stride of the first convolution (7³); a max-pool of stride 2 follows. 2 needs an eighth of
     the memory and of the time."""
@@ -42,6 +46,8 @@ class EncoderParams(Section):
     @property
     def features(self) -> int:
         """Channels of the last level."""
+        if self.architecture == "sfcn":
+            return int(64 * self.width)
         return int(512 * self.width) * (4 if self.architecture == "resnet50" else 1)
 
     @field_validator("width")
@@ -50,6 +56,15 @@ class EncoderParams(Section):
         if width * 8 != int(width * 8):
             raise ValueError("must be a multiple of 0.125, such as 0.25, 0.5 or 1")
         return width
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> EncoderParams:
+        of_resnets = ("stem_stride", "norm", "shortcut", "dilated")
+        fields = type(self).model_fields
+        changed = [name for name in of_resnets if getattr(self, name) != fields[name].default]
+        if self.architecture == "sfcn" and changed:
+            raise ValueError(f"{', '.join(changed)}: no effect on sfcn. Remove them")
+        return self
 
 
 class Pretraining(Section):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -25,13 +26,18 @@ from neurofoundry.runtime.stage import ENCODER_FILES
 BLOCKS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4, 6, 3])}
 
 
-class Encoder(ResNet):
-    """MONAI's ResNet without its classifier: z-scores (batch, 1, z, y, x) to (batch, features).
-
-    ResNet: He et al. 2016, arXiv 1512.03385.
-    """
+class Encoder(nn.Module):
+    """Maps z-scores (batch, 1, z, y, x) to (batch, features)."""
 
     features: int
+    levels: ClassVar[tuple[str, ...]]
+    """Its modules, or their common prefixes, from the output down to the input."""
+
+
+class ResNetEncoder(Encoder, ResNet):
+    """MONAI's ResNet without its classifier (He et al. 2016, arXiv 1512.03385)."""
+
+    levels = ("layer4", "layer3", "layer2", "layer1", "")
 
     def __init__(self, params: EncoderParams) -> None:
         super().__init__(**monai_arguments(params))
@@ -61,8 +67,41 @@ class Encoder(ResNet):
         return features
 
 
+class Sfcn(Encoder):
+    """The simple fully convolutional network of brain age, without its classifier.
+
+    Peng et al. 2021 (doi 10.1016/j.media.2020.101871): five blocks of a convolution (3³), batch
+    norm, max-pool and ReLU, one of a convolution (1³), then the mean over all positions and dropout
+    of one half. Pools round up, so that volumes of any size fit.
+    """
+
+    levels = ("blocks.5", "blocks.4", "blocks.3", "blocks.2", "blocks.1", "blocks.0")
+
+    def __init__(self, params: EncoderParams) -> None:
+        super().__init__()
+        channels = [1, *(int(share * params.width) for share in (32, 64, 128, 256, 256, 64))]
+        self.features = channels[-1]
+        steps = itertools.pairwise(channels)
+        self.blocks = nn.Sequential(
+            *(self._block(*step, last=number == 5) for number, step in enumerate(steps))
+        )
+        self.dropout = nn.Dropout(0.5)
+
+    @staticmethod
+    def _block(inside: int, outside: int, *, last: bool) -> nn.Sequential:
+        kernel = 1 if last else 3
+        pool = nn.Identity() if last else nn.MaxPool3d(2, ceil_mode=True)
+        convolution = nn.Conv3d(inside, outside, kernel, padding=kernel // 2)
+        return nn.Sequential(convolution, nn.BatchNorm3d(outside), pool, nn.ReLU(inplace=True))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features (batch, features)."""
+        features: torch.Tensor = self.dropout(self.blocks(x).mean((2, 3, 4)))
+        return features
+
+
 def monai_arguments(params: EncoderParams) -> dict[str, Any]:
-    """Return the arguments of MONAI's ResNet, whose norms and strides `Encoder` then replaces."""
+    """Return the arguments of MONAI's ResNet; `ResNetEncoder` then replaces norms and strides."""
     block, layers = BLOCKS[params.architecture]
     return {
         "block": block,
@@ -107,7 +146,7 @@ def _dilate(level: nn.Module, dilation: int) -> None:
 def build(params: EncoderParams, *, seed: int) -> Encoder:
     """Return an encoder on the CPU whose weights depend on ``seed`` alone."""
     with seeded(seed):
-        return Encoder(params)
+        return Sfcn(params) if params.architecture == "sfcn" else ResNetEncoder(params)
 
 
 def place(encoder: Encoder) -> Encoder:

@@ -113,6 +113,16 @@ class PretrainParams(Section):
             raise ValueError(f"no objective {', '.join(unknown)}; expected some of {known}")
         return methods
 
+    @field_validator("encoder")
+    @classmethod
+    def _a_resnet(cls, encoder: EncoderParams) -> EncoderParams:
+        if encoder.architecture == "sfcn":
+            raise ValueError(
+                "sfcn is a baseline that is trained from scratch. Pretrain a ResNet, and name sfcn "
+                "as the encoder of one of finetune.initializations"
+            )
+        return encoder
+
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> PretrainParams:
         for name, section in (self.__pydantic_extra__ or {}).items():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.encoders import Encoder, Padded, ResNetEncoder
+
+Norm = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
-def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Return the last maps of ``encoder`` (batch, features, z', y', x'), 0 where all is hidden.
+def visible_maps(
+    encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the maps of the four levels of ``encoder``, (batch, channels, z', y', x'), 0 where all
+    is hidden, and for each where something is visible, 1 of (batch, 1, z', y', x').
 
     ``volumes`` are (batch, 1, z, y, x); ``visible`` has their shape, 1 where the encoder may look.
     As in SparK (Tian et al. 2023) and S3D (Wald et al. 2024): what is hidden is 0, and the maps
@@ -21,6 +26,7 @@ def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor)
     to layer; the statistics of norms are those of visible positions alone. A position of a coarser
     map is visible if any voxel of its cell is. With everything visible this is the dense encoder.
     """
+    assert isinstance(encoder, ResNetEncoder)  # params.py refuses others
     masks: dict[torch.Size, torch.Tensor] = {}
 
     def seen(maps: torch.Tensor) -> torch.Tensor:
@@ -37,18 +43,30 @@ def visible_maps(encoder: Encoder, volumes: torch.Tensor, visible: torch.Tensor)
     maps: torch.Tensor = normalized(encoder.bn1, encoder.conv1(volumes * visible))
     maps = encoder.act(encoder.maxpool(maps))
     maps = maps * seen(maps)
-    layers: tuple[Any, ...] = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
-    for block in itertools.chain(*layers):
-        residual = maps
-        maps = encoder.act(normalized(block.bn1, block.conv1(maps)))
-        maps = normalized(block.bn2, block.conv2(maps))
-        if hasattr(block, "conv3"):
-            maps = normalized(block.bn3, block.conv3(encoder.act(maps)))
-        if block.downsample is not None:
-            convolution, norm = block.downsample
-            residual = normalized(norm, convolution(residual))
-        maps = encoder.act(maps + residual)
-    return maps
+    levels = []
+    for level in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+        for block in level:
+            maps = _block(encoder, block, maps, normalized)
+        levels.append((maps, seen(maps)))
+    return levels
+
+
+def _block(
+    encoder: ResNetEncoder, block: Any, maps: torch.Tensor, normalized: Norm
+) -> torch.Tensor:
+    """Return what a residual block makes of maps."""
+    residual = maps
+    maps = encoder.act(normalized(block.bn1, block.conv1(maps)))
+    maps = normalized(block.bn2, block.conv2(maps))
+    if hasattr(block, "conv3"):
+        maps = normalized(block.bn3, block.conv3(encoder.act(maps)))
+    if isinstance(block.downsample, Padded):
+        residual = block.downsample(residual)
+    elif block.downsample is not None:
+        convolution, norm = block.downsample
+        residual = normalized(norm, convolution(residual))
+    out: torch.Tensor = encoder.act(maps + residual)
+    return out
 
 
 def batch_norm(norm: nn.Module, maps: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -87,6 +88,40 @@ class TestBuild:
         other = encoders.build(SMALL, seed=4).state_dict()
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+    def test_sfcn_is_the_network_of_peng_et_al(self) -> None:
+        # As its authors wrote it (github.com/ha-ailab/UKBiobank_deep_pretrain, dp_model/sfcn.py),
+        # without the classifier, whose mean over positions is the average pool of theirs.
+        layers: list[nn.Module] = []
+        channels = [1, 32, 64, 128, 256, 256]
+        for inside, outside in itertools.pairwise(channels):
+            layers += [
+                nn.Conv3d(inside, outside, 3, padding=1),
+                nn.BatchNorm3d(outside),
+                nn.MaxPool3d(2, stride=2),
+                nn.ReLU(),
+            ]
+        layers += [nn.Conv3d(256, 64, 1), nn.BatchNorm3d(64), nn.ReLU()]
+        reference = nn.Sequential(*layers, nn.AvgPool3d((2, 2, 2)), nn.Flatten()).eval()
+        ours = encoders.build(EncoderParams(architecture="sfcn"), seed=1).eval()
+        assert [weight.shape for weight in reference.parameters()] == [
+            weight.shape for weight in ours.parameters()
+        ]
+        values = list(ours.state_dict().values())
+        reference.load_state_dict(dict(zip(reference.state_dict(), values, strict=True)))
+        volumes = torch.randn(2, 1, 64, 64, 64)
+        torch.testing.assert_close(ours(volumes), reference(volumes))
+
+    def test_sfcn_takes_volumes_that_five_pools_do_not_divide_and_drops_features(self) -> None:
+        params = EncoderParams(architecture="sfcn", width=0.25)
+        encoder = encoders.build(params, seed=0)
+        features = encoder(torch.randn(8, 1, 25, 30, 27))
+        assert features.shape == (8, params.features) == (8, 16)
+        assert torch.equal(
+            encoder.eval()(torch.ones(1, 1, 25, 30, 27)), encoder(torch.ones(1, 1, 25, 30, 27))
+        )
+        with pytest.raises(ValidationError, match="stem_stride: no effect on sfcn"):
+            EncoderParams(architecture="sfcn", stem_stride=2)
 
     @pytest.mark.parametrize("width", [0, 0.3, -1, 8])
     def test_a_width_without_whole_channels_is_refused(self, width: float) -> None:

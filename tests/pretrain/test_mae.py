@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -9,6 +12,7 @@ from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.nn import encoders, seeds
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.pretrain.objectives.mae import Mae, MaeParams
+from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.sparse import batch_norm, group_norm, visible_maps
 
 SHAPE = (25, 32, 32)
@@ -45,7 +49,7 @@ class TestSparse:
         sparse = encoders.build(NETWORKS[network], seed=3).double().train(training)
         dense = encoders.build(NETWORKS[network], seed=3).double().train(training)
         volumes = random(2, 1, *SHAPE, dtype=torch.float64)
-        maps = visible_maps(sparse, volumes, torch.ones_like(volumes))
+        maps = visible_maps(sparse, volumes, torch.ones_like(volumes))[-1][0]
         ours, expected = maps.mean((2, 3, 4)), dense(volumes)
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
         for features in (ours, expected):
@@ -65,8 +69,11 @@ class TestSparse:
         visible[..., :16] = 1
         volumes, other = random(2, 1, *SHAPE), random(2, 1, *SHAPE, seed=9)
         mixed = torch.where(visible == 1, volumes, other)
-        one, two = (visible_maps(encoder, each, visible) for each in (volumes, mixed))
-        assert torch.equal(one, two)
+        levels = [visible_maps(encoder, each, visible) for each in (volumes, mixed)]
+        for (one, seen), (two, _) in zip(*levels, strict=True):
+            assert torch.equal(one, two)
+            assert not one[(seen == 0).expand_as(one)].any()
+        one = levels[0][-1][0]
         columns = 1 if one.shape[-1] == 1 else -(-one.shape[-1] // 2)
         assert not one[..., columns:].any()
 
@@ -86,6 +93,11 @@ class TestSparse:
         torch.testing.assert_close(normalized[..., 2:5], expected, rtol=1e-4, atol=1e-5)
         assert not normalized[..., :2].any()
         assert not normalized[..., 5:].any()
+
+
+def test_a_baseline_that_is_trained_from_scratch_is_not_pretrained() -> None:
+    with pytest.raises(ValidationError, match="sfcn is a baseline that is trained from scratch"):
+        PretrainParams.model_validate({"encoder": {"architecture": "sfcn"}})
 
 
 class TestMask:
@@ -120,10 +132,29 @@ class TestLoss:
         for row in inputs[0]:
             predicted = objective.predict(row[None, :1], row[None, 1:])[0, 0]
             chosen = (row[0] != 0) & (row[1] == 0)
-            errors.append((predicted[chosen] - row[0][chosen]).square().mean())
-            powers.append(row[0][chosen].square().mean())
+            target = objective.targets(row[None, :1])[0, 0][chosen]
+            errors.append((predicted[chosen] - target).square().mean())
+            powers.append(target.square().mean())
         torch.testing.assert_close(loss, torch.stack(errors).mean())
         torch.testing.assert_close(measures["explained"], 1 - sum(errors) / sum(powers))
+
+    def test_targets_are_standardized_in_the_brain_of_each_patch(self) -> None:
+        objective = mae(patch_mm=24)
+        volumes = heads(2) * 3 + 5 * (heads(2) != 0)
+        targets = objective.targets(volumes)
+        assert torch.equal(targets != 0, volumes != 0)
+        for z, y, x in itertools.product(*(range(0, n, 4) for n in SHAPE)):
+            for scan in range(2):
+                patch, target = (
+                    each[scan, 0, z : z + 4, y : y + 4, x : x + 4] for each in (volumes, targets)
+                )
+                inside = patch != 0
+                if inside.any():
+                    values = patch[inside].double()
+                    expected = (values - values.mean()) / values.std(correction=0)
+                    torch.testing.assert_close(
+                        target[inside].double(), expected, rtol=1e-3, atol=1e-3
+                    )
 
     def test_nothing_outside_the_brain_or_visible_is_asked(self) -> None:
         objective = mae(norm="group")
@@ -136,6 +167,27 @@ class TestLoss:
             volumes = torch.zeros(1, 1, *shape)
             assert mae(norm="group").predict(volumes, torch.ones_like(volumes)).shape[2:] == shape
 
+    @pytest.mark.parametrize(
+        "params",
+        [
+            *NETWORKS.values(),
+            EncoderParams(stem_stride=2, width=0.125, shortcut="padded", dilated=True),
+        ],
+        ids=[*NETWORKS, "dilated"],
+    )
+    def test_every_level_and_token_reaches_the_prediction(self, params: EncoderParams) -> None:
+        with seeds.seeded(1):
+            encoder = encoders.build(params, seed=1)
+            # Patches as large as a position of the last level, so that some there are hidden.
+            objective = Mae(encoder, MaeParams(patch_mm=192), spacing_mm=6.0)
+        visible = torch.stack([objective.draw_visible((64, 64, 64), scan) for scan in "ab"])
+        predicted = objective.predict(random(2, 1, 64, 64, 64), visible[:, None].float())
+        assert predicted.shape == (2, 1, 64, 64, 64)
+        predicted.square().sum().backward()
+        for name, weight in objective.named_parameters():
+            assert weight.grad is not None, name
+            assert weight.grad.any(), name
+
     def test_it_learns_to_predict_the_hidden_from_the_visible(self) -> None:
         objective = mae(mask=0.5, patch_mm=24)
         optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
@@ -144,9 +196,9 @@ class TestLoss:
         anatomy = torch.sin(3 * x)[:, None, None] + torch.cos(4 * x)[:, None] + torch.zeros(16)
         explained = []
         for step in range(55):
-            # Strong or weak in each scan: the mean over scans explains two thirds.
-            strength = 1 + 0.7 * (2.0 * torch.randint(2, (16, 1, 1, 1, 1), generator=source) - 1)
-            volumes = strength * anatomy
+            # The sign differs from scan to scan: their mean explains nothing.
+            sign = 2.0 * torch.randint(2, (16, 1, 1, 1, 1), generator=source) - 1
+            volumes = sign * anatomy
             visible = [objective.draw_visible((16, 16, 16), step, scan) for scan in range(16)]
             inputs = torch.cat([volumes, torch.stack(visible)[:, None]], 1)
             loss, measures = objective.loss(objective.encode(inputs)[None], torch.arange(16))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional as F
 
 from neurofoundry.nn import seeds
 from neurofoundry.nn.augment.params import AugmentParams
-from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.encoders import Encoder, ResNetEncoder
 from neurofoundry.params import Section
 from neurofoundry.pretrain.objective import Objective
 from neurofoundry.pretrain.sparse import visible_maps
@@ -30,11 +32,11 @@ class MaeParams(Section):
 
 
 class Mae(Objective):
-    """The encoder, convolving over what is visible (He et al. 2022; sparse as SparK, S3D).
+    """The encoder, convolving over what is visible, and a U-shaped decoder with skips.
 
-    A light decoder reads the encoder's last maps alone, without skip connections, so that what is
-    worth knowing must be in the features that later stages use. It is discarded afterwards.
-    The encoder is the same network as everywhere: only its inputs have gaps.
+    He et al. 2022; sparse and hierarchical as SparK (Tian et al. 2023) and S3D (Wald et al. 2024).
+    The decoder is discarded afterwards. The encoder is the same network as everywhere: only its
+    inputs have gaps.
     """
 
     name = "mae"
@@ -45,13 +47,7 @@ class Mae(Objective):
         super().__init__(encoder, params, spacing_mm=spacing_mm)
         self.params = params
         self.patch = max(1, round(params.patch_mm / spacing_mm))
-        stride = 16 * encoder.conv1.stride[0]
-        steps: list[nn.Module] = []
-        channels = encoder.features
-        for _ in range(int(math.log2(stride / CELL))):
-            wider, channels = channels, channels // 2
-            steps += [nn.ConvTranspose3d(wider, channels, 2, 2), nn.ReLU(inplace=True)]
-        self.decoder = nn.Sequential(*steps, nn.Conv3d(channels, CELL**3, 1))
+        self.decoder = Decoder(encoder)
 
     def inputs(
         self, zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int
@@ -67,12 +63,11 @@ class Mae(Objective):
         order = seeds.generator(*key, "patches").permutation(math.prod(counts))
         hidden = round(self.params.mask * len(order))
         visible = torch.from_numpy(order >= hidden).view(*counts)
-        for axis, n in enumerate(shape):
-            visible = visible.repeat_interleave(self.patch, axis).narrow(axis, 0, n)
-        return visible
+        return _spread(visible, self.patch, shape)
 
     def predict(self, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Predict ``volumes`` (batch, 1, z, y, x) from their voxels where ``visible`` is 1."""
+        """Predict `targets` of volumes (batch, 1, z, y, x) from their voxels that are ``visible``
+        (1, else 0)."""
         cells: torch.Tensor = self.decoder(visible_maps(self.encoder, volumes, visible))
         batch, _, *counts = cells.shape
         cells = cells.view(batch, CELL, CELL, CELL, *counts).permute(0, 4, 1, 5, 2, 6, 3)
@@ -80,14 +75,31 @@ class Mae(Objective):
         z, y, x = volumes.shape[2:]
         return whole[..., :z, :y, :x]
 
+    def targets(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Return volumes (batch, 1, z, y, x) whose brain has mean 0 and variance 1 in each patch.
+
+        What a patch looks like matters then, not how bright it is (He et al. 2022, section 4).
+        """
+        brain = (volumes != 0).to(volumes.dtype)
+        count = self._sum(brain).clamp(min=1)
+        mean = self._sum(volumes) / count
+        variance = self._sum((volumes - mean).square() * brain) / count
+        return (volumes - mean) / (variance + 1e-6).sqrt() * brain
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return at each voxel of (batch, 1, z, y, x) the sum over its patch."""
+        sums = F.avg_pool3d(values, self.patch, ceil_mode=True, divisor_override=1)
+        return _spread(sums, self.patch, values.shape[2:])
+
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error and the mean square of the hidden voxels of each brain."""
         volumes, visible = inputs[:, :1], inputs[:, 1:]
         hidden = (volumes != 0) & (visible == 0)
         count = hidden.sum((1, 2, 3, 4)).clamp(min=1)
-        errors = (self.predict(volumes, visible).to(volumes.dtype) - volumes).square()
+        targets = self.targets(volumes)
+        errors = (self.predict(volumes, visible).to(volumes.dtype) - targets).square()
         return torch.stack(
-            [(each * hidden).sum((1, 2, 3, 4)) / count for each in (errors, volumes.square())], 1
+            [(each * hidden).sum((1, 2, 3, 4)) / count for each in (errors, targets.square())], 1
         )
 
     def loss(
@@ -104,3 +116,61 @@ class Mae(Objective):
             "the hidden voxels are predicted no better than by their mean. Lower "
             "pretrain.learning_rate or pretrain.mae.mask."
         )
+
+
+class Decoder(nn.Module):
+    """From the maps of every level down to a stride of ``CELL``, to the voxels of each cell.
+
+    What is hidden is a learned token at each level; a level adds its maps to what comes from the
+    one above it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        assert isinstance(encoder, ResNetEncoder)  # params.py refuses others
+        levels = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
+        # A stem of stride 2 gives layer1 a stride of 4, one of stride 1 layer2.
+        self.skipped = 2 - encoder.conv1.stride[0]
+        channels = [_channels(level) for level in levels[self.skipped :]]
+        widths = [max(8, count // 2) for count in channels]
+        self.tokens = nn.ParameterList(torch.zeros(1, count, 1, 1, 1) for count in channels)
+        self.lateral = nn.ModuleList(map(partial(nn.Conv3d, kernel_size=1), channels, widths))
+        self.merge = nn.ModuleList(map(_merge, widths[1:], widths[:-1]))
+        self.head = nn.Conv3d(widths[0], CELL**3, 1)
+
+    def forward(self, levels: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Return (batch, CELL³, z', y', x') from the result of `visible_maps`."""
+        filled = [
+            lateral(torch.where(seen != 0, maps, token))
+            for (maps, seen), token, lateral in zip(
+                levels[self.skipped :], self.tokens, self.lateral, strict=True
+            )
+        ]
+        maps: torch.Tensor = filled[-1]
+        for skip, merge in zip(filled[-2::-1], reversed(self.merge), strict=True):
+            maps = skip + merge(F.interpolate(maps, size=skip.shape[2:]))
+        cells: torch.Tensor = self.head(maps)
+        return cells
+
+
+def _merge(inside: int, outside: int) -> nn.Sequential:
+    # Group norm, as the rows of a batch are encoded in chunks.
+    return nn.Sequential(
+        nn.Conv3d(inside, outside, 3, padding=1),
+        nn.GroupNorm(math.gcd(8, outside), outside),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(outside, outside, 3, padding=1),
+    )
+
+
+def _channels(level: nn.Sequential) -> int:
+    """Return how many channels the maps of a level have."""
+    convolutions = [each for each in level[-1].children() if isinstance(each, nn.Conv3d)]
+    return convolutions[-1].out_channels
+
+
+def _spread(patches: torch.Tensor, edge: int, shape: Sequence[int]) -> torch.Tensor:
+    """Return a volume (…, z, y, x) that has in each patch the value of (…, z', y', x')."""
+    for axis, n in enumerate(shape, patches.ndim - 3):
+        patches = patches.repeat_interleave(edge, axis).narrow(axis, 0, n)
+    return patches
