@@ -106,6 +106,8 @@ def learn(
 
     params = {"initializations": {"scratch": {"encoder": "random", "mode": "finetune"}}}
     params |= {"epochs": epochs, "batch_size": 8, "learning_rate": 3e-3, "augmentation": "none"}
+    tuned = FinetuneParams.model_validate(params)
+    tuning = tuned.tuning("scratch")
     train(
         network,
         task,
@@ -114,7 +116,9 @@ def learn(
         val=rows[rows["split"] == "val"],
         scans_per_epoch=int((rows["split"] == "train").sum()),
         read=read,
-        params=FinetuneParams.model_validate(params),
+        params=tuned,
+        tuning=tuning,
+        learning_rate=tuning.learning_rates[0],
         seed=0,
         advance=lambda: None,
     )

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from neurofoundry.contracts.cohort import HELD_OUT
-from neurofoundry.contracts.encoder import Plan, check_volumes, read_plan
+from neurofoundry.contracts.encoder import UNTRAINED, EncoderParams, Plan, check_volumes, read_plan
 from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.errors import UsageError
 from neurofoundry.finetune import probe, reference, subsets
 from neurofoundry.finetune.network import Network, Reader, infer
-from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.params import FinetuneParams, Tuning
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
-from neurofoundry.nn.seeds import generator
+from neurofoundry.nn.seeds import generator, seeded
 from neurofoundry.runtime import cache
 from neurofoundry.runtime.arrays import key_of_arrays, write_arrays
 from neurofoundry.runtime.files import hash_file
@@ -55,24 +56,38 @@ class Origin:
 def find_origins(
     folders: Mapping[str, Path], run_seeds: Sequence[int], volumes: Volumes, *, seed: int
 ) -> dict[tuple[str, int], Origin]:
-    """Load every encoder by name, and an untrained one, for each seed of a run.
+    """Load every encoder by name, and untrained ones (`UNTRAINED`), for each seed of a run.
 
-    The untrained network, "random", is that of the first encoder. Raises UsageError if an encoder
-    was trained on volumes unlike ``volumes``.
+    "random" is the network of the first encoder, "sfcn" has its width. Raises UsageError if an
+    encoder was trained on volumes unlike ``volumes``, or has the name of an untrained one.
     """
     origins: dict[tuple[str, int], Origin] = {}
     for name, folder in folders.items():
+        if name in UNTRAINED:
+            raise UsageError(
+                f"{folder}: an encoder cannot be named '{name}', which is an untrained network. "
+                "Import it under another name (`neurofoundry import --as`)."
+            )
         encoder, plan = encoders.load(folder)
         check_volumes(plan, volumes)
         origin = Origin(encoders.place(encoder), plan, hash_file(folder / "encoder.safetensors"))
         origins |= {(name, run_seed): origin for run_seed in run_seeds}
     plan = read_plan(next(iter(folders.values())))
-    untrained = plan.model_copy(update={"name": "random", "method": "random", "pretraining": None})
-    for run_seed in run_seeds:
-        drawn = int(generator(seed, run_seed, "encoder").integers(2**63))
-        random = encoders.place(encoders.build(plan.encoder, seed=drawn))
-        origins["random", run_seed] = Origin(random, untrained, f"seed {drawn}")
+    sfcn = EncoderParams(architecture="sfcn", width=plan.encoder.width)
+    for name, network in zip(UNTRAINED, (plan.encoder, sfcn), strict=True):
+        for run_seed in run_seeds:
+            origins[name, run_seed] = _untrained(name, network, plan, (seed, run_seed))
     return origins
+
+
+def _untrained(name: str, network: EncoderParams, like: Plan, key: tuple[int, int]) -> Origin:
+    """Return an untrained ``network`` for the volumes of the encoder ``like``."""
+    drawn = int(generator(*key, "encoder").integers(2**63))
+    about = {"name": name, "method": "random", "pretraining": None}
+    shape = {"encoder": network, "features": network.features}
+    plan = like.model_copy(update=about | shape)
+    encoder = encoders.place(encoders.build(network, seed=drawn))
+    return Origin(encoder, plan, f"{network.architecture} of seed {drawn}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ class Blueprint:
     """Those of split 'train' whose labels may be used."""
     read: Reader
     params: FinetuneParams
+    tuning: Tuning
     seed: int
 
     def make(self, folder: Path, advance: Callable[[], None]) -> None:
@@ -120,20 +136,33 @@ class Blueprint:
         return network, history
 
     def _finetuned(self, advance: Callable[[], None]) -> tuple[Network, pd.DataFrame]:
-        """Train all weights of a copy of the encoder, and a head."""
+        """Train a copy of the encoder and a head with each learning rate of its tuning; keep the
+        one with the least loss on 'val'."""
+        tries = [self._tried(rate, advance) for rate in self.tuning.learning_rates]
+        least = [history["val_loss"].min() for _, history in tries]
+        network, _ = tries[int(np.argmin(least))]
+        return network, pd.concat([history for _, history in tries], ignore_index=True)
+
+    def _tried(self, rate: float, advance: Callable[[], None]) -> tuple[Network, pd.DataFrame]:
+        """Train with one learning rate."""
         network = Network(copy.deepcopy(self.origin.encoder), self.task)
-        history = train(
-            network,
-            self.task,
-            name=self.name,
-            learn=self.learn,
-            val=self.rows[self.rows["split"] == "val"],
-            scans_per_epoch=int((self.rows["split"] == "train").sum()),
-            read=self.read,
-            params=self.params,
-            seed=self.seed,
-            advance=advance,
-        )
+        if self.tuning.head == "probe":
+            network.head = copy.deepcopy(self._probed()[0].head).to(network.head.weight.device)
+        with seeded(self.seed):  # dropout
+            history = train(
+                network,
+                self.task,
+                name=self.name,
+                learn=self.learn,
+                val=self.rows[self.rows["split"] == "val"],
+                scans_per_epoch=int((self.rows["split"] == "train").sum()),
+                read=self.read,
+                params=self.params,
+                tuning=self.tuning,
+                learning_rate=rate,
+                seed=self.seed,
+                advance=advance,
+            )
         return network, history
 
     def _features(self, network: Network, scans: pd.DataFrame) -> Tensor:

@@ -3,23 +3,73 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
+from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.params import Name, Section
 from neurofoundry.tasks.base import BASELINE
 
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("duplicate value")
+    return values
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+Rates = Annotated[tuple[Rate, ...], AfterValidator(_distinct), Field(min_length=1)]
 
 
 class Initialization(Section):
-    """Where a model starts from, and how much of it is trained."""
+    """Where a model starts from, and how it is trained.
+
+    What is left out is that of finetune. It may differ, as no one learning rate suits all
+    weights; the comparison stays fair with the same number of tries for each.
+    """
 
     encoder: Name
-    """Name of an encoder, such as a method of pretraining; random: the same network, untrained."""
+    """Name of an encoder, such as a method of pretraining; random: the same network, untrained;
+    sfcn: the untrained network of Peng et al. 2021, of the same width."""
     mode: Literal["finetune", "probe"]
     """finetune: all weights are trained. probe: the encoder is frozen, a linear model is fitted."""
+    learning_rate: Rate | Rates | None = None
+    """Peak learning rate; of several, the one with the least loss on 'val' is kept."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor on the learning rate from each level of the network to the one below it."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Epochs of fine-tuning."""
+    freeze: int = Field(default=0, ge=0, le=6)
+    """Levels of the encoder, from the input up, that stay as they are; of a ResNet, the first is
+    the stem and the fifth the last."""
+    head: Literal["zeros", "probe"] = "zeros"
+    """What the head starts from: zeros, or the linear model that is fitted to the frozen encoder
+    (LP-FT, Kumar et al. 2022, arXiv 2202.10054)."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Initialization:
+        unset = {"encoder", "mode"}
+        changed = self.model_dump(exclude=unset, exclude_defaults=True)
+        if self.mode == "probe" and changed:
+            raise ValueError(
+                f"{', '.join(changed)}: no effect with mode 'probe', which trains no encoder. "
+                "Remove them"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an initialization is fine-tuned, once for each of the learning rates."""
+
+    learning_rates: tuple[float, ...]
+    layer_decay: float
+    epochs: int
+    freeze: int
+    head: Literal["zeros", "probe"]
 
 
 class Frozen(NamedTuple):
@@ -28,12 +78,6 @@ class Frozen(NamedTuple):
     encoder: str
     seed: int | None
     """The seed of its weights if it is untrained."""
-
-
-def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("duplicate value")
-    return values
 
 
 def _not_a_baseline(name: str) -> str:
@@ -76,8 +120,10 @@ class FinetuneParams(Section):
     all of them, so that every model has the same budget; the best epoch on 'val' is kept."""
     batch_size: int = Field(default=16, ge=2)
     """Scans per step of fine-tuning."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW, for the head and, if ``layer_decay`` is 1, for the encoder."""
+    learning_rate: Rate | Rates = 1e-3
+    """Peak learning rate of AdamW, for the head and, if ``layer_decay`` is 1, for the encoder. Of
+    several, such as [3e-4, 3e-3], every model tries each and keeps the one with the least loss on
+    'val'."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each level of the network to the one below it."""
     augmentation: Literal["light", "none"] = "light"
@@ -100,12 +146,39 @@ class FinetuneParams(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _equal_tries(self) -> FinetuneParams:
+        counts = {
+            name: len(self.tuning(name).learning_rates)
+            for name, start in self.initializations.items()
+            if start.mode == "finetune"
+        }
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(
+                f"learning_rate: each initialization must try as many as the others for a fair "
+                f"comparison; found {found}. Give as many for each"
+            )
+        return self
+
+    def tuning(self, init: str) -> Tuning:
+        """Return how an initialization is fine-tuned."""
+        start = self.initializations[init]
+        rate = self.learning_rate if start.learning_rate is None else start.learning_rate
+        return Tuning(
+            learning_rates=rate if isinstance(rate, tuple) else (rate,),
+            layer_decay=self.layer_decay if start.layer_decay is None else start.layer_decay,
+            epochs=start.epochs or self.epochs,
+            freeze=start.freeze,
+            head=start.head,
+        )
+
     def frozen(self, init: str, seed: int) -> Frozen | None:
         """Return the encoder that a probe leaves frozen; None if the whole network is trained."""
         start = self.initializations[init]
         if start.mode == "finetune":
             return None
-        return Frozen(start.encoder, seed if start.encoder == "random" else None)
+        return Frozen(start.encoder, seed if start.encoder in UNTRAINED else None)
 
     def most_shards(self, tasks: int) -> int:
         """Return into how many shards the models can be divided.
@@ -116,8 +189,9 @@ class FinetuneParams(Section):
         frozen = [self.frozen(*start) for start in starts]
         return len(set(frozen) - {None}) + tasks * len(self.fractions) * frozen.count(None)
 
-    def training(self) -> dict[str, object]:
-        """Return the parameters on which a fine-tuned model depends, and a probe does not."""
-        return self.model_dump(
-            mode="json", exclude={"initializations", "fractions", "seeds", "explain"}
+    def training(self, init: str) -> dict[str, object]:
+        """Return what a fine-tuned model of ``init`` depends on beside its data and encoder."""
+        common = self.model_dump(
+            mode="json", include={"batch_size", "augmentation", "precision", "weight_decay"}
         )
+        return common | asdict(self.tuning(init))

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from neurofoundry.contracts.cohort import HELD_OUT
-from neurofoundry.contracts.encoder import find_encoders, read_pretrained
+from neurofoundry.contracts.encoder import UNTRAINED, find_encoders, read_pretrained
 from neurofoundry.contracts.models import (
     DESCRIBED,
     RUNS,
@@ -119,7 +119,10 @@ class Study:
 
     def effort(self, run: Run) -> int:
         """Return by how much the model of a run advances the progress."""
-        return self.params.epochs if self._is_tuned(run) else 1
+        if not self._is_tuned(run):
+            return 1
+        tuning = self.params.tuning(run.init)
+        return tuning.epochs * len(tuning.learning_rates)
 
     def provide(self, run: Run, work: Workspace, progress: Progress) -> None:
         """Make the model of a run, or take it from an earlier output, and explain it if asked."""
@@ -162,6 +165,7 @@ class Study:
             learn=runs.learned_from(rows, run, task, self.seed),
             read=self.read,
             params=self.params,
+            tuning=self.params.tuning(run.init),
             seed=int(generator(self.seed, run.seed, run.task).integers(2**63)),
         )
 
@@ -171,7 +175,7 @@ class Study:
         init = self.params.initializations[run.init]
         return ModelPlan(
             task={"name": run.task, **task},
-            initialization=Start(name=run.init, **init.model_dump()),
+            initialization=Start(name=run.init, encoder=init.encoder, mode=init.mode),
             fraction=run.fraction,
             seed=run.seed,
             learned_from=LearnedFrom(
@@ -188,7 +192,7 @@ class Study:
         return {
             **plan.model_dump(mode="json"),
             "stage_seed": self.seed,
-            "training": self.params.training() if self._is_tuned(run) else None,
+            "training": self.params.training(run.init) if self._is_tuned(run) else None,
             "weights": blueprint.origin.weights,
             "scans_sha256": hash_table(blueprint.rows[[*DESCRIBED, "volume_sha256"]]),
             "code_sha256": self.code,
@@ -239,7 +243,7 @@ def open_study(
 ) -> Study:
     """Load and check what models start from. Raises DataError and UsageError."""
     for name, init in params.initializations.items():
-        if init.encoder not in ("random", *encoders):
+        if init.encoder not in (*UNTRAINED, *encoders):
             raise UsageError(
                 f"finetune.initializations.{name}: no encoder '{init.encoder}'; there is "
                 f"{', '.join(encoders)}. Pretrain it (pretrain.methods), or give it with --encoder."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.errors import UsageError
 from neurofoundry.finetune.network import Network, Reader, infer
-from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.params import FinetuneParams, Tuning
 from neurofoundry.nn import augment, seeds
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.tasks import Task
@@ -36,9 +35,6 @@ LIGHT = AugmentParams(
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises to its peak."""
 
-DEPTHS = {"head": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4}
-"""Levels of the network below its output; the stem is the lowest."""
-
 
 def train(
     network: Network,
@@ -50,29 +46,33 @@ def train(
     scans_per_epoch: int,
     read: Reader,
     params: FinetuneParams,
+    tuning: Tuning,
+    learning_rate: float,
     seed: int,
     advance: Callable[[], None],
 ) -> pd.DataFrame:
     """Fit ``network`` to the scans ``learn``, keep the epoch of the least loss on ``val``, and
-    return the history, one row per epoch.
+    return the history, one row per epoch. A head that is not zero outputs the unit of the label.
 
     Both tables have ``scan_id`` and ``target``. Losses are cross-entropies weighted for balanced
     classes, or squared errors over the variance of the targets. The network of a regression
     finally outputs the unit of the label. Raises UsageError if a loss is not a finite number.
     """
-    trainer = Trainer(network, task, learn, scans_per_epoch, read, params, seed)
+    optimizer = make_optimizer(network, params, tuning, learning_rate)
+    trainer = Trainer(network, task, learn, scans_per_epoch, read, params, tuning, optimizer, seed)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
-    for epoch in range(params.epochs):
+    for epoch in range(tuning.epochs):
         train_loss, val_loss = trainer.run_epoch(epoch), trainer.loss_on(val)
         if not math.isfinite(train_loss) or not math.isfinite(val_loss):
             raise UsageError(
                 f"{name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
-                f"{val_loss:g} on val. Set finetune.learning_rate below {params.learning_rate:g}."
+                f"{val_loss:g} on val. Set finetune.learning_rate below {learning_rate:g}."
             )
         if not history or val_loss < min(row["val_loss"] for row in history):
             best = {key: value.clone() for key, value in network.state_dict().items()}
-        history.append({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss})
+        losses = {"train_loss": train_loss, "val_loss": val_loss}
+        history.append({"epoch": epoch + 1, "learning_rate": learning_rate, **losses})
         advance()
     network.load_state_dict(best)
     trainer.unstandardize()
@@ -80,7 +80,7 @@ def train(
 
 
 class Trainer:
-    """The parts of fine-tuning: optimizer, schedule, order of the scans, and loss."""
+    """The parts of fine-tuning: schedule, order of the scans, and loss."""
 
     def __init__(
         self,
@@ -90,24 +90,32 @@ class Trainer:
         scans_per_epoch: int,
         read: Reader,
         params: FinetuneParams,
+        tuning: Tuning,
+        optimizer: torch.optim.Optimizer,
         seed: int,
     ) -> None:
         self.network, self.read, self.params, self.seed = network, read, params, seed
         self.device = next(network.parameters()).device
+        self.frozen = frozen_modules(network, tuning.freeze)
+        for module in self.frozen:
+            module.requires_grad_(False)
         self.centre, self.scale = task.standardization(learn["target"])
+        self._standardize()
         self.objective = task.loss(learn["target"].to_numpy(), self.device)
         self.scan_ids = learn["scan_id"].to_numpy()
         self.targets = self._standardized(learn)
         self.steps = math.ceil(scans_per_epoch / params.batch_size)
         """Steps per epoch."""
         self.batches = batches(len(learn), params.batch_size, seeds.generator(seed, "order"))
-        self.optimizer = torch.optim.AdamW(parameter_groups(network, params), fused=True)
-        factor = warm_up_and_cosine(params.epochs * self.steps)
+        self.optimizer = optimizer
+        factor = warm_up_and_cosine(tuning.epochs * self.steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def run_epoch(self, epoch: int) -> float:
         """Train for an epoch and return the mean loss of its steps."""
         self.network.train()
+        for module in self.frozen:
+            module.eval()
         _forget_statistics(self.network)
         mean = 0.0
         for step in range(epoch * self.steps, (epoch + 1) * self.steps):
@@ -124,6 +132,14 @@ class Trainer:
         with torch.no_grad():
             self.network.head.weight.mul_(self.scale)
             self.network.head.bias.mul_(self.scale).add_(self.centre)
+
+    def _standardize(self) -> None:
+        """Let a head that outputs the unit of the label output targets; zeros stay zeros."""
+        head = self.network.head
+        if head.weight.any() or head.bias.any():
+            with torch.no_grad():
+                head.weight.div_(self.scale)
+                head.bias.sub_(self.centre).div_(self.scale)
 
     def _step(self, step: int) -> float:
         """Train on one batch and return its loss."""
@@ -164,21 +180,46 @@ def batches(
         rows = rows[batch_size:]
 
 
-def parameter_groups(network: Network, params: FinetuneParams) -> list[dict[str, Any]]:
-    """Return the parameters with the learning rate of their level, biases and norms undecayed."""
+def make_optimizer(
+    network: Network, params: FinetuneParams, tuning: Tuning, learning_rate: float
+) -> torch.optim.AdamW:
+    """Return AdamW with the learning rate of each level; biases and norms are not decayed, and the
+    levels that are frozen are left out."""
+    frozen = {
+        weight for each in frozen_modules(network, tuning.freeze) for weight in each.parameters()
+    }
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, values in network.named_parameters():
-        level = name.removeprefix("encoder.").split(".")[0]
-        depth = DEPTHS.get(level, len(DEPTHS))
-        groups.setdefault((depth, values.ndim > 1), []).append(values)
+        if values not in frozen:
+            groups.setdefault((depth_of(network, name), values.ndim > 1), []).append(values)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": values,
+                "lr": learning_rate * tuning.layer_decay**depth,
+                "weight_decay": params.weight_decay * decays,
+            }
+            for (depth, decays), values in groups.items()
+        ],
+        fused=True,
+    )
+
+
+def frozen_modules(network: Network, levels: int) -> list[nn.Module]:
+    """Return the modules of the lowest ``levels`` of the encoder, each without its children."""
+    trained = len(network.encoder.levels) - levels
     return [
-        {
-            "params": values,
-            "lr": params.learning_rate * params.layer_decay**depth,
-            "weight_decay": params.weight_decay * decays,
-        }
-        for (depth, decays), values in groups.items()
+        module
+        for name, module in network.encoder.named_modules()
+        if not any(module.children()) and depth_of(network, name) > trained
     ]
+
+
+def depth_of(network: Network, name: str) -> int:
+    """Return how many levels a parameter or module lies below the output; 0: beside the head."""
+    name = name.removeprefix("encoder.")
+    depths = enumerate(() if name.startswith("head.") else network.encoder.levels, 1)
+    return next((depth for depth, level in depths if name.startswith(level)), 0)
 
 
 def warm_up_and_cosine(steps: int) -> Callable[[int], float]:
@@ -206,6 +247,6 @@ def _forget_statistics(network: Network) -> None:
     of another set of scans.
     """
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm3d):
+        if isinstance(module, nn.BatchNorm3d) and module.training:
             module.reset_running_stats()
             module.momentum = None

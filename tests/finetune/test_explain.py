@@ -142,6 +142,7 @@ class TestLesions:
         """One that has learned to see them, and the same with the weights that it began with."""
         rows = pd.DataFrame({"scan_id": range(72), "target": np.arange(72) % 2})
         networks = {}
+        tuned = FinetuneParams.model_validate({**tiny.FINETUNED, "epochs": 10})
         for name in ("trained", "untrained"):
             params = EncoderParams(stem_stride=2, width=0.125)
             networks[name] = Network(encoders.build(params, seed=0), cls.TASK)
@@ -153,7 +154,9 @@ class TestLesions:
             val=rows[48:58],
             scans_per_epoch=48,
             read=lambda ids: torch.from_numpy(heads[0][list(ids)]).unsqueeze(1),
-            params=FinetuneParams.model_validate({**tiny.FINETUNED, "epochs": 10}),
+            params=tuned,
+            tuning=tuned.tuning("scratch"),
+            learning_rate=3e-3,
             seed=0,
             advance=lambda: None,
         )

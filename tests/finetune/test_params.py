@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from neurofoundry.finetune.params import FinetuneParams
+from neurofoundry.finetune.params import FinetuneParams, Tuning
 from tests.support.tiny import FINETUNED
 
 
@@ -24,6 +24,22 @@ from tests.support.tiny import FINETUNED
         ({"seeds": [1, 1]}, "duplicate value"),
         ({"seeds": []}, "at least 1 item"),
         ({"learning_rate": 0}, "greater than 0"),
+        ({"learning_rate": []}, "at least 1 item"),
+        ({"learning_rate": [1e-3, 1e-3]}, "duplicate value"),
+        (
+            {"initializations": {"a": {"encoder": "random", "mode": "probe", "freeze": 2}}},
+            "freeze: no effect with mode 'probe'",
+        ),
+        (
+            {
+                "initializations": {
+                    "a": {"encoder": "random", "mode": "finetune"},
+                    "b": {"encoder": "sfcn", "mode": "finetune", "learning_rate": [0.1, 0.01]},
+                    "c": {"encoder": "random", "mode": "probe"},
+                }
+            },
+            "found a 1, b 2. Give as many for each",
+        ),
         ({"batch_size": 1}, "greater than or equal to 2"),
         ({"epoch": 3}, "Extra inputs"),
         (
@@ -38,3 +54,27 @@ from tests.support.tiny import FINETUNED
 def test_parameters_without_sense_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         FinetuneParams.model_validate({**FINETUNED, **change})
+
+
+def test_an_initialization_is_tuned_as_finetune_says_or_as_it_says_itself() -> None:
+    params = FinetuneParams.model_validate(
+        {
+            **FINETUNED,
+            "learning_rate": [1e-3, 1e-2],
+            "layer_decay": 0.9,
+            "initializations": {
+                "plain": {"encoder": "random", "mode": "finetune"},
+                "own": {
+                    "encoder": "simclr",
+                    "mode": "finetune",
+                    "learning_rate": [1e-4, 1e-5],
+                    "layer_decay": 0.5,
+                    "epochs": 2,
+                    "freeze": 1,
+                    "head": "probe",
+                },
+            },
+        }
+    )
+    assert params.tuning("plain") == Tuning((1e-3, 1e-2), 0.9, 6, 0, "zeros")
+    assert params.tuning("own") == Tuning((1e-4, 1e-5), 0.5, 2, 1, "probe")

@@ -171,6 +171,56 @@ class TestOutputs:
         assert plan["encoder"]["grid"]["spacing_mm"] == 6
 
 
+class TestTuning:
+    def test_the_learning_rate_with_the_least_loss_on_val_is_kept(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        params = BOTH | {"epochs": 2, "learning_rate": [1e-9, 3e-3, 1e-8]}
+        models = tiny.run(tmp_path / "m", volumes, encoder, params, {"age": AGE})
+        history = pd.read_csv(models / "age/scratch/1.0/0/history.tsv", sep="\t")
+        assert list(history["learning_rate"]) == [1e-9, 1e-9, 3e-3, 3e-3, 1e-8, 1e-8]
+        assert history.loc[history["val_loss"].idxmin(), "learning_rate"] == 3e-3
+        alone = tiny.run(
+            tmp_path / "alone", volumes, encoder, params | {"learning_rate": 3e-3}, {"age": AGE}
+        )
+        for name in ("age/scratch/1.0/0", "age/simclr/1.0/0"):
+            one, other = (tiny.predictions(folder / name) for folder in (models, alone))
+            pd.testing.assert_frame_equal(one, other)
+
+    def test_sfcn_learns_by_its_own_rate_and_no_other_model_is_made_again(
+        self, tmp_path: Path, models: Path, volumes: Path, encoder: Path
+    ) -> None:
+        made = Path(shutil.copytree(models, tmp_path / "models", copy_function=os.link))
+        before = when_made(made)
+        sfcn = {"encoder": "sfcn", "mode": "finetune", "learning_rate": 1e-2, "epochs": 8}
+        params = BOTH | {"initializations": BOTH["initializations"] | {"sfcn": sfcn}}
+        tiny.run(made, volumes, encoder, params, TASKS)
+        after = when_made(made)
+        assert {name: after[name] for name in before} == before
+        plan = json.loads((made / "diagnosis/sfcn/1.0/0/plan.json").read_text())
+        assert plan["encoder"]["encoder"]["architecture"] == "sfcn"
+        table = tiny.predictions(made / "diagnosis/sfcn/1.0/0")
+        table = table[table["split"] == "test"]
+        assert roc_auc_score(table["label"] == "AD", table["p_AD"]) > 0.9
+
+    def test_a_head_that_starts_from_the_probe_starts_where_the_probe_ended(
+        self, tmp_path: Path, volumes: Path, encoder: Path
+    ) -> None:
+        lpft = {
+            **{"encoder": "simclr", "mode": "finetune", "head": "probe", "freeze": 5},
+            **{"epochs": 1, "learning_rate": 1e-9},
+        }
+        inits = {"lpft": lpft, "probe": BOTH["initializations"]["probe"]}
+        models = tiny.run(
+            tmp_path / "m", volumes, encoder, BOTH | {"initializations": inits}, TASKS
+        )
+        for task, column in (("age", "output"), ("diagnosis", "p_AD")):
+            one, other = (
+                tiny.predictions(models / f"{task}/{init}/1.0/0")[column] for init in inits
+            )
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 class TestWhatIsLearnedFrom:
     def test_volumes_of_test_and_ood_change_no_weight(
         self, tmp_path: Path, models: Path, own_volumes: Path, encoder: Path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,23 @@ THREE = Classification(column="diagnosis", classes=("CN", "MCI", "AD"))
 
 
 def fit(
-    volumes: Path, encoder: Path, task: Task, *, scans: pd.DataFrame | None = None, **change: Any
+    volumes: Path,
+    encoder: Path,
+    task: Task,
+    *,
+    scans: pd.DataFrame | None = None,
+    freeze: int = 0,
+    head: dict[str, torch.Tensor] | None = None,
+    **change: Any,
 ) -> tuple[Network, pd.DataFrame, pd.DataFrame]:
     """A network trained on the tiny volumes, its history, and its scans of split 'val'."""
     rows = labelled(tiny.scans_table() if scans is None else scans, task)
     network = Network(encoders.load(encoder)[0], task)
     val = rows[rows["split"] == "val"]
+    params = FinetuneParams.model_validate({**tiny.FINETUNED, **change})
+    tuning = replace(params.tuning("scratch"), freeze=freeze)
+    if head is not None:
+        network.head.load_state_dict(head)
     history = training.train(
         network,
         task,
@@ -40,7 +52,9 @@ def fit(
         val=val,
         scans_per_epoch=30,
         read=lambda ids: read_batch(Volumes(volumes), ids),
-        params=FinetuneParams.model_validate({**tiny.FINETUNED, **change}),
+        params=params,
+        tuning=tuning,
+        learning_rate=tuning.learning_rates[0],
         seed=1,
         advance=lambda: None,
     )
@@ -150,11 +164,12 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 def test_lower_levels_learn_more_slowly_and_only_weights_decay(encoder: Path) -> None:
     network = Network(encoders.load(encoder)[0], DIAGNOSIS)
     params = FinetuneParams.model_validate(
-        {**tiny.FINETUNED, "learning_rate": 1.0, "layer_decay": 0.5, "weight_decay": 0.1}
+        {**tiny.FINETUNED, "layer_decay": 0.5, "weight_decay": 0.1}
     )
+    tuning = params.tuning("scratch")
     settings = {
         id(values): (group["lr"], group["weight_decay"])
-        for group in training.parameter_groups(network, params)
+        for group in training.make_optimizer(network, params, tuning, 1.0).param_groups
         for values in group["params"]
     }
     named = {name: settings[id(values)] for name, values in network.named_parameters()}
@@ -163,6 +178,27 @@ def test_lower_levels_learn_more_slowly_and_only_weights_decay(encoder: Path) ->
     assert named["encoder.layer4.0.conv1.weight"] == (0.5, 0.1)
     assert named["encoder.layer1.1.bn1.weight"] == (0.5**4, 0)
     assert named["encoder.conv1.weight"] == (0.5**5, 0.1)
+
+
+@pytest.mark.parametrize("freeze", [1, 3, 5])
+def test_frozen_levels_stay_as_they_are_to_the_bit(
+    volumes: Path, encoder: Path, freeze: int
+) -> None:
+    before = encoders.load(encoder)[0].state_dict()
+    network, _, _ = fit(volumes, encoder, DIAGNOSIS, epochs=2, freeze=freeze)
+    prefixes = ("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)
+    frozen = tuple(name for level in prefixes[:freeze] for name in level)
+    for name, values in network.encoder.state_dict().items():
+        same = torch.equal(values, before[name])
+        assert same if name.startswith(frozen) else not same or "tracked" in name, name
+    assert network.head.weight.any()
+
+
+def test_a_head_that_is_given_starts_as_it_is(volumes: Path, encoder: Path) -> None:
+    head = {"weight": torch.full((1, 64), 0.25), "bias": torch.tensor([60.0])}
+    network, _, _ = fit(volumes, encoder, AGE, epochs=1, learning_rate=1e-9, freeze=5, head=head)
+    torch.testing.assert_close(network.head.weight, head["weight"])
+    torch.testing.assert_close(network.head.bias, head["bias"])
 
 
 def test_training_twice_gives_the_same_bits(volumes: Path, encoder: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
+from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.measure.embeddings import standardized
 from neurofoundry.evaluate.results import Results
@@ -109,7 +110,7 @@ def _data(
         ],
         "encoders": [
             _encoder(name, features.of(scans["scan_id"]), scans["person"], variables)
-            for name, features in sorted(encoders, key=lambda item: item[0] == "random")
+            for name, features in sorted(encoders, key=lambda item: item[0] in UNTRAINED)
         ],
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.evaluate.inputs import Inputs, Pretrained
 from neurofoundry.evaluate.report.cohort import embed
 from neurofoundry.evaluate.report.figures import Figures
@@ -40,7 +41,7 @@ def initializations(inputs: Inputs) -> dict[str, str]:
         declared = inputs.records["finetune"]["params"]["finetune"]["initializations"]
         modes = {"finetune": "whole network trained", "probe": "frozen, linear model on top"}
         return {
-            name: f"{_origin(start['encoder'])}; {modes[start['mode']]}"
+            name: "; ".join([_origin(start["encoder"]), modes[start["mode"]], *_tuned(start)])
             for name, start in declared.items()
         }
     except (KeyError, TypeError, AttributeError):
@@ -48,7 +49,13 @@ def initializations(inputs: Inputs) -> dict[str, str]:
 
 
 def _origin(encoder: str) -> str:
-    return "not pretrained" if encoder == "random" else f"pretrained ({encoder})"
+    return "not pretrained" if encoder in UNTRAINED else f"pretrained ({encoder})"
+
+
+def _tuned(start: Mapping[str, Any]) -> list[str]:
+    """Return in which ways an initialization is fine-tuned unlike the others."""
+    own = ("learning_rate", "layer_decay", "epochs", "freeze", "head")
+    return [f"{key} {start[key]}" for key in own if start.get(key) not in (None, 0, "zeros")]
 
 
 def _declared(inputs: Inputs) -> dict[str, Any]:
