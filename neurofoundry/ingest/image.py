@@ -20,11 +20,14 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from neurofoundry.ingest.scan import UnusableError
 
 SPACING_MM = (0.2, 8.0)
 EXTENT_MM = (90.0, 420.0)
+_UNIT = 1 + 1e-6
+"""What the squares of a quaternion's last three parts may add up to, in float32."""
 MAX_VOXELS = 2**29
 """0.25 mm over a whole head."""
 _PIECE = 1 << 22
@@ -45,6 +48,8 @@ class ImageHashes:
     """Of the file."""
     content: str
     """Of the shape and the voxel values as float32."""
+    notes: tuple[str, ...] = ()
+    """How the file is read where it is not quite as it should be."""
 
 
 def inspect_image(file: Path) -> ImageHashes | UnusableError:
@@ -69,6 +74,7 @@ def _inspect(file: Path) -> ImageHashes:
         start = stream.read(1 << 16)
         packed = _is_packed(start, file.name)
         header = _header(_start_of_unzipped(start) if packed else start)
+        notes = _repair(header)
         shape, dtype = _shape(header), _dtype(header)
         _check_geometry(header, shape)
         offset = _offset(header)
@@ -83,8 +89,8 @@ def _inspect(file: Path) -> ImageHashes:
             content.add(voxels)
         for _ in pieces:  # what follows the voxels counts for the hash of the file
             pass
-    content.check()
-    return ImageHashes(digest.hexdigest(), content.digest.hexdigest())
+    notes += content.check()
+    return ImageHashes(digest.hexdigest(), content.digest.hexdigest(), tuple(notes))
 
 
 def _pieces(start: bytes, stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
@@ -193,6 +199,30 @@ def _header(start: bytes) -> nib.Nifti1Header:
     raise UnusableError(
         f"not NIfTI: the file does not start with a NIfTI header ({start[:4].hex()})"
     )
+
+
+def _repair(header: nib.Nifti1Header) -> list[str]:
+    """Correct in place what nibabel, FSL and ITK correct as they read, and say what that was."""
+    notes = []
+    if header["pixdim"][0] not in (-1, 1):
+        notes.append(f"pixdim[0] (qfac) is {header['pixdim'][0]:g}: read as 1, as other tools do")
+        header["pixdim"][0] = 1
+    if (header["pixdim"][1:4] < 0).any():
+        notes.append("pixdim has negative voxel sizes: read without their sign")
+        header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    turned = np.array([header[f"quatern_{axis}"] for axis in "bcd"], float)
+    if header["sform_code"] > 0 and header["qform_code"] > 0 and not turned @ turned <= _UNIT:
+        notes.append("the qform has no valid rotation: the sform alone is used")
+        header["qform_code"] = 0
+    return notes
+
+
+def _enclosed(mask: NDArray[np.bool_]) -> int:
+    """Count the voxels of a mask that no path within it joins to a face of the image."""
+    regions, _ = ndimage.label(mask)
+    faces = [regions.take(end, axis) for axis in range(3) for end in (0, -1)]
+    outside = np.unique(np.concatenate([face.ravel() for face in faces]))
+    return int(np.count_nonzero(mask & ~np.isin(regions, outside[outside > 0])))
 
 
 def _offset(header: nib.Nifti1Header) -> int:
@@ -316,28 +346,44 @@ class _Content:
 
     def __init__(self, shape: tuple[int, int, int], slope: float, intercept: float) -> None:
         self.digest = hashlib.sha256(repr(shape).encode())
-        self._scale = slope, intercept
+        self._shape, self._scale = shape, (slope, intercept)
         self._ends = np.array([math.inf, -math.inf])
-        self._bad = self._count = 0
+        self._infinite = self._count = 0
+        self._nan: NDArray[np.bool_] | None = None
 
     def add(self, voxels: NDArray[Any]) -> None:
         """Add the next voxels."""
         slope, intercept = self._scale
         with np.errstate(invalid="ignore", over="ignore"):
             self.digest.update((voxels * slope + intercept).astype("<f4").tobytes())
-        self._count += voxels.size
+        begin, self._count = self._count, self._count + voxels.size
         if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
-            finite = voxels[np.isfinite(voxels)]
-            self._bad += voxels.size - finite.size
-            voxels = finite
+            if self._nan is None:
+                self._nan = np.zeros(math.prod(self._shape), bool)
+            self._nan[begin : self._count] = np.isnan(voxels)
+            self._infinite += int(np.count_nonzero(np.isinf(voxels)))
+            voxels = voxels[np.isfinite(voxels)]
         if voxels.size:
             low, high = float(voxels.min()), float(voxels.max())
             self._ends = np.array([min(low, self._ends[0]), max(high, self._ends[1])])
 
-    def check(self) -> None:
-        """Raise UnusableError for values that show nothing, or that float32 cannot hold."""
-        if self._bad:
-            raise UnusableError(f"NaN or infinite values: {self._bad} of {self._count} voxels")
+    def check(self) -> list[str]:
+        """Return what readers should know of the values.
+
+        NaN that can be reached from the faces of the image through NaN alone lies outside the head.
+        Raises UnusableError for NaN elsewhere, for infinite values, for values that show nothing,
+        and for those that float32 cannot hold.
+        """
+        notes = []
+        if self._nan is not None:
+            inside = _enclosed(self._nan.reshape(self._shape[::-1]))
+            bad = self._infinite + int(np.count_nonzero(self._nan))
+            if self._infinite or inside or bad == self._count:
+                raise UnusableError(
+                    f"NaN or infinite values: {bad} of {self._count} voxels, {inside} of them "
+                    "inside the head. Convert the scan again from its source"
+                )
+            notes.append(f"NaN outside the head ({bad} voxels): read as the lowest value")
         low, high = self._ends
         if low == high:
             raise UnusableError(
@@ -353,6 +399,7 @@ class _Content:
             )
         if np.float32(ends[0]) == np.float32(ends[1]):
             raise UnusableError(f"constant: every voxel is {ends[0]:g} after scaling by {slope:g}")
+        return notes
 
 
 def _by(numbers: NDArray[np.float64]) -> str:

@@ -123,6 +123,8 @@ def inspect_images(scans: Sequence[Scan], findings: Findings, workers: int) -> l
         if isinstance(inspected, UnusableError):
             findings.exclude(scan.dataset, scan.origin, inspected)
         else:
+            for note in inspected.notes:
+                findings.note(scan.dataset, scan.origin, note)
             usable.append(replace(scan, sha256=inspected.sha256, content=inspected.content))
     return usable
 

@@ -22,8 +22,11 @@ from neurofoundry.runtime.progress import Progress
 if TYPE_CHECKING:
     from neurofoundry.ingest.delimited import Cells
 
-# Data versioning tools keep files under the hash of their content and may leave links to them.
-_CONTENT_STORE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/")
+# Data versioning tools keep files under the hash of their content and may leave links to them:
+# DVC (caches of versions 2 and 3), git-annex (of a repository, a submodule or a RIA store).
+_CONTENT_STORE = re.compile(
+    r"/[0-9a-f]{2}/[0-9a-f]{30}$|/annex/objects/(?:[^/]+/)+[A-Z0-9_]+-[^/]+$"
+)
 
 
 class UnusableError(Exception):

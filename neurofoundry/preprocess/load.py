@@ -17,6 +17,9 @@ VOXEL_MM = (0.2, 8.0)
 VIEW_MM = (90.0, 420.0)
 """Plausible lengths of a voxel's edge, and of the field of view along each axis."""
 
+FEWEST_FINITE = 0.05
+"""Share of the voxels; a brain alone, with NaN around it, has more."""
+
 DAMAGED = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -64,7 +67,7 @@ def read_scan(path: Path) -> Image:
 def _fill_non_finite(values: NDArray[np.float32]) -> None:
     """Give voxels that are NaN or infinite the lowest value of the others, in place."""
     finite = np.isfinite(values)
-    if finite.mean() < 0.5:
+    if finite.mean() < FEWEST_FINITE:
         raise UnusableScanError(
             f"not intensities: {1 - finite.mean():.0%} of the values are not finite"
         )

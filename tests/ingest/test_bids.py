@@ -271,6 +271,36 @@ def test_links_are_followed_within_the_dataset_and_nowhere_else(tmp_path: Path) 
     }
 
 
+@pytest.mark.parametrize(
+    ("store", "is_content"),
+    [
+        (".git/annex/objects/Xx/0q/MD5E-s9--ab.nii.gz/MD5E-s9--ab.nii.gz", True),
+        (".git/modules/sub/annex/objects/Xx/0q/SHA256E-s9--ab.nii.gz/SHA256E-s9--ab.nii.gz", True),
+        ("ria/6b9/2f-uuid/annex/objects/Xx/0q/MD5E-s9--ab.nii.gz/MD5E-s9--ab.nii.gz", True),
+        (f"dvc/files/md5/ab/{'c' * 30}", True),
+        (f"shared-cache/ab/{'0' * 30}", True),
+        ("annex/objects/secret.nii.gz", False),
+        (f"ab/{'c' * 29}", False),
+        ("elsewhere/sub-01_T1w.nii.gz", False),
+    ],
+)
+def test_links_into_stores_of_contents_are_followed(
+    store: str, is_content: bool, tmp_path: Path
+) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2)
+    content = write_scan(tmp_path / "x.nii.gz", 99)
+    target = tmp_path / "stores" / store
+    target.parent.mkdir(parents=True)
+    content.rename(target)
+    (ds / "sub-03/anat").mkdir(parents=True)
+    (ds / "sub-03/anat/sub-03_T1w.nii.gz").symlink_to(target)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert ("ds_sub-03_ses-1" in outcome.scans.index) == is_content
+    if not is_content:
+        reason = outcome.excluded["ds/sub-03/anat/sub-03_T1w.nii.gz"]
+        assert reason.startswith("leads outside the dataset")
+
+
 def test_a_linked_dataset_folder_is_a_dataset(tmp_path: Path) -> None:
     bids(tmp_path / "disk" / "adni", 2)
     (tmp_path / "data").mkdir()

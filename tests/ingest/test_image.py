@@ -13,6 +13,7 @@ import pytest
 
 from neurofoundry.ingest.image import ImageHashes, inspect_image
 from neurofoundry.ingest.scan import UnusableError
+from neurofoundry.preprocess.load import read_scan
 from tests.support.building import AFFINE, as_nobody, bids, head, run, write_scan
 
 
@@ -168,7 +169,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "NaN affine": (".nii", lambda: image(srow_x=[np.nan] * 4), "singular affine: it holds NaN"),
     "wild quaternion": (
         ".nii",
-        lambda: image(qform_code=1, quatern_b=3),
+        lambda: image(sform_code=0, qform_code=1, quatern_b=3),
         "singular affine: the qf",
     ),
     "no affine": (
@@ -205,6 +206,51 @@ def test_a_bad_image_is_refused_with_its_reason(case: str, tmp_path: Path) -> No
     inspected = inspect_image(file)
     assert isinstance(inspected, UnusableError)
     assert str(inspected).startswith(reason)
+
+
+def shell_of(value: float) -> bytes:
+    """An image whose air is NaN, as masking by division leaves it."""
+    voxels = head().astype(np.float32)
+    return image(np.where(voxels == 0, value, voxels))
+
+
+PIXDIM = np.array([1, 4.5, 4.5, 4.5, 1, 1, 1, 1])
+ODD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "qfac 0": (lambda: image(pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1), "qfac"),
+    "qfac 0, no sform": (
+        lambda: image(pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1, sform_code=0),
+        "qfac",
+    ),
+    "negative pixdim": (
+        lambda: image(pixdim=PIXDIM * [1, -1, 1, -1, 1, 1, 1, 1], qform_code=1),
+        "without their sign",
+    ),
+    "bad quaternion": (lambda: image(qform_code=1, quatern_b=3), "the sform alone is used"),
+    "NaN quaternion": (lambda: image(qform_code=1, quatern_c=np.nan), "the sform alone is used"),
+    "NaN in the air": (lambda: shell_of(np.nan), "NaN outside the head"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_header_that_other_tools_read_is_read_with_a_note(case: str, tmp_path: Path) -> None:
+    content, note = ODD[case]
+    ds = bids(tmp_path / "data" / "ds", 2)
+    (ds / "sub-03/anat").mkdir(parents=True)
+    file = ds / "sub-03/anat/sub-03_T1w.nii"
+    file.write_bytes(content())
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert "ds_sub-03_ses-1" in outcome.scans.index
+    assert note in outcome.notes
+    read = read_scan(file)
+    assert np.isfinite(read.values).all()
+    np.testing.assert_allclose(read.affine[:3, :3], AFFINE[:3, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_air_is_refused(value: float, tmp_path: Path) -> None:
+    file = tmp_path / "scan.nii"
+    file.write_bytes(shell_of(value))
+    assert "NaN or infinite" in str(inspect_image(file))
 
 
 def test_bad_images_are_excluded_and_the_cohort_goes_on(tmp_path: Path) -> None:
