@@ -40,3 +40,12 @@ def real_mri() -> Path:
     if not folder.is_dir():
         pytest.skip("no real scans beside this checkout")
     return folder
+
+
+@pytest.fixture
+def real_heads() -> Path:
+    """More real heads, with references that others made."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "real-heads"
+    if not folder.is_dir():
+        pytest.skip("no real heads beside this checkout")
+    return folder

@@ -35,19 +35,26 @@ class QualityParams(Section):
     """Share of the template's brain that lies within the scan's field of view."""
     in_box: Bounds = Bounds(min=0.9)
     """Share of the brain's surface that lies within the standard box."""
-    contrast: Bounds = Bounds(min=0.25)
-    """(white - grey) / (their standard deviations, summed): negative in T2w and FLAIR."""
+    brighter_grey: Bounds = Bounds(max=0.1)
+    """Share of grey matter brighter than the white matter around it. T1w images have 0.01 to 0.05,
+    FLAIR 0.16 and more, T2w and PD most of it."""
+    contrast: Bounds = Bounds(min=0.1)
+    """(white - grey) / (their standard deviations, summed): 0.3 to 1 in T1w, lowest where shrunken
+    grooves mix fluid into grey and infarcts into white matter. Images of another contrast are
+    recognized by brighter_grey."""
     mask_ml: Bounds = Bounds(min=850, max=2000)
     """Volume of the brain mask in ml."""
     mask_dice: Bounds = Bounds(min=0.7)
     """Overlap (Dice), after affine registration, of the template's brain with the brain as the scan
     alone shows it. Loose, because atrophy and infarcts lower it and the template then corrects the
     mask."""
-    template_correlation: Bounds = Bounds(min=0.5)
-    """Correlation of intensities with the template's, over the template's brain."""
-    local_correlation: Bounds = Bounds(min=0.4)
-    """Mean correlation with the template within windows of 20 mm: it separates good registrations
-    (0.52 and more) from failed ones (0.34 and less) best."""
+    template_correlation: Bounds = Bounds(min=0.2)
+    """Correlation of intensities with the template's, over the template's brain. Loose: atrophy
+    lowers it to 0.37 in scans that are registered right, and wrong fits reach 0.48."""
+    local_correlation: Bounds = Bounds(min=0.22)
+    """Mean correlation with the template within windows of 20 mm that lie 8 mm and more inside its
+    brain. Right registrations have 0.29 and more, also of shrunken brains with large ventricles,
+    and wrong ones at most 0.16."""
     cnr: Bounds = Bounds(min=1.5)
     """Difference of white and grey matter over the noise between neighbouring voxels. Clinical
     scans with slices of 3 mm have 3.8 and more."""

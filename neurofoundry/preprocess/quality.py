@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.contracts.volumes import BOX_MM
-from neurofoundry.preprocess import surface
+from neurofoundry.preprocess import bias, surface
 from neurofoundry.preprocess.brain import Brain, largest_component
 from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import QualityParams
@@ -30,6 +30,7 @@ MEASURES = {
     "template_correlation": "correlation with the template",
     "template_nmi": "normalized mutual information with the template",
     "local_correlation": "local correlation with the template",
+    "brighter_grey": "grey matter that is brighter than white matter",
     "contrast": "contrast of white against grey matter",
     "cnr": "contrast of white against grey matter to noise",
     "bias": "shading of white matter",
@@ -43,19 +44,55 @@ MEASURES = {
 }
 """Column of volumes/scans.tsv, and what it holds in words."""
 
+CATCHES = {
+    "coverage": "heads that are cut off",
+    "in_box": "brains that are misplaced, and masks that run down the neck",
+    "brighter_grey": "images that are not T1-weighted, such as FLAIR",
+    "contrast": "images without contrast between the tissues, and wrong registrations",
+    "mask_ml": "masks that hold a part of a brain, or more than one",
+    "mask_dice": "masks that hold a part of a brain, or more than one",
+    "template_correlation": "images that show no brain",
+    "local_correlation": "wrong registrations",
+    "cnr": "noise that hides the tissues",
+    "bias": "shading that hides the tissues",
+    "ghosting": "motion",
+    "rotation_deg": "wrong headers, and with them left and right exchanged",
+    "determinant": "wrong voxel sizes, and wrong registrations",
+    "stretch": "wrong voxel sizes, and wrong registrations",
+    "jacobian_min": "warps that fold",
+    "jacobian_max": "warps that tear",
+}
+"""What a bound is there to set aside, by its measure."""
 BY_SYN = ("jacobian_min", "jacobian_max")
 """Measures that only syn has."""
 MAY_LACK = ("ghosting", *BY_SYN)
 """Measures without which a scan may be usable: where the view shows no air, none can be uneven."""
 SCALP, GAP_MM, AIR_MM, FEWEST_AIR = 0.2, 16.0, 8.0, 100
-"""Brightness of the head's edge, relative to white matter; width of the dark between brain and
+"""Brightness of the head's edge, from air to white matter; width of the dark between brain and
 scalp; from the head to the air; voxels at ``COMPARISON_MM``."""
+DARKEST, SAME, BLURRED = 10, 1e-4, 3
+"""Percentile of what lies outside the brain that is air; difference, as a share of white matter's
+brightness, below which neighbours are equal; voxels by which blurring has spread an edge."""
+CORE_MM = 8.0
+"""How far inside the brain the local correlation begins: at the edge any brain agrees with any
+other, turned or not."""
 WINDOW_MM = 20.0
 """Edge of the cubes within which `local_correlation` compares and `ghosting` takes means."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
+TINY = 1e-6
+"""Instead of 0 where a share must not vanish."""
 FEWEST_WHITE = 100
 """Voxels of white matter that a trend is fitted to."""
+CORTEX = 0.75
+"""Probability of grey matter from which a voxel of the template is compared with white matter:
+those of less are mixed, and misplaced gyri show there."""
+NEARBY, OUTLYING, CLOSEST = 0.5, 2.5, 0.02
+"""What is no white matter where the template has some (lesion, a large ventricle, a misplaced
+gyrus): how far it lies from the median, then from the trend in robust standard deviations, and the
+least that one of these is taken to be; in logarithms of intensity."""
+PEAK_BIN, PEAK_WIDTH = 0.01, 0.04
+"""Histogram in which white matter's most frequent brightness is found, relative to its trend."""
 
 
 def measure(
@@ -74,10 +111,12 @@ def measure(
     """
     affine = placement.affine
     grid, shape = template.t1.affine, template.t1.values.shape
-    inside = resample(template.depth, grid, shape, outside=-100).values > 0
+    depth = resample(template.depth, grid, shape, outside=-100).values
+    inside = depth > 0
     registered = resample(intensities, grid, shape, transform=affine).values
     grey_matter = inside & (template.grey.values > GREY)
     white_matter = inside & (template.white.values > WHITE)
+    cortex = inside & (template.grey.values > CORTEX)
     grey, white = registered[grey_matter], registered[white_matter]
     if grey.std() + white.std() == 0:
         raise UnusableScanError(
@@ -87,6 +126,10 @@ def measure(
     def points(mask: Mask) -> Array:
         in_scan: Array = apply_affine(affine @ grid, np.argwhere(mask))
         return in_scan
+
+    def centred(mask: Mask) -> Array:
+        from_centre: Array = apply_affine(grid, np.argwhere(mask)) - template.centre
+        return from_centre
 
     low, high = np.transpose(BOX_MM)
     boxed = apply_affine(np.linalg.inv(placement.to_scan), brain.surface)
@@ -98,10 +141,14 @@ def measure(
         "mask_ml": mask_ml,
         "mask_dice": _dice(surface.fill(in_template, grid, shape), inside),
         **_agreement(template.t1.values, registered, inside),
+        "local_correlation": local_correlation(template.t1.values, registered, depth > CORE_MM),
+        "brighter_grey": brighter_grey(
+            white, centred(white_matter), registered[cortex], centred(cortex)
+        ),
         "contrast": (white.mean() - grey.mean()) / (white.std() + grey.std()),
         "cnr": contrast_to_noise(scan, points(white_matter), points(grey_matter)),
-        "bias": shading(white, apply_affine(grid, np.argwhere(white_matter)) - template.centre),
-        "ghosting": ghosting(brain.head, points(white_matter), affine, template),
+        "bias": shading(white, centred(white_matter)),
+        "ghosting": ghosting(_as_scanned(brain), points(white_matter), affine, template),
         **_deformation(affine, template),
     }
     if placement.warp is not None:
@@ -113,16 +160,27 @@ def measure(
 def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
     """Return why a scan is not usable, in words; None when it is."""
     reasons = []
+    for name in out_of_bounds(measures, bounds):
+        value, bound = measures.get(name, math.nan), getattr(bounds, name)
+        low = bound.min is not None and not value >= bound.min
+        expected = f"at least {bound.min:g}" if low else f"at most {bound.max:g}"
+        reasons.append(f"{MEASURES[name]}: {value:.3g}, expected {expected}")
+    return "; ".join(reasons) or None
+
+
+def out_of_bounds(measures: Mapping[str, float], bounds: QualityParams) -> list[str]:
+    """Return the measures that a bound does not allow, NaN among them; in the order of bounds."""
+    names = []
     for name in type(bounds).model_fields:
         if name in MAY_LACK and name not in measures:
             continue
         value, bound = measures.get(name, math.nan), getattr(bounds, name)
         # The comparisons are such that NaN is out of bounds.
-        if bound.min is not None and not value >= bound.min:
-            reasons.append(f"{MEASURES[name]}: {value:.3g}, expected at least {bound.min:g}")
-        elif bound.max is not None and not value <= bound.max:
-            reasons.append(f"{MEASURES[name]}: {value:.3g}, expected at most {bound.max:g}")
-    return "; ".join(reasons) or None
+        above = bound.min is None or value >= bound.min
+        below = bound.max is None or value <= bound.max
+        if not (above and below):
+            names.append(name)
+    return names
 
 
 def in_view(scan: Image, points: Array) -> Mask:
@@ -180,10 +238,36 @@ def shading(white: NDArray[np.float32], points: Array) -> float:
     seen = white > DARK
     if seen.sum() < FEWEST_WHITE:
         return math.nan
-    x, y, z = points[seen].T / 100
-    trend = np.stack([x**0, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
-    weights, *_ = np.linalg.lstsq(trend, np.log(white[seen].astype(np.float64)), rcond=None)
-    return float((trend @ weights).std())
+    terms = _quadratic(points[seen])
+    return float((terms @ _least_squares(terms, np.log(white[seen].astype(np.float64)))).std())
+
+
+def brighter_grey(
+    white: NDArray[np.float32], white_points: Array, grey: NDArray[np.float32], grey_points: Array
+) -> float:
+    """Return the share of grey matter that is brighter than white matter is there.
+
+    In a T1w image white matter is the brightest tissue, so next to none is; in FLAIR, T2w and PD
+    much of it is. Only the order of brightness counts, so neither scale nor zero matter; shading
+    is taken out by the trend of white matter, lesions and misplaced voxels by the most frequent
+    brightness along it. Sulcal fluid, which is dark in FLAIR too and lowers the mean of a shrunken
+    cortex below that of white matter, cannot hide what is brighter. Points (n, 3) are mm from the
+    centre; NaN where too little white matter shows.
+    """
+    seen = white > DARK
+    if seen.sum() < FEWEST_WHITE:
+        return math.nan
+    terms, log = _quadratic(white_points[seen]), np.log(white[seen].astype(np.float64))
+    typical = np.abs(log - np.median(log)) < NEARBY
+    for _ in range(3):
+        weights = _least_squares(terms[typical], log[typical])
+        residual = log - terms @ weights
+        deviation = 1.4826 * np.median(np.abs(residual[typical]))
+        typical = np.abs(residual) < OUTLYING * max(deviation, CLOSEST)
+    counts, edges = np.histogram(np.exp(residual), bins=np.arange(0.3, 1.8, PEAK_BIN))
+    smooth = ndimage.gaussian_filter1d(counts.astype(np.float64), PEAK_WIDTH / PEAK_BIN)
+    peak = edges[smooth.argmax()] + PEAK_BIN / 2
+    return float((grey > peak * np.exp(_quadratic(grey_points) @ weights)).mean())
 
 
 def ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> float:
@@ -191,24 +275,29 @@ def ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> f
 
     Motion and other faults between the lines of a scan spread copies of the head over it. Noise
     does not count: it is as strong everywhere, and next to none is left in means over
-    ``WINDOW_MM``. Nor does air that a program has blackened: often some is left around the head.
-    ``white`` are points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them. NaN
-    where too little air is in view.
+    ``WINDOW_MM``. Nor does what a program has blanked, to whatever value: often some air is left
+    around the head. Brightness counts from the air's, wherever the scan's zero lies. ``white`` are
+    points (n, 3) in mm of the scan; ``affine`` maps mm of the template to them. NaN where too
+    little air is in view.
     """
-    level = np.median(look_up(head, white))
-    lowest = head.values.min()
-    coarse = coarsen(head, COMPARISON_MM, outside=float(lowest))
-    black = Image((head.values == lowest).astype(np.float32), head.affine)
+    bright = float(np.median(look_up(head, white)))
+    lowest = float(head.values.min())
+    coarse = coarsen(head, COMPARISON_MM, outside=lowest)
     # Voxels at the faces of the view are mixed with what lies beyond it.
-    inner, blackened = (
-        image.values[1:-1, 1:-1, 1:-1]
-        for image in (coarse, coarsen(black, COMPARISON_MM, outside=1.0))
+    whole, inner, seen = (
+        values[1:-1, 1:-1, 1:-1]
+        for values in (coarse.values, *_without_blanks(head, SAME * abs(bright - lowest)))
     )
     voxels = np.moveaxis(np.indices(inner.shape), 0, -1).reshape(-1, 3) + 1
     places = apply_affine(np.linalg.inv(affine) @ coarse.affine, voxels)
     # Lower down there are the face and the neck.
-    air = (places[:, 2] > template.centre[2]).reshape(inner.shape)
-    air &= ~_body(inner > SCALP * level) & (blackened < 0.5)
+    above = seen & (places[:, 2] > template.centre[2]).reshape(inner.shape)
+    around = above & (look_up(template.depth, places, outside=-100) < 0).reshape(inner.shape)
+    if around.sum() < FEWEST_AIR:
+        return math.nan
+    dark = np.percentile(inner[around], DARKEST)
+    level = bright - dark
+    air = above & ~_body(whole > dark + SCALP * level)
     if air.sum() < FEWEST_AIR or level <= 0:
         return math.nan
     low, high = np.percentile(_local_means(air, inner), [5, 95])
@@ -240,7 +329,6 @@ def _agreement(
     return {
         "template_correlation": float(np.corrcoef(template[inside], registered[inside])[0, 1]),
         "template_nmi": (first + second) / both,
-        "local_correlation": local_correlation(template, registered, inside),
     }
 
 
@@ -257,8 +345,47 @@ def _deformation(affine: Matrix, template: Template) -> dict[str, float]:
     }
 
 
+def _quadratic(points: Array) -> Array:
+    """Return the terms of a quadratic function of points (n, 3) in mm, (n, 10)."""
+    x, y, z = points.T / 100
+    return np.stack([x**0, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+
+
+def _least_squares(terms: Array, values: Array) -> Array:
+    weights: Array = np.linalg.lstsq(terms, values, rcond=None)[0]
+    return weights
+
+
+def _as_scanned(brain: Brain) -> Image:
+    """Return the head with its shading: its correction is not made for the air."""
+    if brain.log_bias is None:
+        return brain.head
+    shading = Image(-brain.log_bias.values, brain.log_bias.affine)
+    return bias.correct(brain.head, shading)
+
+
 def _dice(first: Mask, second: Mask) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def _without_blanks(head: Image, tolerance: float) -> tuple[NDArray[np.float32], Mask]:
+    """Return the head at ``COMPARISON_MM``, and the voxels that are mostly no blank.
+
+    A voxel is blank where it equals its six neighbours: no scanner's air does. Blanks add nothing
+    to the voxels that they share with air.
+    """
+    flat = np.ones(head.values.shape, bool)
+    for axis in range(3):
+        same = np.abs(np.diff(head.values, axis=axis)) < tolerance
+        before, after = [slice(None)] * 3, [slice(None)] * 3
+        before[axis], after[axis] = slice(1, None), slice(None, -1)
+        flat[tuple(before)] &= same
+        flat[tuple(after)] &= same
+    shown = ~ndimage.binary_dilation(flat, iterations=BLURRED)
+    share = coarsen(Image(shown.astype(np.float32), head.affine), COMPARISON_MM)
+    values = coarsen(Image(head.values * shown, head.affine), COMPARISON_MM).values
+    mean = values / np.maximum(share.values, TINY)
+    return mean.astype(np.float32), share.values > 0.5
 
 
 def _body(bright: Mask) -> Mask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
 from neurofoundry.preprocess.scan import PICTURE
-from neurofoundry.preprocess.verdict import Overrides
+from neurofoundry.preprocess.verdict import Narrow, Overrides
 from neurofoundry.runtime import templates
 
 PAGE = Path(__file__).with_name("qc.html")
@@ -33,10 +33,12 @@ def render(
     folder: Path,
     params: PreprocessParams,
     overrides: Overrides,
+    narrow: Sequence[Narrow] = (),
 ) -> str:
     """Return the page: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures.
 
-    ``overrides`` were decided by hand before; what the page exports holds them, too.
+    ``overrides`` were decided by hand before; what the page exports holds them, too. ``narrow`` are
+    bounds that set aside many scans of a site.
     """
     # Unusable scans first, and of them those without any volume.
     order = table.sort_values(
@@ -51,6 +53,7 @@ def render(
         "scans": len(table),
         "usable": int(table["usable"].sum()),
         "faults": sorted(faults.items(), key=lambda item: (-item[1], item[0])),
+        "narrow": [(bound.site, bound.describe()) for bound in narrow],
         "sites": [_site(name, rows) for name, rows in table.groupby("site", sort=True)],
         "measures": MEASURES,
         "charts": [
@@ -64,6 +67,11 @@ def render(
         "registration": params.registration,
     }
     return templates.render(PAGE, context)
+
+
+def unmeasured(table: pd.DataFrame, name: str) -> int:
+    """Return how many scans have a volume, but not this measure."""
+    return int((table["mask_ml"].notna() & table[name].isna()).sum())
 
 
 def _site(name: Any, rows: pd.DataFrame) -> dict[str, Any]:
@@ -93,6 +101,7 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
         "name": name,
         "low": low,
         "high": high,
+        "lacking": unmeasured(table, name),
         "limits": [place(bound) for bound in near],
         "sites": [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,19 @@ from neurofoundry.preprocess.cache import ScanCache, make_key, scan_settings
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
 from neurofoundry.preprocess.scan import PICTURE, Result, to_jobs
-from neurofoundry.preprocess.verdict import decide, find_overrides, read_overrides
+from neurofoundry.preprocess.verdict import (
+    Narrow,
+    decide,
+    find_overrides,
+    narrow_bounds,
+    read_overrides,
+)
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
+
+LOG = logging.getLogger(__name__)
 
 TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", nyul.LANDMARKS)
 FEWEST_SCANS = 2
@@ -78,10 +87,13 @@ def preprocess(
 
     with announced("scans.tsv and qc.html"):
         table = decide(_join(scans, results), params, overrides, whole=work.shard.whole)
+        narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard))
         write_table(table, work.dir / "scans.tsv", VOLUMES)
         with atomic(work.dir / "qc.html") as page:
-            page.write_text(report.render(table, work.dir, params, overrides), encoding="utf-8")
+            html = report.render(table, work.dir, params, overrides, narrow)
+            page.write_text(html, encoding="utf-8")
+    _warn(table, narrow)
     timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
     write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
@@ -124,6 +136,20 @@ def _examples(table: pd.DataFrame, folder: Path) -> list[Path]:
     failed = drawn["scan_id"][~drawn["usable"]].head(EXAMPLES // 3)
     shown = drawn["scan_id"][drawn["usable"]].head(EXAMPLES - len(failed))
     return [pictures[scan] for scan in [*shown, *failed]]
+
+
+def _warn(table: pd.DataFrame, narrow: Sequence[Narrow]) -> None:
+    """Log what needs a look at qc.html, where the sites' names are."""
+    for bound in narrow:
+        LOG.warning("At one site %s.", bound.describe())
+    lacking = report.unmeasured(table, "ghosting")
+    if lacking:
+        LOG.info(
+            "Motion could not be measured in %d of %d scans: too little air is in view, or a "
+            "program has blanked it.",
+            lacking,
+            len(table),
+        )
 
 
 def _summarize(table: pd.DataFrame, work: Workspace) -> dict[str, Any]:

@@ -6,7 +6,9 @@ other decisions cost no preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,7 @@ import pandera.pandas as pa
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.quality import MEASURES, judge
+from neurofoundry.preprocess.quality import CATCHES, MEASURES, judge, out_of_bounds
 from neurofoundry.runtime.files import hash_file
 
 FEWEST_OF_SITE = 20
@@ -23,6 +25,8 @@ FEWEST_OF_SITE = 20
 HIGHER_IS_BETTER = ("template_correlation", "local_correlation", "contrast", "cnr")
 """Measures by which a scan must not lie far below its site. The other measures differ between
 people: atrophy and infarcts lower the overlap of masks, for one."""
+MANY, MANY_SHARE = 3, 0.1
+"""Scans of a site, and their share, from which one bound sets aside many."""
 MAD_TO_DEVIATION = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
@@ -142,3 +146,78 @@ def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
                     f"{least:.3g} at {site}, whose median is {median:.3g}",
                 )
     return reasons
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A bound that alone sets aside many scans of a site, which may be right."""
+
+    site: str
+    measure: str
+    scans: int
+    """Of the site."""
+    set_aside: int
+    """Of these, those that no other bound sets aside."""
+    values: tuple[float, float]
+    """The lowest and the highest of theirs."""
+    end: str
+    """min or max."""
+    bound: float
+    wider: float
+    """The bound that would keep them."""
+    others: int
+    """Scans of other sites that it would let in."""
+
+    def describe(self) -> str:
+        """Return what was found, and what to do, without the site's name."""
+        low, high = self.values
+        expected = f"at {'least' if self.end == 'min' else 'most'} {self.bound:g}"
+        return (
+            f"{self.measure} alone sets aside {self.set_aside} of its {self.scans} scans (values "
+            f"of {low:.3g} to {high:.3g}, expected {expected}). Look at them in qc.html. If they "
+            f"are right, preprocess.quality.{self.measure}.{self.end}: {self.wider:g} keeps them, "
+            f"and lets in {self.others} scans of other sites. What this bound is there to set "
+            f"aside: {CATCHES[self.measure]}"
+        )
+
+
+def narrow_bounds(table: pd.DataFrame, params: PreprocessParams) -> list[Narrow]:
+    """Return the bounds that alone set aside many scans of a site, of a table that is decided."""
+    alone = []
+    for scan in table[table["qc_decision"].isna()].to_dict("records"):
+        measured = {name: scan[name] for name in MEASURES if pd.notna(scan[name])}
+        faults = out_of_bounds(measured, params.quality) if measured else []
+        if len(faults) == 1 and faults[0] in measured:
+            alone.append((scan["site"], faults[0], measured[faults[0]]))
+    set_aside = pd.DataFrame(alone, columns=["site", "measure", "value"])
+    found = []
+    for (site, name), rows in set_aside.groupby(["site", "measure"]):
+        scans = int((table["site"] == site).sum())
+        if len(rows) >= max(MANY, MANY_SHARE * scans):
+            elsewhere = set_aside.query("site != @site and measure == @name")["value"]
+            found.append(_narrow(site, name, scans, rows["value"], elsewhere, params))
+    return found
+
+
+def _narrow(
+    site: str,
+    name: str,
+    scans: int,
+    values: pd.Series[float],
+    elsewhere: pd.Series[float],
+    params: PreprocessParams,
+) -> Narrow:
+    low, high = float(values.min()), float(values.max())
+    bound = getattr(params.quality, name)
+    end = "min" if bound.min is not None and low < bound.min else "max"
+    wider = _outwards(low, math.floor) if end == "min" else _outwards(high, math.ceil)
+    others = int((elsewhere >= wider if end == "min" else elsewhere <= wider).sum())
+    return Narrow(
+        site, name, scans, len(values), (low, high), end, getattr(bound, end), wider, others
+    )
+
+
+def _outwards(value: float, rounded: Callable[[float], int]) -> float:
+    """Return a value of two digits that lies beyond."""
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1) if value else 1.0
+    return round(rounded(round(value / unit, 6)) * unit, 12)

@@ -5,11 +5,13 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from pydantic import ValidationError
 from scipy import ndimage
+from scipy.stats import norm
 
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import (
     BY_SYN,
     MEASURES,
+    brighter_grey,
     contrast_to_noise,
     ghosting,
     judge,
@@ -99,17 +101,18 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Te
     noise = np.random.default_rng(0).normal(0, 2, depth.shape)
     skull = (depth < -3) & (depth > -12)
 
-    def found(air: np.ndarray, below: float = 0.0) -> float:
-        values = np.where(depth > -18, np.where(skull, 10, 200), air)
+    def found(air: np.ndarray, *, below: float = 0.0, scale: float = 1.0, zero: float = 0) -> float:
+        values = np.where(depth > -18, np.where(skull, 10, 200) + noise, air)
         values = values + np.where(z < template.centre[2] - 8, below, 0)
-        values[0, 0, 0] = 0  # no air is as dark as the darkest voxel, but where it is blackened
-        return ghosting(Image(values.astype(np.float32), affine), white, np.eye(4), template)
+        moved = (values * scale + zero).astype(np.float32)
+        return ghosting(Image(moved, affine), white, np.eye(4), template)
 
-    assert found(np.ones_like(depth)) == 0
     # Means of up to 125 voxels, and of fewer at the edges.
-    assert 3.29 / 100 / np.sqrt(125) < found(30 + noise) < 3.29 / 100 / np.sqrt(40)
+    even = found(30 + noise)
+    assert 3.29 / 85 / np.sqrt(125) < even < 3.29 / 85 / np.sqrt(40)
     # A ramp from 1 to 31 along y: what 90 % of the air span of it, in means over cubes of 20 mm.
     ramp = 1 + 30 * (y - y.min()) / np.ptp(y)
+    uneven = ramp + noise / 10
     air = ndimage.distance_transform_cdt(depth <= -18, "taxicab") > 2
     air &= z > template.centre[2]
     air[[0, -1]] = air[:, [0, -1]] = air[:, :, [0, -1]] = False
@@ -119,22 +122,60 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Te
         for voxel in np.argwhere(air):
             near = tuple(slice(max(at - 2, 0), at + 3) for at in voxel)
             means.append(values[near][air[near]].mean())
-        return np.ptp(np.percentile(means, [5, 95])) / 200
+        dark = np.percentile(values[(depth < 0) & (z > template.centre[2]) & (depth <= -18)], 10)
+        return np.ptp(np.percentile(means, [5, 95])) / (200 - dark)
 
-    assert found(ramp) == pytest.approx(spread(ramp, air), rel=1e-3)
-    # Air that a program has blackened does not count, what it has left does.
+    assert found(uneven) == pytest.approx(spread(uneven, air), rel=0.03)
+    # Where a scan has its zero, and how large its numbers are, is nobody's motion.
+    for zero in (-100, 300, 4095, -1024):
+        assert found(uneven, zero=zero) == pytest.approx(found(uneven), rel=1e-2)
+    assert found(30 + noise, zero=-130, scale=0.004) == pytest.approx(even, rel=1e-2)
+    # Air that a program has blanked does not count, whatever it wrote; what it has left does.
     kept = depth > -60
-    assert found(np.where(kept, 30 + noise, 0)) < 0.005
-    assert found(np.where(kept, ramp, 0)) == pytest.approx(spread(ramp, air & kept), rel=0.1)
+    for blank in (0, 15, -500):
+        assert found(np.where(kept, 30 + noise, blank)) < 0.012
+        assert found(np.where(kept, uneven, blank)) == pytest.approx(
+            spread(uneven, air & (depth > -45)), rel=0.15
+        )
     # Face and neck are no air.
-    assert found(np.ones_like(depth), below=150) == 0
-    # Where the view ends at the scalp, there is none, nor where all is blackened.
+    assert found(30 + noise, below=150) < 0.02
+    # Where the view ends at the scalp, there is none, nor where all is blanked.
     corner = from_matvec(np.diag([4.0, 4, 4]), [-50, -90, -60])
     tight = Image(np.full((25, 35, 30), 200, np.float32), corner)
     assert np.isnan(ghosting(tight, white, np.eye(4), template))
     assert np.isnan(found(np.zeros_like(depth)))
     lacking = {name: value for name, value in GOOD_MEASURES.items() if name != "ghosting"}
     assert judge(lacking, QualityParams()) is None
+
+
+def test_grey_matter_is_never_brighter_in_t1w_and_often_in_other_contrasts() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-70, 70, (9000, 3))
+    shading = np.exp(0.004 * points[:, 0] - 2e-5 * points[:, 1] ** 2)
+    white_points, grey_points = points[:5000], points[5000:]
+
+    def found(white: float, grey: float, fluid: float, *, share: float, noise: float) -> float:
+        """``share`` of the grey zone shows fluid, and some of the white one is lesion."""
+        in_white = np.full(5000, white)
+        in_white[:500] = 0.5 * white + 0.5 * fluid
+        in_white[500:1500] = fluid  # a large ventricle
+        in_grey = np.where(rng.random(4000) < share, fluid, grey)
+        brain = np.concatenate([in_white, in_grey]) * shading + rng.normal(0, noise, 9000)
+        brain = np.clip(brain / np.percentile(brain, 99.5), 0, 1).astype(np.float32)
+        return brighter_grey(brain[:5000], white_points, brain[5000:], grey_points)
+
+    # As they are in T1w, also of much atrophy, of little contrast (spin echo) and with noise.
+    assert found(1.0, 0.65, 0.2, share=0.1, noise=0.02) == 0
+    assert found(1.0, 0.65, 0.2, share=0.5, noise=0.1) < 0.01
+    assert found(1.0, 0.85, 0.4, share=0.1, noise=0.05) < 0.02
+    # Independent: normal noise, so that the share is a tail of the normal distribution.
+    tail = (1 - 0.4) * norm.sf(0.3 / 0.2)
+    assert found(1.0, 0.7, 0.3, share=0.4, noise=0.2) == pytest.approx(tail, abs=0.02)
+    # FLAIR, where dark fluid lowers the mean of grey matter below that of white; T2w; PD.
+    assert found(1.0, 1.05, 0.1, share=0.6, noise=0.05) > 0.2
+    assert found(0.5, 0.7, 1.0, share=0.3, noise=0.05) > 0.9
+    assert found(0.8, 0.95, 1.0, share=0.3, noise=0.05) > 0.9
+    assert np.isnan(brighter_grey(np.zeros(50, np.float32), points[:50], np.ones(9), points[:9]))
 
 
 def test_the_margin_is_the_distance_to_the_nearest_face_of_the_scan() -> None:

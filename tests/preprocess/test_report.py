@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from neurofoundry.preprocess import report
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
+from neurofoundry.preprocess.verdict import decide, narrow_bounds
 from tests.support.preprocessing import GOOD_MEASURES
 
 
@@ -60,3 +61,19 @@ def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path
         assert (f"<b>{name}</b>: " in page) == (name not in BY_SYN)
     assert page.count("<circle") <= charts * (3 * report.MOST_DOTS + 1)
     assert page.count("<circle") > charts * 3 * 100
+
+
+def test_the_page_names_narrow_bounds_with_their_site_and_what_could_not_be_measured(
+    tmp_path: Path,
+) -> None:
+    table = pd.DataFrame([GOOD_MEASURES | dict.fromkeys(BY_SYN, np.nan)] * 6).assign(
+        scan_id=list("abcdef"), site="<old scanner>", reason=None
+    )
+    table.loc[:3, "cnr"] = [1.2, 1.3, 1.4, 1.45]
+    table.loc[4:, "ghosting"] = np.nan
+    decided = decide(table, PreprocessParams(), {}, whole=True)
+    narrow = narrow_bounds(decided, PreprocessParams())
+    page = report.render(decided, tmp_path, PreprocessParams(), {}, narrow)
+    assert "At &lt;old scanner&gt;, cnr alone sets aside 4 of its 6 scans" in page
+    assert "preprocess.quality.cnr.min: 1.2 keeps them" in page
+    assert page.count("could not be measured in 2 scans") == 1

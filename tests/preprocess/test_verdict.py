@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,14 @@ import pandas as pd
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.quality import BY_SYN
+from neurofoundry.preprocess.params import PreprocessParams, QualityParams
+from neurofoundry.preprocess.quality import BY_SYN, CATCHES, MEASURES
 from neurofoundry.preprocess.verdict import (
     FEWEST_OF_SITE,
     decide,
     decisions,
     find_overrides,
+    narrow_bounds,
     outliers,
     read_overrides,
 )
@@ -52,7 +54,7 @@ def test_nothing_stands_out_at_a_site_of_few_usable_scans() -> None:
     table = scans(FEWEST_OF_SITE)
     table.loc[3, "local_correlation"] = 0.5
     assert list(outliers(table, 6.0)) == [3]
-    table.loc[5, "contrast"] = 0.1  # not usable, and so no part of the comparison
+    table.loc[5, "contrast"] = 0.05  # not usable, and so no part of the comparison
     decided = decide(table, PARAMS, {}, whole=True)
     assert decided.index[~decided["usable"]].tolist() == [5]
 
@@ -60,7 +62,7 @@ def test_nothing_stands_out_at_a_site_of_few_usable_scans() -> None:
 def test_what_a_person_decided_goes_before_bounds_and_outliers(tmp_path: Path) -> None:
     table = scans(25)
     table.loc[0, "local_correlation"] = 0.55
-    table.loc[1, "contrast"] = 0.1
+    table.loc[1, "contrast"] = 0.05
     table.loc[2, "reason"] = "empty: every value is 0"
     path = tmp_path / "qc_overrides.tsv"
     path.write_text(
@@ -107,3 +109,45 @@ def test_wrong_overrides_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path.write_text("scan_id\tdecision\treason\nhere0\tmaybe\tn/a\n")
     with pytest.raises(DataError, match="maybe"):
         read_overrides(path, scans(3))
+
+
+def test_a_bound_that_sets_aside_many_scans_of_a_site_is_named_with_what_keeps_them() -> None:
+    table = pd.concat([scans(12, "lyon"), scans(8, "bonn")], ignore_index=True)
+    table.loc[:3, "local_correlation"] = [0.2, 0.18, 0.173, 0.21]
+    table.loc[3, "cnr"] = 0.5  # set aside by another bound, too
+    table.loc[12:13, "local_correlation"] = [0.19, 0.1]  # only two of a site
+    table.loc[14:16, "ghosting"] = [0.05, 0.0612, 0.043]
+    decided = decide(table, PARAMS, {}, whole=True)
+    lyon, bonn = narrow_bounds(decided, PARAMS)
+    assert (lyon.site, lyon.measure, lyon.set_aside, lyon.scans) == (
+        "here",
+        "local_correlation",
+        3,
+        12,
+    )
+    assert (lyon.end, lyon.wider, lyon.others) == ("min", 0.17, 1)
+    assert (bonn.site, bonn.measure, bonn.end, bonn.wider) == (
+        "there",
+        "ghosting",
+        "max",
+        0.062,
+    )
+    # The settings that it names do what it says.
+    words = f"{lyon.describe()} {bonn.describe()}"
+    for name, end, wider in re.findall(r"preprocess\.quality\.(\w+)\.(\w+): ([\d.]+) keeps", words):
+        bounds = {"quality": {name: {end: float(wider)}}}
+        kept = decide(table, PreprocessParams.model_validate(bounds), {}, whole=True)["usable"]
+        site = lyon if name == lyon.measure else bonn
+        before = decided["usable"]
+        at = table["site"] == site.site
+        assert (kept & ~before & at).sum() == site.set_aside
+        assert (kept & ~before & ~at).sum() == site.others
+    assert "wrong registrations" in lyon.describe()
+    assert "lyon" not in words and "bonn" not in words
+    # A person has looked at them.
+    looked = decided.assign(qc_decision=["exclude"] * len(table))
+    assert narrow_bounds(looked, PARAMS) == []
+
+
+def test_every_bound_says_what_it_sets_aside() -> None:
+    assert set(QualityParams.model_fields) == set(CATCHES) <= set(MEASURES)

@@ -28,6 +28,7 @@ GOOD_MEASURES = {
     "template_correlation": 0.7,
     "template_nmi": 1.1,
     "local_correlation": 0.7,
+    "brighter_grey": 0.02,
     "contrast": 0.9,
     "cnr": 6.0,
     "bias": 0.05,
