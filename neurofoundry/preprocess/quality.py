@@ -283,11 +283,10 @@ def ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> f
     bright = float(np.median(look_up(head, white)))
     lowest = float(head.values.min())
     coarse = coarsen(head, COMPARISON_MM, outside=lowest)
+    filled, shown = _without_blanks(head, SAME * abs(bright - lowest))
     # Voxels at the faces of the view are mixed with what lies beyond it.
-    whole, inner, seen = (
-        values[1:-1, 1:-1, 1:-1]
-        for values in (coarse.values, *_without_blanks(head, SAME * abs(bright - lowest)))
-    )
+    within = (slice(1, -1), slice(1, -1), slice(1, -1))
+    whole, inner, seen = coarse.values[within], filled[within], shown[within]
     voxels = np.moveaxis(np.indices(inner.shape), 0, -1).reshape(-1, 3) + 1
     places = apply_affine(np.linalg.inv(affine) @ coarse.affine, voxels)
     # Lower down there are the face and the neck.
@@ -352,8 +351,7 @@ def _quadratic(points: Array) -> Array:
 
 
 def _least_squares(terms: Array, values: Array) -> Array:
-    weights: Array = np.linalg.lstsq(terms, values, rcond=None)[0]
-    return weights
+    return np.asarray(np.linalg.lstsq(terms, values, rcond=None)[0], np.float64)
 
 
 def _as_scanned(brain: Brain) -> Image:

@@ -195,7 +195,7 @@ def narrow_bounds(table: pd.DataFrame, params: PreprocessParams) -> list[Narrow]
         scans = int((table["site"] == site).sum())
         if len(rows) >= max(MANY, MANY_SHARE * scans):
             elsewhere = set_aside.query("site != @site and measure == @name")["value"]
-            found.append(_narrow(site, name, scans, rows["value"], elsewhere, params))
+            found.append(_narrow(str(site), str(name), scans, rows["value"], elsewhere, params))
     return found
 
 
