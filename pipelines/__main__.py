@@ -253,7 +253,10 @@ def _checked(
 def _check_plan(
     arguments: dict[str, Any], params: Project, documents: list[dict[str, Any]]
 ) -> None:
-    """See that parameters and machines fit each other and a cluster. Raises UsageError."""
+    """See that parameters and machines fit each other and a cluster. Raises UsageError.
+
+    Where it is left to us into how many shards the models are divided, it is set here.
+    """
     declared = compiled.parameters(documents)
     shards = {
         name: int(arguments.get(name, declared[name]["defaultValue"]))
@@ -267,11 +270,12 @@ def _check_plan(
             f"pretrain.batch_size ({params.pretrain.batch_size}) is no multiple of the {ranks} "
             "GPUs (nodes × gpus) that pretrain together. Change one of them."
         )
-    size.check(
-        preprocess_shards=shards["preprocess_shards"],
-        finetune_shards=params.finetune_shards(shards["finetune_shards"]),
-        methods=len(params.pretrain.methods),
-    )
+    methods, scans = len(params.pretrain.methods), shards["preprocess_shards"]
+    models = params.finetune_shards(shards["finetune_shards"])
+    if not shards["finetune_shards"]:
+        models = min(models, size.most_finetune_shards(preprocess_shards=scans, methods=methods))
+        arguments["finetune_shards"] = models
+    size.check(preprocess_shards=scans, finetune_shards=models, methods=methods)
 
 
 def _parse(settings: list[str] | None) -> dict[str, str]:

@@ -10,7 +10,6 @@ from kfp.dsl.graph_component import GraphComponent
 
 from components.configure import configure
 from components.evaluate import evaluate
-from components.fetch import fetch
 from components.finetune import finetune, finetune_shard
 from components.ingest import ingest
 from components.preprocess import preprocess, preprocess_shard
@@ -109,17 +108,14 @@ def build(pools: Mapping[str, Pool], *, wandb_secret: str = "wandb") -> GraphCom
                 params=params,
                 preprocess_shards=preprocess_shards,
                 finetune_shards=finetune_shards,
+                data_version=data_version,
+                data_repository=data_repository,
+                data_revision=data_revision,
                 store=store,
             )
-            stages = Stages(on, on(checked, "light", "configure").outputs, store)
-            fetched = fetch(
-                version=data_version,
-                repository=data_repository,
-                revision=data_revision,
-                store=store,
-            )
-            on(fetched, "light", "fetch", hours=cpu.hours).after(checked)
-            data = _with_keys(fetched).outputs["folder"]
+            on(checked, "light", "configure", hours=cpu.hours)  # to download the data in
+            known = _with_keys(checked).outputs
+            stages, data = Stages(on, known, store), known["data"]
             cohort = stages.ingest(data)
             volumes = stages.preprocess(data, cohort)
             encoder = stages.pretrain(
@@ -146,7 +142,7 @@ class Stages:
     on: Callable[..., dsl.PipelineTask]
     """Gives a step a machine by its role, and a name."""
     of: Mapping[str, Any]
-    """What `configure` hands on: the parameters of each stage, methods, and shards."""
+    """What `configure` hands on: files with the parameters of each stage, methods, and shards."""
     store: Any
 
     def ingest(self, data: Any) -> Any:
@@ -220,12 +216,12 @@ def _folders(task: dsl.PipelineTask) -> Any:
     return dsl.Collected(task.outputs["folder"])
 
 
-def _with_keys(fetched: dsl.PipelineTask) -> dsl.PipelineTask:
+def _with_keys(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Give the step that fetches data the keys of remotes and repositories."""
     # A branch may have moved, and a folder may have been deleted: never from the cache.
-    fetched.set_caching_options(False)
-    kubernetes.use_secret_as_volume(fetched, DVC_SECRET, DVC_CONFIG, optional=True)
-    return fetched.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
+    task.set_caching_options(False)
+    kubernetes.use_secret_as_volume(task, DVC_SECRET, DVC_CONFIG, optional=True)
+    return task.set_env_variable("GIT_CONFIG_GLOBAL", f"{DVC_CONFIG}/gitconfig")
 
 
 def _retry(task: dsl.PipelineTask, retries: int, hours: float) -> None:

@@ -23,7 +23,7 @@ from neurofoundry.cli.options import (
 )
 from neurofoundry.errors import UsageError
 from neurofoundry.kubeflow import journal
-from neurofoundry.runtime.store import locate
+from neurofoundry.runtime.store import keep_params, locate
 
 
 @app.command()
@@ -36,24 +36,32 @@ def configure(
         typer.Option(min=0, help="Shards of the models to make; 0: as many as can be, up to 16."),
     ] = 1,
     store: Annotated[Path | None, typer.Option(help="The volume that all steps share.")] = None,
+    data_version: Annotated[str, typer.Option(help="The md5 in data.dvc; any, if empty.")] = "",
+    repository: Annotated[str, typer.Option(help="The git repository with data.dvc.")] = "",
+    revision: Annotated[str, typer.Option(help="A commit, tag or branch of it.")] = "",
     executor_input: ExecutorInput = "",
 ) -> None:
     """Check the parameters; print for each stage those that it reads, and what can run apart.
 
-    So a stage whose own parameters are the same is the same step, whatever else has changed.
+    So a stage whose own parameters are the same is the same step, whatever else has changed. With a
+    store they lie there, named by their hash, and the raw data is brought there unless it is there.
     """
     from neurofoundry.kubeflow import executor
+    from neurofoundry.kubeflow.fetch import fetch
     from neurofoundry.project import SECTIONS
 
     values = load_params(params, overrides)
     finetune_shards = values.finetune_shards(finetune_shards)
-    outputs: dict[str, Any] = {
-        stage: values.read_by(sections).model_dump_json(by_alias=True)
-        for stage, sections in SECTIONS.items()
-    }
+    outputs: dict[str, Any] = {}
+    for stage, sections in SECTIONS.items():
+        text = values.read_by(sections).model_dump_json(by_alias=True)
+        outputs[stage] = str(keep_params(store, stage, text)) if store else text
     outputs["methods"] = list(values.pretrain.methods)
     outputs["shards_of_preprocess"] = _shards(preprocess_shards)
     outputs["shards_of_finetune"] = _shards(finetune_shards)
+    if store:
+        data = fetch(store, version=data_version, repository=repository, revision=revision)
+        outputs["data"] = str(data)
     if executor_input:
         executor.publish(executor_input, parameters=outputs)
     else:
@@ -94,24 +102,6 @@ def promote(
     )
     journal.add(model=str(folder))
     hand_over(folder, None, executor_input)
-
-
-@app.command(hidden=True)
-def fetch(
-    store: Annotated[Path, typer.Option(help="The volume that all steps share.")],
-    data_version: Annotated[str, typer.Option(help="The md5 in data.dvc; any, if empty.")] = "",
-    repository: Annotated[str, typer.Option(help="The git repository with data.dvc.")] = "",
-    revision: Annotated[str, typer.Option(help="A commit, tag or branch of it.")] = "",
-    executor_input: ExecutorInput = "",
-) -> None:
-    """Bring the raw data onto the store, in the version that is asked for."""
-    from neurofoundry.kubeflow import executor
-    from neurofoundry.kubeflow.fetch import fetch
-
-    folder = fetch(store, version=data_version, repository=repository, revision=revision)
-    print(folder)
-    if executor_input:
-        executor.publish(executor_input, parameters={"folder": str(folder)})
 
 
 @app.command(hidden=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -167,12 +169,21 @@ def load_sections(
     from neurofoundry.project import Params
 
     text, origin = _params_text(params)
-    if params.startswith("{"):
+    if _is_of(sections, text):
         return load_text(text, sections, overrides or (), origin=origin)
     values, elsewhere = load_part(text, sections, Params, overrides or (), origin=origin)
     if elsewhere:
         LOGGER.warning("%s: another stage will refuse this: %s", origin, elsewhere)
     return values
+
+
+def _is_of(sections: type[Sections], text: str) -> bool:
+    """Return whether ``text`` is what `configure` writes for a stage, and not all parameters."""
+    if not text.startswith("{"):
+        return False
+    with suppress(ValueError):
+        return set(json.loads(text)) <= set(sections.model_fields)
+    return False
 
 
 def _params_text(params: str) -> tuple[str, str]:

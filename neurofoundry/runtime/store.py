@@ -7,12 +7,13 @@ where an output lies; a stage takes a manifest wherever it takes a folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import DataError
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import atomic, write_json
 
 
 def folder_of(store: Path, stage: str, key: str) -> Path:
@@ -24,6 +25,20 @@ def outputs(store: Path, stage: str) -> list[Path]:
     """Return the finished outputs of ``stage``, the newest first."""
     records = (store / stage).glob("[!.]*/stage.json")
     return [path.parent for path in sorted(records, key=_age)]
+
+
+def keep_params(store: Path, stage: str, text: str) -> Path:
+    """Put the parameters of a stage into the store under their hash; return the file.
+
+    What passes from step to step, and what an orchestrator keeps of each, then stays short, and is
+    another path when the parameters are others.
+    """
+    path = store / "params" / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def recorded_key(folder: Path) -> str | None:

@@ -80,15 +80,49 @@ def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) 
     assert len(found["shards_of_finetune"]) == len(values["tasks"]) * tuned + len(frozen)
 
 
-def test_what_kubeflow_says_of_a_run_becomes_a_page(command: Run, tmp_path: Path) -> None:
-    status = {"state": "FAILED", "error": {"message": "the node was taken away"}}
+def test_what_the_steps_of_a_run_have_noted_becomes_a_page(command: Run, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    told = {"inputs": {"parameterValues": {"store": str(store)}}, "outputs": {}}
+    run = {"NEUROFOUNDRY_RUN": "run-1"}
     command(
-        "neurofoundry", "summarize", "--status", json.dumps(status), "--store", "/store",
-        "--out", tmp_path / "page.md", cwd=tmp_path,
+        "neurofoundry", "configure", "--params", "nowhere.yaml", "--executor-input",
+        json.dumps(told), cwd=tmp_path, code=2, **run,
     )  # fmt: skip
+    words = ("neurofoundry", "summarize", "--store", store, "--out", tmp_path / "page.md")
+    command(*words, cwd=tmp_path, **run)
     page = (tmp_path / "page.md").read_text()
-    assert "has failed" in page
-    assert "the node was taken away" in page
+    assert page.startswith("# The run has not come to its end")
+    assert "`configure` failed (exit code 2: a parameter or a file" in page
+
+
+def test_parameters_that_lie_in_a_store_are_those_of_their_stage(
+    command: Run, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    (store / "data/v1").mkdir(parents=True)
+    words = ("neurofoundry", "configure", "--store", store, "--data-version", "v1", "--params")
+    first = json.loads(command(*words, ROOT / "params.yaml", cwd=tmp_path).stdout)
+    again = json.loads(command(*words, ROOT / "params.yaml", cwd=tmp_path).stdout)
+    other = json.loads(
+        command(*words, ROOT / "params.yaml", "--set", "pretrain.epochs=5", cwd=tmp_path).stdout
+    )
+    assert first == again
+    assert first["data"] == str(store / "data/v1")
+    assert {name for name in first if first[name] != other[name]} == {"pretrain"}
+    assert set(json.loads(Path(first["finetune"]).read_text())) == {
+        "finetune", "tasks", "seed", "tracking",
+    }  # fmt: skip
+    # It is read as a stage's own sections, and those of another stage are no parameters of it.
+    out = tmp_path / "out"
+    rest = ("--data", store / "data/v1", "--out", out)
+    done = command(
+        "neurofoundry", "ingest", "--params", first["ingest"], *rest, cwd=tmp_path, code=3
+    )
+    assert "params" not in done.stderr
+    done = command(
+        "neurofoundry", "ingest", "--params", first["pretrain"], *rest, cwd=tmp_path, code=2
+    )
+    assert "ingest: missing" in done.stderr
 
 
 def test_a_step_says_what_it_lacks(command: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from neurofoundry.kubeflow import journal, summary
 from neurofoundry.kubeflow.journal import Note
 
 RUN = "neurofoundry-abc"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def told(folder: Path, **parameters: str) -> str:
@@ -39,15 +40,14 @@ def notes(folder: Path) -> dict[str, int | None]:
 
 
 def test_a_step_leaves_how_it_ended(tmp_path: Path) -> None:
-    params = Path(__file__).parents[2] / "params.yaml"
-    assert start(tmp_path, "configure", "--params", params).wait() == 0
+    assert start(tmp_path, "configure", "--params", PARAMS).wait() == 0
     cohort = tmp_path / "cohort"
     words = ["preprocess", "--data", tmp_path, "--cohort", cohort, "--out", tmp_path / "out"]
     step = start(tmp_path, *words, "--params", "nowhere.yaml", shard="2/4")
     assert step.wait() == 2
     # A manifest that cannot be read ends a command while its options are read.
     cohort.write_text("{")
-    assert start(tmp_path, *words, "--params", params, shard="3/4").wait() == 3
+    assert start(tmp_path, *words, "--params", PARAMS, shard="3/4").wait() == 3
     assert notes(tmp_path) == {"configure": 0, "preprocess 2/4": 2, "preprocess 3/4": 3}
     (failed,) = (n for n in journal.read(tmp_path / "store", RUN) if n.step == "preprocess 2/4")
     assert failed.pod == "pod-1"
@@ -56,27 +56,26 @@ def test_a_step_leaves_how_it_ended(tmp_path: Path) -> None:
 def test_a_step_that_is_killed_has_no_end_and_the_next_try_replaces_its_note(
     tmp_path: Path,
 ) -> None:
-    step = start(tmp_path, "fetch", "--store", tmp_path / "store", "--repository",
-                 "http://127.0.0.1:9/", "--revision", "v1")  # fmt: skip
+    words = ["configure", "--params", PARAMS, "--store", tmp_path / "store"]
+    step = start(tmp_path, *words, "--repository", "http://127.0.0.1:9/", "--revision", "v1")
     until = time.monotonic() + 60
     while not notes(tmp_path) and time.monotonic() < until:
         time.sleep(0.01)
     step.send_signal(signal.SIGKILL)
     step.wait()
-    assert notes(tmp_path) == {"fetch": None}
+    assert notes(tmp_path) == {"configure": None}
     version = tmp_path / "store/data/abc"
     version.mkdir(parents=True)
-    words = ["fetch", "--store", tmp_path / "store", "--data-version", "abc"]
-    assert start(tmp_path, *words).wait() == 0
-    assert notes(tmp_path) == {"fetch": 0}
+    assert start(tmp_path, *words, "--data-version", "abc").wait() == 0
+    assert notes(tmp_path) == {"configure": 0}
 
 
 def test_a_store_that_cannot_be_written_is_for_the_step_to_report(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("no folder")
-    step = start(tmp_path, "fetch", "--store", tmp_path / "store", "--data-version", "abc")
+    step = start(tmp_path, "check", "--store", tmp_path / "store", "--out", tmp_path / "out")
     _, said = step.communicate()
-    assert step.returncode == 3
-    assert "no raw data there" in said
+    assert step.returncode == 2
+    assert f"{tmp_path / 'store'}: Not a directory" in said
     assert "Traceback" not in said
 
 

@@ -143,22 +143,21 @@ def test_data_is_fetched_before_it_is_looked_at_with_keys_that_need_not_exist(
     documents: list[dict[str, Any]],
 ) -> None:
     pipeline, platform = documents
-    (fetch,) = (task for task in compiled.tasks(documents) if task["taskInfo"]["name"] == "fetch")
-    assert not fetch["cachingOptions"].get("enableCache")
-    assert "configure" in fetch["dependentTasks"]
-    container = pipeline["deploymentSpec"]["executors"]["exec-fetch"]["container"]
+    (first,) = (t for t in compiled.tasks(documents) if t["taskInfo"]["name"] == "configure")
+    assert not first["cachingOptions"].get("enableCache")
+    container = pipeline["deploymentSpec"]["executors"]["exec-configure"]["container"]
     flags = {word for word in container["args"] if word.startswith("--")}
-    parameters = inspect.signature(cli.fetch).parameters
+    parameters = set(inspect.signature(cli.configure).parameters) - {"overrides"}
     assert flags == {f"--{name.replace('_', '-')}" for name in parameters}
     (place,) = (each for each in container["env"] if each["name"] != node_pools.CORES)
     assert place == {"name": "GIT_CONFIG_GLOBAL", "value": "/etc/xdg/dvc/gitconfig"}
-    node = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-fetch"]
+    node = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-configure"]
     (secret,) = node["secretAsVolume"]
     assert (secret["mountPath"], secret["optional"]) == ("/etc/xdg/dvc", True)
     for task in compiled.tasks(documents):
         if task["taskInfo"]["name"] in ("ingest", "preprocess a shard", "preprocess"):
             source = task["inputs"]["parameters"]["data"]
-            assert "fetch" in str(source), source
+            assert "configure" in str(source), source
 
 
 @pytest.mark.parametrize("profile", PROFILES)
