@@ -42,27 +42,28 @@ data:
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The image of every stage (docs/kubeflow.md): TARGET=gpu for CUDA, BASE_IMAGE for another base.
+# The image of every stage (docs/kubeflow.md): TARGET=gpu for CUDA, BASE_IMAGE for another base. At the
+# end the package runs in it, and an image in which it does not is removed.
 TARGET ?= cpu
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' neurofoundry/__init__.py)
 DOCKER ?= docker
+OFFLINE := --interactive --rm --network none --read-only --tmpfs /tmp --user 10001:10001 --cap-drop ALL
 image: wheels
 	DOCKER_BUILDKIT=1 $(DOCKER) build --file docker/Dockerfile --build-arg TARGET=$(TARGET) \
-	  --tag neurofoundry:$(TARGET) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	  --tag neurofoundry:$(TARGET)-unchecked --build-arg BASE_IMAGE=$(BASE_IMAGE) \
 	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD_FLAGS) .
+	$(DOCKER) run $(OFFLINE) neurofoundry:$(TARGET)-unchecked python3 - < docker/check.py \
+	  || { $(DOCKER) rmi neurofoundry:$(TARGET)-unchecked; exit 1; }
+	$(DOCKER) tag neurofoundry:$(TARGET)-unchecked neurofoundry:$(TARGET)
+	$(DOCKER) rmi neurofoundry:$(TARGET)-unchecked
 
-# Wheels for the image's Python 3.11, fetched by this machine's pip with this machine's settings.
-# Take build/wheels along to build where there is no index.
-GLIBC := 17 24 26 27 28 31 34 35
+# Wheels for the image's Python 3.11, fetched by this machine's pip with this machine's settings, and
+# torch for CPUs from wherever it can be had. Take build/wheels along to build where there is no index.
 wheels: build/wheels/.ready
-build/wheels/.ready: docker/requirements.lock
+build/wheels/.ready: docker/requirements.lock docker/wheels.py
 	rm -rf build/wheels && mkdir -p build/wheels
-	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
-	  --implementation cp --abi cp311 --abi abi3 --abi none \
-	  $(foreach n,$(GLIBC),--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 \
-	  --platform manylinux1_x86_64 --platform linux_x86_64 --platform any \
-	  --dest build/wheels --requirement docker/requirements.lock
+	$(PYTHON) docker/wheels.py build/wheels
 	@touch $@
 
 # New versions of everything, from pyproject.toml. torch stands without its hardware build and

@@ -34,6 +34,7 @@ from pipelines import compiled, local
 from tests.e2e.conftest import ROOT, Run
 from tests.support.kubernetes import NAMESPACE
 from tests.support.trainer import Trainer, trainer
+from tests.support.wheels import wheel
 
 pytestmark = pytest.mark.e2e
 
@@ -329,6 +330,43 @@ def test_the_key_of_a_private_index_is_in_no_layer(engine: Any, tmp_path: Path) 
         thread.join()
         with contextlib.suppress(docker.errors.ImageNotFound):
             engine.images.remove(tag)
+
+
+def test_a_torch_for_cuda_gets_the_libraries_without_which_it_cannot_be_imported(
+    engine: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker/Dockerfile", tmp_path / "docker")
+    (tmp_path / "docker/requirements.lock").write_text(f"# {uuid4()}\ntorch==9.9.9\n")
+    wheels = tmp_path / "build/wheels"
+    wheel(wheels, "torch", "9.9.9", needs="nvidia-cublas", code="import nvidia_cublas")
+    wheel(wheels, "nvidia_cublas", "13.1", code="")
+    tag = f"neurofoundry-cuda:{os.getpid()}"
+    try:
+        subprocess.run(
+            [CLI, "build", "--file", "docker/Dockerfile", "--target", "cpu-packages", "--tag", tag,
+             "--build-arg", f"BASE_IMAGE={BASE}", "."],
+            cwd=tmp_path, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=True,
+        )  # fmt: skip
+        engine.containers.run(tag, ["python3", "-c", "import torch"], remove=True)
+    finally:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.images.remove(tag)
+
+
+def test_an_image_in_which_the_package_does_not_run_is_removed(image: str, tmp_path: Path) -> None:
+    """`make image` with an engine that fails to run anything."""
+    broken = tmp_path / "docker"
+    broken.write_text(f'#!/bin/sh\ncase "$1" in run) exit 1;; *) exec {CLI} "$@";; esac\n')
+    broken.chmod(0o755)
+    build = ["make", "image", f"BASE_IMAGE={BASE}", f"PYTHON={sys.executable}", f"DOCKER={broken}"]
+    done = subprocess.run([*build, "VERSION=0"], cwd=ROOT, check=False, capture_output=True)
+    assert done.returncode != 0
+    client = docker.from_env()
+    assert not client.images.list("neurofoundry:cpu-unchecked")
+    labels = client.images.get(image).labels
+    assert labels["org.opencontainers.image.version"] == neurofoundry.__version__
+    client.close()
 
 
 def test_the_image_fetches_data_with_a_read_only_root_and_without_git(
