@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,28 @@ def embed(
                 values[number] = row.features
         columns = pd.DataFrame(values, columns=[f"f{i:04d}" for i in range(plan.features)])
         write(pd.concat([describe_scans(rows), columns], axis=1))
+
+
+def features_of(
+    places: Sequence[str | PathLike[str]],
+    *,
+    weights: str | PathLike[str],
+    workers: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """Return what `embed` writes, with the scans as index: columns scan_id, usable, reason, sha256
+    and f0000 and so on.
+
+    ``places`` are raw scans (NIfTI, BIDS, DICOM, or folders of them) or outputs of preprocess;
+    ``options`` are those of `embed`. Worker processes import the script that calls this: it must
+    do so below ``if __name__ == "__main__":``. Raises DataError and UsageError.
+    """
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "features.tsv"
+        read = [Path(place) for place in places]
+        embed(read, weights=Path(weights), out=out, workers=workers, **options)
+        table = pd.read_csv(out, sep="\t", keep_default_na=False, na_values=["n/a"])
+    return table.set_index("scan")
 
 
 def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
