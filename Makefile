@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DATA ?=
 OUT ?= runs/$(notdir $(abspath $(DATA)))
-PARAMS ?= params/first-look.yaml
+PARAMS ?= neurofoundry/presets/first-look.yaml
 
 .PHONY: run test lint docs lock image wheels
 

@@ -44,8 +44,9 @@ and warns of what is wrong in others; `run` and `submit` need them all. `--set K
 a value on the command line, `dvc exp run -S KEY=VALUE` in an experiment. NAME stands for a name of
 your own, `[]` for the entries of a list.
 
-`params.yaml` is for the sample cohort on a laptop, `params/first-look.yaml` for a first look at a
-folder of scans; both set values that differ from the defaults below.
+`params.yaml` is for the sample cohort on a laptop. `neurofoundry init --preset NAME` writes others:
+`first-look` for a folder of scans in minutes, `workstation` for one GPU, `paper` for the published
+recipe. All set values that differ from the defaults below.
 """
 
 COMMANDS = f"""\

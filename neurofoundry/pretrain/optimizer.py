@@ -32,10 +32,12 @@ def make_optimizer(model: nn.Module, params: PretrainParams) -> torch.optim.Opti
 
 
 def learning_rate(step: int, steps: int, params: PretrainParams) -> float:
-    """Return the rate of a step: a linear warm-up from 0, then half a cosine to 0."""
+    """Return the rate of a step: a linear warm-up from 0, then half a cosine to 0, or none."""
     warmup = params.warmup * steps
     if step < warmup:
         return params.learning_rate * (step + 1) / (warmup + 1)
+    if params.schedule == "constant":
+        return params.learning_rate
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 

@@ -67,7 +67,9 @@ class PretrainParams(Section):
     augment: AugmentParams = AugmentParams()
     epochs: int = Field(default=100, ge=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises from 0; it then falls as a cosine."""
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on: falling to 0 as half a cosine, or as it is."""
     batch_size: int = Field(default=32, ge=2)
     """Scans of a step, over all GPUs; contrastive learning sees each in two views."""
     chunk: int | None = Field(default=None, ge=1)

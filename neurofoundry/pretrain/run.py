@@ -29,7 +29,7 @@ from neurofoundry.pretrain.ranks import Ranks, joined
 from neurofoundry.pretrain.train import Trainer
 from neurofoundry.runtime.code import deciding_code
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.runtime.tracking import ENCODER
+from neurofoundry.runtime.tracking import encoder_artifact
 
 
 def pretrain(
@@ -162,4 +162,4 @@ def write_encoder(
     write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv", SUBJECTS)
     images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
     write_table(images, work.dir / "images.tsv", IMAGES)
-    work.tracker.produced(f"encoder-{method}", "encoder", work.dir, ENCODER)
+    work.tracker.produced(encoder_artifact(method, work.dir, plan))

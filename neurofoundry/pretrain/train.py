@@ -85,6 +85,9 @@ class Trainer:
                     self.bar.say(f"Stopped after step {self.step}; the same command continues.")
                     sys.exit(128 + signal.SIGTERM)  # as a shell reports it
                 self.pace.step_ended()
+        if self.step > self.pace.first:
+            mean = self.pace.mean(self.step, self.params.batch_size)
+            self.work.circumstances["scans_per_second"] = mean
 
     def restore(self) -> None:
         """Take up the last checkpoint. Raises UsageError where it is of other data or code."""
@@ -229,6 +232,10 @@ class Pace:
     def step_ended(self) -> None:
         """Note that everything of a step is done, checkpoint and probe included."""
         self.ended = time.monotonic()
+
+    def mean(self, step: int, scans: int) -> float:
+        """Return the scans per second since this process began, checkpoints and probes included."""
+        return scans * (step - self.first) / (time.monotonic() - self.began)
 
     def measure(self, step: int, scans: int) -> dict[str, float]:
         """Return what the step that was made says of the pace; ``scans`` are those of its batch."""

@@ -22,7 +22,7 @@ def test_help_lists_the_stages_in_order(command: Run) -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("name", ["params.yaml", "params/first-look.yaml"])
+@pytest.mark.parametrize("name", ["params.yaml", "neurofoundry/presets/first-look.yaml"])
 def test_the_parameters_of_the_repository_are_valid(
     command: Run, tmp_path: Path, name: str
 ) -> None:

@@ -195,6 +195,11 @@ class TestData:
         assert rates[20:] == sorted(rates[20:], reverse=True)
         assert rates[-1] < 1e-5
 
+    def test_a_constant_learning_rate_stays_after_warm_up(self) -> None:
+        params = params_of(learning_rate=0.01, warmup=0.2, schedule="constant")
+        rates = [optimizer.learning_rate(step, 10, params) for step in range(10)]
+        assert rates[0] < rates[1] < rates[2] == rates[9] == 0.01
+
     def test_weight_decay_shrinks_kernels_and_spares_biases_and_norms(self) -> None:
         """Where gradients are 0, only decay changes a weight."""
         encoder = encoders.build(params_of().encoder, seed=1)

@@ -30,6 +30,9 @@ class SimclrParams(Section):
     """Of NT-Xent: the lower, the more the hardest negatives count."""
     projection: int = Field(default=64, ge=2)
     """Dimensions of the space in which views are compared."""
+    projector: Literal["norm", "plain"] = "norm"
+    """The head before that space: two layers with batch norm between them, without which a small
+    cohort collapses; or plain, without it and without biases, as in 3D-Neuro-SimCLR."""
     same_person: Literal["positive", "excluded"] = "excluded"
     """Other scans of a person: attracted like views of one scan, or neither attracted nor repelled.
     Positive also unlearns what changes between the visits of a person, such as atrophy."""
@@ -50,13 +53,14 @@ class Simclr(Objective):
         self.params = params
         if params.compile:
             encoder.compile(dynamic=False)  # only the last chunk of a batch may be smaller
-        # Batch norm, as in the authors' code: without it a small cohort collapses. The head is
-        # part of `loss`, so that its statistics are always those of the whole batch.
+        # The head is part of `loss`, so that the statistics of its batch norm are always those of
+        # the whole batch.
+        plain = params.projector == "plain"
         self.projector = nn.Sequential(
             nn.Linear(encoder.features, encoder.features, bias=False),
-            nn.BatchNorm1d(encoder.features),
+            nn.Identity() if plain else nn.BatchNorm1d(encoder.features),
             nn.ReLU(),
-            nn.Linear(encoder.features, params.projection),
+            nn.Linear(encoder.features, params.projection, bias=not plain),
         )
 
     def check(self, device: torch.device) -> None:
