@@ -33,6 +33,7 @@ from pretrain import table, train_ours, write_volumes
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.runtime import tracking
+from neurofoundry.runtime.experiment import TrackingParams
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -102,8 +103,9 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
             taken.bind(("127.0.0.1", 0))
             os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{taken.getsockname()[1]}"
         began = time.perf_counter()
-        params = tracking.TrackingParams(mode="offline" if mode == "offline" else "online")
-        with tracking.run(params, stage="pretrain", key="0123456789abcdef", config={}) as tracker:
+        params = TrackingParams(mode="offline" if mode == "offline" else "online")
+        key = "0123456789abcdef"
+        with tracking.run(params, stage="pretrain", key=key, group="g", config={}) as tracker:
             opened = time.perf_counter() - began
             calls, waits = [], []
             before = tracking_seconds(known)

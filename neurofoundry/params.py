@@ -49,19 +49,19 @@ def load_text(
 
 
 def load_part(
-    text: str,
+    text: str | Mapping[str, Any],
     part: type[Model],
     whole: type[BaseModel],
     overrides: Sequence[str] = (),
     *,
     origin: str,
 ) -> tuple[Model, str]:
-    """Read the keys of ``whole`` that ``part`` has, as `load_text` does.
+    """Read the keys of ``whole`` that ``part`` has, of text as `load_text` or of what it holds.
 
     A key that ``whole`` does not have is an error. Return also what is wrong with the other keys
     that are there, if anything is: nobody needs them yet.
     """
-    values = _read_sections(text, overrides, origin=origin)
+    values = _read_sections(text, overrides, origin=origin) if isinstance(text, str) else dict(text)
     others = whole.model_fields.keys() - part.model_fields.keys()
     own = {key: value for key, value in values.items() if key not in others}
     read = validate(own, part, origin=origin)
@@ -75,6 +75,28 @@ def load_part(
         ]
         return read, "; ".join(_explain(whole, problem) for problem in present)
     return read, ""
+
+
+def read_layers(layers: Sequence[tuple[str, str]], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read several texts with what each is called: a later one adds to sections, and its values
+    take the place of earlier ones. Lists are values. Raises UsageError."""
+    values: dict[str, Any] = {}
+    for text, origin in layers:
+        values = _merged(values, _read_sections(text, (), origin=origin))
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            both[key] = _merged(old, value)
+        else:
+            both[key] = value
+    return both
 
 
 def _read_sections(text: str, overrides: Sequence[str], *, origin: str) -> dict[str, Any]:

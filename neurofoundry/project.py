@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.evaluate.params import EvaluateParams
@@ -13,7 +14,8 @@ from neurofoundry.ingest.params import IngestParams
 from neurofoundry.params import Name, Section
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
-from neurofoundry.runtime.tracking import TrackingParams
+from neurofoundry.runtime.experiment import Experiment, TrackingParams
+from neurofoundry.runtime.files import hash_json
 from neurofoundry.tasks import AnyTask
 
 Seed = Annotated[int, Field(ge=0)]
@@ -25,6 +27,18 @@ class StageSections(Section):
 
     tracking: TrackingParams = TrackingParams()
     """Read by every stage, and nothing runs again for it."""
+
+    _settings: str = PrivateAttr("")
+
+    def belongs_to(self, params: Mapping[str, Any]) -> None:
+        """Note the parameters of all stages, by which a pipeline run is told from others."""
+        decide = {name: value for name, value in params.items() if name != "tracking"}
+        self._settings = hash_json(decide)
+
+    @property
+    def experiment(self) -> Experiment:
+        """What the stage is recorded as a part of."""
+        return Experiment(self.tracking, self._settings)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

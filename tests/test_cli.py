@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typer.testing import CliRunner
 
 from neurofoundry.cli import main as cli
 from neurofoundry.evaluate.params import MetricName
+from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats.metrics import METRICS
 
 COMMANDS = typer.main.get_command(cli.app)
@@ -23,6 +26,25 @@ def test_every_command_explains_itself(command: str) -> None:
     said = CliRunner().invoke(cli.app, [*command.split(), "--help"])
     assert said.exit_code == 0, said.output
     assert "--help" in said.output
+
+
+def test_quiet_logs_warnings_alone(logged: io.StringIO) -> None:
+    for options, told in (([], "working\n"), (["-q"], "")):
+        logged.seek(0)
+        logged.truncate()
+        CliRunner().invoke(cli.app, [*options, "verify", "nothing"])
+        LOGGER.info("working")
+        with Progress("preprocess", 2, unit="scans") as progress:
+            progress.advance(2)
+        LOGGER.warning("attention")
+        lines = logged.getvalue()
+        assert ("working\n" in lines, "2/2 scans" in lines) == (bool(told), bool(told))
+        assert "attention" in lines
+
+
+def test_a_shell_can_complete_commands() -> None:
+    said = CliRunner().invoke(cli.app, ["--help"])
+    assert "--install-completion" in said.output
 
 
 def test_the_stages_whose_cost_can_be_foreseen_are_one_group() -> None:

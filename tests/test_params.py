@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from neurofoundry.errors import UsageError
-from neurofoundry.params import Section, load, load_part, load_text, read_yaml
+from neurofoundry.params import Section, load, load_part, load_text, read_layers, read_yaml
 
 
 class Inner(Section):
@@ -67,6 +67,20 @@ def test_a_part_is_read_whatever_the_rest_holds_and_what_is_wrong_there_is_told(
     assert part == Part(pretrain=Inner(epochs=2, rate=0.5))
     assert elsewhere.startswith("extra.epoch: unknown key. Did you mean 'epochs'?")
     assert load_part("pretrain: {}", Part, Outer, origin="p") == (Part(pretrain=Inner()), "")
+
+
+def test_a_later_layer_changes_values_of_an_earlier_one_and_adds_to_sections() -> None:
+    below = "pretrain: {epochs: 2, rate: 0.5}\ntasks: {age: {epochs: 1}}\nlist: [1, 2]\n"
+    above = '{"pretrain": {"epochs": 3}, "tasks": {"sex": {}}, "list": [3], "extra": null}'
+    values = read_layers([(below, "a.yaml"), (above, "b.json")], ["pretrain.rate=0.25"])
+    assert values == {
+        "pretrain": {"epochs": 3, "rate": 0.25},
+        "tasks": {"age": {"epochs": 1}, "sex": {}},
+        "list": [3],
+        "extra": None,
+    }
+    with pytest.raises(UsageError, match=r"b\.yaml, line 1: not valid YAML"):
+        read_layers([(below, "a.yaml"), ("pretrain: [", "b.yaml")])
 
 
 @pytest.mark.parametrize(

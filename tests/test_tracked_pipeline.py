@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 def test_every_stage_is_a_job_of_one_group(runs: dict[str, list[Any]]) -> None:
-    jobs = ["ingest", "preprocess", "pretrain-simclr", "finetune", "evaluate"]
+    jobs = ["ingest", "preprocess", "pretrain-simclr", "finetune", "evaluate", "pipeline"]
     assert set(runs) == {*jobs, ""}
     for job in jobs:
         (run,) = wandb_file.of_kind(runs[job], "run")
@@ -77,11 +79,39 @@ def test_pretraining_has_its_pace_and_the_evaluation_its_numbers_by_name(
     assert steps[-1]["hours_left"] == 0
     (folder,) = runs[""]
     metrics = json.loads((folder / "out/evaluation/metrics.json").read_text())
-    subjects = metrics["age"]["probe"]["1.0"]["val"]["subjects"]
-    assert wandb_file.summary(runs["evaluate"])["age/probe/1.0/val/subjects"] == subjects
-    names = {name for row in wandb_file.history(runs["evaluate"]) for name in row}
-    assert {"metrics/_type", "differences/_type"} <= names
+    score = metrics["age"]["probe"]["1.0"]["test"]["mae"]
+    told = wandb_file.summary(runs["pipeline"])
+    assert told.get("age_mae_test_probe") == score["value"]
+    assert told["scans_per_second_simclr"] > 0
+    numbers = {name for name, value in told.items() if type(value) in (int, float)}
+    assert len({name for name in numbers if "/" not in name and name[0] != "_"}) <= 40
+    headline = json.loads((folder / "out/evaluation/headline.json").read_text())
+    assert headline == ({"age": score["value"]} if score["value"] is not None else {})
+    names = {name for row in wandb_file.history(runs["pipeline"]) for name in row}
+    assert {"tables/metrics/_type", "tables/predictions_age/_type"} <= names
+    assert "pretraining/simclr_table/_type" in names
     assert len(list((folder / "wandb").rglob("media/images/qc_*.png"))) == 6
+
+
+def test_the_run_of_the_pipeline_has_the_parameters_of_all_stages(
+    runs: dict[str, list[Any]],
+) -> None:
+    told, given = wandb_file.config(runs["pipeline"]), params()
+    assert told["pretrain"]["epochs"] == given["pretrain"]["epochs"]
+    assert told["preprocess"]["grid"]["spacing"] == 6.0
+    assert told["ingest"]["splits"]["train"] == 0.4
+    assert told["finetune"]["initializations"]["probe"]["encoder"] == "simclr"
+    assert told["evaluate"]["bootstraps"] == 100
+    assert told["tasks"]["age"]["column"] == "age"
+    assert told["seed"] == given["seed"]
+    assert len(told["data_version"]) == 64
+
+
+def test_names_are_such_that_wandb_can_sort_by_them(runs: dict[str, list[Any]]) -> None:
+    for job in [job for job in runs if job]:
+        rows = [*wandb_file.history(runs[job]), wandb_file.summary(runs[job])]
+        for name in {name for row in rows for name in row}:
+            assert re.fullmatch(r"[_a-zA-Z]\w*(/[_a-zA-Z]\w*)*", name, re.ASCII), (job, name)
 
 
 def test_the_encoder_is_followed_from_where_it_is_made_to_where_it_is_used(
@@ -99,6 +129,23 @@ def test_the_encoder_is_followed_from_where_it_is_made_to_where_it_is_used(
         assert found[job, "encoder-simclr"].digest == made.digest
     report = found["evaluate", "evaluation"]
     assert "report.html" in [each.path for each in report.manifest.contents]
+    assert {"latest"} < set(report.aliases)
+
+
+def test_lineage_leads_from_the_data_to_the_report(runs: dict[str, list[Any]]) -> None:
+    made, used = {}, set()
+    for job in [job for job in runs if job]:
+        for each in wandb_file.of_kind(runs[job], "artifact"):
+            if each.use_after_commit:
+                used.add((job, each.name, each.digest))
+            else:
+                made[each.name] = (job, each.digest)
+    way = ("dataset", "preprocess", "volumes", "pretrain-simclr", "encoder-simclr", "finetune")
+    way += ("models", "evaluate", "evaluation")
+    for job, artifact in zip(way[1::2], way[0::2], strict=False):
+        assert (job, artifact, made[artifact][1]) in used
+    for job, artifact in zip(way[1::2], way[2::2], strict=True):
+        assert made[artifact][0] == job
 
 
 def test_nothing_that_would_leave_names_a_person_or_a_path(runs: dict[str, list[Any]]) -> None:
@@ -115,6 +162,43 @@ def test_nothing_that_would_leave_names_a_person_or_a_path(runs: dict[str, list[
     for path in files:
         content = path.read_bytes()
         assert not [name for name in told if name.encode() in content], path.name
+
+
+def test_an_agent_of_a_sweep_drives_the_pipeline(
+    runs: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sweep file of the docs, over a parameter of evaluate, which costs seconds."""
+    (folder,) = runs[""]
+    for name in ("data", "params.yaml"):
+        (tmp_path / name).symlink_to(folder / name)
+    shutil.copytree(folder / "out", tmp_path / "runs/sweep", symlinks=True)
+    sweep = yaml.safe_load((ROOT / "neurofoundry/presets/sweep.yaml").read_text())
+    sweep["parameters"] = {"evaluate": {"parameters": {"bootstraps": {"values": [150]}}}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("NEUROFOUNDRY_RUN", raising=False)
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        server.trials = [
+            {"run_id": "trial-1", "args": {"evaluate": {"value": {"bootstraps": 150}}}}
+        ]
+        for command in (["sweep", "sweep.yaml"], ["agent", "--count", "1", "me/neurofoundry/s1"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "wandb", *command],
+                **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300},
+            )
+            assert done.returncode == 0, done.stderr
+    assert server.unknown == []
+    begun = [given for name, given in server.operations if name == "UpsertBucket"]
+    (trial,) = [given for given in begun if given["name"] == "trial-1"][:1]
+    assert (trial["jobType"], trial["sweep"]) == ("pipeline", "s1")
+    assert json.loads(trial["config"])["evaluate"]["value"]["bootstraps"] == 150
+    assert {given["sweep"] for given in begun if given["name"] != "trial-1"} == {None}
+    assert len({given["groupName"] for given in begun if given["jobType"]}) == 1
 
 
 @pytest.mark.parametrize("how", ["refused", "silent"])

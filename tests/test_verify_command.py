@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def test_all_outputs_here_are_verified_with_their_volumes(
     assert verify(monkeypatch, "encoder") == 0
     assert verify(monkeypatch) == 3
     told = capsys.readouterr()
+    assert verify(monkeypatch, "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["encoder/simclr"] == []
+    assert found["volumes"][0].startswith("sub-001_ses-1.nii has changed")
     assert "volumes: sub-001_ses-1.nii has changed (SHA-256 " in told.out
     assert "1 of 2 outputs are not what was written" in told.err
 

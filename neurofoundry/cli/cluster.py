@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from neurofoundry.cli.options import (
+    PARAMS,
     ExecutorInput,
     Models,
     Out,
@@ -28,7 +29,7 @@ from neurofoundry.runtime.store import keep_params, locate
 
 @app.command()
 def configure(
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     preprocess_shards: Annotated[int, typer.Option(min=1, help="Shards of the scans.")] = 1,
     finetune_shards: Annotated[
@@ -137,7 +138,7 @@ def pretrain_on_nodes(
     volumes: Volumes,
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
     store: Annotated[Path, typer.Option("--store", help="On the volume that all nodes mount.")],
-    params: ParamsFile,
+    params: Annotated[str, typer.Option("--params", help="What `configure` gave for pretrain.")],
     nodes: Annotated[int, typer.Option(min=1, help="Machines that train together.")],
     processes: Annotated[int, typer.Option(min=0, help="Processes on each node: its GPUs.")],
     image: Annotated[str, typer.Option(help="The image of the containers.")],

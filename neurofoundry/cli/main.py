@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Annotated
 
@@ -29,8 +30,13 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Log warnings and errors only; no progress.")
+    ] = False,
 ) -> None:
     """Global options."""
+    if quiet:
+        log.LOGGER.setLevel(logging.WARNING)
 
 
 def main() -> None:

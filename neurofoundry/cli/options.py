@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="From raw 3D brain MRI to a pretrained, fine-tuned and honestly evaluated model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -36,12 +35,20 @@ plan = typer.Typer(no_args_is_help=True, help="Say what a stage will cost on thi
 app.add_typer(plan, name="plan")
 
 ParamsFile = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--params",
-        help="The parameters: a file, its text, or what `configure` gave for this stage.",
+        help="The parameters: a file, its text, or what `configure` gave for this stage. "
+        "Repeatable: a later one changes values of the earlier.",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+PARAMS = ["params.yaml"]
+"""Where parameters are by default."""
+
+Layers = str | Sequence[str]
+"""One or several of what `ParamsFile` takes."""
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter: pretrain.epochs=3"),
@@ -149,32 +156,33 @@ def data_folder(data: Path) -> Path:
     return data.parent if data.is_file() else data
 
 
-def load_params(params: str, overrides: Sequence[str] | None) -> Params:
-    """Read all parameters: those of the file ``params``, or of the text that it is."""
-    from neurofoundry.params import load_text
+def load_params(params: Layers, overrides: Sequence[str] | None) -> Params:
+    """Read all parameters: those of the files ``params``, or of the texts that they are."""
+    from neurofoundry.params import validate
     from neurofoundry.project import Params
 
-    text, origin = _params_text(params)
-    return load_text(text, Params, overrides or (), origin=origin)
+    values, origin = _read(params, overrides)
+    return validate(values, Params, origin=origin)
 
 
 def load_sections(
-    sections: type[Sections], params: str, overrides: Sequence[str] | None
+    sections: type[Sections], params: Layers, overrides: Sequence[str] | None
 ) -> Sections:
     """Read what a stage reads: from all parameters, or from what `configure` gave for it.
 
     What is wrong with the sections of other stages is logged; this stage does not need them.
     """
-    from neurofoundry.params import load_part, load_text
+    from neurofoundry.params import load_part, validate
     from neurofoundry.project import Params
 
-    text, origin = _params_text(params)
-    if _is_of(sections, text):
-        return load_text(text, sections, overrides or (), origin=origin)
-    values, elsewhere = load_part(text, sections, Params, overrides or (), origin=origin)
+    values, origin = _read(params, overrides)
+    if _is_of(sections, _layers(params)[0]):
+        return validate(values, sections, origin=origin)
+    read, elsewhere = load_part(values, sections, Params, origin=origin)
+    read.belongs_to(values)
     if elsewhere:
         LOGGER.warning("%s: another stage will refuse this: %s", origin, elsewhere)
-    return values
+    return read
 
 
 def _is_of(sections: type[Sections], text: str) -> bool:
@@ -186,17 +194,28 @@ def _is_of(sections: type[Sections], text: str) -> bool:
     return False
 
 
-def _params_text(params: str) -> tuple[str, str]:
-    """Return the text of ``--params``, a file or the text itself, and what to call it."""
-    from neurofoundry.params import read_text
-
-    is_text = "\n" in params or params.startswith("{")
-    return (params, "--params") if is_text else (read_text(Path(params)), params)
+def _layers(params: Layers) -> Sequence[str]:
+    return [params] if isinstance(params, str) else params
 
 
-def params_file(params: str) -> list[Path]:
-    """Return the file that ``--params`` names, if it is not the text itself."""
-    return [] if "\n" in params or params.startswith("{") else [Path(params)]
+def _read(params: Layers, overrides: Sequence[str] | None) -> tuple[dict[str, Any], str]:
+    """Return what ``--params`` holds, each a file or the text itself, and what to call it."""
+    from neurofoundry.params import read_layers, read_text
+
+    texts = [
+        (layer, "--params") if _is_text(layer) else (read_text(Path(layer)), layer)
+        for layer in _layers(params)
+    ]
+    return read_layers(texts, overrides or ()), " + ".join(origin for _, origin in texts)
+
+
+def _is_text(layer: str) -> bool:
+    return "\n" in layer or layer.startswith("{")
+
+
+def params_file(params: Layers) -> list[Path]:
+    """Return the files that ``--params`` names, as far as they are not the text itself."""
+    return [Path(layer) for layer in _layers(params) if not _is_text(layer)]
 
 
 def guard_run(out: Path, *, inputs: Sequence[Path]) -> None:

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from neurofoundry import presets
 from neurofoundry.cli.options import (
+    PARAMS,
+    AsJson,
     Cohort,
     Copies,
     Data,
@@ -34,14 +37,26 @@ from neurofoundry.cli.options import (
     plan,
     worker_count,
 )
+from neurofoundry.runtime.experiment import pipeline_run
 from neurofoundry.runtime.store import locate_all
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or this one (.).")],
+    preset: Annotated[
+        str, typer.Option(help=f"What to start from: {', '.join(presets.NAMES)}.")
+    ] = "laptop",
+) -> None:
+    """Write a project: params.yaml of a preset, dvc.yaml, a sweep of W&B, and where data go."""
+    print(presets.write_project(folder, preset))
 
 
 @app.command()
 def ingest(
     data: Data,
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     store: Store = None,
     copies: Copies = None,
@@ -62,7 +77,7 @@ def ingest(
         params=values.deciding(),
         inputs={},
         reads=[data, *params_file(params)],
-        track=values.tracking,
+        track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
 
@@ -72,7 +87,7 @@ def preprocess(
     data: Data,
     cohort: Cohort,
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     workers: Workers = 0,
     shard: ShardOf = "1/1",
@@ -100,7 +115,7 @@ def preprocess(
         | template.fingerprint(template.find(values.preprocess, data)),
         inputs={"ingest": cohort},
         reads=[data, *params_file(params)],
-        track=values.tracking,
+        track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
 
@@ -109,7 +124,7 @@ def preprocess(
 def plan_preprocess(
     data: Data,
     cohort: Cohort,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     workers: Workers = 0,
     scans: Annotated[int, typer.Option(min=1, help="Scans to try.")] = 5,
@@ -128,7 +143,7 @@ def pretrain(
     volumes: Volumes,
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")],
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     processes: Annotated[
         int, typer.Option(min=0, help="Processes that train together; 0: one a GPU.")
@@ -161,7 +176,7 @@ def pretrain(
         params={"pretrain": read, "seed": values.seed, "method": method},
         inputs={"preprocess": volumes},
         reads=params_file(params),
-        track=values.tracking,
+        track=values.experiment,
         leads=ranks.leads(),
         found_by_name=[objectives.MODULES[method]],
         accept_code_change=accept_code_change,
@@ -174,7 +189,7 @@ def pretrain(
 def plan_pretrain(
     scans: Annotated[int, typer.Option("--scans", min=1, help="Scans of the cohort.")],
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")] = "",
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
 ) -> None:
     """Measure a few steps here; print hours, memory and the largest batch for so many scans."""
@@ -190,7 +205,7 @@ def finetune(
     volumes: Volumes,
     encoder: Encoder,
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     shard: ShardOf = "1/1",
     reuse: Reuse = None,
@@ -218,7 +233,7 @@ def finetune(
         params=values.deciding(),
         inputs={"preprocess": volumes, **encoder_inputs(encoder)},
         reads=[*encoder, *params_file(params)],
-        track=values.tracking,
+        track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
 
@@ -230,7 +245,7 @@ def evaluate(
     encoder: Encoder,
     models: Models,
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     store: Store = None,
     copies: Copies = None,
@@ -263,7 +278,7 @@ def evaluate(
             "finetune": models,
         },
         reads=[*encoder, *params_file(params)],
-        track=values.tracking,
+        track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
 
@@ -272,7 +287,7 @@ def evaluate(
 def run_all(
     data: Data,
     out: Out,
-    params: ParamsFile = "params.yaml",
+    params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     workers: Workers = 0,
 ) -> None:
@@ -280,13 +295,14 @@ def run_all(
     cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
     models, evaluation = out / "models", out / "evaluation"
     guard_run(out, inputs=[data, *params_file(params)])
-    methods = load_params(params, overrides).pretrain.methods
-    ingest(data, cohort, params, overrides)
-    preprocess(data, cohort, volumes, params, overrides, workers)
-    for method in methods:
-        pretrain(volumes, method, encoder / method, params, overrides, processes=1)
-    finetune(volumes, [encoder], models, params, overrides)
-    evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
+    values = load_params(params, overrides)
+    with pipeline_run(out.resolve(), data.resolve(), values):
+        ingest(data, cohort, params, overrides)
+        preprocess(data, cohort, volumes, params, overrides, workers)
+        for method in values.pretrain.methods:
+            pretrain(volumes, method, encoder / method, params, overrides, processes=1)
+        finetune(volumes, [encoder], models, params, overrides)
+        evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
     print(f"\nReport: {evaluation / 'report.html'}")
 
 
@@ -344,6 +360,7 @@ def compare(
             "--out", help="A folder to write with tables and a page; it appears when whole."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare evaluations of the same scans: what differs, with paired intervals."""
     from rich.console import Console
@@ -353,6 +370,9 @@ def compare(
     if out:
         compare.guard(out, evaluations)
     comparison = compare.compare(evaluations)
-    compare.show(comparison, Console())
+    if as_json:
+        print(compare.as_json(comparison))
+    else:
+        compare.show(comparison, Console())
     if out:
         compare.write(comparison, out)

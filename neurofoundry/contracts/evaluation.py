@@ -1,4 +1,4 @@
-"""evaluation/: the numbers of metrics.json, and whether a model is promoted."""
+"""evaluation/: the numbers of metrics.json and headline.json, and whether a model is promoted."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class Metrics(RootModel[dict[str, dict[str, dict[str, dict[str, dict[str, Score 
 
     Each split also has its numbers of ``subjects`` and ``scans``.
     """
+
+
+class Headline(RootModel[dict[str, float]]):
+    """headline.json: the primary metric of every task on test, of the initialization that stands
+    for the run; tasks for which it cannot be estimated are left out."""
 
 
 class Requirement(Section):
@@ -64,6 +69,11 @@ class PromotionRule(Section):
 def write_metrics(folder: Path, content: dict[str, Any]) -> None:
     """Write metrics.json."""
     write_document(folder / "metrics.json", content, Metrics)
+
+
+def write_headline(folder: Path, content: dict[str, float]) -> None:
+    """Write headline.json."""
+    write_document(folder / "headline.json", content, Headline)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from neurofoundry.evaluate.report import narrative
 from neurofoundry.evaluate.report.provenance import short
 from neurofoundry.evaluate.rows import find_row, table_of
 from neurofoundry.params import validate
-from neurofoundry.runtime import stage, tracking
+from neurofoundry.runtime import stage
+from neurofoundry.runtime.experiment import public
+from neurofoundry.runtime.files import to_plain
 from neurofoundry.runtime.guard import guard_output
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
@@ -143,7 +145,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
         tasks = {name: parse_task(task) for name, task in given["tasks"].items()}
         params = validate(given["evaluate"], EvaluateParams, origin=f"{title}/stage.json")
         stages = json.loads((folder / "provenance.json").read_text())
-        own = {**record, "params": tracking.public(given)}
+        own = {**record, "params": public(given)}
         return Evaluation(
             letter,
             title,
@@ -306,7 +308,7 @@ def parameters(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         for each in having:
             flat[each.letter] |= {"data_version": short(each.stages[name]["data_version"])}
             if len({str(other.stages[name]["code_sha256"]) for other in having}) > 1:
-                flat[each.letter]["code"] = short(each.stages[name]["git_commit"])
+                flat[each.letter]["code"] = short(str(each.stages[name]["code_sha256"]))
         for key in dict.fromkeys(key for values in flat.values() for key in values):
             shown = tuple(flat.get(each.letter, {}).get(key) for each in evaluations)
             differ = len({flat[each.letter].get(key) for each in having}) > 1
@@ -428,6 +430,15 @@ def show(comparison: Comparison, console: Console) -> None:
             table.add_row(*map(escape, row))
         console.print(table)
     console.print(NOTE, _left_out(comparison), highlight=False)
+
+
+def as_json(comparison: Comparison) -> str:
+    """Return titles and the three tables, a list of rows each, as JSON."""
+    tables = {name: getattr(comparison, name).astype(object) for name in TABLES}
+    rows = {
+        name: table.where(table.notna(), None).to_dict("records") for name, table in tables.items()
+    }
+    return json.dumps({"titles": dict(comparison.titles), **rows}, default=to_plain)
 
 
 def guard(out: Path, folders: Sequence[Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError
-from neurofoundry.runtime import tracking
+from neurofoundry.runtime.experiment import public
+from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.stats.metrics import Values
 
 
@@ -69,6 +70,8 @@ class Inputs:
     runs: pd.DataFrame
     records: Mapping[str, Mapping[str, Any]]
     """stage.json of each stage that has one; with several encoders, pretrain/NAME."""
+    circumstances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By the same names when, where and how fast each was run, as far as that is known."""
 
     @property
     def train(self) -> pd.DataFrame:
@@ -94,11 +97,11 @@ class Inputs:
         return frozenset().union(*(each.seen.persons or () for each in self.encoders))
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Return the code, data and parameters of each earlier stage, without paths and dates."""
-        names = ("package_version", "git_commit", "code_sha256", "data_version")
+        """Return the code, data and parameters of each earlier stage, without paths."""
+        names = ("package_version", "code_sha256", "data_version")
         return {
             stage: {name: record.get(name, "") for name in names}
-            | {"params": tracking.public(record.get("params", {}))}
+            | {"params": public(record.get("params", {}))}
             for stage, record in self.records.items()
         }
 
@@ -127,6 +130,7 @@ def read(*, cohort_dir: Path, volumes: Volumes, encoder: Sequence[Path], models:
             for name, folder in folders.items()
             if (folder / "stage.json").exists()
         },
+        circumstances={name: read_circumstances(folder) for name, folder in folders.items()},
     )
 
 

@@ -3,18 +3,17 @@ predictions and maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from neurofoundry.contracts.evaluation import write_decision, write_metrics
+from neurofoundry.contracts.evaluation import write_decision, write_headline, write_metrics
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.evaluate import predictions
-from neurofoundry.evaluate.evidence import TESTED
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.measure import explanations
+from neurofoundry.evaluate.report import headline
 from neurofoundry.evaluate.results import Results
 from neurofoundry.runtime.files import write_json
 
@@ -30,6 +29,7 @@ def write(folder: Path, results: Results) -> None:
     write_json(folder / "provenance.json", results.inputs.provenance())
     write_decision(folder, results.decision)
     write_metrics(folder, metrics(results))
+    write_headline(folder, headline.primary(results))
 
 
 def _tables(results: Results) -> dict[str, pd.DataFrame]:
@@ -72,32 +72,3 @@ def metrics(results: Results) -> dict[str, Any]:
         score |= {name: row[name] for name in ("seed_sd", "reason") if row[name] is not None}
         split[row["metric"]] = score
     return content
-
-
-def numbers(results: Results) -> dict[str, float]:
-    """Return the numbers of metrics.json by their path in it:
-    TASK/INIT/FRACTION/SPLIT/METRIC/value."""
-    return _flat(metrics(results))
-
-
-def _flat(content: Mapping[str, Any], path: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{path}{name}/")
-        elif isinstance(value, int | float):
-            flat[f"{path}{name}"] = value
-    return flat
-
-
-def headlines(results: Results) -> dict[str, float]:
-    """Return the primary metric of every initialization with all labels, on test and ood, with its
-    interval, by path as in `numbers`."""
-    wanted = {
-        f"{each.name}/{model.name}/{each.fraction}/{split}/{each.task.primary}/{end}"
-        for each in results.tasks
-        for model in each.trained
-        for split in TESTED
-        for end in ("value", "low", "high")
-    }
-    return {path: value for path, value in numbers(results).items() if path in wanted}

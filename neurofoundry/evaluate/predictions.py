@@ -26,7 +26,7 @@ def write(folder: Path, evidence: Evidence) -> None:
     of the model at place K ``seeds_K`` (seeds,) and ``outputs_K``, (seeds, scans, classes)
     probabilities or (seeds, scans) values.
     """
-    scan = np.array([_hash(sha256) for sha256 in evidence.scans["sha256"]], "U64")
+    scan = np.array([hash_scan(sha256) for sha256 in evidence.scans["sha256"]], "U64")
     order = np.argsort(scan, kind="stable")
     # Numbered in the order of their names, so that resampling draws whom the evaluation drew.
     _, person = np.unique(evidence.scans["person"].to_numpy(str), return_inverse=True)
@@ -74,5 +74,6 @@ def read(folder: Path, name: str, task: Task) -> Evidence:
         ) from error
 
 
-def _hash(sha256: str) -> str:
+def hash_scan(sha256: str) -> str:
+    """Return what identifies a scan to those who have its image, and tells nobody else."""
     return hashlib.sha256(f"scan\0{sha256}".encode()).hexdigest()

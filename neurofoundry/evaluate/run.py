@@ -10,7 +10,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, outputs, promotion
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.report import build, figures, wandb
+from neurofoundry.evaluate.report import build, figures, headline, wandb
 from neurofoundry.evaluate.results import measure
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.tasks import Task
@@ -35,8 +35,9 @@ def evaluate(
     outputs.write(work.dir, results)
     drawn = figures.draw(results)
     build.write(work.dir, results, drawn)
-    wandb.record(work.tracker, work.dir, results, drawn)
-    work.summary |= outputs.headlines(results) | {"promoted": results.decision.promoted}
+    wandb.record(work.tracker, work.dir, models, results, drawn)
+    work.summary |= headline.numbers(results) | {"promoted": results.decision.promoted}
+    work.answer = wandb.answer(results, params, tasks, seed)
 
 
 def _check(

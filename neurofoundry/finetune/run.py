@@ -45,7 +45,7 @@ from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import hash_json, write_json
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.runtime.tracking import ENCODER
+from neurofoundry.runtime.tracking import encoder_artifact
 from neurofoundry.tasks import Task
 
 DEMANDS = {"min_subjects", "required"}
@@ -70,7 +70,7 @@ def finetune(
     torch.backends.cudnn.deterministic = True
     study = open_study(Volumes(volumes), find_encoders(encoder), params, tasks, seed)
     for name, folder in study.encoders.items():
-        work.tracker.used(f"encoder-{name}", "encoder", folder, ENCODER)
+        work.tracker.used(encoder_artifact(name, folder))
     declared = runs.declared(tasks, params)
     gaps = runs.find_gaps(declared, tasks, study.scans, seed=seed)
     chosen = runs.of_shard(declared, params, work.shard)
@@ -256,13 +256,17 @@ def open_study(
 
 
 def _track(work: Workspace, done: Sequence[Run]) -> None:
-    """Record the history of every model."""
+    """Record the history of every model along its own epochs or penalties."""
     step = 0
     for run in done:
         history = pd.read_csv(work.dir / run.name / "history.tsv", sep="\t")
-        for row in history.to_dict("records"):
-            values = {f"{run.name}/{column}": value for column, value in row.items()}
-            work.tracker.log(values, step=step)
+        model = f"{run.task}_{run.init}_{run.fraction:g}_seed{run.seed}"
+        axis = "epoch" if "epoch" in history else str(history.columns[0])
+        columns = [str(column) for column in history if column != axis]
+        names = {axis: axis} | {column: f"{column}/{model}" for column in columns}
+        work.tracker.axis([names[column] for column in columns], axis)
+        for row in history.rename(columns=names).to_dict("records"):
+            work.tracker.log({str(name): value for name, value in row.items()}, step=step)
             step += 1
 
 

@@ -21,6 +21,7 @@ from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.params import Column, Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threads
 from neurofoundry.runtime import machine
+from neurofoundry.runtime.experiment import data_reference
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.tasks import Task
 
@@ -65,6 +66,7 @@ def ingest(
     write_table(rows, work.dir / "scans.tsv", SCANS)
     write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
     work.data_version = _data_version(scans, findings)
+    work.data_reference = data_reference(data, work.data_version)
     work.summary |= {
         "scans": len(rows),
         "persons": rows["person"].nunique(),

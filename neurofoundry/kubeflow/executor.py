@@ -17,6 +17,7 @@ from typing import Any
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.store import read_circumstances
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -68,7 +69,8 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     encoder, models, evaluation), or be ``metrics`` (scalars) or ``roc`` (ClassificationMetrics).
     """
     record = json.loads((folder / "stage.json").read_text())
-    origin = {name: record[name] for name in ("stage", "key", "data_version", "git_commit")}
+    origin = {name: record[name] for name in ("stage", "key", "data_version")}
+    origin["git_commit"] = read_circumstances(folder).get("git_commit", "")
     summary = record["summary"]
     scalars = {
         name: value for name, value in summary.items() if isinstance(value, (int, float, str))

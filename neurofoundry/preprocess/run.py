@@ -34,7 +34,7 @@ from neurofoundry.runtime.stage import Workspace
 
 LOG = logging.getLogger(__name__)
 
-TABLES = ("scans.tsv", "grid.json", "qc.html", "timings.tsv", nyul.LANDMARKS)
+TABLES = ("scans.tsv", "grid.json", "qc.html", nyul.LANDMARKS)
 FEWEST_SCANS = 2
 EXAMPLES = 6
 """Pictures that the tracker gets."""
@@ -94,10 +94,9 @@ def preprocess(
             html = report.render(table, work.dir, params, overrides, narrow)
             page.write_text(html, encoding="utf-8")
     _warn(table, narrow)
-    timings = pd.DataFrame({"scan_id": list(seconds), "seconds": list(seconds.values())})
-    write_table(timings.sort_values("scan_id"), work.dir / "timings.tsv")
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
-    work.summary |= _summarize(table, work) | {"reused": len(reused)}
+    work.summary |= _summarize(table, work)
+    work.circumstances |= {"reused": len(reused), "seconds": seconds}
 
 
 def _join(scans: pd.DataFrame, results: Mapping[str, Result]) -> pd.DataFrame:

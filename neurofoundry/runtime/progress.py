@@ -35,7 +35,8 @@ class Progress:
         self.done, self.failures, self.note = done, 0, ""
         self._before = done
         self._shown = shown
-        self._terminal = shown and sys.stderr.isatty()
+        quiet = not LOGGER.isEnabledFor(logging.INFO)
+        self._terminal = shown and sys.stderr.isatty() and not quiet
         self._ended = Event()
         self._began = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -56,6 +57,8 @@ class Progress:
     ) -> None:
         self._ended.set()
         if self._terminal:
+            if error is None:  # also where nobody could know the total before
+                self._bar.update(self._task, total=self.done, completed=self.done)
             self._bar.stop()
         elif self._shown:
             self._lines.join()
@@ -75,7 +78,7 @@ class Progress:
 
     def say(self, message: str, *, level: int = logging.INFO) -> None:
         """Log a message without breaking the bar."""
-        if self._terminal:
+        if self._terminal and LOGGER.isEnabledFor(level):
             self._bar.console.print(message, soft_wrap=True, markup=False)
         elif self._shown:
             LOGGER.log(level, "%s", message)

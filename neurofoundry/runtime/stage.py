@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,12 +21,13 @@ import neurofoundry
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import machine, tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
+from neurofoundry.runtime.experiment import Answer, Experiment, TrackingParams, switched
 from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_output
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import Output, hand_over
-from neurofoundry.runtime.store import folder_of, outputs, recorded_key
-from neurofoundry.runtime.tracking import Tracker, TrackingParams
+from neurofoundry.runtime.store import circumstances_of, folder_of, outputs, recorded_key
+from neurofoundry.runtime.tracking import PIPELINE, Made, Tracker
 
 SCHEMA_VERSION = 2
 """Version of stage.json and of the contract files."""
@@ -80,7 +84,13 @@ STAGES = {
 RECORDED_AS = {"import": "pretrain"}
 """Commands whose output takes the place of another stage's, and is recorded as that stage's."""
 
-UNTRACKED = TrackingParams(mode="disabled")
+UNTRACKED = Experiment(TrackingParams(mode="disabled"))
+
+DATASET = "dataset"
+"""The artifact of the raw data, which are not sent."""
+
+REFERENCES = {"ingest": DATASET, "preprocess": "volumes", "finetune": "models"}
+"""Stages whose output is an artifact by reference: it is not sent, and links data to report."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +170,15 @@ class Workspace:
     """Whether to continue from a checkpoint that other code has written."""
     code_changes: tuple[str, ...] = ()
     """The modules that had changed where that was done; stage.json names them."""
+    data_reference: str = ""
+    """Where the raw data are, such as a hash of DVC's. Ingest sets it; later stages inherit it."""
     summary: dict[str, Any] = field(default_factory=dict)
     """A few numbers for stage.json and the tracker: counts, losses, metrics."""
+    circumstances: dict[str, Any] = field(default_factory=dict)
+    """What differs from run to run and decides nothing, such as seconds; it goes beside the output,
+    which is the same bytes whenever it is made."""
+    answer: Answer | None = None
+    """What is recorded of the whole pipeline run; its last stage sets it."""
 
 
 def run(
@@ -172,7 +189,7 @@ def run(
     params: Mapping[str, Any],
     inputs: Mapping[str, Path],
     reads: Collection[Path] = (),
-    track: TrackingParams = UNTRACKED,
+    track: Experiment = UNTRACKED,
     leads: bool = True,
     found_by_name: Sequence[str] = (),
     accept_code_change: bool = False,
@@ -190,6 +207,7 @@ def run(
     Raises UsageError and DataError where an input is missing, of another stage or not what that
     has written, and UsageError where the output would replace what no run of this stage has made.
     """
+    switched()
     job = _Job.of(name, to, params, inputs, found_by_name)
     if leads:
         to.guard(name, job.key, (*inputs.values(), *reads))
@@ -213,9 +231,10 @@ def run(
         key = job.key
         if recorded_key(partial) != key or verify.differences(partial, items=True):
             work = job.workspace(partial, accept_code_change)
-            with job.tracked(work, track):
-                body(work)
+            job.do(body, work, track)
             key = job.write_record(work)
+            folder = to.folder(name, key)
+            write_json(circumstances_of(folder), job.circumstances(work))
         folder = to.folder(name, key)
         if to.store and recorded_key(folder) == key and _is_intact(folder):
             shutil.rmtree(partial)  # ingest has read the same data as an earlier run
@@ -264,6 +283,8 @@ class _Job:
     code: Mapping[str, str]
     """`deciding_code` of the stage, whose hash is in ``identity``."""
     data_version: str
+    references: Mapping[str, str]
+    """URIs of the hashes of earlier outputs, by the names of artifacts."""
     started: datetime
 
     @classmethod
@@ -293,7 +314,7 @@ class _Job:
             "inputs": {source: record["contents"] for source, record in records.items()},
         }
         data_version = next((record["data_version"] for record in records.values()), "")
-        return cls(name, to, identity, code, data_version, started)
+        return cls(name, to, identity, code, data_version, _references(records), started)
 
     @property
     def key(self) -> str:
@@ -306,39 +327,81 @@ class _Job:
             dir=partial,
             earlier=self.to.earlier(self.name),
             data_version=self.data_version,
+            data_reference=self.references.get(DATASET, ""),
             shard=self.to.shard,
             accept_code_change=accept_code_change,
         )
 
+    def do(self, body: Callable[[Workspace], None], work: Workspace, track: Experiment) -> None:
+        """Do the work of the stage, and record it."""
+        if not self.identity["inputs"]:
+            body(work)  # only the data tell which pipeline run this is
+            with self.tracked(work, track):
+                return
+        with self.tracked(work, track):
+            body(work)
+        if work.answer:
+            config = {**work.answer.config, **self._circumstances(work, track)}
+            with self._recorded(PIPELINE, config, work, track) as tracker:
+                work.answer.record(tracker)
+
     @contextmanager
-    def tracked(self, work: Workspace, track: TrackingParams) -> Iterator[None]:
+    def tracked(self, work: Workspace, track: Experiment) -> Iterator[None]:
         """Record the stage while its body runs."""
         params = self.identity["params"]
-        config = {
-            **params,
+        config = {**params, **self._circumstances(work, track), "shard": str(work.shard)}
+        method = str(params.get("method", ""))
+        with self._recorded(self.name, config, work, track, method) as tracker:
+            for kind, uri in self.references.items():
+                tracker.used(Made(kind, kind, reference=uri))
+            work.tracker = tracker
+            yield
+            tracker.summary(work.summary | _numbers(work.circumstances))
+            if made := self._reference(work):
+                tracker.produced(made)
+
+    def _recorded(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        work: Workspace,
+        track: Experiment,
+        method: str = "",
+    ) -> AbstractContextManager[Tracker]:
+        """Open the run of W&B. The same stage in another pipeline run is another run."""
+        group = track.group(work.data_version)
+        return tracking.run(
+            track.params,
+            stage=stage,
+            method=method,
+            key=hash_json([stage, self.key, group]),
+            group=group,
+            config=config,
+            place=self.to.store / "wandb" if self.to.store else None,
+        )
+
+    def _circumstances(self, work: Workspace, track: Experiment) -> dict[str, str]:
+        """Return what else decides the numbers of a run, or says where they come from."""
+        return {
             "data_version": work.data_version,
             "git_commit": git_commit(),
             "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
             "package_version": neurofoundry.__version__,
-            "pipeline_run": tracking.pipeline_run(work.data_version),
-            "shard": str(work.shard),
+            "pipeline_run": track.group(work.data_version),
         }
-        # Without inputs the key says nothing of the data: every run is a new one.
-        key = self.key
-        if not self.identity["inputs"]:
-            key = hash_json([key, self.started.isoformat()])
-        with tracking.run(
-            track,
-            stage=self.name,
-            method=str(params.get("method", "")),
-            key=key,
-            config=config,
-            place=self.to.store / "wandb" if self.to.store else None,
-        ) as tracker:
-            work.tracker = tracker
-            yield
-            tracker.config({"data_version": work.data_version})
-            tracker.summary(work.summary)
+
+    def _reference(self, work: Workspace) -> Made | None:
+        """Return the output as an artifact that is not sent, if it is one."""
+        if (kind := REFERENCES.get(self.name)) is None:
+            return None
+        own = f"neurofoundry:{self.name}/{self.key}"
+        return Made(
+            kind,
+            kind,
+            reference=work.data_reference if kind == DATASET else own,
+            description=f"The output of {self.name}, by reference",
+            metadata={"data_version": work.data_version, **work.summary},
+        )
 
     def write_record(self, work: Workspace) -> str:
         """Write stage.json, last of all, and return the key of the output."""
@@ -355,19 +418,57 @@ class _Job:
             "key": key,
             "accepted_code_changes": work.code_changes,
             "package_version": neurofoundry.__version__,
-            "git_commit": git_commit(),
-            "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
+            "libraries": _libraries(),
             "data_version": work.data_version,
-            "tracking_run": work.tracker.name,
-            "hardware": {
-                "processor": platform.machine(),
-                "cpus": machine.cores(),
-                "python": platform.python_version(),
-            },
-            "started": self.started.isoformat(timespec="seconds"),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_reference": work.data_reference,
             "summary": work.summary,
             "contents": contents,
         }
         write_json(work.dir / "stage.json", record)
         return key
+
+    def circumstances(self, work: Workspace) -> dict[str, Any]:
+        """Return when, where and how fast the output was made, which decide nothing of it."""
+        return {
+            "key": recorded_key(work.dir),
+            "started": self.started.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git_commit": git_commit(),
+            "image": os.environ.get("NEUROFOUNDRY_IMAGE", ""),
+            "tracking_run": work.tracker.name,
+            "processor": platform.machine(),
+            "cpus": machine.cores(),
+            **work.circumstances,
+        }
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Return the versions of Python and of what this package needs, as on a CPU and a GPU alike."""
+    names = [
+        re.split(r"[^A-Za-z0-9_.-]", each)[0]
+        for each in metadata.requires("neurofoundry") or ()
+        if "extra ==" not in each
+    ]
+    versions = {name: metadata.version(name).partition("+")[0] for name in sorted(names)}
+    return {"python": platform.python_version(), **versions}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _references(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the URIs of earlier outputs, and of the raw data that they were made from."""
+    found = {
+        REFERENCES[stage]: f"neurofoundry:{stage}/{record.get('key', '')}"
+        for stage, record in records.items()
+        if stage in REFERENCES and stage != "ingest"
+    }
+    # Outputs of earlier versions say what the data are, and not where.
+    data = (
+        record.get("data_reference") or f"neurofoundry:data/{record['data_version']}"
+        for record in records.values()
+        if record.get("data_version")
+    )
+    return {DATASET: next(data, ""), **found} if records else {}

@@ -49,6 +49,24 @@ def recorded_key(folder: Path) -> str | None:
         return None
 
 
+def circumstances_of(folder: Path) -> Path:
+    """Return where it is written when, where and how fast an output was made.
+
+    It lies beside the output, which is the same bytes whenever and wherever it is made.
+    """
+    place = folder.resolve()
+    return place.with_name(f".{place.name}.run.json")
+
+
+def read_circumstances(folder: Path) -> dict[str, Any]:
+    """Return when, where and how fast an output was made; nothing where that is not known."""
+    try:
+        content = json.loads(circumstances_of(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_manifest(path: Path, folder: Path, record: dict[str, Any]) -> None:
     """Write the manifest ``path`` of the output in ``folder``, whose stage.json is ``record``."""
     names = ("stage", "schema_version", "key", "data_version")

@@ -149,19 +149,17 @@ def test_a_stage_of_one_evaluation_only_and_other_code_are_named():
         compare.Evaluation(letter, letter, {}, None, 0, stages)  # type: ignore[arg-type]
         for letter, stages in (
             ("A", {**ran("pretrain/mae"), **ran("ingest")}),
-            ("B", ran("ingest", code="other", commit="f" * 40 + "+")),
+            ("B", ran("ingest", code="f" * 64)),
         )
     )
     assert compare.parameters([first, second]).values.tolist() == [
         ["", "pretrain/mae", "used", "not used"],
-        ["code", "ingest", "c" * 10, "f" * 10 + "+"],
+        ["code", "ingest", "c" * 10, "f" * 10],
     ]
 
 
-def ran(name: str, code: str = "same", commit: str = "c" * 40, **params: object) -> dict:
-    return {
-        name: {"code_sha256": code, "git_commit": commit, "data_version": "d", "params": params}
-    }
+def ran(name: str, code: str = "c" * 64, **params: object) -> dict:
+    return {name: {"code_sha256": code, "data_version": "d", "params": params}}
 
 
 def change(folder: Path, out: Path, task: str, **arrays) -> Path:
@@ -178,6 +176,17 @@ def change(folder: Path, out: Path, task: str, **arrays) -> Path:
 def rows(split: str, count: int):
     """Positions of the first scans of a split."""
     return lambda old: np.flatnonzero(old["split"] == split)[:count]
+
+
+def test_what_is_printed_for_programs_holds_the_tables(three):
+    comparison = compare.compare(three[:2])
+    told = json.loads(compare.as_json(comparison))
+    assert list(told["titles"]) == ["A", "B"]
+    assert len(told["values"]) == len(comparison.values)
+    first, row = told["differences"][0], comparison.differences.iloc[0]
+    assert (first["task"], first["metric"]) == (row["task"], row["metric"])
+    assert first["value"] == pytest.approx(row["value"])
+    assert "NaN" not in compare.as_json(comparison)
 
 
 def test_other_test_scans_are_refused_with_their_number_and_nobodys_name(three, tmp_path):

@@ -55,11 +55,11 @@ def evaluation(tmp_path: Path) -> Path:
         "stage": "evaluate",
         "key": "k",
         "data_version": "v",
-        "git_commit": "c",
         "params": {"evaluate": {"promotion": rule}},
         "summary": {"sex/simclr/test/auc": 0.5, "promoted": False, "faults": {"a": 1}},
     }
     (folder / "stage.json").write_text(json.dumps(record))
+    (tmp_path / ".evaluation.run.json").write_text(json.dumps({"git_commit": "c"}))
     points = [("sex", "scratch", "test", 1, 0, 0), ("sex", "simclr", "ood", 1, 0, 0)]
     points += [("sex", "simclr", "test", t, f, h) for t, f, h in [(1, 0, 0), (0.5, 0.25, 0.75)]]
     lines = ["task\tinit\tsplit\tthreshold\tfpr\ttpr", *("\t".join(map(str, p)) for p in points)]
@@ -95,6 +95,7 @@ def test_an_evaluation_is_described_as_kubeflow_draws_it(evaluation: Path) -> No
     assert told["parameters"]["folder"] == str(evaluation)
     assert told["metadata"]["metrics"] == {"sex/simclr/test/auc": 0.5, "promoted": False}
     assert told["metadata"]["evaluation"]["key"] == "k"
+    assert told["metadata"]["evaluation"]["git_commit"] == "c"
     assert told["metadata"]["roc"] == {
         "model": "sex/simclr",
         "confidenceMetrics": [

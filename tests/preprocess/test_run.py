@@ -30,6 +30,7 @@ from neurofoundry.preprocess.scan import brain_histogram
 from neurofoundry.runtime import progress, stage, verify
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
+from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.runtime.tracking import Tracker
 from tests.support.preprocessing import PARAMS, WriteCohort
 
@@ -63,9 +64,8 @@ def tracker() -> Tracker:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Files and bytes of an output, but for what holds times."""
-    timed = ("timings.tsv", "stage.json")
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name not in timed}
+    """Files and bytes of an output."""
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -152,7 +152,7 @@ def test_shards_of_several_machines_make_what_one_run_makes(
     shards = [preprocess(cohort, f"shard{n}", shard=f"{n}/4") for n in (1, 2, 3, 4)]
     assert [shard.summary["scans"] for shard in shards] == [1, 1, 1, 0]
     merged = preprocess(cohort, "merged", earlier=tuple(shard.dir for shard in shards))
-    assert merged.summary["reused"] == 3
+    assert merged.circumstances["reused"] == 3
     assert content(merged.dir) == content(whole.dir)
 
 
@@ -165,7 +165,7 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     before = content(first.dir)
 
     # Nothing new, in the same folder.
-    assert preprocess(write_cohort(heads)).summary["reused"] == 3
+    assert preprocess(write_cohort(heads)).circumstances["reused"] == 3
     assert inodes(first.dir) == made
     assert content(first.dir) == before
 
@@ -173,7 +173,7 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     changed = {"head0": heads["head0"], "head2": heads["head2"], "head3": head_files[3]}
     second = preprocess(write_cohort(changed), "second", earlier=(first.dir,))
     found, second_content = inodes(second.dir), content(second.dir)
-    assert second.summary["reused"] == 2
+    assert second.circumstances["reused"] == 2
     assert {name for name in found if name.startswith("head1")} == set()
     kept = {name for name in made if name.startswith(("head0", "head2"))}
     assert {name for name in found if found[name] in made.values()} == kept
@@ -182,7 +182,7 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     # Other parameters: the same work folder, and nothing of it is trusted.
     affine = PARAMS.model_copy(update={"registration": "affine"})
     third = preprocess(write_cohort(changed), "second", earlier=(first.dir,), params=affine)
-    assert third.summary["reused"] == 0
+    assert third.circumstances["reused"] == 0
     for name in ("head0.json", "head2_to-mni.txt", "head3.nii"):
         assert content(third.dir)[name] != second_content[name]
     assert content(first.dir) == before
@@ -201,11 +201,11 @@ def test_a_worker_takes_a_batch_whose_size_is_not_part_of_the_key(
     table = read_table(first.dir / "scans.tsv", VOLUMES)
     assert table["scan_id"].tolist() == list(files)
     assert table["usable"].tolist() == [True, True, True, False]
-    seconds = pd.read_csv(first.dir / "timings.tsv", sep="\t").set_index("scan_id")["seconds"]
+    seconds = first.circumstances["seconds"]
     assert seconds["head0"] == seconds["head1"] == seconds["head2"] > 0
     # A scan of a batch that was lost is done again, and the others are not.
     (first.dir / "head1.json").unlink()
-    assert preprocess(cohort).summary["reused"] == 3
+    assert preprocess(cohort).circumstances["reused"] == 3
 
 
 def test_other_bounds_and_a_decision_by_hand_cost_no_preprocessing(
@@ -222,7 +222,7 @@ def test_other_bounds_and_a_decision_by_hand_cost_no_preprocessing(
     ):
         params = PARAMS.model_copy(update=update)
         if any(usable):
-            assert preprocess(cohort, params=params).summary["reused"] == 3
+            assert preprocess(cohort, params=params).circumstances["reused"] == 3
         else:
             with pytest.raises(DataError, match="0 of 3"):
                 preprocess(cohort, params=params)
@@ -254,7 +254,7 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
     for file in ("landmarks.json", "head0.nii", "head1.nii", "head1.json"):
         assert (fewer.dir / file).read_bytes() == (first.dir / file).read_bytes()
     # Another training set is another scale, and another key.
-    assert fit(["train", "train", "train", "val"], 4, "first").summary["reused"] == 0
+    assert fit(["train", "train", "train", "val"], 4, "first").circumstances["reused"] == 0
     with pytest.raises(DataError, match="none of the 0 scans"):
         fit(["val"] * 4, 4, "none")
 
@@ -287,7 +287,9 @@ def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
     assert not out.exists()
 
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert content(out) == content(clean)
+    made = content(out)
+    assert made.pop("stage.json")  # the clean one was not published
+    assert made == content(clean)
     again = inodes(out)
     assert all(again[name] == done[name] for name in finished)
 
@@ -336,7 +338,7 @@ def _kill_worker(parent: int, number: int) -> None:
 
 
 def finish(cohort: Path, out: Path) -> dict[str, Any]:
-    """Run the stage as the command does; return the summary in its record."""
+    """Run the stage as the command does; return what is noted beside its output."""
     stage.run(
         "preprocess",
         lambda work: run.preprocess(work, data=Path("/"), cohort=cohort, params=PARAMS, workers=1),
@@ -344,8 +346,7 @@ def finish(cohort: Path, out: Path) -> dict[str, Any]:
         params={"preprocess": PARAMS},
         inputs={"ingest": cohort},
     )
-    summary: dict[str, Any] = json.loads((out / "stage.json").read_text())["summary"]
-    return summary
+    return read_circumstances(out)
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {

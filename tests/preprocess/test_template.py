@@ -113,7 +113,7 @@ def test_the_content_of_the_files_is_part_of_the_key_and_their_place_is_not(
         return work
 
     first = preprocess(folder.relative_to("/"))  # as seen from the raw data
-    assert first.summary["reused"] == 0
+    assert first.circumstances["reused"] == 0
     grid = json.loads((first.dir / "grid.json").read_text())
     assert {"template_sha256": grid["template_sha256"]} == fingerprint(folder)
     recipe = Volumes(first.dir).recipe
@@ -121,8 +121,8 @@ def test_the_content_of_the_files_is_part_of_the_key_and_their_place_is_not(
     assert "template" not in recipe
     moved = tmp_path / "elsewhere"
     shutil.move(folder, moved)
-    assert preprocess(moved).summary["reused"] == 2
-    assert preprocess(None).summary["reused"] == 0
+    assert preprocess(moved).circumstances["reused"] == 2
+    assert preprocess(None).circumstances["reused"] == 0
     assert "template_sha256" not in Volumes(first.dir).recipe
     with pytest.raises(UsageError, match=r"t1\.nii\.gz cannot be read.*Expected a folder with t1"):
         preprocess(folder)

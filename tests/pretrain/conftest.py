@@ -17,9 +17,9 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, write_volume
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.run import pretrain
+from neurofoundry.runtime.experiment import TrackingParams
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Workspace
-from neurofoundry.runtime.tracking import TrackingParams
 from neurofoundry.runtime.tracking import run as tracking_run
 
 GRID = Grid(spacing=6.0)
@@ -36,7 +36,7 @@ def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: o
     """Run the stage's body alone, in this process."""
     work_dir.mkdir(exist_ok=True)
     with tracking_run(
-        TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, config={}
+        TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, group="g", config={}
     ) as tracker:
         work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
         pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)

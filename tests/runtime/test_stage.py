@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.code import deciding_code
+from neurofoundry.runtime.experiment import Answer
 from neurofoundry.runtime.files import hash_file, hash_json
+from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.runtime.tracking import Tracker
 
 
@@ -42,7 +45,8 @@ def publish(
 
 def test_an_output_appears_whole_and_explains_itself(tmp_path: Path) -> None:
     publish(tmp_path / "cohort", seed=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    beside = ".cohort.run.json"  # when and where it was made
+    assert sorted(path.name for path in tmp_path.iterdir()) == [beside, "cohort"]
     text = (tmp_path / "cohort/stage.json").read_text()
     record = json.loads(text)
     assert record["stage"] == "ingest"
@@ -169,7 +173,8 @@ def test_who_does_not_lead_runs_beside_and_leaves_nothing(tmp_path: Path) -> Non
     publish(cohort)
     (ran,) = publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=1)
     assert not ran.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    beside = ".cohort.run.json"  # when and where it was made
+    assert sorted(path.name for path in tmp_path.iterdir()) == [beside, "cohort"]
     publish(encoder, "pretrain", {"ingest": cohort}, epochs=1)
     assert not publish(encoder, "pretrain", {"ingest": cohort}, leads=False, epochs=1)
     # Killed while publishing, the leader puts the old output back; the others know.
@@ -238,7 +243,8 @@ def test_a_killed_stage_finds_its_work_again(tmp_path: Path) -> None:
     assert not (tmp_path / "volumes").exists()
     subprocess.run([*command, "0"], check=True)
     assert (tmp_path / "volumes/count").read_text() == "2"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "volumes"]
+    names = [".cohort.run.json", ".volumes.run.json", "cohort", "volumes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_kill_while_publishing_loses_nothing(tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ def test_an_output_of_an_earlier_schema_is_refused(tmp_path: Path) -> None:
         publish(tmp_path / "volumes", "preprocess", {"ingest": cohort})
 
 
-def test_a_stage_is_tracked_under_its_key_and_ingest_under_a_new_one_each_time(
+def test_the_same_stage_is_another_run_in_another_pipeline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[dict[str, Any]] = []
@@ -290,17 +296,61 @@ def test_a_stage_is_tracked_under_its_key_and_ingest_under_a_new_one_each_time(
         yield Tracker()
 
     monkeypatch.setattr("neurofoundry.runtime.tracking.run", record)
-    cohort, encoder = tmp_path / "cohort", tmp_path / "encoder"
+    cohort = tmp_path / "cohort"
     publish(cohort)
     publish(cohort)
-    publish(encoder, "pretrain", {"ingest": cohort}, method="simclr")
-    first, second, pretrain = runs
+    for group in ("one", "two", "two"):
+        monkeypatch.setenv("NEUROFOUNDRY_RUN", group)
+        publish(tmp_path / group, "pretrain", {"ingest": cohort}, method="simclr")
+        shutil.rmtree(tmp_path / group)
+    first, second, one, two, again = runs
     assert first["stage"] == second["stage"] == "ingest"
-    assert first["key"] != second["key"]
-    assert (pretrain["stage"], pretrain["method"], pretrain["place"]) == (
-        "pretrain",
-        "simclr",
-        None,
-    )
-    assert pretrain["key"] == stage.read_record("pretrain", encoder)["key"]
-    assert pretrain["config"]["pipeline_run"] == "data-v1"
+    assert first["group"] == second["group"] == first["config"]["pipeline_run"]
+    assert first["key"] == second["key"]  # the same data: nothing of it is new
+    assert first["config"]["data_version"] == "v1"
+    assert (one["stage"], one["method"], one["place"]) == ("pretrain", "simclr", None)
+    assert (one["group"], two["group"]) == ("one", "two")
+    assert one["key"] != two["key"] == again["key"]
+
+
+def test_the_last_stage_answers_for_the_pipeline_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[dict[str, Any]] = []
+    told: list[Tracker] = []
+
+    @contextlib.contextmanager
+    def record(params: object, **arguments: Any) -> Iterator[Tracker]:
+        runs.append(arguments)
+        yield Tracker()
+
+    monkeypatch.setattr("neurofoundry.runtime.tracking.run", record)
+
+    def body(work: stage.Workspace) -> None:
+        work.answer = Answer({"pretrain": {"epochs": 3}}, told.append)
+
+    cohort, out = tmp_path / "cohort", stage.Destination(tmp_path / "volumes")
+    publish(cohort)
+    stage.run("preprocess", body, to=out, params={}, inputs={"ingest": cohort})
+    _, last, pipeline = runs
+    assert pipeline["stage"] == "pipeline"
+    assert pipeline["config"]["pretrain"] == {"epochs": 3}
+    assert {"data_version", "git_commit", "image"} <= set(pipeline["config"])
+    assert pipeline["group"] == last["group"]
+    assert len(told) == 1
+
+
+def test_an_output_is_the_same_bytes_whenever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = tmp_path / "cohort"
+    publish(cohort)
+    first = (cohort / "stage.json").read_bytes()
+    monkeypatch.setenv("NEUROFOUNDRY_IMAGE", "other@sha256:1")
+    monkeypatch.setenv("NEUROFOUNDRY_GIT_COMMIT", "f" * 40)
+    publish(cohort)
+    assert (cohort / "stage.json").read_bytes() == first
+    noted = read_circumstances(cohort)
+    assert (noted["image"], noted["git_commit"]) == ("other@sha256:1", "f" * 40)
+    assert noted["key"] == json.loads(first)["key"]
+    assert noted["started"] <= noted["ended"]

@@ -20,8 +20,8 @@ from neurofoundry.contracts.tables import read_table
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.run import ingest
 from neurofoundry.runtime import tracking
+from neurofoundry.runtime.experiment import TrackingParams
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.runtime.tracking import TrackingParams
 from neurofoundry.tasks import parse_task
 
 AFFINE = np.diag([4.5, 4.5, 4.5, 1.0])
@@ -118,7 +118,7 @@ def run(
     parsed = {name: parse_task(task) for name, task in (tasks or {}).items()}
     out.mkdir(parents=True, exist_ok=True)
     quiet = TrackingParams(mode="disabled")
-    with tracking.run(quiet, stage="ingest", key="0" * 16, config={}) as tracker:
+    with tracking.run(quiet, stage="ingest", key="0" * 16, group="g", config={}) as tracker:
         work = Workspace(dir=out, earlier=(), tracker=tracker, data_version="")
         ingest(work, data=data, params=values, tasks=parsed, seed=seed, workers=workers)
     return Outcome(out, work)

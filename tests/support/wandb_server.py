@@ -13,6 +13,35 @@ from typing import Any
 
 from tests.support.json_handler import JsonHandler
 
+METRIC = re.compile(r"[_a-zA-Z]\w*(/[_a-zA-Z]\w*)*", re.ASCII)
+"""What the names of metrics must be for W&B to sort and filter by them."""
+
+ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+
+
+def refusal(name: str, given: dict[str, Any]) -> str:
+    """Why a server would not take a request, though it knows what is asked; '' if it would."""
+    if name == "UpsertBucket":
+        if not given.get("id") and not ID.fullmatch(given.get("name") or ""):
+            return "a run needs an id"
+        if given.get("jobType") and not given.get("groupName"):
+            return "a stage needs a group"
+        config = json.loads(given.get("config") or "{}")
+        return next(
+            (f"config {key} has no value" for key, value in config.items() if "value" not in value),
+            "",
+        )
+    if name == "CreateArtifact":
+        asked = given["input"]
+        aliases = [each["alias"] for each in asked.get("aliases") or []]
+        if not ID.fullmatch(asked["artifactCollectionName"]) or not asked["digest"]:
+            return "an artifact needs a name and a digest"
+        if bad := [each for each in aliases if re.search(r"[/:]", each)]:
+            return f"aliases {bad}"
+        if not isinstance(json.loads(asked.get("metadata") or "{}"), dict):
+            return "metadata are no object"
+    return ""
+
 
 @dataclass
 class Received:
@@ -24,6 +53,10 @@ class Received:
     history: list[dict[str, Any]] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    sweep: str = ""
+    """The sweep that was registered, as YAML."""
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """What agents of the sweep are told to run: ``run_id`` and ``args``."""
     lost: str = ""
     """``refused``: nobody listens any more. ``silent``: nobody answers."""
     _close: Callable[[], None] | None = None
@@ -83,6 +116,21 @@ class Received:
             return {"viewer": person | {"teams": {"edges": []}}}
         if name == "UpsertView2":
             return {"upsertView": {"view": {"id": "w", "name": "nw-w-v"}, "inserted": True}}
+        if name == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if name == "UpsertSweep":
+            self.sweep = given["config"]
+            sweep = {"name": "s1", "project": {"name": "neurofoundry", "entity": entity}}
+            return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+        if name == "SweepWithRuns":
+            found = {"id": "s", "name": "s1", "config": self.sweep, "runs": {"edges": []}}
+            return {"project": {"sweep": found}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "a"}}}
+        if name == "Heartbeat":
+            commands = [{"program": "", "type": "run", **self.trials.pop(0)}] if self.trials else []
+            answer = {"agent": {"id": "a"}, "commands": json.dumps(commands)}
+            return {"agentHeartbeat": answer}
         if name == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": "A"}}}
         return None
@@ -116,14 +164,25 @@ def serve(*, broken: bool = False) -> Iterator[Received]:
             if self.path == "/graphql":
                 asked = json.loads(body)
                 name = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])[1]
-                data = received.answer(name, asked.get("variables") or {})
-                received.operations.append((name, asked.get("variables") or {}))
+                given = asked.get("variables") or {}
+                data = received.answer(name, given)
+                received.operations.append((name, given))
+                if problem := refusal(name, given):
+                    received.unknown.append(f"{name}: {problem}")
+                    return 400, {"error": problem}
                 if data is not None:
                     return 200, {"data": data}
             elif self.path.startswith("/files/") and self.path.endswith("/file_stream"):
                 files = json.loads(body).get("files") or {}
                 rows = files.get("wandb-history.jsonl", {}).get("content", [])
                 received.history.extend(json.loads(row) for row in rows)
+                latest = files.get("wandb-summary.json", {}).get("content", ["{}"])[-1]
+                names = {
+                    name for row in [*map(json.loads, rows), json.loads(latest)] for name in row
+                }
+                received.unknown += [
+                    f"metric {name}" for name in names if not METRIC.fullmatch(name)
+                ]
                 return 200, {}
             elif self.path.startswith("/upload/") and self.command == "PUT":
                 received.uploads[self.path.removeprefix("/upload/")] = body

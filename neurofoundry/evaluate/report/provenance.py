@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
+import neurofoundry
 from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.evaluate.inputs import Inputs, Pretrained
 from neurofoundry.evaluate.report.cohort import embed
 from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.results import Results
-from neurofoundry.runtime.code import git_commit
+from neurofoundry.runtime.code import code_hash
 
 SPLIT_BY = {
     "hash": "Persons, not scans, are assigned to the splits by a seeded hash",
@@ -112,36 +112,21 @@ def _provenance(inputs: Inputs, seed: int) -> dict[str, Any]:
     return {
         "stages": [_stage(name, record) for name, record in inputs.records.items()],
         "data_version": next((version[:16] for version in versions if version), "unknown"),
-        "commit": short(git_commit()) or "unknown",
+        "version": neurofoundry.__version__,
+        "code": short(code_hash("neurofoundry.evaluate.run")),
         "seed": seed,
     }
 
 
-def _stage(name: str, record: Mapping[str, Any]) -> dict[str, str]:
-    hardware = record.get("hardware", {})
+def _stage(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "stage": name,
-        "finished": str(record.get("ended", "")).replace("T", " ")[:16],
-        "took": _duration(record),
         "version": record.get("package_version", ""),
-        "commit": short(str(record.get("git_commit", ""))),
-        "image": record.get("image", ""),
-        "hardware": f"{hardware.get('cpus', '?')} × {hardware.get('processor', '?')}",
-        "run": record.get("tracking_run", ""),
+        "code": short(str(record.get("code_sha256", ""))),
+        "libraries": record.get("libraries", {}),
     }
 
 
-def short(commit: str) -> str:
-    """Return the beginning of a hash, with '+' where files differed from the commit."""
-    return commit[:10] + "+" * commit.endswith("+")
-
-
-def _duration(record: Mapping[str, Any]) -> str:
-    try:
-        start, end = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
-    except (KeyError, ValueError, TypeError):
-        return ""
-    seconds = int((end - start).total_seconds())
-    if seconds < 60:
-        return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def short(sha256: str) -> str:
+    """Return the beginning of a hash."""
+    return sha256[:10]
