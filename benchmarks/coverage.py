@@ -1,126 +1,187 @@
 """How often 95 % intervals hold the truth, and how often tests find equals different.
 
-    python benchmarks/coverage.py [COHORTS] [AUC]
+    python benchmarks/coverage.py [COHORTS] [SEED]      # prints, and writes coverage.json here
 
-Simulated cohorts (1,000 by default) of persons with one to three scans that correlate by 0.8, and
-models of two classes whose true AUC is 0.90 by default. Of each cohort the intervals of the
-evaluation, with 200 resamples of persons, are compared with the truth, which is what the same
-metrics say of 200,000 persons. Then two models that are equally good on the same persons are
-compared, by DeLong's test clustered by person (AUC) and by paired resampling. The standard error of
-a share of 0.95 among 1,000 is 0.007. docs/measurements.md has what it found.
+Simulated cohorts (1,000 by default) of persons with one to three scans that correlate by 0.8.
+Models of two classes are good (true AUC 0.97), middling (0.75), poor (0.55) or constant: as poor,
+and ill is called so rarely (2 to 3 %) that in most cohorts nobody is. Regressions are off by 3, 9
+or 20 of a label whose standard deviation is 12, or predict nearly the same for everybody. Of each
+cohort the intervals of the evaluation are compared with the truth, which is what the same metrics
+say of 200,000 persons; a value that an evaluation calls not estimable has none. Then two models
+that are equally good on the same persons are compared, and a constant model with one that guesses.
+The standard error of a share of 0.95 among 1,000 is 0.007. docs/measurements.md has what it found.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import special, stats
 
 from neurofoundry.stats import comparisons, intervals, metrics
+from neurofoundry.stats.intervals import Estimate, Jackknife
 
 ALIKE = 0.8
 RESAMPLES = 200
 POPULATION = 200_000
-CLASSES = ((10, 10), (14, 14), (35, 35), (50, 15))
-PERSONS = (12, 24, 60)
-NAMES = ("auc", "balanced_accuracy", "sensitivity", "specificity", "f1")
-NAMES += ("average_precision", "brier", "ece")
-COMPARED = ("auc", "balanced_accuracy", "average_precision", "brier")
+CLASSES = ((8, 8), (4, 12), (16, 9), (35, 35), (100, 30))
+PERSONS = (16, 25, 70, 130)
+SKILLS = {"good": 0.97, "middling": 0.75, "poor": 0.55, "constant": 0.55}
+ERRORS = {"good": 3.0, "middling": 9.0, "poor": 20.0, "constant": 0.3}
+RARELY = 2.05
+"""Score above which a constant model calls somebody ill."""
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Person (scans,), label (scans,) and outputs (models, scans, 2) or (models, scans)."""
 
 
-def classes(
-    random: np.random.Generator, healthy: int, ill: int, models: int = 1, *, auc: float
-) -> Drawn:
-    """Person (scans,), class (scans,) and probabilities (models, scans, 2), calibrated where the
-    classes are even. Models err independently, half of the error within a person being shared."""
-    sick = np.arange(healthy + ill) >= healthy
-    person = np.arange(len(sick)).repeat(random.integers(1, 4, len(sick)))
-    hard, own = random.normal(size=(1, len(sick))), random.normal(size=(models, len(sick)))
-    trait = own if models == 1 else np.sqrt(0.5) * (hard + own)
-    noise = random.normal(size=(models, len(person)))
-    apart = np.sqrt(2) * stats.norm.ppf(auc)
-    score = apart * sick[person] + np.sqrt(ALIKE) * trait[:, person] + np.sqrt(1 - ALIKE) * noise
-    p = special.expit(apart * (score - apart / 2))
-    return person, sick[person].astype(int), np.stack([1 - p, p], axis=-1)
-
-
-def errors(random: np.random.Generator, persons: int, models: int = 1) -> Drawn:
-    """Person (scans,), label (scans,) and outputs (models, scans) that are off by 5 or so."""
+def _traits(random: np.random.Generator, persons: int, models: int) -> tuple[np.ndarray, ...]:
+    """Person (scans,) and standard normal errors (models, scans); half of the error of a person is
+    shared by the models."""
     person = np.arange(persons).repeat(random.integers(1, 4, persons))
     hard, own = random.normal(size=(1, persons)), random.normal(size=(models, persons))
     trait = own if models == 1 else np.sqrt(0.5) * (hard + own)
     noise = random.normal(size=(models, len(person)))
-    label = random.normal(60, 12, persons)[person]
-    off = 5 * (np.sqrt(ALIKE) * trait[:, person] + np.sqrt(1 - ALIKE) * noise)
-    return person, label, label + off
+    return person, np.sqrt(ALIKE) * trait[:, person] + np.sqrt(1 - ALIKE) * noise
 
 
-def measured(drawn: Drawn, weights: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """All metrics of each model, the threshold being that which is right on average."""
+def classes(
+    random: np.random.Generator, sizes: Sequence[int], kinds: Sequence[str], seen: float = 1
+) -> Drawn:
+    """Draw healthy and ill persons, and a model of each kind; ``seen`` scales its skill."""
+    sick = np.arange(sum(sizes)) >= sizes[0]
+    person, errors = _traits(random, len(sick), len(kinds))
+    outputs = []
+    for kind, error in zip(kinds, errors, strict=True):
+        apart = seen * np.sqrt(2) * stats.norm.ppf(SKILLS[kind])
+        score = apart * sick[person] + error
+        outputs.append(
+            0.3 * (score - RARELY) if kind == "constant" else apart * (score - apart / 2)
+        )
+    p = special.expit(np.array(outputs))
+    return person, sick[person].astype(int), np.stack([1 - p, p], axis=-1)
+
+
+def values(random: np.random.Generator, sizes: Sequence[int], kinds: Sequence[str]) -> Drawn:
+    """Draw persons with a label of 60 ± 12, and a model of each kind."""
+    person, errors = _traits(random, sizes[0], len(kinds))
+    label = random.normal(60, 12, sizes[0])[person]
+    signal = {"good": 1.0, "middling": 1.0, "poor": 0.3, "constant": 0.0}
+    outputs = [
+        60 + signal[kind] * (label - 60) + ERRORS[kind] * (signal[kind] or 1) * error
+        for kind, error in zip(kinds, errors, strict=True)
+    ]
+    return person, label, np.array(outputs)
+
+
+def measured(drawn: Drawn, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """All metrics, (models, samples) each; the threshold is the one that is right on average."""
     _, labels, outputs = drawn
     if outputs.ndim == 2:
-        return [metrics.regression(labels, each, weights) for each in outputs]
-    return [metrics.classification(labels, each, weights, threshold=0.5) for each in outputs]
+        by_model = [metrics.regression(labels, each, weights) for each in outputs]
+    else:
+        by_model = [metrics.classification(labels, p, weights, threshold=0.5) for p in outputs]
+        for each, p in zip(by_model, outputs, strict=True):
+            line = metrics.calibration_line(labels == 1, p[:, 1], weights)
+            each |= dict(zip(("calibration_intercept", "calibration_slope"), line, strict=True))
+    return {name: np.stack([each[name] for each in by_model]) for name in by_model[0]}
 
 
-def resampled(drawn: Drawn, seed: int) -> list[dict[str, np.ndarray]]:
-    """The same, of the sample and of its resamples: (1 + RESAMPLES,) each."""
-    names = list(measured(drawn, np.ones((1, len(drawn[0]))))[0])
-    found = intervals.resample(
-        lambda weights: np.array([list(each.values()) for each in measured(drawn, weights)]),
+def left_out(drawn: Drawn) -> dict[str, Jackknife]:
+    """The same without each person."""
+    names = list(measured(drawn, np.ones((1, len(drawn[0])))))
+    found = intervals.jackknife(
+        lambda weights: np.stack(list(measured(drawn, weights).values())),
         drawn[0],
-        count=RESAMPLES,
-        seed=seed,
+        None if drawn[2].ndim == 2 else drawn[1],
     )
-    return [dict(zip(names, model, strict=True)) for model in found]
+    return {name: found[place] for place, name in enumerate(names)}
 
 
-def coverage(draw, sizes: tuple[int, ...], names: tuple[str, ...], cohorts: int) -> None:
-    """Print, of each metric, the share of cohorts whose interval holds the truth."""
-    share = POPULATION // sum(sizes)
-    people = draw(np.random.default_rng(1), *(share * size for size in sizes))
-    truth = measured(people, np.ones((1, len(people[0]))))[0]
-    random = np.random.default_rng(sum(sizes))
-    holds: dict[str, list[bool]] = {name: [] for name in names}
+def calibration(drawn: Drawn, seed: int) -> np.ndarray:
+    """The calibration error, and that by chance, of each model in resamples: (models, 2, …)."""
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        sick = drawn[1] == 1
+        return np.stack([metrics.calibration_error(sick, p[:, 1], weights) for p in drawn[2]])
+
+    return intervals.resample(statistic, drawn[0], count=RESAMPLES, seed=seed)
+
+
+def coverage(
+    draw: Callable[..., Drawn], sizes: tuple[int, ...], kind: str, cohorts: int, seed: int
+):
+    """Return, of each metric, the shares of cohorts whose interval holds the truth, and of those
+    that have one."""
+    people = draw(np.random.default_rng(1), [POPULATION // sum(sizes) * s for s in sizes], [kind])
+    once = np.ones((1, len(people[0])))
+    truth = {name: float(each[0, 0]) for name, each in measured(people, once).items()}
+    random = np.random.default_rng([seed, *sizes, len(kind)])
+    holds: dict[str, list[bool]] = {name: [] for name in truth if name in metrics.METRICS}
+    if draw is classes:
+        sick, p = people[1] == 1, people[2][0, :, 1]
+        truth["ece"] = float(metrics.calibration_error(sick, p, once)[0][0])
+        holds["ece"] = []
     for number in range(cohorts):
-        samples = resampled(draw(random, *sizes), number)[0]
-        for name in names:
-            by_chance = samples["ece_by_chance"] if name == "ece" else None
-            found = intervals.estimate(samples[name], name, list(sizes), by_chance=by_chance)
-            if found.low is not None:
-                holds[name].append(found.low <= truth[name][0] <= found.high)
-    texts = [
-        f"{name} {np.mean(held):.1%}" + f" (of {len(held)})" * (len(held) < cohorts)
-        for name, held in holds.items()
-        if held
-    ]
-    print(f"coverage, {' + '.join(map(str, sizes))} persons: {', '.join(texts)}", flush=True)
+        drawn = draw(random, sizes, [kind])
+        sample = left_out(drawn)
+        found = {name: _estimate(sample, name, sizes) for name in holds if name != "ece"}
+        if "ece" in holds:
+            found["ece"] = intervals.excess_error(*calibration(drawn, number)[0])
+        for name, each in found.items():
+            if each.low is not None:
+                holds[name].append(each.low <= truth[name] <= each.high)
+    return {
+        name: [float(np.mean(each)) if each else None, len(each) / cohorts]
+        for name, each in holds.items()
+    }
 
 
-def equals(draw, sizes: tuple[int, ...], names: tuple[str, ...], cohorts: int) -> None:
-    """Print, of each metric, the share of cohorts in which equals differ with p < 0.05."""
-    random = np.random.default_rng(1000 + sum(sizes))
-    differ: dict[str, list[bool]] = {name: [] for name in names}
+def _estimate(sample: dict[str, Jackknife], name: str, sizes: tuple[int, ...]) -> Estimate:
+    spread = sample["brier_spread"][0].value if name == "brier" else 0
+    return intervals.estimate(sample[name][0], name, sizes, spread=spread)
+
+
+def equals(draw: Callable[..., Drawn], sizes: tuple[int, ...], kind: str, cohorts: int, seed: int):
+    """Return, of each metric, the share of cohorts in which equals differ with p < 0.05."""
+    random = np.random.default_rng([seed, 1, *sizes, len(kind)])
+    differ: dict[str, list[bool]] = {}
     for number in range(cohorts):
-        drawn = draw(random, *sizes, models=2)
-        first, second = resampled(drawn, number)
-        error = None
-        if "auc" in names:
-            _, c = comparisons.auc_covariance(drawn[1], drawn[2], drawn[0])
-            error = float(np.sqrt(max(0.0, c[0, 0] + c[1, 1] - 2 * c[0, 1])))
-        for name in names:
-            found = comparisons.difference(
-                *(first[name], second[name], name, list(sizes)),
-                standard_error=error if name == "auc" else None,
-            )
-            if found.p is not None:
-                differ[name].append(found.p < 0.05)
-    texts = [f"{name} {np.mean(each):.1%}" for name, each in differ.items()]
-    print(f"equals differ, {' + '.join(map(str, sizes))} persons: {', '.join(texts)}", flush=True)
+        drawn = draw(random, sizes, [kind, kind])
+        sample = left_out(drawn)
+        found = {
+            name: comparisons.difference(each[0], each[1], name, sizes).p
+            for name, each in sample.items()
+            if name in metrics.METRICS and not name.startswith("calibration")
+        }
+        if draw is classes:
+            one, two = calibration(drawn, number)[:, 0]
+            error = float((one - two)[1:].std(ddof=1))
+            found["ece"] = comparisons.t_test(float(one[0] - two[0]), error, sizes).p
+        for name, p in found.items():
+            differ.setdefault(name, []).append(p is not None and p < 0.05)
+    return {name: float(np.mean(each)) for name, each in differ.items()}
+
+
+def guesses(sizes: tuple[int, ...], cohorts: int, seed: int):
+    """Return how often a constant model and one that guesses differ, and how often a guess differs
+    from chance: with no skill, all have an AUC and a balanced accuracy of 0.5."""
+    random = np.random.default_rng([seed, 2, *sizes])
+    differ: dict[str, list[bool]] = {"auc": [], "balanced_accuracy": [], "auc of chance": []}
+    for _ in range(cohorts):
+        sample = left_out(classes(random, sizes, ["constant", "poor"], seen=1e-9))
+        chance = sample["auc"][1]
+        chance = Jackknife(np.full_like(chance.values, 0.5), chance.strata)
+        for name in ("auc", "balanced_accuracy"):
+            each = sample[name]
+            differ[name].append(comparisons.difference(each[0], each[1], name, sizes).p < 0.05)
+        found = comparisons.difference(sample["auc"][1], chance, "auc", sizes, known=True)
+        differ["auc of chance"].append(found.p < 0.05)
+    return {name: float(np.mean(each)) for name, each in differ.items()}
 
 
 def main() -> None:
@@ -128,17 +189,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("cohorts", type=int, nargs="?", default=1000)
-    parser.add_argument("auc", type=float, nargs="?", default=0.90)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
     options = parser.parse_args()
-    cohorts, two_classes = options.cohorts, partial(classes, auc=options.auc)
-    for sizes in CLASSES:
-        coverage(two_classes, sizes, NAMES, cohorts)
-    for persons in PERSONS:
-        coverage(errors, (persons,), ("mae", "rmse", "r2", "correlation"), cohorts)
-    for sizes in CLASSES:
-        equals(two_classes, sizes, COMPARED, cohorts)
-    for persons in PERSONS:
-        equals(errors, (persons,), ("mae",), cohorts)
+    cohorts, seed = options.cohorts, options.seed
+    found: dict[str, dict[str, dict]] = {"coverage": {}, "differ": {}}
+    cells = [(classes, sizes) for sizes in CLASSES] + [(values, (count,)) for count in PERSONS]
+    for draw, sizes in cells:
+        persons = " + ".join(map(str, sizes))
+        for kind in SKILLS:
+            for title, simulate in {"coverage": coverage, "differ": equals}.items():
+                shares = simulate(draw, sizes, kind, cohorts, seed)
+                found[title][f"{persons}, {kind}"] = shares
+                print(f"{title}, {persons} persons, {kind}: {_text(shares)}", flush=True)
+        if draw is classes:
+            shares = guesses(sizes, cohorts, seed)
+            found["differ"][f"{persons}, guesses"] = shares
+            print(f"differ, {persons} persons, guesses: {_text(shares)}", flush=True)
+    found["made_with"] = {"cohorts": cohorts, "seed": seed}
+    Path("coverage.json").write_text(json.dumps(found, indent=1))
+
+
+def _text(shares: dict) -> str:
+    pairs = {name: each if isinstance(each, list) else [each, 1] for name, each in shares.items()}
+    return ", ".join(
+        f"{name} "
+        + ("not estimable" if share is None else f"{share:.1%}")
+        + f" (of {part:.0%})" * (0 < part < 1)
+        for name, (share, part) in pairs.items()
+    )
 
 
 if __name__ == "__main__":

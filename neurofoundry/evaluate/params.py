@@ -55,7 +55,7 @@ class EvaluateParams(Section):
     """How the models are compared."""
 
     bootstraps: int = Field(default=2000, ge=100)
-    """Resamples of the persons behind every interval."""
+    """Resamples of the persons behind the intervals of the calibration error."""
     reference: str
     """The initialization that all others are compared with."""
     min_subjects: int = Field(default=5, ge=3)

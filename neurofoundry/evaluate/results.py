@@ -75,7 +75,7 @@ def measure(
     features = read_features(models)
     explained = explanations.read(evidence, models)
     measured = performance.measure(evidence, params=params, seed=seed)
-    sites = robustness.sites(features, inputs, tasks, params=params, seed=seed)
+    sites = robustness.sites(features, inputs, tasks)
     return Results(
         inputs=inputs,
         volumes=volumes,
@@ -90,7 +90,7 @@ def measure(
         curves=curves.measure(evidence, params=params, seed=seed),
         repeats=robustness.repeats(evidence, params=params),
         sites=sites,
-        recognized=embeddings.measure(features, inputs, params=params, seed=seed),
+        recognized=embeddings.measure(features, inputs, params=params),
         decision=_decide(params, evidence, measured, sites, inputs),
     )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,17 @@ from scipy import optimize, stats
 from neurofoundry.stats.intervals import (
     LEVEL,
     Estimate,
+    Jackknife,
     degrees_of_freedom,
-    estimate,
-    is_constant,
-    perfection_exponent,
-    small_sample_inflation,
+    independent,
+    share_interval,
+    shown_weight,
 )
 from neurofoundry.stats.metrics import METRICS, Values
-from neurofoundry.stats.scales import LOGIT
+from neurofoundry.stats.scales import LINEAR
 
-LEAST_P = 1e-9
-"""The smallest p-value that combined intervals give."""
+MOST_QUANTILES = 40.0
+"""Standard errors within which the p-value of a difference is looked for."""
 
 
 def auc_covariance(
@@ -76,123 +75,102 @@ def _placements(scores: Values, positive: NDArray[np.bool_]) -> Values:
 
 
 def difference(
-    first: Values,
-    second: Values,
+    first: Jackknife,
+    second: Jackknife,
     metric: str,
     persons: Sequence[int],
     *,
-    standard_error: float | None = None,
+    versus: Sequence[int] | None = None,
+    known: bool = False,
     reason: str = "",
 ) -> Estimate:
-    """Return first − second, from resamples of the same persons (or of two independent groups).
+    """Return first − second, of the same persons, with an interval and a two-sided p-value.
 
-    ``first`` and ``second`` are (1 + count,), as ``resample`` gives them. The interval is that of a
-    t test, p its two-sided p-value. ``standard_error`` replaces the spread of the resamples:
-    DeLong's, for two AUCs. ``persons`` as in ``estimate``; of two groups, those of the smaller.
+    Errors and correlations have those of a paired t test. Of shares, the distances of the two
+    intervals from their values are added in squares, less what the two share (Newcombe, Statistics
+    in Medicine 17, 1998; Zou & Donner, ibid. 27, 2008), and p is the level at which that touches
+    zero: no model is certain, however perfect or hopeless it is in this sample.
 
-    Against something that never varies, such as chance, it is ``first`` and its interval, shifted.
-    A model that is right for everybody in this sample is not that: its resamples do not vary, but
-    another sample might. The intervals of the two are then combined (see ``_square_and_add``).
+    ``persons`` as in ``estimate``. ``versus`` are those behind ``second``, if it is of other
+    persons. ``known`` says that ``second`` holds by construction, such as the AUC of chance.
     """
-    samples = first - second
-    known = not np.isnan(samples[0])
-    ends = [known and _at_an_end(each, metric) for each in (first, second)]
-    if ends[1] or (ends[0] and not is_constant(second)):
-        return _square_and_add(first, second, metric, persons, reason)
-    if known and is_constant(second):
-        return _from_constant(first, float(second[0]), metric, persons, reason)
-    value, valid = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
-    if np.isnan(value) or len(valid) < 0.9 * (len(samples) - 1):
-        return estimate(samples, metric, persons, reason=reason)
-    error = standard_error or float(valid.std(ddof=1)) * small_sample_inflation(persons)
+    if np.isnan(first.value) or np.isnan(second.value):
+        return Estimate(None, None, None, reason or "not defined in this sample")
+    scale = METRICS[metric].scale
+    moves = [each.moves(scale if scale.share else LINEAR) for each in (first, second)]
+    if np.isnan(moves[0]).any() or np.isnan(moves[1]).any():
+        why = "too few subjects: without some one of them there is no value"
+        return Estimate(None, None, None, why)
+    if scale.share:
+        return _of_shares(first, second, metric, persons, versus, known=known)
+    errors = [moves[0], moves[1]] if versus else [moves[0] - moves[1]]
+    error = math.sqrt(sum(float((each**2).sum()) for each in errors))
+    return t_test(first.value - second.value, error, min(persons, versus or persons, key=min))
+
+
+def t_test(value: float, error: float, persons: Sequence[int]) -> Estimate:
+    """Return a difference with the interval and the p-value that its standard error gives."""
     if error < 1e-12:
-        return Estimate(value, value, value, p=1.0 if abs(value) < 1e-12 else 0.0)
-    degrees = degrees_of_freedom(persons)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, degrees))
+        why = "the same difference for all in this sample: no interval can be given"
+        return Estimate(value, None, None, why)
+    freedom = degrees_of_freedom(persons)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
     return Estimate(value, value - reach, value + reach, p=p)
 
 
-def _at_an_end(samples: Values, metric: str) -> bool:
-    """Return whether a model is right, or wrong, for everybody in the sample and so in all
-    resamples."""
-    value = float(samples[0])
-    return (
-        METRICS[metric].scale is LOGIT
-        and is_constant(samples)
-        and min(abs(value), abs(1 - value)) < 1e-12
-    )
-
-
-def _square_and_add(
-    first: Values, second: Values, metric: str, persons: Sequence[int], reason: str
+def _of_shares(
+    first: Jackknife,
+    second: Jackknife,
+    metric: str,
+    persons: Sequence[int],
+    versus: Sequence[int] | None,
+    *,
+    known: bool,
 ) -> Estimate:
-    """Return a difference from (or of) a perfect result, from the intervals of the two.
+    value = first.value - second.value
+    others = versus or persons
+    errors = [each.error(METRICS[metric].scale) for each in (first, second)]
+    alike = 0.0 if versus else _correlation(first, second, metric, persons)
 
-    The distances of their ends from the values are added in squares (Newcombe, Statistics in
-    Medicine 17, 1998; Zou & Donner, ibid. 27, 2008), as if the two were independent: as they are
-    for the same persons, the interval is wider than it need be. p is the level at which it touches
-    zero.
-    """
+    def ends(quantile: float) -> tuple[float, float]:
+        low, high = share_interval(first.value, errors[0], metric, persons, quantile)
+        low2 = high2 = second.value
+        if not known:
+            low2, high2 = share_interval(second.value, errors[1], metric, others, quantile)
+        below = _together(first.value - low, high2 - second.value, alike)
+        return value - below, value + _together(high - first.value, second.value - low2, alike)
 
-    def at(level: float) -> Estimate:
-        one, two = (
-            estimate(each, metric, persons, reason=reason, level=level) for each in (first, second)
-        )
-        if one.value is None or two.value is None:
-            return one if one.value is None else two
-        value = one.value - two.value
-        if one.low is None or two.low is None or one.high is None or two.high is None:
-            return Estimate(value, None, None, one.reason or two.reason)
-        low = math.hypot(one.value - one.low, two.high - two.value)
-        return Estimate(
-            value, value - low, value + math.hypot(one.high - one.value, two.value - two.low)
-        )
-
-    combined = at(LEVEL)
-    if combined.value is None or combined.low is None:
-        return combined
-    if not at(0.0).excludes_zero:
-        return replace(combined, p=1.0)
-    if at(1 - LEAST_P).excludes_zero:
-        return replace(combined, p=LEAST_P)
-    p = optimize.bisect(lambda p: at(1 - p).excludes_zero - 0.5, LEAST_P, 1.0, xtol=1e-6)
-    return replace(combined, p=float(p))
+    freedom = degrees_of_freedom(min(persons, others, key=min))
+    low, high = ends(float(stats.t.ppf((1 + LEVEL) / 2, freedom)))
+    return Estimate(value, low, high, p=_touching(ends, value, freedom))
 
 
-def _from_constant(
-    first: Values, constant: float, metric: str, persons: Sequence[int], reason: str
-) -> Estimate:
-    """Return the difference from a value that never varies: the estimate, shifted, with the p-value
-    on the scale of the metric."""
-    shifted = _shift(estimate(first, metric, persons, reason=reason), -constant)
-    if shifted.value is None or shifted.low is None:
-        return shifted
-    value = float(first[0])
-    if is_constant(first):
-        exponent = perfection_exponent(metric, persons)
-        # How likely is so perfect (or hopeless) a result when the truth is the constant?
-        p = 2 * abs(1 - value - constant) ** exponent if exponent and value in (0, 1) else 1.0
-    else:
-        valid = first[1:][~np.isnan(first[1:])]
-        scale = METRICS[metric].scale
-        error = float(valid.std(ddof=1)) * (
-            small_sample_inflation(persons) if scale.few_persons else 1
-        )
-        try:
-            distance = (scale.to(value) - scale.to(constant)) / (error * scale.slope(value))
-        except (ValueError, ZeroDivisionError):  # the constant is an end of the scale
-            distance = math.inf
-        p = float(2 * stats.t.sf(abs(distance), degrees_of_freedom(persons)))
-    return replace(shifted, p=min(1.0, float(p)))
+def _correlation(first: Jackknife, second: Jackknife, metric: str, persons: Sequence[int]) -> float:
+    """Return how much the errors of two shares are alike, mixed with not knowing: none."""
+    one, two = (each.moves(METRICS[metric].scale) for each in (first, second))
+    product = math.sqrt(float((one**2).sum() * (two**2).sum()))
+    if product < 1e-18:
+        return 0.0
+    return float((one * two).sum()) / product * shown_weight(independent(metric, persons)[1])
 
 
-def _shift(estimate: Estimate, by: float) -> Estimate:
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return estimate
-    return replace(
-        estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by
-    )
+def _together(one: float, two: float, alike: float) -> float:
+    return math.sqrt(max(0.0, one**2 + two**2 - 2 * alike * one * two))
+
+
+def _touching(ends: Callable[[float], tuple[float, float]], value: float, freedom: int) -> float:
+    """Return the p-value of the quantile at which an interval touches zero."""
+    if abs(value) < 1e-12:
+        return 1.0
+
+    def beyond(quantile: float) -> float:
+        return ends(quantile)[0] if value > 0 else -ends(quantile)[1]
+
+    if beyond(MOST_QUANTILES) > 0:
+        return float(2 * stats.t.sf(MOST_QUANTILES, freedom))
+    quantile = optimize.brentq(beyond, 0, MOST_QUANTILES, xtol=1e-6)
+    return float(2 * stats.t.sf(quantile, freedom))
 
 
 def holm(p: Sequence[float]) -> list[float]:

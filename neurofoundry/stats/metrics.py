@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from sklearn.metrics import roc_curve
 
-from neurofoundry.stats.scales import FISHER, LINEAR, LOG, LOG_REMAINDER, LOGIT, Scale
+from neurofoundry.stats.scales import FISHER, JACCARD, LINEAR, LOG, LOG_REMAINDER, SHARE, Scale
 
 Values = NDArray[np.float64]
 
@@ -30,12 +30,12 @@ class Metric:
 
 
 METRICS = {
-    "auc": Metric("AUC", True, LOGIT),
-    "balanced_accuracy": Metric("Balanced accuracy", True, LOGIT),
-    "sensitivity": Metric("Sensitivity", True, LOGIT),
-    "specificity": Metric("Specificity", True, LOGIT),
-    "f1": Metric("F1", True, LOGIT),
-    "average_precision": Metric("Average precision", True, LOGIT),
+    "auc": Metric("AUC", True, SHARE),
+    "balanced_accuracy": Metric("Balanced accuracy", True, SHARE),
+    "sensitivity": Metric("Sensitivity", True, SHARE),
+    "specificity": Metric("Specificity", True, SHARE),
+    "f1": Metric("F1", True, JACCARD),
+    "average_precision": Metric("Average precision", True, SHARE),
     "brier": Metric("Brier score", False, LOG),
     "ece": Metric("Calibration error", False, LINEAR),
     "calibration_slope": Metric("Calibration slope", None, LINEAR),
@@ -46,7 +46,7 @@ METRICS = {
     "correlation": Metric("Correlation", True, FISHER),
     "icc_agreement": Metric("Agreement, ICC(2,1)", True, FISHER),
     "icc_consistency": Metric("Consistency, ICC(3,1)", True, FISHER),
-    "identification": Metric("Identification rate", True, LOGIT),
+    "identification": Metric("Identification rate", True, SHARE),
     "distance_ratio": Metric("Distance within over between persons", False, LOG),
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
@@ -68,8 +68,8 @@ def classification(
     ``labels`` (scans,) are indices of classes, ``probabilities`` (scans, classes). With two
     classes the second is the one of interest and is called at ``threshold`` or above; without a
     threshold, what depends on it is NaN. With more, the likeliest class is called; AUC, F1 and
-    average precision are means of one class against the rest, and calibration is that of the call.
-    ``ece_by_chance`` is no metric: ``estimate`` needs it for the interval of ece.
+    average precision are means of one class against the rest. ``brier_spread`` is no metric:
+    ``estimate`` needs it for the interval of the Brier score.
     """
     classes = probabilities.shape[1]
     of_interest = [1] if classes == 2 else range(classes)
@@ -91,16 +91,11 @@ def classification(
     }
     if classes == 2:
         values |= {"sensitivity": recalls[1], "specificity": recalls[0]}
-        confidence, right = probabilities[:, 1], labels == 1
-    else:
-        confidence, right = probabilities.max(axis=1), labels == called
-    error, by_chance = calibration_error(right, confidence, weights)
     return values | {
         "f1": np.mean(harmonic, axis=0),
         "average_precision": np.mean([precision for _, precision in ranked], axis=0),
         "brier": brier(labels, probabilities, weights),
-        "ece": error,
-        "ece_by_chance": by_chance,
+        "brier_spread": np.full(len(weights), brier_spread(probabilities)),
     }
 
 
@@ -195,9 +190,30 @@ def f1(positive: NDArray[np.bool_], called: NDArray[np.bool_], weights: Values) 
 def brier(labels: NDArray[np.integer], probabilities: Values, weights: Values) -> Values:
     """Return the mean squared error of probabilities (scans, classes), summed over the classes;
     half of it for two classes (Brier, Monthly Weather Review 78, 1950)."""
-    errors = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
-    total = errors.sum(axis=1) / (2 if probabilities.shape[1] == 2 else 1)
-    return _mean(total, weights, weights.sum(axis=1))
+    losses = _squared_errors(probabilities)[np.arange(len(labels)), labels]
+    return _mean(losses, weights, weights.sum(axis=1))
+
+
+def brier_spread(probabilities: Values) -> float:
+    """Return the variance of the Brier score of a scan, within its class, that the probabilities
+    themselves announce: (scans, classes).
+
+    In a sample in which a good model errs nowhere, its losses hardly vary, though it says how often
+    it will err. As it may say too little, every class keeps a chance of one in (scans + 1).
+    """
+    scans, classes = probabilities.shape
+    chance = (scans * probabilities + 1 / classes) / (scans + 1)
+    losses, share = _squared_errors(probabilities), chance.sum(axis=0)
+    mean = (chance * losses).sum(axis=0) / share
+    return float((chance * (losses - mean) ** 2).sum() / scans)
+
+
+def _squared_errors(probabilities: Values) -> Values:
+    """Return the Brier score of every scan, were it of each class: (scans, classes)."""
+    classes = probabilities.shape[1]
+    errors = (probabilities**2).sum(axis=1, keepdims=True) - 2 * probabilities + 1
+    halved: Values = errors / (2 if classes == 2 else 1)
+    return halved
 
 
 def calibration_bins(confidence: Values) -> NDArray[np.intp]:
@@ -224,7 +240,8 @@ def calibration_error(
         unknown = np.full(len(weights), np.nan)
         return unknown, unknown
     bins = calibration_bins(confidence)
-    excess = np.where(bins[:, None] == np.unique(bins), (right - confidence)[:, None], 0.0)
+    excess = np.zeros((len(bins), int(bins.max()) + 1))
+    excess[np.arange(len(bins)), bins] = right - confidence
     by_bin = (weights @ excess) / weights.sum(axis=1, keepdims=True)
     return np.abs(by_bin).sum(axis=1), np.abs(by_bin - excess.mean(axis=0)).sum(axis=1)
 

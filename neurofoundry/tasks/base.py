@@ -224,11 +224,11 @@ class Task(Section, ABC):
         """Return the decision threshold that suits the outputs on val; None if there is none."""
 
     @abstractmethod
-    def primary_covariance(
-        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    def calibration_error(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
     ) -> Values | None:
-        """Return the covariance (models, models) of the primary metric by a formula; None where
-        only resampling gives it. ``outputs`` are (models, scans, …)."""
+        """Return the calibration error in every resample and the one by chance, (2, resamples);
+        None where the task states no probabilities."""
 
     @abstractmethod
     def primary_with_error(
@@ -252,9 +252,11 @@ class Task(Section, ABC):
         """The names of the metrics of calibration."""
 
     @abstractmethod
-    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
-        """Return ``calibration_names`` in every resample, (metrics, resamples); a further row is
-        the calibration error by chance, if it is defined."""
+    def calibration(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
+    ) -> dict[str, Values]:
+        """Return ``calibration_names`` but "ece" in every sample, by name, and what their intervals
+        need (see `stats.metrics.classification`)."""
 
     @abstractmethod
     def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:

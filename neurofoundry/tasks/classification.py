@@ -152,12 +152,16 @@ class Classification(Task):
 
         return metrics.youden_threshold(targets == 1, outputs[:, 1]) if self.binary else None
 
-    def primary_covariance(
-        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    def calibration_error(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
     ) -> Values | None:
-        from neurofoundry.stats.comparisons import auc_covariance
+        """Of two classes of the second's probability, of more of that of the call."""
+        from neurofoundry.stats import metrics
 
-        return auc_covariance(labels, outputs, persons)[1]
+        right, confidence = labels == 1, outputs[:, 1]
+        if not self.binary:
+            right, confidence = labels == outputs.argmax(axis=1), outputs.max(axis=1)
+        return np.stack(metrics.calibration_error(right, confidence, weights))
 
     def primary_with_error(
         self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
@@ -184,16 +188,19 @@ class Classification(Task):
         of_two = ("calibration_slope", "calibration_intercept") if self.binary else ()
         return ("brier", "ece", *of_two)
 
-    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
+    def calibration(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
+    ) -> dict[str, Values]:
         from neurofoundry.stats import metrics
 
-        brier = metrics.brier(labels, outputs, weights)
+        found = {
+            "brier": metrics.brier(labels, outputs, weights),
+            "brier_spread": np.full(len(weights), metrics.brier_spread(outputs)),
+        }
         if self.binary:
             intercept, slope = metrics.calibration_line(labels == 1, outputs[:, 1], weights)
-            error, by_chance = metrics.calibration_error(labels == 1, outputs[:, 1], weights)
-            return np.stack([brier, error, slope, intercept, by_chance])
-        correct = labels == outputs.argmax(axis=1)
-        return np.stack([brier, *metrics.calibration_error(correct, outputs.max(axis=1), weights)])
+            found |= {"calibration_slope": slope, "calibration_intercept": intercept}
+        return found
 
     def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
         """Learn Platt scaling for two classes, a temperature for more."""

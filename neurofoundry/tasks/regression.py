@@ -123,8 +123,8 @@ class Regression(Task):
     def threshold(self, targets: Values, outputs: Values) -> float | None:
         return None
 
-    def primary_covariance(
-        self, labels: NDArray[Any], outputs: Values, persons: NDArray[Any]
+    def calibration_error(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
     ) -> Values | None:
         return None
 
@@ -147,11 +147,13 @@ class Regression(Task):
     def calibration_names(self) -> tuple[str, ...]:
         return ("mae", "bias_slope")
 
-    def calibration(self, labels: NDArray[Any], outputs: Values, weights: Values) -> Values:
+    def calibration(
+        self, labels: NDArray[Any], outputs: Values, weights: Values
+    ) -> dict[str, Values]:
         from neurofoundry.stats import metrics
 
         mae = (weights @ np.abs(outputs - labels)) / weights.sum(axis=1)
-        return np.stack([mae, metrics.bias_slope(labels, outputs, weights)])
+        return {"mae": mae, "bias_slope": metrics.bias_slope(labels, outputs, weights)}
 
     def correction(self, labels: NDArray[Any], outputs: Values, where: str) -> Correction | str:
         """Learn the inverse of the line by which outputs depend on the label."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from neurofoundry.stats import comparisons, intervals, metrics
+from neurofoundry.stats import comparisons, intervals, metrics, scales
 from tests.stats.conftest import two_sided
 
 OVARIAN = """
@@ -116,117 +116,122 @@ class TestDeLong:
 
 
 class TestDifferences:
-    def test_it_is_a_t_test_of_the_spread_of_the_resamples_or_of_a_given_error(self):
+    def test_of_errors_it_is_a_paired_t_test(self):
         random = np.random.default_rng(0)
-        first, second = random.normal([[0.8], [0.7]], 0.05, (2, 2001))
-        spread = (first - second)[1:].std(ddof=1) * np.sqrt(12 / 11)
-        for error, given in ((spread, None), (0.04, 0.04)):
-            difference = comparisons.difference(
-                first, second, "auc", [12, 30], standard_error=given
+        errors = random.normal([[5], [5.5]], 1, (2, 20))
+        sample = intervals.jackknife(lambda w: errors @ w.T / w.sum(1), np.arange(20))
+        found = comparisons.difference(sample[0], sample[1], "mae", [20])
+        paired = stats.ttest_rel(*errors)
+        factor = np.sqrt(20 / 19 * 20 / 18)  # see Jackknife.moves
+        assert found.value == pytest.approx(errors[0].mean() - errors[1].mean())
+        assert found.p == pytest.approx(2 * stats.t.sf(abs(paired.statistic) / factor, 19))
+        reach = stats.t.ppf(0.975, 19) * stats.sem(errors[0] - errors[1]) * factor
+        assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach))
+
+    def test_of_shares_it_is_newcombes_with_what_the_two_share(self):
+        one, two, _ = self.ranked(12)
+        found = comparisons.difference(one, two, "auc", [12, 12])
+        q = stats.t.ppf(0.975, 22)
+        ends = [
+            intervals.share_interval(each.value, each.error(scales.SHARE), "auc", [12, 12], q)
+            for each in (one, two)
+        ]
+        moves = [each.moves(scales.SHARE) for each in (one, two)]
+        alike = np.corrcoef(*moves)[0, 1] * 24 / 32
+        a, b = one.value - ends[0][0], ends[1][1] - two.value
+        assert found.low == pytest.approx(
+            found.value - np.sqrt(a**2 + b**2 - 2 * alike * a * b), abs=1e-3
+        )
+
+    @staticmethod
+    def ranked(each: int, seed: int = 0) -> tuple:
+        """Two models that find the same persons hard, and the labels."""
+        random = np.random.default_rng(seed)
+        labels = np.arange(2 * each) % 2
+        hard = random.normal(0, 1, 2 * each)
+        scores = [k * labels + hard + random.normal(0, 0.3, 2 * each) for k in (1.5, 1)]
+        sample = intervals.jackknife(
+            lambda w: np.stack([metrics.ranking(labels, s, w)[0] for s in scores]),
+            np.arange(2 * each),
+            labels,
+        )
+        return sample[0], sample[1], labels
+
+    def test_paired_persons_show_a_difference_that_two_groups_would_not(self):
+        one, two, _ = self.ranked(40)
+        paired = comparisons.difference(one, two, "auc", [40, 40])
+        separate = comparisons.difference(one, two, "auc", [40, 40], versus=[40, 40])
+        assert paired.value == pytest.approx(one.value - two.value)
+        assert paired.p < 0.05 < separate.p
+
+    @pytest.mark.parametrize("name", ["auc", "mae"])
+    def test_p_is_below_five_percent_exactly_where_the_interval_excludes_zero(self, name):
+        seen = set()
+        for seed in range(40):
+            one, two, _ = self.ranked(25, seed)
+            found = comparisons.difference(one, two, name, [25, 25])
+            assert found.excludes_zero == (found.p < 0.05)
+            other = comparisons.difference(two, one, name, [25, 25])
+            assert (other.value, other.low, other.high) == pytest.approx(
+                (-found.value, -found.high, -found.low)
             )
-            value, t = first[0] - second[0], stats.t(22)
-            assert difference.value == pytest.approx(value)
-            ends = (value - t.ppf(0.975) * error, value + t.ppf(0.975) * error)
-            assert (difference.low, difference.high) == pytest.approx(ends)
-            assert difference.p == pytest.approx(2 * t.sf(abs(value) / error))
+            assert other.p == pytest.approx(found.p)
+            seen.add(found.excludes_zero)
+        assert seen == {True, False}
 
-    def test_paired_resamples_see_a_small_difference_that_separate_ones_would_not(self):
-        random = np.random.default_rng(0)
-        labels = np.arange(80) % 2
-        hard = random.normal(0, 1.5, 80)  # the same scans are hard for both
-        models = [1 * labels + hard, 1.5 * labels + hard]
-        first, second = intervals.resample(
-            lambda w: np.stack([metrics.ranking(labels, s, w)[0] for s in models[::-1]]),
-            np.arange(80),
-            count=1000,
-            seed=0,
+    def test_against_what_is_known_only_the_model_is_uncertain(self):
+        one, _, _ = self.ranked(20)
+        chance = intervals.Jackknife(np.full_like(one.values, 0.5), one.strata)
+        found = comparisons.difference(one, chance, "auc", [20, 20], known=True)
+        low, high = intervals.share_interval(
+            one.value, one.error(scales.SHARE), "auc", [20, 20], stats.t.ppf(0.975, 38)
         )
-        paired = comparisons.difference(first, second, "auc", [40, 40])
-        rolled = np.r_[second[:1], np.roll(second[1:], 1)]
-        separate = comparisons.difference(first, rolled, "auc", [40, 40])
-        assert paired.value == pytest.approx(first[0] - second[0])
-        assert paired.excludes_zero
-        assert paired.p < 0.05
-        assert not separate.excludes_zero
+        assert (found.low, found.high) == pytest.approx((low - 0.5, high - 0.5))
 
-    def test_p_is_below_five_percent_exactly_where_the_interval_excludes_zero(self):
-        nothing, varies = np.zeros(2001), np.random.default_rng(4).normal(0, 1e-6, 2001)
-        for shift in np.linspace(0, 0.4, 41):
-            samples = np.r_[shift, np.random.default_rng(3).normal(shift, 0.1, 2000)]
-            difference = comparisons.difference(samples, varies, "mae", [30])
-            assert difference.excludes_zero == (difference.p < 0.05)
-            # Against a constant, such as chance, the scale of the metric itself decides.
-            difference = comparisons.difference(0.5 + samples, nothing + 0.5, "auc", [30, 30])
-            assert difference.excludes_zero == (difference.p < 0.05)
+    def test_a_model_that_never_varies_here_is_not_certain(self):
+        """Two equally poor models, of which one calls nobody ill, and two perfect ones."""
+        for name, value in (("f1", 0.0), ("balanced_accuracy", 0.5), ("auc", 1.0)):
+            one, _, _ = self.ranked(8)
+            still = intervals.Jackknife(np.full_like(one.values, value), one.strata)
+            same = comparisons.difference(still, still, name, [8, 8])
+            assert same.low < 0 < same.high
+            assert same.p == 1
+            near = intervals.Jackknife(one.values - one.value + abs(value - 0.12), one.strata)
+            found = comparisons.difference(near, still, name, [8, 8])
+            assert found.low < 0 < found.high
+            assert found.p > 0.05
 
-    def test_a_model_does_not_differ_from_itself(self):
-        samples = np.random.default_rng(0).random(300)
-        difference = comparisons.difference(samples, samples, "auc", [30, 30])
-        assert (difference.value, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
-        assert not difference.excludes_zero
+    def test_the_degrees_of_freedom_are_those_of_the_smaller_group(self):
+        one, two, _ = self.ranked(40)
+        few = comparisons.difference(one, two, "mae", [40, 40], versus=[4, 9])
+        error = np.hypot(one.error(), two.error())
+        assert few.p == pytest.approx(2 * stats.t.sf(abs(few.value) / error, 6))
 
-    def test_against_a_constant_the_interval_of_perfection_counts(self):
-        perfect, chance = np.ones(101), np.full(101, 0.5)
-        few = comparisons.difference(perfect, chance, "auc", [4, 6])
-        many = comparisons.difference(perfect, chance, "auc", [9, 9])
-        assert (few.value, few.low) == (0.5, pytest.approx(0.025 ** (1 / 4) - 0.5))
-        assert not few.excludes_zero
-        assert few.p == pytest.approx(2 * 0.5**4)
-        assert many.excludes_zero
-        assert many.p == pytest.approx(2 * 0.5**9)
-
-    def test_two_perfect_models_may_still_differ(self):
-        difference = comparisons.difference(np.ones(101), np.ones(101), "auc", [9, 9])
-        assert difference.value == 0
-        assert difference.low == -difference.high < -0.3
-        assert difference.p == 1
-
-    @pytest.mark.parametrize("spread", [0.02, 0.08])
-    def test_a_perfect_model_is_compared_alike_from_both_sides(self, spread):
-        other = np.r_[0.8, np.random.default_rng(0).normal(0.8, spread, 400)]
-        perfect, persons = np.ones(401), [12, 12]
-        one, two = (
-            comparisons.difference(*pair, "auc", persons)
-            for pair in ((other, perfect), (perfect, other))
-        )
-        assert (one.value, one.low, one.high) == (-two.value, -two.high, -two.low)
-        assert one.p == two.p
-        assert one.excludes_zero == (one.p < 0.05)
-        # Newcombe's: the distances of the two intervals from their values, added in squares.
-        high = intervals.estimate(other, "auc", persons).high
-        below = 1 - 0.025 ** (1 / 12)
-        assert one.high == pytest.approx(-0.2 + np.hypot(high - 0.8, below))
-        # p is the level at which that touches zero.
-        tail = one.p / 2
-        high = intervals.estimate(other, "auc", persons, level=1 - one.p).high
-        assert np.hypot(high - 0.8, 1 - tail ** (1 / 12)) == pytest.approx(0.2, abs=1e-3)
-
-    def test_a_perfect_average_precision_has_a_difference_and_no_interval(self):
-        other = np.r_[0.8, np.random.default_rng(0).normal(0.8, 0.05, 400)]
-        difference = comparisons.difference(other, np.ones(401), "average_precision", [12, 12])
-        assert (difference.value, difference.low, difference.p) == (pytest.approx(-0.2), None, None)
-        assert "no interval can be given" in difference.reason
-
-    def test_equals_that_are_often_perfect_are_rarely_found_different(self):
+    @pytest.mark.parametrize("apart", [0.2, 2.7])
+    def test_equals_are_rarely_found_different_however_poor_or_perfect(self, apart):
         random = np.random.default_rng(5)
-        perfect, differ = 0, 0
-        for number in range(200):
+        names = ("auc", "balanced_accuracy", "f1", "sensitivity")
+        differ, never = dict.fromkeys(names, 0), 0
+        for _ in range(200):
             ill = np.arange(20) % 2
-            scores = 2.7 * ill + random.normal(size=(2, 20))  # true AUC 0.97
-            first, second = intervals.resample(
-                lambda w, s=scores, y=ill: np.stack([metrics.ranking(y, each, w)[0] for each in s]),
-                np.arange(20),
-                count=100,
-                seed=number,
-            )
-            perfect += first[0] == 1 or second[0] == 1
-            differ += comparisons.difference(first, second, "auc", [10, 10]).p < 0.05
-        assert perfect > 40
-        assert differ <= 14
+            p = two_sided(apart * ill + random.normal(size=(2, 20)) - max(1.35, 2.2 - apart))
+
+            def measured(w, p=p, y=ill):
+                each = [metrics.classification(y, one, w, threshold=0.5) for one in p]
+                return np.stack([[one[name] for one in each] for name in names])
+
+            sample = intervals.jackknife(measured, np.arange(20), ill)
+            for place, name in enumerate(names):
+                one, two = sample[place, 0], sample[place, 1]
+                never += name == "f1" and 0 in (one.error(), two.error())
+                differ[name] += comparisons.difference(one, two, name, [10, 10]).p < 0.05
+        assert never > 10
+        assert max(differ.values()) <= 14, differ
 
     def test_what_cannot_be_measured_has_no_difference(self):
-        unknown = np.full(101, np.nan)
-        for pair in [(unknown, np.ones(101)), (np.ones(101), unknown), (unknown, unknown)]:
+        one, two, _ = self.ranked(9)
+        unknown = intervals.Jackknife(np.full_like(one.values, np.nan), one.strata)
+        for pair in [(unknown, one), (two, unknown), (unknown, unknown)]:
             assert comparisons.difference(*pair, "auc", [9, 9], reason="no").reason == "no"
 
 

@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 
 from neurofoundry.evaluate.evidence import Evidence, Model
-from neurofoundry.evaluate.measure.performance import persons_to_count, shortage
+from neurofoundry.evaluate.measure.performance import (
+    calibration_errors,
+    persons_to_count,
+    shortage,
+)
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.stats import intervals
 from neurofoundry.stats.corrections import Correction
-from neurofoundry.stats.intervals import Estimate
+from neurofoundry.stats.intervals import Estimate, Jackknife
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
 
@@ -54,7 +58,7 @@ def _rows(
         (m, c): _outputs(evidence, m, c) for m in evidence.trained for c in corrections(evidence)
     }
     known = {key: each for key, each in outputs.items() if not isinstance(each, str)}
-    samples = {} if too_few else _resample(evidence, known, split, params.bootstraps, seed)
+    samples = {} if too_few else _samples(evidence, known, split, params.bootstraps, seed)
     rows: list[dict[str, object]] = []
     for (model, corrected), each in outputs.items():
         head = {"task": evidence.name, "init": model.name, "split": split}
@@ -88,37 +92,47 @@ def _outputs(evidence: Evidence, model: Model, corrected: str) -> list[Values] |
     return made
 
 
-def _resample(
+def _samples(
     evidence: Evidence, outputs: Outputs, split: str, bootstraps: int, seed: int
-) -> dict[tuple[Model, str], Values]:
-    """Return the metrics, and the calibration error by chance, in every resample: means over
-    seeds."""
+) -> dict[tuple[Model, str], tuple[dict[str, Jackknife], Values | None]]:
+    """Return the metrics without each person, and the calibration error (and the one by chance) in
+    every resample: means over seeds."""
     if not outputs:
         return {}
     inside = evidence.inside(split)
     labels = evidence.labels[inside]
 
-    def metrics(seeds: Sequence[Values], weights: Values) -> Values:
+    def metrics(seeds: Sequence[Values], weights: Values) -> dict[str, Values]:
         by_seed = [evidence.task.calibration(labels, each[inside], weights) for each in seeds]
-        return np.asarray(np.mean(by_seed, axis=0))
+        return {name: np.mean([each[name] for each in by_seed], axis=0) for name in by_seed[0]}
 
-    samples = intervals.resample(
-        lambda weights: np.stack([metrics(seeds, weights) for seeds in outputs.values()]),
+    names = list(metrics(next(iter(outputs.values())), np.ones((1, int(inside.sum())))))
+    found = intervals.jackknife(
+        lambda weights: np.array([list(metrics(o, weights).values()) for o in outputs.values()]),
         evidence.persons[inside],
-        count=bootstraps,
-        seed=seed,
-        key=split,
+        labels if evidence.task.classes else None,
     )
-    return dict(zip(outputs, samples, strict=True))
+    errors = calibration_errors(evidence, split, list(outputs.values()), bootstraps, seed)
+    return {
+        key: (
+            {name: found[index, place] for place, name in enumerate(names)},
+            None if errors is None else errors[index],
+        )
+        for index, key in enumerate(outputs)
+    }
 
 
-def _estimate(evidence: Evidence, samples: Values, name: str, split: str) -> Estimate:
-    by_name = dict(zip([*evidence.task.calibration_names, "ece_by_chance"], samples, strict=False))
+def _estimate(
+    evidence: Evidence, sample: tuple[dict[str, Jackknife], Values | None], name: str, split: str
+) -> Estimate:
+    left_out, errors = sample
+    if name == "ece" and errors is not None:
+        return intervals.excess_error(*errors, reason=_why_missing(name))
     return intervals.estimate(
-        by_name[name],
+        left_out[name],
         name,
         persons_to_count(evidence, split),
-        by_chance=by_name["ece_by_chance"] if name == "ece" else None,
+        spread=left_out["brier_spread"].value if name == "brier" else 0,
         reason=_why_missing(name),
     )
 

@@ -32,14 +32,13 @@ def measure(
     inputs: Inputs,
     *,
     params: EvaluateParams,
-    seed: int,
 ) -> pd.DataFrame:
     """EMBEDDINGS: a row an encoder, whether a person's first two scans in test and ood are from
     one site or from two, and a metric.
 
     ``icc_consistency`` is the median over features of their ICC(3,1); the two others rest on
     Euclidean distances of standardized features, see ``identified`` and ``distance_ratio``.
-    Intervals come from resampling the persons who were scanned twice; those whom a scan could be
+    Intervals come from leaving out each person who was scanned twice; those whom a scan could be
     taken for stay as they are.
     """
     rows: list[dict[str, object]] = []
@@ -50,7 +49,7 @@ def measure(
         person = scans["person"].to_numpy()
         for sites, pairs in pairs_by_sites(scans).items():
             head = {"encoder": name, "sites": sites, "subjects": len(pairs[0])}
-            for metric, (estimate, chance) in _estimates(x, person, *pairs, params, seed).items():
+            for metric, (estimate, chance) in _estimates(x, person, *pairs, params).items():
                 rows.append({**head, "metric": metric, **cells(estimate), "chance": chance})
     return table_of(rows, EMBEDDINGS)
 
@@ -70,7 +69,6 @@ def _estimates(
     first: Positions,
     second: Positions,
     params: EvaluateParams,
-    seed: int,
 ) -> dict[str, tuple[Estimate, float | None]]:
     """Return each metric with what chance would give, where that is known."""
     count = len(first)
@@ -83,7 +81,7 @@ def _estimates(
         return dict.fromkeys(NAMES, (Estimate(None, None, None, reason), None))
     right, chance = identified(x, person, first, second)
     within, between = distances(x[first], x[second])
-    samples = intervals.resample(
+    found = intervals.jackknife(
         lambda weights: np.stack(
             [
                 median_icc(np.stack([x[first], x[second]], axis=1), weights),
@@ -92,13 +90,9 @@ def _estimates(
             ]
         ),
         np.arange(count),
-        count=params.bootstraps,
-        seed=seed,
-        key="embeddings",
     )
     estimates = [
-        intervals.estimate(of_metric, name, [count])
-        for name, of_metric in zip(NAMES, samples, strict=True)
+        intervals.estimate(found[place], name, [count]) for place, name in enumerate(NAMES)
     ]
     return dict(zip(NAMES, zip(estimates, (0.0, chance, 1.0), strict=True), strict=True))
 

@@ -15,7 +15,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats import comparisons, intervals
-from neurofoundry.stats.intervals import Estimate
+from neurofoundry.stats.intervals import Estimate, Jackknife
 from neurofoundry.stats.metrics import METRICS, Values
 
 MEASURES = [
@@ -30,8 +30,20 @@ GAPS = ["task", "init", "fraction", "metric", "value", "low", "high", "p", "reas
 
 THRESHOLDED = ("balanced_accuracy", "sensitivity", "specificity", "f1")
 
-Samples = Mapping[Model, Mapping[str, Values]]
-"""For each model that has outputs its metrics in every resample, by name: (seeds, 1 + count)."""
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a split shows of a model."""
+
+    left_out: Mapping[str, Jackknife]
+    """Each metric, and what its interval needs, without each person: (seeds, 1 + persons)."""
+    calibration: Values | None
+    """The calibration error in resamples of the persons and the one by chance, means over seeds:
+    (2, 1 + count). None where the task states no probabilities."""
+
+
+Samples = Mapping[Model, Sample]
+"""Of each model that has outputs."""
 
 Thresholds = Mapping[Model, Sequence[float | None]]
 """For each model and seed the threshold that val suggests; None where it suggests none."""
@@ -140,14 +152,27 @@ def resample(
     params: EvaluateParams,
     seed: int,
 ) -> Samples:
-    """Return the metrics of every model in a split, in every resample of its persons.
+    """Return what a split shows of every model. Empty where it has too few persons.
 
-    All models see the same resamples, so that they can be compared in pairs; so do the models of
-    two evaluations of the same scans. Empty where the split has too few persons.
+    All models see the same persons left out, and the same resamples, so that they can be compared
+    in pairs; so do the models of two evaluations of the same scans.
     """
     models = [model for model in evidence.models if model.seeds]
     if not models or shortage(evidence, split, min_subjects=params.min_subjects):
         return {}
+    left_out = _left_out(evidence, split, models, thresholds)
+    errors = calibration_errors(
+        evidence, split, [list(model.outputs) for model in models], params.bootstraps, seed
+    )
+    return {
+        model: Sample(left_out[model], None if errors is None else errors[index])
+        for index, model in enumerate(models)
+    }
+
+
+def _left_out(
+    evidence: Evidence, split: str, models: Sequence[Model], thresholds: Thresholds
+) -> dict[Model, dict[str, Jackknife]]:
     rows = evidence.inside(split)
     labels = evidence.labels[rows]
     runs = [(model, index) for model in models for index in range(len(model.seeds))]
@@ -157,19 +182,42 @@ def resample(
         threshold = None if split == "val" else thresholds[model][index]
         return evidence.task.measure(labels, model.outputs[index][rows], weights, threshold)
 
-    def statistic(weights: Values) -> Values:
-        return np.array([list(measured(*run, weights).values()) for run in runs])
-
     names = list(measured(*runs[0], np.ones((1, int(rows.sum())))))
-    persons = evidence.persons[rows]
-    samples = intervals.resample(statistic, persons, count=params.bootstraps, seed=seed, key=split)
+    found = intervals.jackknife(
+        lambda weights: np.array([list(measured(*run, weights).values()) for run in runs]),
+        evidence.persons[rows],
+        labels if evidence.task.classes else None,
+    )
     return {
         model: {
-            name: samples[[run[0] is model for run in runs], position]
+            name: found[[run[0] is model for run in runs], position]
             for position, name in enumerate(names)
         }
         for model in models
     }
+
+
+def calibration_errors(
+    evidence: Evidence, split: str, outputs: Sequence[Sequence[Values]], bootstraps: int, seed: int
+) -> Values | None:
+    """Return the calibration error of each model in resamples of a split, and the one by chance,
+    means over its seeds: (models, 2, 1 + bootstraps). ``outputs`` are those of each seed."""
+    rows = evidence.inside(split)
+    labels, once = evidence.labels[rows], np.ones((1, int(rows.sum())))
+    if evidence.task.calibration_error(labels, outputs[0][0][rows], once) is None:
+        return None
+
+    def of_model(seeds: Sequence[Values], weights: Values) -> Values:
+        by_seed = (evidence.task.calibration_error(labels, each[rows], weights) for each in seeds)
+        return np.asarray(np.mean([each for each in by_seed if each is not None], axis=0))
+
+    return intervals.resample(
+        lambda weights: np.stack([of_model(seeds, weights) for seeds in outputs]),
+        evidence.persons[rows],
+        count=bootstraps,
+        seed=seed,
+        key=split,
+    )
 
 
 def values(
@@ -196,23 +244,35 @@ def values(
             if sampled and not reason:
                 missing = _why_missing(name, split, thresholds[model], len(persons))
                 estimate = _estimate(sampled, name, of_classes, missing)
+                if _is_chance(evidence, model, name) and estimate.value is not None:
+                    estimate = Estimate(estimate.value, estimate.value, estimate.value)
                 if len(model.seeds) > 1 and estimate.value is not None:
-                    spread = float(sampled[name][:, 0].std(ddof=1))
+                    spread = float(_by_seed(evidence, split, model, sampled, name).std(ddof=1))
             rows.append({**head, **cells(estimate), "seed_sd": spread, **counted})
     return rows
 
 
-def _estimate(
-    sampled: Mapping[str, Values], name: str, of_classes: Sequence[int], reason: str
-) -> Estimate:
+def _estimate(sampled: Sample, name: str, of_classes: Sequence[int], reason: str) -> Estimate:
     """Return the estimate of a metric, mean over seeds."""
-    return intervals.estimate(
-        sampled[name].mean(axis=0),
-        name,
-        of_classes,
-        by_chance=sampled["ece_by_chance"].mean(axis=0) if name == "ece" else None,
-        reason=reason,
-    )
+    if name == "ece" and sampled.calibration is not None:
+        return intervals.excess_error(*sampled.calibration, reason=reason)
+    spread = sampled.left_out["brier_spread"].mean().value if name == "brier" else 0
+    sample = sampled.left_out[name].mean()
+    return intervals.estimate(sample, name, of_classes, spread=spread, reason=reason)
+
+
+def _by_seed(evidence: Evidence, split: str, model: Model, sampled: Sample, name: str) -> Values:
+    if name != "ece":
+        return sampled.left_out[name].values[:, 0]
+    rows = evidence.inside(split)
+    labels, once = evidence.labels[rows], np.ones((1, int(rows.sum())))
+    errors = [evidence.task.calibration_error(labels, o[rows], once) for o in model.outputs]
+    return np.array([error[0, 0] for error in errors if error is not None])
+
+
+def _is_chance(evidence: Evidence, model: Model, name: str) -> bool:
+    """Return whether a value holds by construction: the same answer for everybody ranks nobody."""
+    return model.name == evidence.task.constant_baseline and name in ("auc", "balanced_accuracy")
 
 
 def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
@@ -250,20 +310,18 @@ def compare(
     evidence: Evidence, split: str, samples: Samples, pairs: Sequence[tuple[Model, Model]]
 ) -> list[dict[str, object]]:
     """Return rows of DIFFERENCES, first − second, for pairs of models in a split."""
-    of_classes = persons_to_count(evidence, split)
-    errors = _errors_by_formula(evidence, split, samples)
+    of_classes, rows_inside = persons_to_count(evidence, split), evidence.inside(split)
     rows: list[dict[str, object]] = []
     for model, other in pairs:
         first, second = samples.get(model), samples.get(other)
         for name in evidence.task.metric_names:
             if first is None or second is None:
                 estimate = Estimate(None, None, None, _why_no_pair(model, other))
-            elif _same_predictions(model, other, first[name], second[name], evidence.inside(split)):
-                estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
             else:
-                by_formula = name == evidence.task.primary
-                error = errors.get((model, other)) if by_formula else None
-                estimate = _difference(first, second, name, of_classes, error)
+                known = _is_chance(evidence, other, name)
+                estimate = _difference(first, second, name, of_classes, known=known)
+                if estimate.value == 0 and _same(model, other, first, second, rows_inside):
+                    estimate = Estimate(0.0, 0.0, 0.0, p=1.0)
             head: dict[str, object] = {"task": evidence.name, "init": model.name}
             head |= {"versus": other.name, "fraction": model.fraction}
             head |= {"versus_fraction": other.fraction, "split": split, "metric": name}
@@ -278,74 +336,61 @@ def _why_no_pair(model: Model, other: Model) -> str:
 
 
 def _difference(
-    first: Mapping[str, Values],
-    second: Mapping[str, Values],
+    first: Sample,
+    second: Sample,
     name: str,
     of_classes: Sequence[int],
-    error: float | None = None,
+    *,
+    versus: Sequence[int] | None = None,
+    known: bool = False,
 ) -> Estimate:
-    """Return the difference in a metric, each a mean over seeds."""
+    """Return the difference in a metric, each a mean over seeds; ``versus`` as in `difference`."""
+    why = "one of the two cannot be measured"
+    if name == "ece" and first.calibration is not None and second.calibration is not None:
+        return _error_difference(first.calibration[0], second.calibration[0], of_classes, why)
     return comparisons.difference(
-        first[name].mean(axis=0),
-        second[name].mean(axis=0),
+        first.left_out[name].mean(),
+        second.left_out[name].mean(),
         name,
         of_classes,
-        standard_error=error,
-        reason="one of the two cannot be measured",
+        versus=versus,
+        known=known,
+        reason=why,
     )
 
 
-def _same_predictions(
-    model: Model, other: Model, first: Values, second: Values, inside: NDArray[np.bool_]
+def _error_difference(
+    first: Values, second: Values, of_classes: Sequence[int], reason: str
+) -> Estimate:
+    """Return the difference of two calibration errors, from the same or independent resamples."""
+    apart = first - second
+    if np.isnan(apart).any():
+        return Estimate(None, None, None, reason)
+    return comparisons.t_test(float(apart[0]), float(apart[1:].std(ddof=1)), of_classes)
+
+
+def _same(
+    model: Model, other: Model, first: Sample, second: Sample, inside: NDArray[np.bool_]
 ) -> bool:
     """Return whether two models predict the same for everybody, called at the same threshold.
 
-    Resamples alone cannot tell: two perfect models need not predict the same for the next person.
+    Their metrics alone cannot tell: two perfect models need not agree on the next person.
     """
-    return (
-        np.array_equal(model.outputs[:, inside], other.outputs[:, inside])
-        and np.array_equal(first, second, equal_nan=True)
-        and not np.isnan(first[:, 0]).any()
+    return np.array_equal(model.outputs[:, inside], other.outputs[:, inside]) and all(
+        np.array_equal(each.values, second.left_out[name].values, equal_nan=True)
+        for name, each in first.left_out.items()
     )
-
-
-def _errors_by_formula(
-    evidence: Evidence, split: str, samples: Samples
-) -> dict[tuple[Model, Model], float]:
-    """Return the standard error of the difference of two models in the primary metric, each a mean
-    over seeds; DeLong's for AUC. Empty where only resampling tells."""
-    models = [model for model in evidence.models if model in samples]
-    if not models:
-        return {}
-    rows = evidence.inside(split)
-    covariance = evidence.task.primary_covariance(
-        evidence.labels[rows],
-        np.concatenate([model.outputs[:, rows] for model in models]),
-        evidence.persons[rows],
-    )
-    if covariance is None:
-        return {}
-    counts = [len(model.seeds) for model in models]
-    mean = np.repeat(np.eye(len(models)) / counts, counts, axis=1)
-    covariance = mean @ covariance @ mean.T
-    variance = np.diag(covariance)
-    errors = np.sqrt(np.clip(variance[:, None] + variance - 2 * covariance, 0, None))
-    return {
-        (one, other): float(errors[i, j])
-        for i, one in enumerate(models)
-        for j, other in enumerate(models)
-    }
 
 
 def _gaps(evidence: Evidence, samples: Mapping[str, Samples]) -> list[dict[str, object]]:
-    """Return rows of GAPS. The resamples of test and ood are of different persons: independent."""
+    """Return rows of GAPS. Test and ood are of different persons: independent."""
     rows: list[dict[str, object]] = []
-    of_classes = min(persons_to_count(evidence, "test"), persons_to_count(evidence, "ood"), key=min)
+    test, ood = (persons_to_count(evidence, split) for split in ("test", "ood"))
     for model in evidence.models:
         inside, outside = (samples.get(split, {}).get(model) for split in ("test", "ood"))
         if inside and outside:
             for name in evidence.task.metric_names:
-                estimate = _difference(outside, inside, name, of_classes)
+                estimate = _difference(outside, inside, name, ood, versus=test)
                 head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
                 rows.append({**head, "metric": name, **cells(estimate), "p": estimate.p})
     return rows

@@ -98,9 +98,6 @@ def sites(
     features: Mapping[str, Features],
     inputs: Inputs,
     tasks: Mapping[str, Task],
-    *,
-    params: EvaluateParams,
-    seed: int,
 ) -> pd.DataFrame:
     """SITES: how well a logistic regression reads the site from each encoder's features.
 
@@ -120,11 +117,11 @@ def sites(
         return table_of([{"encoder": n, **head, "reason": reason} for n in features], SITES)
     from_others = _read_site(_age_sex_labels(scans, tasks), site, people)
     head["chance"] = 1 / count
-    head["from_age_sex_labels"] = _recall(from_others, site, people, 1, seed).value
+    head["from_age_sex_labels"] = _recall(from_others, site, people).value
     rows = []
     for name, of_encoder in features.items():
         right = _read_site(of_encoder.of(scans["scan_id"]), site, people)
-        estimate = _recall(right, site, people, params.bootstraps, seed)
+        estimate = _recall(right, site, people)
         rows.append({"encoder": name, **head, **cells(estimate), "reason": None})
     return table_of(rows, SITES)
 
@@ -165,22 +162,16 @@ def _read_site(values: Values, site: NDArray[Any], people: NDArray[Any]) -> NDAr
     return right
 
 
-def _recall(
-    right: NDArray[np.bool_], site: NDArray[Any], people: NDArray[Any], bootstraps: int, seed: int
-) -> Estimate:
+def _recall(right: NDArray[np.bool_], site: NDArray[Any], people: NDArray[Any]) -> Estimate:
     """Return the balanced accuracy: the mean over sites of the share of scans read rightly."""
-    names = sorted(set(site))
-    samples = intervals.resample(
+    names, index = np.unique(site, return_inverse=True)
+    found = intervals.jackknife(
         lambda w: np.mean([metrics.share(right, w, among=site == name) for name in names], axis=0),
         people,
-        count=bootstraps,
-        seed=seed,
-        key="sites",
+        index,
     )
-    if bootstraps == 1:
-        return Estimate(float(samples[0]), None, None)
     persons = [len(set(people[site == name])) for name in names]
-    return intervals.estimate(samples, "balanced_accuracy", persons)
+    return intervals.estimate(found, "balanced_accuracy", persons)
 
 
 def _age_sex_labels(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> Values:

@@ -42,7 +42,6 @@ def measured(table: pd.DataFrame, values: np.ndarray, **params: int) -> pd.DataF
         {"e": Features(table["scan_id"].to_numpy(str), values)},
         Inputs(table, pd.DataFrame(), (), pd.DataFrame(), {}),
         params=PARAMS.model_copy(update=params),
-        seed=0,
     )
     return measures.query("sites == 'two'").set_index("metric")
 
@@ -96,8 +95,8 @@ def test_features_that_are_noise_are_at_chance_and_those_of_the_person_are_perfe
     assert noise.loc["icc_consistency", "low"] < 0 < noise.loc["icc_consistency", "high"]
     telling = measured(table, features(table, noise=0.1, count=40))
     assert telling.loc["identification", "value"] == 1
-    # Were the true rate at the end, all 30 would be recognized with a chance of 2.5 %.
-    assert telling.loc["identification", "low"] == pytest.approx(0.025 ** (1 / 30))
+    # Wilson's for 30 of 30.
+    assert telling.loc["identification", "low"] == pytest.approx(30 / (30 + 1.96**2), abs=1e-4)
     assert telling.loc["icc_consistency", "value"] == pytest.approx(1 / 1.01, abs=0.01)
 
 
