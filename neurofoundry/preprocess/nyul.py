@@ -11,10 +11,11 @@ import pandas as pd
 
 from neurofoundry.errors import DataError
 from neurofoundry.preprocess import intensity
+from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.cache import make_key
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.scan import Job
-from neurofoundry.preprocess.workers import histogram, pool
+from neurofoundry.preprocess.workers import Worker, histogram, pool
 from neurofoundry.runtime.cache import take
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.progress import Progress
@@ -64,10 +65,11 @@ def _fit(
     jobs: Sequence[Job], params: PreprocessParams, template: Path | None, workers: int
 ) -> dict[str, Any]:
     brains = []
+    worker = Worker(params, templates.build(params.registration_spacing, template))
     if jobs:
         with (
             Progress("fit nyul", len(jobs), unit="scans") as progress,
-            pool(min(workers, len(jobs)), params, template) as executor,
+            pool(min(workers, len(jobs)), worker) as executor,
         ):
             for brain in executor.map(histogram, jobs):
                 progress.advance(failed=brain is None)

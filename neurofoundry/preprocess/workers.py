@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -28,9 +31,17 @@ from neurofoundry.preprocess.scan import (
 )
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime import log
-from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.log import LOGGER, log_defect
 from neurofoundry.runtime.processes import end_with_parent
 from neurofoundry.runtime.progress import Progress
+
+LARGE = 2**26
+"""Voxels, as of 400³. A scan takes up to 16 bytes of memory for each; most have 5 to 20 million."""
+TOO_LARGE = "too large: there is not enough memory for its voxels"
+
+
+class WorkerKilledError(UsageError):
+    """A worker process was killed, most likely for lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,12 @@ class Worker:
     def histogram(self, job: Job) -> tuple[list[float], float, float] | None:
         """Return `brain_histogram` of a scan, unless it has changed since ingest."""
         # What is wrong with a scan is for preprocess_scans to say.
-        return None if change_since_ingest(job) else brain_histogram(job.path, self.params)
+        try:
+            return None if change_since_ingest(job) else brain_histogram(job.path, self.params)
+        except (OSError, UsageError):
+            raise
+        except Exception:
+            return None
 
     def _preprocess(self, jobs: Sequence[Job], out: Path) -> list[Result]:
         try:
@@ -79,15 +95,18 @@ class Worker:
                 f"The GPU failed: {str(error).splitlines()[0]}. Fix it, or set preprocess.device "
                 "to cpu; finished scans are kept."
             ) from error
-        except (MemoryError, UsageError):
+        except UsageError:
             raise
         except Exception as error:
             if len(jobs) > 1:  # one of them is odd: find out which
                 return [result for job in jobs for result in self._preprocess([job], out)]
-            # A defect that one odd scan brings to light must not cost the cohort. It is logged, and
-            # its result is not kept: the next run tries again.
-            LOGGER.exception("%s: a defect of preprocess", jobs[0].scan_id)
-            return [Result(jobs[0].key, f"defect of preprocess: {type(error).__name__}: {error}")]
+            # What one odd scan brings to light must not cost the cohort. It is logged, and its
+            # result is not kept: the next run tries again.
+            log_defect(f"preprocess in scan {jobs[0].scan_id}", error)
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+                return [Result(jobs[0].key, f"{TOO_LARGE}. Use fewer --workers, or downsample it")]
+            reason = f"defect of preprocess: {type(error).__name__}. The log says where"
+            return [Result(jobs[0].key, f"{reason}; please report it")]
 
 
 def check(params: PreprocessParams) -> None:
@@ -114,23 +133,51 @@ def preprocess_jobs(
     """Preprocess scans in worker processes; yield results and seconds a scan as they come.
 
     ``template`` is the folder of one that is not nilearn's; ``before`` are results of earlier
-    runs, which count as progress. Raises UsageError when a worker process is killed.
+    runs, which count as progress. Large scans are done one by one after the others: so memory is
+    bounded, and one that has a worker process killed is itself unusable. Raises UsageError where
+    one is killed otherwise.
     """
     if not jobs:
         return
-    batches = in_batches(jobs, params)
+    template_files = templates.build(params.registration_spacing, template)
+    worker = Worker(params, template_files, standard)
+    large = [job for job in jobs if _voxels(job.path) > LARGE]
+    ordinary = in_batches([job for job in jobs if job not in large], params)
+    alone: list[Sequence[Sequence[Job]]] = [[[job]] for job in large]
     total = len(jobs) + len(before)
-    with (
-        Progress("preprocess", total, unit="scans", done=len(before)) as progress,
-        pool(min(workers, len(batches)), params, template, standard) as executor,
-    ):
+    with Progress("preprocess", total, unit="scans", done=len(before)) as progress:
         progress.advance(0, failed=_count_unusable(before, params))
-        futures = {executor.submit(preprocess_batch, batch, out): batch for batch in batches}
-        for future in as_completed(futures):
-            results, seconds = future.result()
-            progress.advance(len(results), failed=_count_unusable(results, params))
-            for job, result in zip(futures[future], results, strict=True):
-                yield job, result, seconds
+        for batches in (ordinary, *alone):
+            for batch, results, seconds in _in_pool(batches, out, worker, workers):
+                progress.advance(len(results), failed=_count_unusable(results, params))
+                for job, result in zip(batch, results, strict=True):
+                    yield job, result, seconds
+
+
+def _in_pool(
+    batches: Sequence[Sequence[Job]], out: Path, worker: Worker, workers: int
+) -> Iterator[tuple[Sequence[Job], list[Result], float]]:
+    """Preprocess batches in worker processes; yield each with results and seconds a scan."""
+    if not batches:
+        return
+    try:
+        with pool(min(workers, len(batches)), worker) as executor:
+            futures = {executor.submit(preprocess_batch, batch, out): batch for batch in batches}
+            for future in as_completed(futures):
+                yield futures[future], *future.result()
+    except WorkerKilledError:
+        jobs = [job for batch in batches for job in batch]
+        if len(jobs) > 1 or _voxels(jobs[0].path) <= LARGE:
+            raise
+        yield jobs, [Result(jobs[0].key, f"{TOO_LARGE}. Downsample it")], 0.0
+
+
+def _voxels(path: Path) -> int:
+    try:
+        image: Any = nib.load(path)
+        return math.prod(image.shape)
+    except Exception:  # what is wrong with it is for preprocess_scans to say
+        return 0
 
 
 def in_batches(jobs: Sequence[Job], params: PreprocessParams) -> list[Sequence[Job]]:
@@ -139,18 +186,13 @@ def in_batches(jobs: Sequence[Job], params: PreprocessParams) -> list[Sequence[J
 
 
 @contextmanager
-def pool(
-    workers: int,
-    params: PreprocessParams,
-    template: Path | None = None,
-    standard: Sequence[float] = (),
-) -> Iterator[ProcessPoolExecutor]:
+def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
     """Start worker processes, for `preprocess_batch` and `histogram`.
 
-    Raises UsageError where one is killed, or where this machine lacks what the parameters name.
+    Raises WorkerKilledError where one is killed, UsageError where this machine lacks what the
+    parameters name.
     """
-    check(params)
-    worker = Worker(params, templates.build(params.registration_spacing, template), standard)
+    check(worker.params)
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
@@ -163,7 +205,7 @@ def pool(
     try:
         yield executor
     except BrokenProcessPool as error:
-        raise UsageError(
+        raise WorkerKilledError(
             "A worker process was killed, as happens when memory runs out. Run the same command "
             f"with fewer --workers (now {workers}); finished scans are kept."
         ) from error

@@ -157,7 +157,9 @@ def test_a_scan_that_is_unusable_or_odd_costs_the_others_of_its_batch_nothing(
     assert results[0].volume_sha256
     assert results[2].volume_sha256
     assert "cannot be read" in (results[1].reason or "")
-    assert results[3].reason == "defect of preprocess: ZeroDivisionError: as only this head does"
+    assert results[3].reason == (
+        "defect of preprocess: ZeroDivisionError. The log says where; please report it"
+    )
     assert not (tmp_path / "odd.json").exists()
 
 
@@ -193,12 +195,14 @@ def test_a_batch_on_a_cpu_is_refused_as_it_has_no_effect() -> None:
         validate({"batch": 4}, PreprocessParams, origin="params.yaml")
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_named(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = PARAMS.model_copy(update={"device": "cuda", "batch": 4})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with (
         pytest.raises(UsageError, match=r"preprocess\.device is cuda.*no GPU.*Set it to cpu"),
-        workers.pool(1, params),
+        workers.pool(1, Worker(params, template)),
     ):
         pass
 

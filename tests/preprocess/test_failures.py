@@ -16,10 +16,13 @@ from neurofoundry.contracts import mni
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import UsageError
+from neurofoundry.preprocess import scan, workers
+from neurofoundry.preprocess.params import MaskParams
+from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.workers import Worker
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION
 from tests.support.preprocessing import PARAMS, WriteCohort
 
@@ -89,21 +92,69 @@ def test_a_scan_on_a_failing_disk_stops_the_run_and_is_named(
     template: Template, tmp_path: Path
 ) -> None:
     # The first page of a process is mapped nowhere: reading it gives an input/output error.
-    scan = tmp_path / "scan.nii"
-    scan.symlink_to("/proc/self/mem")
+    file = tmp_path / "scan.nii"
+    file.symlink_to("/proc/self/mem")
     with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
         preprocess_scans(
-            [Job(scan, "a", "0" * 64, "k")], out=tmp_path, params=PARAMS, template=template
+            [Job(file, "a", "0" * 64, "k")], out=tmp_path, params=PARAMS, template=template
         )
 
 
 def test_a_scan_on_a_failing_disk_is_named_by_the_fit_of_nyul_too(
     template: Template, tmp_path: Path
 ) -> None:
-    scan = tmp_path / "scan.nii"
-    scan.symlink_to("/proc/self/mem")
+    file = tmp_path / "scan.nii"
+    file.symlink_to("/proc/self/mem")
     with pytest.raises(UsageError, match=r"scan\.nii cannot be read: Input/output error.*again"):
-        Worker(PARAMS, template).histogram(Job(scan, "a", "0" * 64, ""))
+        Worker(PARAMS, template).histogram(Job(file, "a", "0" * 64, ""))
+
+
+def test_a_large_scan_that_has_its_worker_killed_costs_the_others_nothing(
+    head_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does where memory runs out: here, what should find the brain does it."""
+    killer = tmp_path / "kill.sh"
+    killer.write_text('grep -q . "$0.done" || { echo x > "$0.done"; kill -9 $PPID; }; exit 3')
+    (tmp_path / "kill.sh.done").touch()
+    command = f"sh {killer} {{input}} {{output}}"
+    params = PARAMS.model_copy(update={"mask": MaskParams(command=command)})
+    monkeypatch.setattr(workers, "LARGE", 1)
+    jobs = [Job(path, path.stem, hash_file(path), path.stem) for path in head_files[:2]]
+    (tmp_path / "out").mkdir()
+    done = list(
+        workers.preprocess_jobs(jobs, out=tmp_path / "out", params=params, template=None, workers=2)
+    )
+    first, second = (result.reason or "" for _, result, _ in done)
+    assert first.startswith("too large: there is not enough memory for its voxels. Downsample it")
+    assert "ended with 3" in second
+    assert not (tmp_path / "out" / f"{jobs[0].scan_id}.json").exists()  # the next run tries again
+    killer.with_name("kill.sh.done").write_text("")
+    monkeypatch.setattr(workers, "LARGE", 2**26)
+    with pytest.raises(UsageError, match=r"A worker process was killed.*fewer --workers"):
+        list(
+            workers.preprocess_jobs(
+                jobs, out=tmp_path / "out", params=params, template=None, workers=2
+            )
+        )
+
+
+def test_a_scan_without_memory_for_it_says_so_and_is_tried_again(
+    head_files: list[Path],
+    template: Template,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def read_scan(path: Path) -> Image:
+        raise MemoryError(f"Unable to allocate 4 GiB for {path}")
+
+    monkeypatch.setattr(scan, "read_scan", read_scan)
+    job = Job(head_files[0], "a", hash_file(head_files[0]), "k")
+    ((result,), _) = Worker(PARAMS, template).preprocess([job], tmp_path)
+    assert (result.reason or "").startswith("too large: there is not enough memory for its voxels")
+    assert list(tmp_path.iterdir()) == []
+    assert "in read_scan" in caplog.text
+    assert str(head_files[0]) not in caplog.text + (result.reason or "")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not gzip", "cut short"])
