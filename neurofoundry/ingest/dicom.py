@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -54,7 +55,8 @@ def read(dataset: Dataset, findings: Findings, *, skip: set[Path], out: Path, wo
         reason = "unreadable table: expected a text table with a column 'participant_id'"
         findings.exclude(dataset.name, table, f"{reason}. The whole dataset is left out")
         return
-    # pydicom's warnings quote the values that they are about.
+    # pydicom's warnings, which it logs, too, quote the values that they are about.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         series = reader.series(skip)
@@ -177,10 +179,12 @@ def _name_series(ordered: Iterable[Series]) -> None:
     """Name series after their number; several of a number in a study are counted."""
     taken: set[tuple[str, str, str]] = set()
     for series in ordered:
-        series.name, copy = f"series-{series.header.number}", 1
+        # A number that no scanner gives is a date, or the number of a patient.
+        number = series.header.number if 0 <= series.header.number < 100_000 else "x"
+        series.name, copy = f"series-{number}", 1
         while (*series.study, series.name) in taken:
             copy += 1
-            series.name = f"series-{series.header.number}-{copy}"
+            series.name = f"series-{number}-{copy}"
         taken.add((*series.study, series.name))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from neurofoundry.ingest import contrast
+from neurofoundry.ingest import contrast, vocabulary
 from neurofoundry.ingest.pseudonyms import pseudonym
 from neurofoundry.ingest.scan import UnusableError, check_location
 
@@ -92,7 +92,7 @@ def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | 
     is the secret of the pseudonyms.
     """
     try:
-        check_location(file, root)
+        check_location(file, root, any_name=True)  # it is written nowhere
         if not file.is_file() or file.name == "DICOMDIR":
             return None
         with file.open("rb") as stream:
@@ -149,9 +149,9 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
         age=age,
         age_refused=age is None and bool(given or birth),
         sex=sex if sex in ("F", "M") else None,
-        scanner=" ".join(
-            _text(content, tag) for tag in ("Manufacturer", "ManufacturerModelName")
-        ).strip(),
+        scanner=vocabulary.scanner(
+            " ".join(_text(content, tag) for tag in ("Manufacturer", "ManufacturerModelName"))
+        ),
         field_strength=_number(content, "MagneticFieldStrength"),
         modality=_text(content, "Modality").upper(),
         image_type=frozenset(_words(content, "ImageType")),

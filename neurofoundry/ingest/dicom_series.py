@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neurofoundry.ingest import vocabulary
 from neurofoundry.ingest.dicom_header import Header
 
 MIN_SLICES = 20
@@ -18,11 +19,11 @@ _HEAD = re.compile(
 )
 _ELSEWHERE = re.compile(
     r"(?<![A-Z])(?:KNEE|KNIE|GENOU|RODILLA|GINOCCHIO|SHOULDER|SCHULTER|EPAULE|HOMBRO|SPALLA|"
-    r"[CTL]?SPINE|[A-Z]*WIRBEL[A-Z]*|[HBL]WS|RACHIS|COLUMNA|COLONNA|VERTEBRA[A-Z]*|NECK|HALS|COU|"
+    r"[CTL]?SPINE|[HBL]WS|RACHIS|COLUMNA|COLONNA|NECK|HALS|COU|"
     r"CUELLO|COLLO|ABDOMEN|LIVER|LEBER|FOIE|HIGADO|FEGATO|PELVIS|BECKEN|BASSIN|BACINO|HIP|HUFTE|"
     r"HUEFTE|HANCHE|CADERA|CHEST|THORAX|TORAX|BREAST|BRUST|SEIN|MAMA|MAMMA|HEART|HERZ|COEUR|"
     r"CORAZON|CUORE|CARDIAC|HAND|WRIST|ELBOW|FOOT|FUSS|PIED|ANKLE|LEG|ARM|FEMUR|PROSTATE|PROSTATA|"
-    r"KIDNEY|NIERE|REIN|EXTREMITY|UTERUS|WHOLEBODY)(?:S|EN|N)?(?![A-Z])"
+    r"KIDNEY|NIERE|REIN|EXTREMITY|UTERUS|WHOLEBODY)(?=(?:S|EN|N)?(?![A-Z]))|WIRBEL|VERTEBRA"
 )
 """Other body parts; any other text, even 'UNKNOWN', leaves it to the technique."""
 _MODALITIES = {"CT", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OT", "SC", "SR", "PR", "SEG"}
@@ -129,12 +130,13 @@ def _why_not_weighted(header: Header) -> str | None:
     if plain and _is_t1_weighted(header, header.repetition_time, header.echo_time):
         return None
     ti, flip = header.inversion_time, header.flip_angle
-    technique = "/".join(sorted(header.sequence)) or "unknown sequence"
+    technique = vocabulary.sequence(header.sequence)
+    tr, te = (vocabulary.number(ms, 60_000) for ms in (header.repetition_time, header.echo_time))
     return (
         f"not T1w: {technique}{' angiography' if header.angiography else ''}, "
-        f"TR {header.repetition_time:g} ms, TE {header.echo_time:g} ms"
-        + (f", TI {ti:g} ms" if ti else "")
-        + (f", flip {flip:g}°" if flip else "")
+        f"TR {tr} ms, TE {te} ms"
+        + (f", TI {vocabulary.number(ti, 60_000)} ms" if ti else "")
+        + (f", flip {vocabulary.number(flip, 360)}°" if flip else "")
     )
 
 
@@ -160,7 +162,8 @@ def _why_not_one_volume(series: Series) -> str | None:
         return "several volumes: two slices have the same position, expected a single volume"
     if steps.max() > 1.5 * np.median(steps):
         return (
-            f"incomplete series: a gap of {steps.max():.1f} mm between slices that are "
-            f"{np.median(steps):.1f} mm apart. Export the series again"
+            f"incomplete series: a gap of {vocabulary.number(round(steps.max(), 1), 1000)} mm "
+            f"between slices that are {vocabulary.number(round(np.median(steps), 1), 1000)} mm "
+            "apart. Export the series again"
         )
     return None

@@ -148,7 +148,9 @@ class _Reader:
             return text
         value = self._number(text) if self.numeric else self._class(text)
         if value is None:
-            self.unknown[scan.dataset, _pattern(text) if self.numeric else f"'{text[:40]}'"] += 1
+            # Tables of patients are not quoted: a cell may hold what belongs in another column.
+            hidden = self.numeric or scan.source == "dicom"
+            self.unknown[scan.dataset, _pattern(text) if hidden else f"'{text[:40]}'"] += 1
         return value
 
     def note_unknown(self, findings: Findings) -> None:

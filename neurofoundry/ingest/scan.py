@@ -117,10 +117,13 @@ def printable(text: str) -> str:
     )
 
 
-def check_location(file: Path, root: Path) -> None:
-    """Raise UnusableError unless ``file`` exists and lies in the dataset folder ``root``."""
+def check_location(file: Path, root: Path, *, any_name: bool = False) -> None:
+    """Raise UnusableError unless ``file`` exists and lies in the dataset folder ``root``.
+
+    ``any_name`` takes names that cannot be written in a table, too.
+    """
     name = str(file.relative_to(root))
-    if printable(name) != name:
+    if not any_name and printable(name) != name:
         raise UnusableError("odd name: it has control characters or is not UTF-8. Rename it")
     try:
         broken = file.is_symlink() and not file.exists()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.ingest import delimited, table
+from neurofoundry.ingest import delimited, table, vocabulary
 from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError, printable
@@ -118,7 +118,10 @@ def _discover(data: Path, findings: Findings) -> list[Dataset]:
     excluded = {path for _, path, _ in findings.excluded}
     for child in _folders(data):
         holds_dataset = any(path == child or child in path.parents for path in taken)
-        if not holds_dataset and findings.name(child) not in excluded:
+        if printable(child.name) != child.name:  # as on a hospital's CD, of a patient
+            odd = "it has control characters or is not UTF-8. Rename it"
+            findings.exclude("data", data, f"odd name of a folder, which is not shown: {odd}")
+        elif not holds_dataset and findings.name(child) not in excluded:
             findings.exclude(findings.name(child), child, f"{_NONE}: expected {_EXPECTED}")
     return datasets
 
@@ -127,8 +130,6 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
     """Yield the BIDS datasets and tables in ``folder``, or else in the folders below it."""
     path = folder.relative_to(data).as_posix()
     if printable(path) != path:
-        odd = "odd name: it has control characters or is not UTF-8. Rename it"
-        findings.exclude(printable(path), folder, odd)
         return
     name = path if path != "." else "data"
     is_bids = _is_bids(folder)
@@ -225,7 +226,7 @@ def _listing(folder: Path) -> str:
     """Describe what a folder holds, without names: they may be those of patients."""
     children = [child for child in folder.iterdir() if not child.name.startswith(".")]
     folders = sum(child.is_dir() for child in children)
-    kinds = sorted({"".join(child.suffixes[-2:]) for child in children if not child.is_dir()})
+    kinds = sorted({vocabulary.suffix(child.name) for child in children if not child.is_dir()})
     return f"{folders} folders and {len(children) - folders} files" + (
         f" ({', '.join(kind or 'no suffix' for kind in kinds[:8])})" if kinds else ""
     )

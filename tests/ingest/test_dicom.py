@@ -159,7 +159,7 @@ def test_damaged_series_are_excluded_and_the_next_best_is_used(tmp_path: Path) -
     assert len(outcome.scans) == 3
     reasons = {path.rpartition("/")[2]: reason for path, reason in outcome.excluded.items()}
     assert reasons["series-21"].startswith("cut short: a file ends before its pixels do")
-    assert reasons["series-22"].startswith("incomplete series: a gap of 12.0 mm between slices")
+    assert reasons["series-22"].startswith("incomplete series: a gap of 12 mm between slices")
     assert reasons["series-23"].startswith("several volumes: two slices have the same position")
     assert reasons["series-24"].startswith("no PatientID")
     files = [reason for name, reason in reasons.items() if re.fullmatch("[0-9a-f]{12}", name)]
