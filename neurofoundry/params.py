@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -17,9 +26,25 @@ from neurofoundry.errors import UsageError
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, and without keys that nobody reads."""
+    """A part of params.yaml: frozen, without keys that nobody reads, its numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Refuse true and false where a number is expected: pydantic takes them for 1 and 0."""
+        kinds = cls.types() if isinstance(values, dict) else {}
+        for name in kinds.keys() & (values if kinds else {}):
+            kind, value = kinds[name], values[name]
+            inside = value if isinstance(value, list | tuple) else [value]
+            if isinstance(value, dict) and get_origin(kind) is dict:
+                inside = list(value.values())
+            if not _mentions(kind, bool, Any) and any(isinstance(each, bool) for each in inside):
+                raise ValueError(f"{name}: true and false are no numbers")
+        return values
 
     @classmethod
     def types(cls) -> dict[str, Any]:
@@ -27,6 +52,9 @@ class Section(BaseModel):
         return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
 
 
+MANY = 1_000_000
+"""More of anything than a study has: a bound for what is a slip of the finger."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that becomes a folder."""
 
@@ -102,7 +130,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 def _read_sections(text: str, overrides: Sequence[str], *, origin: str) -> dict[str, Any]:
     values = read_yaml(text, origin=origin)
     if not isinstance(values, dict):
-        raise UsageError(f"{origin}: expected sections such as 'ingest:', found {values!r:.80}.")
+        raise UsageError(f"{origin}: expected sections such as 'ingest:', found {_shown(values)}.")
     for override in overrides:
         _override(values, override)
     return values
@@ -121,6 +149,11 @@ def read_yaml(text: str, *, origin: str) -> Any:
 
     Raises UsageError naming ``origin`` and the line, for a duplicate key as for wrong syntax.
     """
+    if re.match(r"\s*%YAML\s+1\.[01]\b", text):
+        raise UsageError(
+            f"{origin}: the line '%YAML 1.1' asks for a language in which 1:30 is 90 and no is "
+            "false. Remove it: YAML 1.2 is read."
+        )
     try:
         return YAML(typ="safe", pure=True).load(text)  # the loader in C knows YAML 1.1 only
     except MarkedYAMLError as error:
@@ -131,6 +164,11 @@ def read_yaml(text: str, *, origin: str) -> Any:
     except (YAMLError, ValueError, LookupError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise UsageError(f"{origin}: not valid YAML: {why}.") from error
+
+
+def _mentions(kind: Any, *wanted: Any) -> bool:
+    """Return whether a type is, or is made of, one of those that are ``wanted``."""
+    return kind in wanted or any(_mentions(each, *wanted) for each in get_args(kind))
 
 
 def validate(values: Mapping[str, Any], model: type[Model], *, origin: str) -> Model:
@@ -174,7 +212,12 @@ def _explain(model: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{where}: missing."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (found {problem['input']!r:.80})" if where else message
+    return f"{where}: {message} (found {_shown(problem['input'])})" if where else message
+
+
+def _shown(value: Any) -> str:
+    """Return a value in a few words: a reference to itself may make it endless."""
+    return f"{reprlib.repr(value):.80}"
 
 
 def _suggest(wrong: str, known: Iterable[str]) -> str:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
-from neurofoundry.params import Name, Section
+from neurofoundry.params import Name, Section, Seed
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.runtime.experiment import Experiment, TrackingParams
 from neurofoundry.runtime.files import hash_json
 from neurofoundry.tasks import AnyTask
 
-Seed = Annotated[int, Field(ge=0)]
 Tasks = dict[Name, AnyTask]
 
 

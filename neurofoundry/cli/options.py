@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurofoundry.errors import UsageError
-from neurofoundry.kubeflow import journal
+from neurofoundry.kubeflow import executor, journal
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.guard import guard_output, guard_place
@@ -100,6 +100,7 @@ Copies = Annotated[
 
 def _begin(context: typer.Context, executor_input: str) -> str:
     if executor_input:
+        executor.check_input(executor_input)
         journal.begin(str(context.info_name), executor_input)
     return executor_input
 
@@ -245,8 +246,6 @@ def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:
 
 def hand_over(folder: Path, copies: Sequence[str] | None, executor_input: str) -> None:
     """Give an orchestrator what it asked for of a finished output."""
-    from neurofoundry.kubeflow import executor
-
     for copy in copies or ():
         name, _, target = copy.partition("=")
         if not (folder / name).is_file() or not target:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from neurofoundry.params import Section
+from neurofoundry.params import MANY, Section
 
 MetricName = Literal[
     "auc",
@@ -42,7 +42,7 @@ class Promotion(Section):
     """Another initialization, or a baseline: baseline-prevalence (regression: baseline-mean),
     baseline-age-sex-site (without what the task predicts) or baseline-morphometry."""
     split: Literal["test", "ood"] = "test"
-    margin: float = Field(default=0, ge=0)
+    margin: float = Field(default=0, ge=0, le=MANY)
     """The whole interval of the paired difference must be better than 'over' by more than this."""
     max_calibration_error: float | None = Field(default=None, gt=0, le=1)
     """Of a classification, on the same split: a larger ECE refuses the model."""
@@ -54,13 +54,13 @@ class Promotion(Section):
 class EvaluateParams(Section):
     """How the models are compared."""
 
-    bootstraps: int = Field(default=2000, ge=100)
+    bootstraps: int = Field(default=2000, ge=100, le=100_000)
     """Resamples of the persons behind the intervals of the calibration error."""
     reference: str
     """The initialization that all others are compared with."""
-    min_subjects: int = Field(default=5, ge=3)
+    min_subjects: int = Field(default=5, ge=3, le=MANY)
     """Persons that a split must have, of every class, for its numbers to be given."""
-    min_subgroup: int = Field(default=20, ge=5)
+    min_subgroup: int = Field(default=20, ge=5, le=MANY)
     """Persons that a subgroup (sex, age band, site, scanner) must have for its numbers to be given:
     smaller ones mislead, and could point to somebody."""
     promotion: Promotion | None = None

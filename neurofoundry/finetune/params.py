@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from neurofoundry.contracts.encoder import UNTRAINED
-from neurofoundry.params import Name, Section
+from neurofoundry.params import MANY, Name, Section, Seed
 from neurofoundry.tasks.base import BASELINE
 
 
@@ -20,7 +20,8 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_distinct)]
 Rates = Annotated[tuple[Rate, ...], AfterValidator(_distinct), Field(min_length=1)]
 
 
@@ -40,7 +41,7 @@ class Initialization(Section):
     """Peak learning rate; of several, the one with the least loss on 'val' is kept."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
     """Factor on the learning rate from each level of the network to the one below it."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=100_000)
     """Epochs of fine-tuning."""
     freeze: int = Field(default=0, ge=0, le=6)
     """Levels of the encoder, from the input up, that stay as they are; of a ResNet, the first is
@@ -94,7 +95,7 @@ class ExplainParams(Section):
     initializations: tuple[Name, ...] = Field(min_length=1)
     """The initializations whose models are explained: every task and seed, with the largest
     fraction of the labels."""
-    scans: int = Field(default=20, ge=2)
+    scans: int = Field(default=20, ge=2, le=MANY)
     """Scans of split 'test' to explain, each of another person, from the classes in turn."""
     steps: int = Field(default=32, ge=4, le=256)
     """Gradients per map. With too few, a map explains only part of an output:
@@ -113,12 +114,12 @@ class FinetuneParams(Section):
     )
     """Fractions of the persons of split 'train' whose labels are used. Subsets are nested and the
     same for every initialization; 'val' is always used whole."""
-    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(default=(0,), min_length=1)
+    seeds: Seeds = Field(default=(0,), min_length=1)
     """Seeds; each draws its own subsets, random weights, order of scans and augmentation."""
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=1, le=100_000)
     """Epochs of fine-tuning. An epoch has as many steps for a small fraction of the labels as for
     all of them, so that every model has the same budget; the best epoch on 'val' is kept."""
-    batch_size: int = Field(default=16, ge=2)
+    batch_size: int = Field(default=16, ge=2, le=65_536)
     """Scans per step of fine-tuning."""
     learning_rate: Rate | Rates = 1e-3
     """Peak learning rate of AdamW, for the head and, if ``layer_decay`` is 1, for the encoder. Of
@@ -130,7 +131,7 @@ class FinetuneParams(Section):
     """light: random views as in pretraining, but milder. On a CPU it doubles the time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of fine-tuning. bf16 halves the memory on a GPU; not every CPU supports it."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=10)
     """Weight decay of AdamW, on weights but not on biases and norms."""
 
     explain: ExplainParams | None = None

@@ -77,6 +77,8 @@ class Column(Section):
         theirs = [one for many in values.values() for one in many]
         if ambiguous := {one for one in theirs if theirs.count(one) > 1}:
             raise ValueError(f"{sorted(ambiguous)[0]!r} is listed under two values")
+        if empty := [ours for ours, many in values.items() if not ours.strip() or not many]:
+            raise ValueError(f"{empty[0]!r} has no name, or no value of a dataset stands for it")
         return values
 
 

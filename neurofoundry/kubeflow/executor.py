@@ -22,6 +22,20 @@ from neurofoundry.runtime.store import read_circumstances
 Rows = Sequence[Mapping[str, str]]
 
 
+def check_input(executor_input: str) -> None:
+    """Raise UsageError for what `publish` could not use: it is best told before a stage runs."""
+    try:
+        declared = json.loads(executor_input)["outputs"]
+        Path(declared["outputFile"])
+        for listed in declared.get("artifacts", {}).values():
+            dict(listed["artifacts"][0])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"--executor-input: not what Kubeflow tells a step ({type(error).__name__}): expected "
+            "JSON with outputs.outputFile. Leave the option out elsewhere."
+        ) from error
+
+
 def publish(
     executor_input: str,
     *,

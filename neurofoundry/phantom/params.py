@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from neurofoundry.params import Section
+from neurofoundry.params import Section, Seed
 
 
 class PhantomParams(Section):
@@ -12,7 +12,7 @@ class PhantomParams(Section):
 
     subjects: int = Field(default=100, ge=4, le=9999)
     """Subjects over all four sites; every fourth one belongs to the external site."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Determines everything random."""
     spacing_mm: float | None = Field(default=None, ge=0.7, le=5)
     """Isotropic voxel size of all scans, mm; by default each site has its own (2.2 to 3.6 mm)."""

@@ -120,20 +120,21 @@ class PreprocessParams(Section):
     """A folder with a template other than nilearn's (ICBM 2009a nonlinear symmetric), in MNI152
     space, such as 2009c: t1.nii.gz, mask.nii.gz, gm.nii.gz, wm.nii.gz. A relative path starts at
     the raw data's folder, with which it is versioned and copied to a cluster."""
-    registration_spacing: float = Field(default=2.0, ge=1, le=8)
-    """mm; the finest resolution at which scan and template are compared."""
+    registration_spacing: float = Field(default=2.0, ge=1, le=6)
+    """mm; the finest resolution at which scan and template are compared. Beyond 4, the measure
+    local_correlation comes near its bound."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where scans are registered. cuda: on a GPU, in batches; the rest, five sixths of a rigid
     scan's time and a seventh of a syn one's, stays with the workers. Volumes are not the same bytes
     in every run: a GPU adds up in any order."""
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1, le=1024)
     """Scans that a worker registers together, for device cuda: all workers share the GPU. A killed
     run loses this many scans a worker."""
     normalization: Literal["zscore", "whitestripe", "nyul"] = "zscore"
     """zscore: mean 0 and standard deviation 1 within the brain. whitestripe: white matter at 0.
     nyul: the histogram's landmarks at those of the scans of the splits pretrain and train."""
     quality: QualityParams = QualityParams()
-    outliers: float | None = Field(default=6.0, ge=3)
+    outliers: float | None = Field(default=6.0, ge=3, le=1000)
     """A scan is not usable when its fit or its contrast lies this many robust standard deviations
     below the median of its site, where at least 20 scans are usable. null: compare none."""
     overrides: Path | None = None

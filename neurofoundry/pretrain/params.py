@@ -17,7 +17,7 @@ from pydantic_core import PydanticKnownError
 from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.errors import UsageError
 from neurofoundry.nn.augment.params import AugmentParams
-from neurofoundry.params import Section
+from neurofoundry.params import MANY, Section
 from neurofoundry.pretrain import objectives
 
 LabelKind = Literal["classification", "regression"]
@@ -30,13 +30,13 @@ class ProbeParams(Section):
     on them, nor do they depend on the tasks; the splits test and ood are not opened.
     """
 
-    every: int = Field(default=10, ge=1)
+    every: int = Field(default=10, ge=1, le=MANY)
     """Epochs between evaluations; the first is before training, the last at its end."""
     columns: dict[str, LabelKind] = Field(
         default={"age": "regression", "sex": "classification"}, min_length=1
     )
     """Columns of scans.tsv that hold labels."""
-    subjects: int = Field(default=300, ge=10)
+    subjects: int = Field(default=300, ge=10, le=MANY)
     """At most so many of each split, drawn at random, so that an evaluation costs little."""
 
 
@@ -65,26 +65,26 @@ class PretrainParams(Section):
     test and ood are never seen here."""
     encoder: EncoderParams = EncoderParams()
     augment: AugmentParams = AugmentParams()
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=100, ge=1, le=100_000)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on: falling to 0 as half a cosine, or as it is."""
-    batch_size: int = Field(default=32, ge=2)
+    batch_size: int = Field(default=32, ge=2, le=65_536)
     """Scans of a step, over all GPUs; contrastive learning sees each in two views."""
-    chunk: int | None = Field(default=None, ge=1)
+    chunk: int | None = Field(default=None, ge=1, le=65_536)
     """Views that a GPU encodes at once; null: all. Small chunks fit a large batch into memory, at a
     third more time. Batch norm in the encoder then has the statistics of a chunk."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=100)
+    weight_decay: float = Field(default=1e-4, ge=0, le=10)
     """Of AdamW, on all weights but biases and norms."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0, le=MANY)
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 halves the memory on a GPU; a CPU is faster with it only where it is native."""
-    checkpoint_minutes: float = Field(default=5.0, ge=0)
+    checkpoint_minutes: float = Field(default=5.0, ge=0, le=1440)
     """At most so much is lost with a killed run; 0 writes a checkpoint every step."""
-    checkpoint_epochs: int | None = Field(default=None, ge=1)
+    checkpoint_epochs: int | None = Field(default=None, ge=1, le=MANY)
     """A checkpoint after every so many epochs too; null: by time alone. The newest two are kept."""
     probe: ProbeParams | None = ProbeParams()
     """null: none."""

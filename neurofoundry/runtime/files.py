@@ -40,6 +40,17 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises OSError, and ValueError for whatever else a file may hold."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
 def link(source: Path | str, target: Path | str) -> None:
     """Give a file a second name, ``target``, which may exist.
 

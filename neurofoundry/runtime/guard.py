@@ -5,7 +5,6 @@ Every command that writes asks here before it does anything.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from neurofoundry.errors import UsageError
+from neurofoundry.runtime.files import read_json
 
 Identity = tuple[int, int] | Path
 """Device and inode of what exists, which all its names share; else its resolved path."""
@@ -159,7 +159,6 @@ def _begins_with(table: Path, columns: Sequence[str]) -> bool:
 
 def _read_json(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -22,7 +22,7 @@ from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import machine, tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.experiment import Answer, Experiment, TrackingParams, switched
-from neurofoundry.runtime.files import hash_file, hash_json, to_plain, write_json
+from neurofoundry.runtime.files import hash_file, hash_json, read_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_output
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import Output, hand_over
@@ -260,8 +260,10 @@ def read_record(stage: str, folder: Path) -> dict[str, Any]:
             f"Run `neurofoundry {stage} --out {folder}` first."
         )
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = read_json(path)
         recorded, version = record["stage"], record["schema_version"]
+        if not isinstance(record["contents"], dict) or not isinstance(record["data_version"], str):
+            raise ValueError("contents or data_version is not what a stage writes")
     except (ValueError, KeyError) as error:
         raise DataError(f"{path}: not a stage record ({error}). Run '{stage}' again.") from error
     if (recorded, version) != (stage, SCHEMA_VERSION):

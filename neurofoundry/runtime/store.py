@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import DataError
-from neurofoundry.runtime.files import atomic, write_json
+from neurofoundry.runtime.files import atomic, read_json, write_json
 
 
 def folder_of(store: Path, stage: str, key: str) -> Path:
@@ -44,7 +44,7 @@ def keep_params(store: Path, stage: str, text: str) -> Path:
 def recorded_key(folder: Path) -> str | None:
     """Return the key in stage.json of an output; None where there is no output."""
     try:
-        return str(json.loads((folder / "stage.json").read_text())["key"])
+        return str(read_json(folder / "stage.json")["key"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -82,7 +82,7 @@ def locate(path: Path) -> Path:
     if not path.is_file():
         return path
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         folder, key = Path(manifest["folder"]), manifest["key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: neither a folder nor a manifest ({error}).") from error

@@ -6,7 +6,6 @@ stage.json holds the hash of every contract file; a table holds those of the ite
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import machine
-from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.files import hash_file, read_json
 from neurofoundry.runtime.progress import Progress
 
 ITEMS = {"preprocess": ("scans.tsv", "{scan_id}.nii", "volume_sha256")}
@@ -126,7 +125,6 @@ def _compare(
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        return read_json(folder / "stage.json")
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}

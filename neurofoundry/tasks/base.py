@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from neurofoundry.params import Section
+from neurofoundry.params import MANY, Section
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,10 @@ class Condition(Section):
         numeric = self.min is not None or self.max is not None
         if numeric == (self.one_of is not None):
             raise ValueError("give either min and/or max, or one_of")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is more than max, so no scan takes part")
+        if self.one_of == ():
+            raise ValueError("one_of is empty, so no scan takes part")
         return self
 
     def holds(self, values: pd.Series) -> pd.Series:
@@ -64,7 +68,7 @@ class Task(Section, ABC):
     """Classification: the values of the column, the class of interest last."""
     eligible: dict[str, Condition] = Field(default_factory=dict)
     """Which scans take part: a condition for each named column."""
-    min_subjects: int = Field(default=2, ge=1)
+    min_subjects: int = Field(default=2, ge=1, le=MANY)
     """Subjects that each of train, val, test (and ood, if the cohort has one) must have; for
     classification, of every class."""
     required: bool = True

@@ -37,6 +37,8 @@ class Classification(Task):
             raise ValueError("a classification needs at least two classes")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: duplicate among {', '.join(self.classes)}")
+        if any(not name.strip() or not name.isprintable() for name in self.classes):
+            raise ValueError("classes: a class without a name")
         return self
 
     @property

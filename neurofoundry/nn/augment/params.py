@@ -29,17 +29,17 @@ class AugmentParams(Section):
     """Probability of exchanging left and right."""
     rotation: float = Field(default=15.0, ge=0, le=180)
     """Degrees about each axis, in either direction."""
-    gamma: float = Field(default=2.0, ge=1)
+    gamma: float = Field(default=2.0, ge=1, le=10)
     """Contrast: exponent between 1/gamma and gamma, of the intensities or of their negative."""
     remap: float = Field(default=0.3, ge=0, le=1)
     """Contrast: a random rising curve; standard deviation of the logarithms of its slopes."""
-    bias: float = Field(default=0.3, ge=0)
+    bias: float = Field(default=0.3, ge=0, le=3)
     """Bias field: largest standard deviation of its logarithm over the box."""
-    blur: float = Field(default=1.0, ge=0)
+    blur: float = Field(default=1.0, ge=0, le=20)
     """Standard deviation in voxels, drawn for each axis, as slices are thicker than pixels."""
     coarse: float = Field(default=2.0, ge=1, le=8)
     """Largest thickness of slices in voxels: one axis is resampled to that and back."""
-    noise: float = Field(default=0.3, ge=0)
+    noise: float = Field(default=0.3, ge=0, le=10)
     """Standard deviation of Rician noise, in standard deviations of the brain."""
 
     @model_validator(mode="after")

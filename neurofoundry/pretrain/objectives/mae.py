@@ -27,7 +27,7 @@ class MaeParams(Section):
 
     mask: float = Field(default=0.6, gt=0, lt=1)
     """Share of the patches that is hidden."""
-    patch_mm: float = Field(default=16.0, gt=0)
+    patch_mm: float = Field(default=16.0, ge=2, le=96)
     """Edge of a patch, rounded to voxels."""
 
 

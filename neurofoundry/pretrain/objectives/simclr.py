@@ -26,9 +26,9 @@ COLLAPSED = 2.0
 class SimclrParams(Section):
     """Contrastive learning; `encoder/simclr`."""
 
-    temperature: float = Field(default=0.2, gt=0)
+    temperature: float = Field(default=0.2, ge=0.001, le=100)
     """Of NT-Xent: the lower, the more the hardest negatives count."""
-    projection: int = Field(default=64, ge=2)
+    projection: int = Field(default=64, ge=2, le=65_536)
     """Dimensions of the space in which views are compared."""
     projector: Literal["norm", "plain"] = "norm"
     """The head before that space: two layers with batch norm between them, without which a small
