@@ -6,6 +6,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 DATA ?=
 OUT ?= runs/$(notdir $(abspath $(DATA)))
 PARAMS ?= neurofoundry/presets/first-look.yaml
+TORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
+export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: run test lint docs lock image wheels
 
@@ -38,6 +40,11 @@ data:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	  f"neurofoundry needs Python 3.11 to 3.13; this is {v[0]}.{v[1]}. Give another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
+	@# PyPI's torch is the build for CUDA, 6 GB with its libraries: without a GPU, the one for CPUs if
+	@# it can be had.
+	@command -v nvidia-smi >/dev/null || $(BIN)/pip install --quiet --no-deps --retries 1 \
+	  --index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu' 2>/dev/null || echo \
+	  "torch $(TORCH) for CPUs: not in $(TORCH_INDEX); pip takes the build that its index has."
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
