@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,22 +175,13 @@ def load_sections(
     from neurofoundry.project import Params
 
     values, origin = _read(params, overrides)
-    if _is_of(sections, _layers(params)[0]):
+    if set(values) <= set(sections.model_fields):  # as `configure` writes them
         return validate(values, sections, origin=origin)
     read, elsewhere = load_part(values, sections, Params, origin=origin)
     read.belongs_to(values)
     if elsewhere:
         LOGGER.warning("%s: another stage will refuse this: %s", origin, elsewhere)
     return read
-
-
-def _is_of(sections: type[Sections], text: str) -> bool:
-    """Return whether ``text`` is what `configure` writes for a stage, and not all parameters."""
-    if not text.startswith("{"):
-        return False
-    with suppress(ValueError):
-        return set(json.loads(text)) <= set(sections.model_fields)
-    return False
 
 
 def _layers(params: Layers) -> Sequence[str]:

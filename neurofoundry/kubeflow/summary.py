@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.kubeflow.api import SERVICE_ACCOUNT
-from neurofoundry.kubeflow.journal import Note
+from neurofoundry.kubeflow.journal import Note, run_name
+from neurofoundry.runtime.store import read_circumstances
 
 LAST = "promote"
 """The step that always runs, after all others."""
@@ -46,22 +47,21 @@ def _succeeded(last: Note) -> Iterator[str]:
         yield f"- promoted: `{last.facts['model']}`"
     else:
         yield f"- no model is promoted: {last.facts['reason']}"
-    yield f"- W&B: {record['tracking_run'] or 'nothing was recorded'}"
+    recorded = read_circumstances(evaluation).get("tracking_run")
+    group = f"{recorded}, in the group {run_name()}" if recorded else "nothing was recorded"
+    yield f"- W&B: {group}"
 
 
 def _headlines(summary: dict[str, Any]) -> Iterator[str]:
-    """Yield a table of the primary metrics with their intervals."""
-    scores: dict[str, dict[str, float]] = {}
-    for path, value in summary.items():
-        name, _, end = path.rpartition("/")
-        if end in ("value", "low", "high"):
-            scores.setdefault(name, {})[end] = value
-    if not scores:
+    """Yield a table of the primary metrics that have an interval (evaluate/report/headline.py)."""
+    names = [name for name in summary if f"{name}_low" in summary]
+    if not names:
         return
-    yield "| task / initialization / labels / split / metric | value | 95 % interval |"
+    yield "| task, metric, split, initialization | value | 95 % interval |"
     yield "|---|---|---|"
-    for name, score in scores.items():
-        value, low, high = (_number(score.get(end)) for end in ("value", "low", "high"))
+    for name in names:
+        ends = (name, f"{name}_low", f"{name}_high")
+        value, low, high = (_number(summary.get(end)) for end in ends)
         yield f"| {name} | {value} | {low} to {high} |"
     yield ""
 

@@ -14,6 +14,7 @@ import pytest
 
 from neurofoundry.kubeflow import journal, summary
 from neurofoundry.kubeflow.journal import Note
+from neurofoundry.runtime.store import circumstances_of
 
 RUN = "neurofoundry-abc"
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -85,21 +86,26 @@ def note(step: str, code: int | None, **facts: str) -> Note:
 
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
-    numbers = {"value": 0.81234, "low": 0.7, "high": 0.9}
-    scores = {f"sex/simclr/1.0/test/auc/{end}": value for end, value in numbers.items()}
-    record = {"summary": {**scores, "promoted": True}, "tracking_run": "study/4711"}
-    (tmp_path / "stage.json").write_text(json.dumps(record))
-    return tmp_path
+    ends = {"": 0.81234, "_low": 0.7, "_high": 0.9}
+    scores = {f"sex_auc_test_simclr{end}": value for end, value in ends.items()}
+    record = {"summary": {**scores, "site_accuracy_simclr": 0.4, "promoted": True}}
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "stage.json").write_text(json.dumps(record))
+    circumstances_of(folder).write_text(json.dumps({"tracking_run": "study/4711"}))
+    return folder
 
 
-def test_a_success_says_what_came_out(evaluation: Path) -> None:
+def test_a_success_says_what_came_out(evaluation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROFOUNDRY_RUN", RUN)
     done = [note("configure", 0), note("promote", 0, evaluation=str(evaluation), model="/store/m")]
     said = summary.describe(done)
     assert said.startswith("# The run has succeeded")
-    assert "| sex/simclr/1.0/test/auc | 0.812 | 0.7 to 0.9 |" in said
+    assert "| sex_auc_test_simclr | 0.812 | 0.7 to 0.9 |" in said
+    assert "site_accuracy" not in said
     assert f"- evaluation: `{evaluation}`" in said
     assert "- promoted: `/store/m`" in said
-    assert "- W&B: study/4711" in said
+    assert f"- W&B: study/4711, in the group {RUN}" in said
     last = note("promote", 0, evaluation=str(evaluation), reason="not better by 0.01.")
     assert "- no model is promoted: not better by 0.01." in summary.describe([last])
 
