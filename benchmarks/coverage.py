@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often tests find equals different.
 
-    python benchmarks/coverage.py [COHORTS] [SEED]      # prints, and writes coverage.json here
+    python benchmarks/coverage.py [COHORTS] [SEED] [--to neurofoundry/evaluate/report/coverage.md]
 
 Simulated cohorts (1,000 by default) of persons with one to three scans that correlate by 0.8.
 Models of two classes are good (true AUC 0.97), middling (0.75), poor (0.55) or constant: as poor,
@@ -15,7 +15,6 @@ The standard error of a share of 0.95 among 1,000 is 0.007. docs/measurements.md
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -190,6 +189,7 @@ def main() -> None:
     )
     parser.add_argument("cohorts", type=int, nargs="?", default=1000)
     parser.add_argument("seed", type=int, nargs="?", default=1)
+    parser.add_argument("--to", type=Path, help="write the tables there")
     options = parser.parse_args()
     cohorts, seed = options.cohorts, options.seed
     found: dict[str, dict[str, dict]] = {"coverage": {}, "differ": {}}
@@ -205,8 +205,32 @@ def main() -> None:
             shares = guesses(sizes, cohorts, seed)
             found["differ"][f"{persons}, guesses"] = shares
             print(f"differ, {persons} persons, guesses: {_text(shares)}", flush=True)
-    found["made_with"] = {"cohorts": cohorts, "seed": seed}
-    Path("coverage.json").write_text(json.dumps(found, indent=1))
+    if options.to:
+        options.to.write_text(_page(found, f"{cohorts} {seed}"))
+
+
+def _page(found: dict[str, dict[str, dict]], arguments: str) -> str:
+    """The tables of all shares, in %, as the report reads and the documentation shows them."""
+    titles = {
+        "coverage": "Cohorts whose 95 % interval holds the truth, %",
+        "differ": "Cohorts in which equals differ with p < 0.05, %",
+    }
+    page = [f"Written by `python benchmarks/coverage.py {arguments}`."]
+    for title, rows in found.items():
+        columns = {tuple(row): None for row in rows.values()}
+        for names in columns:
+            page += ["", f"{titles[title]}:", "", f"| persons | model | {' | '.join(names)} |"]
+            page.append("|---" * (2 + len(names)) + "|")
+            for key, row in rows.items():
+                if tuple(row) == names:
+                    cells = " | ".join(_cell(each) for each in row.values())
+                    page.append(f"| {' | '.join(key.split(', '))} | {cells} |")
+    return "\n".join(page) + "\n"
+
+
+def _cell(share: float | list[float | None]) -> str:
+    value = share[0] if isinstance(share, list) else share
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _text(shares: dict) -> str:

@@ -22,6 +22,9 @@ from neurofoundry.stats.intervals import (
 from neurofoundry.stats.metrics import METRICS, Values
 from neurofoundry.stats.scales import LINEAR
 
+POWER = 0.8
+"""Of the difference that a study is said to show."""
+
 MOST_QUANTILES = 40.0
 """Standard errors within which the p-value of a difference is looked for."""
 
@@ -171,6 +174,16 @@ def _touching(ends: Callable[[float], tuple[float, float]], value: float, freedo
         return float(2 * stats.t.sf(MOST_QUANTILES, freedom))
     quantile = optimize.brentq(beyond, 0, MOST_QUANTILES, xtol=1e-6)
     return float(2 * stats.t.sf(quantile, freedom))
+
+
+def detectable(half_width: float, compared: int) -> float:
+    """Return the difference that a study shows with a power of 80 % if its 95 % intervals have this
+    half-width: about, as if normal.
+
+    With several comparisons the smallest p-value has to be below 0.05 / ``compared`` (Holm).
+    """
+    needed = stats.norm.ppf(1 - (1 - LEVEL) / 2 / compared) + stats.norm.ppf(POWER)
+    return float(half_width * needed / stats.norm.ppf((1 + LEVEL) / 2))
 
 
 def holm(p: Sequence[float]) -> list[float]:

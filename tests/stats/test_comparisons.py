@@ -235,6 +235,15 @@ class TestDifferences:
             assert comparisons.difference(*pair, "auc", [9, 9], reason="no").reason == "no"
 
 
+@pytest.mark.parametrize("compared", [1, 4])
+def test_what_is_called_detectable_is_found_in_four_of_five_studies(compared):
+    error = 0.04
+    seen = comparisons.detectable(1.96 * error, compared)
+    random = np.random.default_rng(0)
+    p = 2 * stats.norm.sf(abs(random.normal(seen, error, 20_000)) / error)
+    assert (p < 0.05 / compared).mean() == pytest.approx(0.8, abs=0.01)
+
+
 def test_holm_adjusts_as_published():
     assert comparisons.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert comparisons.holm([0.9, 0.8]) == [1, 1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from neurofoundry.evaluate.evidence import TESTED, Evidence
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
-from neurofoundry.evaluate.report import narrative
+from neurofoundry.evaluate.report import narrative, simulated
 from neurofoundry.evaluate.report.cohort import lacking
 from neurofoundry.evaluate.results import Results
 
@@ -61,10 +63,17 @@ def _few_to_test(tasks: list[Evidence]) -> str:
     few = [each.name for each in tasks if min(persons_per_class(each, "test")) < FEW_TO_TEST]
     if not few:
         return ""
+    metrics = {name for each in tasks if each.name in few for name in each.task.metric_names}
+    held = simulated.coverage(metrics, FEW_TO_TEST)
+    shares = f": in simulations of so few they held the truth in {_range(held)} % of cohorts"
     return (
-        f"With fewer than {FEW_TO_TEST} subjects in a group ({', '.join(few)}) the intervals rely "
-        "on an approximation: in simulations they held the truth in 92 to 98 % of cohorts."
+        f"With fewer than {FEW_TO_TEST} subjects in a group ({', '.join(few)}) the 95 % intervals "
+        f"rely on an approximation{shares if held else ''}."
     )
+
+
+def _range(shares: tuple[float, float] | None) -> str:
+    return "" if shares is None else f"{math.floor(shares[0])} to {math.ceil(shares[1])}"
 
 
 def _seeds(measured: Measured) -> str:

@@ -13,6 +13,7 @@ from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
 from neurofoundry.evaluate.rows import find_row
+from neurofoundry.stats.comparisons import detectable
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks.base import BASELINE
 
@@ -149,7 +150,7 @@ def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusi
         sure = verdict != "none" and versus["p_holm"] < SIGNIFICANT
         family = "split == 'test' and p_holm == p_holm and fraction == versus_fraction"
         compared = len(measured.differences.query(family))
-        headline, because = _compared(name, reference, versus, metric, compared)
+        headline, because = _compared(name, reference, versus, reference_row, compared)
         sentences = [f"{reached}, {reference} {with_interval(reference_row, metric)}. {because}"]
     sentences.append(against_baselines(evidence, measured, name, where))
     if chosen:
@@ -159,18 +160,21 @@ def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusi
 
 
 def _compared(
-    name: str, reference: str, versus: Mapping[str, Any], metric: str, compared: int
+    name: str,
+    reference: str,
+    versus: Mapping[str, Any],
+    reference_row: Mapping[str, Any],
+    compared: int,
 ) -> tuple[str, str]:
+    metric = str(reference_row["metric"])
+    adjusted = f", adjusted for {compared} comparisons" if compared > 1 else ""
     difference = f"The difference, {with_interval(versus, metric, signed=True)},"
     if versus["verdict"] == "none":
-        visible = number((versus["high"] - versus["low"]) / 2, metric)
         return (
             f"No difference shown between {name} and {reference}",
-            f"{difference} could be chance; with this many subjects only differences of about "
-            f"{visible} or more can be shown.",
+            f"{difference} could be chance. {_power(versus, reference_row, compared, adjusted)}",
         )
     if versus["p_holm"] < SIGNIFICANT:
-        adjusted = f", adjusted for {compared} comparisons" if compared > 1 else ""
         return (
             f"{name} is {versus['verdict']} than {reference}",
             f"{difference} is unlikely to be chance ({p_value(versus['p_holm'])}{adjusted}).",
@@ -180,6 +184,24 @@ def _compared(
         f"{difference} would be unlikely to be chance if it stood alone, but it is one of "
         f"{compared} comparisons (adjusted {p_value(versus['p_holm'])}).",
     )
+
+
+def _power(
+    versus: Mapping[str, Any], reference_row: Mapping[str, Any], compared: int, adjusted: str
+) -> str:
+    """Return which difference so many subjects would show, and how many a smaller one would take:
+    0.05 of a share, a tenth of the error of the reference."""
+    metric, subjects = str(reference_row["metric"]), int(reference_row["subjects"])
+    seen = detectable((versus["high"] - versus["low"]) / 2, compared)
+    wanted = 0.05 if METRICS[metric].scale.share else 0.1 * abs(float(reference_row["value"]))
+    text = (
+        f"{subjects} such subjects would show a difference of {number(seen, metric)} in four of "
+        f"five studies{adjusted}"
+    )
+    if not 0 < wanted < seen:
+        return f"{text}."
+    needed = float(f"{subjects * (seen / wanted) ** 2:.2g}")
+    return f"{text}; to show one of {number(wanted, metric)} takes about {needed:,.0f}."
 
 
 def against_baselines(

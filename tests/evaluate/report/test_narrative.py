@@ -171,3 +171,17 @@ def test_a_row_says_which_baselines_it_does_not_beat_and_which_beat_it(
 )
 def test_numbers_have_the_digits_that_people_need(value, metric, signed, text):
     assert narrative.number(value, metric, signed=signed) == text
+
+
+def test_what_so_many_subjects_would_show_follows_from_the_interval(monkeypatch):
+    table = measured(VALUES, low=-0.1, high=0.14)
+    table.measures["subjects"] = 60
+    monkeypatch.setattr(narrative, "on_validation", lambda evidence, model: 0.8)
+    conclusion = narrative.conclude(evidence(), table, "scratch")
+    # 0.12 is 1.96 standard errors. With three comparisons 80 % power takes 2.39 + 0.84 of them,
+    # 0.198, and 60 · (0.198 / 0.05)² is 941.
+    assert conclusion.headline == "No difference shown between simclr and scratch"
+    assert conclusion.sentences[0].endswith(
+        "could be chance. 60 such subjects would show a difference of 0.20 in four of five "
+        "studies, adjusted for 3 comparisons; to show one of 0.05 takes about 940."
+    )
