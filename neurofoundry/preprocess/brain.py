@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -16,15 +18,20 @@ from neurofoundry.preprocess.resample import Array, Image, Mask, coarsen, resamp
 
 EMPTY_SHARE, STRIPPED_ML = 0.5, (600.0, 2200.0)
 """What tells a scan that shows a brain alone. Heads have 2500 ml and more."""
-TRUSTED_OUTSIDE_MM, TRUSTED_INSIDE_MM = 7.0, 3.0
-"""Beyond this distance from the template's edge, the template knows better than the surface."""
-RIM_MM, DEEP_MM = 2.0, 10.0
-"""How far inside the template's edge the dark rim may reach, and from where on all is brain."""
-DARK = 0.4
-"""Fluid, bone and air, as a share of the deep brain's brightness. Chosen on a real head with a mask
-that was edited by hand, see docs/measurements.md."""
-SPIKE_MM = 2.0
-"""Half the width of what sticks out of the brain into the skull base."""
+EMPTY, RIPPLE = 1e-3, 0.05
+"""How far from the value outside, as a share of the brightest, a voxel is still empty, and how far
+from it the ripples of splines reach around a stripped brain."""
+LEAST_SHARE = 0.4
+"""Share of the template's brain below which a scan does not show one there."""
+OUTSIDE_MM, DEEP_MM, CORE_MM = 5.0, 10.0, 14.0
+"""How far beyond the template's edge a brain may reach; from where inside it on a scan shows next
+to nothing but brain; and from where on all is brain, a lesion or a ventricle too."""
+DARK, BRIGHT = 0.43, 1.5
+"""Fluid and bone, and fat and vessels, relative to the deep brain's brightness. Fat is told from
+brain only where the template has no brain."""
+BRIDGE_MM, REGAIN_MM, SULCUS_MM = 3.0, 4.1, 4.1
+"""Half the width of what connects the brain to its surroundings, how far from what is left of the
+brain then it is regained, and half the width of sulci that count as brain."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ class Brain:
     surface: Array
     """Vertices (v, 3) of the brain's surface, mm of the scan."""
     mask: Image | None
-    """On the scan's grid, where it is known better than by the surface."""
+    """Where it is known better than by the surface."""
     log_bias: Image | None
     """Logarithm of the shading that was removed."""
+    settled: bool = False
+    """Whether the mask is what the template has made of the surface."""
 
     def brightness(self) -> tuple[np.floating, np.floating]:
         """Return the intensity of the background, and the highest of the brain but for outliers."""
@@ -65,11 +74,14 @@ class Brain:
 
 def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     """Find the brain as the parameters say. Raises UnusableScanError where there is none."""
+    spacing = min(surface.SPACING_MM, params.registration_spacing)
+    mask = stripped(scan) if params.mask is None else mask_command.run(scan, params.mask)
+    if mask is not None and params.mask is None:
+        scan = Image(np.maximum(scan.values, np.float32(surroundings(scan))), scan.affine)
     background = float(scan.values.min())
-    head = coarsen(scan, min(surface.SPACING_MM, params.registration_spacing), outside=background)
-    mask = mask_command.run(scan, params.mask) if params.mask is not None else stripped(scan)
+    head = coarsen(scan, spacing, outside=background)
     if mask is None:
-        vertices = surface.find_surface(coarsen(head, surface.SPACING_MM, outside=background))
+        vertices = _find_surface(coarsen(head, surface.SPACING_MM, outside=background))
         inside = surface.fill(vertices, head.affine, head.values.shape)
     else:
         vertices = surface.wrap(mask)
@@ -80,19 +92,45 @@ def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     return Brain(bias.correct(head, log_bias), inside, vertices, mask, log_bias)
 
 
+def elsewhere(brain: Brain) -> Iterator[Brain]:
+    """Yield the brain as its surface grows where other directions of the scan are up.
+
+    Nothing of a brain whose mask was given, and of directions in which no head is seen.
+    """
+    if brain.mask is not None and not brain.settled:
+        return
+    coarse = coarsen(brain.head, surface.SPACING_MM, outside=float(brain.head.values.min()))
+    for up in surface.DIRECTIONS[1:]:
+        try:
+            vertices = surface.find_surface(coarse, up)
+        except UnusableScanError:
+            continue
+        inside = surface.fill(vertices, brain.head.affine, brain.head.values.shape)
+        if inside.any():
+            yield replace(brain, inside=inside, surface=vertices, mask=None, settled=False)
+
+
 def stripped(scan: Image) -> Image | None:
     """Return the mask of a scan that others have skull-stripped; None for any other scan.
 
     A stripped scan has one value wherever there is no brain, and shows nothing larger than one.
+    Splines that have resampled it leave ripples around that value, above and below.
     """
-    outside = scan.values == scan.values.min()
-    if outside.mean() < EMPTY_SHARE:
+    apart = np.abs(scan.values - np.float32(surroundings(scan)))
+    top = float(np.percentile(apart, 99.5))
+    if (apart <= EMPTY * top).mean() < EMPTY_SHARE:
         return None
-    largest = ndimage.binary_fill_holes(largest_component(~outside))
+    largest = ndimage.binary_fill_holes(largest_component(apart > RIPPLE * top))
     ml = largest.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     if not STRIPPED_ML[0] <= ml <= STRIPPED_ML[1]:
         return None
     return Image(largest.astype(np.float32), scan.affine)
+
+
+def surroundings(scan: Image) -> float:
+    """Return the value around what a scan shows: the median at the faces of its view."""
+    faces = [np.take(scan.values, [0, -1], axis=axis).ravel() for axis in range(3)]
+    return float(np.median(np.concatenate(faces)))
 
 
 def largest_component(mask: Mask) -> Mask:
@@ -104,26 +142,59 @@ def largest_component(mask: Mask) -> Mask:
     return largest
 
 
-def trust_template(mask: Mask, depth: NDArray[np.float32]) -> Mask:
-    """Let the template overrule the mask far from its own edge, ``depth`` mm inside of it."""
-    corrected: Mask = (mask & (depth > -TRUSTED_OUTSIDE_MM)) | (depth > TRUSTED_INSIDE_MM)
-    return corrected
+def settle(brain: Brain, depth: NDArray[np.float32]) -> Brain:
+    """Return the brain where the template says it lies, as far as the scan shows brain there.
 
-
-def rim(
-    values: NDArray[np.float32], mask: Mask, depth: NDArray[np.float32], dark: float, spacing: float
-) -> Mask:
-    """Return the voxels of ``mask`` that are not brain although the surface encloses them.
-
-    The surface is smooth: it spans fluid between brain and skull, and leaks into the air of the
-    skull base. ``values`` are intensities of a T1-weighted scan, ``dark`` that of its background,
-    ``depth`` mm inside the template's edge, ``spacing`` mm.
+    ``depth`` is the signed distance, mm, to the template's edge, positive inside, at the voxels of
+    ``brain.head``. A mask that was given stays, and so does a brain that does not show there.
     """
-    deep = values[mask & (depth > DEEP_MM)]
-    if deep.size == 0:
-        return np.zeros_like(mask)
-    bright = values - dark > DARK * (float(np.median(deep)) - dark)
-    kept = mask & (bright | (depth > RIM_MM))
-    if steps := round(SPIKE_MM / spacing):
-        kept = ndimage.binary_opening(kept, iterations=steps) | (kept & (depth > 0))
-    return mask & ~kept
+    if brain.mask is not None and not brain.settled:
+        return brain
+    inside = tissue_of_brain(brain.head, depth, float(brain.brightness()[0]))
+    if inside.sum() < LEAST_SHARE * (depth > 0).sum() or not inside.any():
+        return brain
+    mask = Image(inside.astype(np.float32), brain.head.affine)
+    return replace(brain, inside=inside, mask=mask, settled=True)
+
+
+def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mask:
+    """Return the brain's voxels with its narrow sulci: what is as bright as its middle, connected
+    by more than a bridge, and not far beyond the template's edge. ``dark`` is the background."""
+    inside: Mask = np.zeros(depth.shape, bool)
+    near = depth > -OUTSIDE_MM
+    if not (depth > DEEP_MM).any():
+        return inside
+    room = round(np.ceil(SULCUS_MM / head.affine[0, 0])) + 1
+    box = tuple(
+        slice(max(0, int(n.min()) - room), int(n.max()) + room + 1) for n in np.nonzero(near)
+    )
+    depth, near = depth[box], near[box]
+    values = head.values[box] - dark
+    typical = float(np.median(values[depth > DEEP_MM]))
+    alike = (values > DARK * typical) & ((values < BRIGHT * typical) | (depth > 0))
+    tissue = (alike & near) | (depth > CORE_MM)
+    bridge, regain, sulcus = (
+        ball(mm / head.affine[0, 0]) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM)
+    )
+    core = largest_component(ndimage.binary_erosion(tissue, bridge))
+    found = ndimage.binary_dilation(core, regain) & tissue
+    closed = ndimage.binary_closing(np.pad(found, room), sulcus)
+    filled = ~largest_component(~closed)
+    inside[box] = filled[room:-room, room:-room, room:-room]
+    return inside
+
+
+def ball(radius: float) -> Mask:
+    """Return the voxels within ``radius``, in voxels, of the middle one."""
+    reach = int(radius)
+    places = np.indices((2 * reach + 1,) * 3) - reach
+    within: Mask = (places**2).sum(axis=0) <= radius**2
+    return within
+
+
+def _find_surface(head: Image) -> Array:
+    """Return the surface with the scan's own direction up, or the first in which there is one."""
+    for up in surface.DIRECTIONS[:-1]:
+        with suppress(UnusableScanError):
+            return surface.find_surface(head, up)
+    return surface.find_surface(head, surface.DIRECTIONS[-1])

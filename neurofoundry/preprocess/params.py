@@ -64,9 +64,10 @@ class QualityParams(Section):
     ghosting: Bounds = Bounds(max=0.04)
     """Range of the air's brightness beside and above the head, in means over 20 mm, as a share of
     white matter's. Motion and ghosts leave 0.03 to 0.2 there; clean air has at most 0.013."""
-    rotation_deg: Bounds = Bounds(max=40)
-    """How far the scan had to be rotated from what its header says. A header that is wrong by 90°
-    can be corrected, but then nobody knows left from right."""
+    rotation_deg: Bounds = Bounds(max=60)
+    """How far the scan had to be rotated from what its header says. Heads are tilted by up to 40°
+    in clinics. A header that is wrong by 90° can be corrected, but then nobody knows left from
+    right."""
     determinant: Bounds = Bounds(min=0.5, max=1.08)
     """Volume of the brain relative to the template's, by the affine registration."""
     stretch: Bounds = Bounds(max=1.28)

@@ -10,11 +10,15 @@ import torch
 from nibabel.affines import apply_affine
 
 from neurofoundry.preprocess import registration, surface, warp
-from neurofoundry.preprocess.brain import Brain, trust_template
+from neurofoundry.preprocess.brain import Brain, elsewhere, settle
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up, resample
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.warp import Warp
+
+FOUND = 0.6
+"""Mutual information, in nats at 8 mm, below which a brain is sought elsewhere, too. Old and noisy
+heads have 0.77 and more there, and what is no brain at most 0.49."""
 
 
 @dataclass(frozen=True)
@@ -45,55 +49,113 @@ class Placement:
         return self.warp.back(moved) if self.warp else moved
 
 
+@dataclass(frozen=True)
+class _Located:
+    """Where a brain lies roughly."""
+
+    brain: Brain
+    affine: Matrix
+    fit: float
+    """Mutual information, in nats."""
+
+    @property
+    def plausible(self) -> bool:
+        """Whether a brain can have this shape and size."""
+        return bool(registration.plausible(self.affine[None, :3])[0])
+
+
 def place(
     brains: Sequence[Brain],
     intensities: Sequence[Image],
     params: PreprocessParams,
     template: Template,
-) -> list[Placement]:
-    """Register brains to the template together; ``intensities`` are what each shows, 0..1."""
+) -> list[tuple[Placement, Brain]]:
+    """Register brains to the template together; ``intensities`` are what each shows, 0..1.
+
+    A brain comes back as scan and template together show it. What the scan alone shows tells where
+    it lies roughly; at every level it is then cut and completed where the template has it.
+    """
     if not brains:
         return []
     device = torch.device(params.device)
-    centroids = [brain.centroid() for brain in brains]
-    affines = registration.register(
-        intensities, centroids, template.levels, template.centre, device
-    )
-    if params.registration == "rigid":
-        rigid = [registration.closest_rigid(affine, template.centre) for affine in affines]
-        return [Placement(*maps) for maps in zip(affines, rigid, strict=True)]
-    if params.registration == "affine":
-        return [Placement(affine, affine) for affine in affines]
-    straightened = [
-        _straighten(brain, affine, template) for brain, affine in zip(brains, affines, strict=True)
+    centre = template.centre
+    located = [
+        each if each.fit >= FOUND else _look_elsewhere(each, template, device)
+        for each in _locate(brains, intensities, template, device)
     ]
-    warps = warp.register(template.fine, straightened, device)
-    return [Placement(affine, affine, each) for affine, each in zip(affines, warps, strict=True)]
+    affines, found = [each.affine for each in located], [each.brain for each in located]
+    for level in registration.finer(template.levels)[1:]:
+        shown = [brain.intensities() for brain in found]
+        affines, _ = registration.refine(shown, affines, [level], centre, device)
+        found = [_settle(brain, a, template) for brain, a in zip(found, affines, strict=True)]
+    if params.registration == "rigid":
+        placements = [Placement(a, registration.closest_rigid(a, centre)) for a in affines]
+    elif params.registration == "affine":
+        placements = [Placement(affine, affine) for affine in affines]
+    else:
+        straightened = [
+            _straighten(brain, a, template) for brain, a in zip(found, affines, strict=True)
+        ]
+        warps = warp.register(template.fine, straightened, device)
+        placements = [Placement(a, a, each) for a, each in zip(affines, warps, strict=True)]
+    return list(zip(placements, found, strict=True))
 
 
-def brain_mask(brain: Brain, depth: Image, placement: Placement) -> Mask:
-    """Return the brain on the grid of ``depth``, which lies in MNI space.
-
-    ``depth`` is the signed distance to the template's edge, mm, positive inside.
-    """
-    affine, shape = depth.affine, depth.values.shape
+def brain_mask(brain: Brain, grid: Matrix, shape: tuple[int, ...], placement: Placement) -> Mask:
+    """Return the brain on a grid of MNI space."""
     if brain.mask is None:
-        filled = surface.fill(placement.in_mni(brain.surface), affine, shape)
-        return trust_template(filled, depth.values)
+        return surface.fill(placement.in_mni(brain.surface), grid, shape)
     if placement.warp is None:
-        values = resample(brain.mask, affine, shape, transform=placement.to_scan).values
+        values = resample(brain.mask, grid, shape, transform=placement.to_scan).values
         return values > 0.5
     voxels = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
-    points = placement.in_scan(apply_affine(affine, voxels))
+    points = placement.in_scan(apply_affine(grid, voxels))
     return (look_up(brain.mask, points) > 0.5).reshape(shape)
+
+
+def _locate(
+    brains: Sequence[Brain], intensities: Sequence[Image], template: Template, device: torch.device
+) -> list[_Located]:
+    """Find where brains lie, to the level that tells orientations apart."""
+    levels, centre = template.levels, template.centre
+    centroids = [brain.centroid() for brain in brains]
+    affines = registration.orient(intensities, centroids, levels, centre, device)
+    found = [_settle(brain, a, template) for brain, a in zip(brains, affines, strict=True)]
+    shown = [brain.intensities() for brain in found]
+    judged = registration.finer(levels)[:1]
+    affines, fits = registration.refine(shown, affines, judged, centre, device)
+    return [
+        _Located(_settle(brain, affine, template), affine, fit)
+        for brain, affine, fit in zip(found, affines, fits, strict=True)
+    ]
+
+
+def _look_elsewhere(first: _Located, template: Template, device: torch.device) -> _Located:
+    """Return the brain where its surface may have grown instead, if it fits far better there."""
+    best = first
+    for brain in elsewhere(first.brain):
+        (other,) = _locate([brain], [brain.intensities()], template, device)
+        if other.plausible and other.fit > max(best.fit, registration.CONVINCING * first.fit):
+            best = other
+        if best.fit >= FOUND:
+            break
+    return best
+
+
+def _settle(brain: Brain, affine: Matrix, template: Template) -> Brain:
+    """Return the brain where ``affine`` puts the template's."""
+    head, to_template = brain.head, np.linalg.inv(affine).astype(np.float64)
+    depth = resample(
+        template.depth, head.affine, head.values.shape, transform=to_template, outside=-100
+    )
+    return settle(brain, depth.values)
 
 
 def _straighten(brain: Brain, affine: Matrix, template: Template) -> Image:
     """Return the brain on the template's grid, 0..1, by the affine map alone."""
     fine = template.fine
     shape = fine.values.shape
-    depth = resample(template.depth, fine.affine, shape, outside=-100)
-    mask = brain_mask(brain, depth, Placement(affine, affine))
+    mask = brain_mask(brain, fine.affine, shape, Placement(affine, affine))
     head = resample(brain.head, fine.affine, shape, transform=affine).values
     low, high = brain.brightness()
     straight = ((head - low) / (high - low)).clip(0, 1) * mask

@@ -98,7 +98,6 @@ PEAK_BIN, PEAK_WIDTH = 0.01, 0.04
 def measure(
     scan: Image,
     brain: Brain,
-    intensities: Image,
     placement: Placement,
     template: Template,
     *,
@@ -106,14 +105,13 @@ def measure(
 ) -> dict[str, float]:
     """Return every one of ``MEASURES`` that has a value.
 
-    ``intensities`` are the brain alone, 0..1. Raises UnusableScanError when the registered scan
-    shows nothing that could be compared.
+    Raises UnusableScanError when the registered scan shows nothing that could be compared.
     """
     affine = placement.affine
     grid, shape = template.t1.affine, template.t1.values.shape
     depth = resample(template.depth, grid, shape, outside=-100).values
     inside = depth > 0
-    registered = resample(intensities, grid, shape, transform=affine).values
+    registered = resample(brain.intensities(), grid, shape, transform=affine).values
     grey_matter = inside & (template.grey.values > GREY)
     white_matter = inside & (template.white.values > WHITE)
     cortex = inside & (template.grey.values > CORTEX)
@@ -132,12 +130,13 @@ def measure(
         return from_centre
 
     low, high = np.transpose(BOX_MM)
-    boxed = apply_affine(np.linalg.inv(placement.to_scan), brain.surface)
+    edge = brain.surface if brain.mask is None else surface.wrap(brain.mask)
+    boxed = apply_affine(np.linalg.inv(placement.to_scan), edge)
     in_template = apply_affine(np.linalg.inv(affine), brain.surface)
     measures = {
         "coverage": in_view(scan, points(inside)).mean(),
         "in_box": ((boxed > low) & (boxed < high)).all(axis=1).mean(),
-        "margin_mm": margin(scan, brain.surface),
+        "margin_mm": margin(scan, edge),
         "mask_ml": mask_ml,
         "mask_dice": _dice(surface.fill(in_template, grid, shape), inside),
         **_agreement(template.t1.values, registered, inside),

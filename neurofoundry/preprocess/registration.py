@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nibabel.affines import from_matvec
+from nibabel.affines import apply_affine, from_matvec
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
-from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen
+from neurofoundry.preprocess.params import Bounds, QualityParams
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen
 
 CPU = torch.device("cpu")
 BINS = 32
@@ -38,8 +40,19 @@ BRAIN_SCALE = 0.9
 CHECKPOINT_MM = 8.0
 """The level at which the fit from the header's orientation is judged."""
 GOOD_FIT = 0.8
-"""Mutual information, in nats, at that level. Heads have 0.9 to 1.3 (0.7 with a large infarct),
-misplaced ones at most 0.76; trying in vain costs a second."""
+"""Mutual information, in nats, at that level, above which nothing else is tried: misplaced heads
+have at most 0.78. Young heads have 0.9 to 1.3, old and noisy ones 0.41 to 0.99, and trying others
+in vain costs half a second."""
+CONVINCING = 1.2
+"""How many times the fit from the header's orientation another's must be. Of heads that the header
+places right, another plausible one had at most 1.02 of it; of heads that it places wrong, the right
+one had at least 1.34."""
+TILT_DEGREES = 30.0
+"""Tilts that are tried within the header's orientation."""
+PURSUED = 8
+"""Starts that are followed beyond the coarsest level."""
+PLAUSIBLE = QualityParams()
+"""The bounds of stretch and determinant that an orientation other than the header's must keep."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +76,51 @@ def register(
     """Return the affine maps from mm of the template to mm of each scan.
 
     ``brains`` have intensities 0..1 and 0 outside; ``centroids`` are theirs, (3,) in mm, and
-    ``centre`` is the template's. The header's orientation is tried first, and the other 23
-    right-angled ones if it does not fit.
+    ``centre`` is the template's.
     """
-    judged = next(n for n, level in enumerate(levels) if level.spacing <= CHECKPOINT_MM) + 1
+    affines = orient(brains, centroids, levels, centre, device)
+    affines, _ = refine(brains, affines, finer(levels), centre, device)
+    return affines
+
+
+def orient(
+    brains: Sequence[Image],
+    centroids: Sequence[Array],
+    levels: Sequence[Level],
+    centre: Array,
+    device: torch.device = CPU,
+) -> list[Matrix]:
+    """Return the affine maps at ``CHECKPOINT_MM``; arguments are those of `register`.
+
+    The header's orientation is tried first; where it does not fit, tilts of it and the other 23
+    right-angled ones, of which one must fit far better.
+    """
+    levels = [level for level in levels if level.spacing >= CHECKPOINT_MM]
     starts = np.stack([initial_poses(centroid, [np.eye(3)]) for centroid in centroids])
-    poses, fits = optimize_poses(brains, levels[:judged], starts, device)
+    poses, fits = optimize_poses(brains, levels, starts, device)
     for n in np.flatnonzero(fits[:, 0] < GOOD_FIT).tolist():
-        turned = initial_poses(centroids[n], right_angled_rotations())[None]
-        others, other_fits = optimize_poses(brains[n : n + 1], levels[:judged], turned, device)
-        if other_fits.max() > fits[n, 0]:
-            poses[n, 0] = others[0, other_fits.argmax()]
-    if levels[judged:]:
-        poses, _ = optimize_poses(brains, levels[judged:], poses, device)
-    linear, position = poses[:, 0, :, :3], poses[:, 0, :, 3]
-    return [
-        from_matvec(one, place - one @ centre) for one, place in zip(linear, position, strict=True)
-    ]
+        header = poses[n, 0], float(fits[n, 0])
+        poses[n, 0] = _reorient(brains[n], centroids[n], levels, header, device)
+    return [_as_map(pose, centre) for pose in poses[:, 0]]
+
+
+def finer(levels: Sequence[Level]) -> list[Level]:
+    """Return the levels from ``CHECKPOINT_MM`` on."""
+    return [level for level in levels if level.spacing <= CHECKPOINT_MM]
+
+
+def refine(
+    brains: Sequence[Image],
+    affines: Sequence[Matrix],
+    levels: Sequence[Level],
+    centre: Array,
+    device: torch.device = CPU,
+) -> tuple[list[Matrix], list[float]]:
+    """Return the affine maps that start at ``affines`` and follow ``levels``, and their mutual
+    information, in nats; the other arguments are those of `register`."""
+    starts = [np.column_stack([a[:3, :3], apply_affine(a, centre)]) for a in affines]
+    poses, fits = optimize_poses(brains, levels, np.stack(starts)[:, None], device)
+    return [_as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
 
 
 def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
@@ -109,6 +150,28 @@ def right_angled_rotations() -> list[Array]:
             if np.linalg.det(matrix) > 0:
                 rotations.append(matrix)
     return rotations
+
+
+def tilts() -> list[Array]:
+    """Return the 6 rotations by ``TILT_DEGREES`` about an axis, to either side."""
+    vectors = np.radians(TILT_DEGREES) * np.concatenate([np.eye(3), -np.eye(3)])
+    return [Rotation.from_rotvec(vector).as_matrix() for vector in vectors]
+
+
+def plausible(poses: Array) -> Mask:
+    """Return which of the poses (n, 3, 4) give a brain a shape and a size that brains have."""
+    scales = np.linalg.svd(poses[:, :, :3], compute_uv=False)
+    stretch, determinant = scales[:, 0] / scales[:, 2], scales.prod(axis=1)
+    return _within(PLAUSIBLE.stretch, stretch) & _within(PLAUSIBLE.determinant, determinant)
+
+
+def near_header(poses: Array) -> Mask:
+    """Return which of the poses (n, 3, 4) are nearer to the header's orientation than to any other
+    right-angled one."""
+    turns = np.stack(right_angled_rotations())
+    alike = np.einsum("nij,tij->nt", poses[:, :, :3], turns)
+    nearest: Mask = alike.argmax(axis=1) == 0
+    return nearest
 
 
 def optimize_poses(
@@ -184,6 +247,38 @@ def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     counts = share.new_zeros(batch, BINS * BINS)
     counts = counts.scatter_add(1, lower, 1 - share).scatter_add(1, lower + 1, share)
     return counts.view(batch, BINS, BINS) / count
+
+
+def _reorient(
+    brain: Image,
+    centroid: Array,
+    levels: Sequence[Level],
+    header: tuple[Array, float],
+    device: torch.device,
+) -> Array:
+    """Return the pose (3, 4) that fits best: ``header``, a pose and its fit, a tilt of it, or one
+    of another orientation, which must be ``CONVINCING`` times better."""
+    starts = initial_poses(centroid, [*tilts(), *right_angled_rotations()[1:]])[None]
+    poses, fits = optimize_poses([brain], levels[:1], starts, device)
+    if levels[1:]:
+        best = np.argsort(-fits[0])[:PURSUED]
+        poses, fits = optimize_poses([brain], levels[1:], poses[:, best], device)
+    gain = np.where(near_header(poses[0]), 1, 1 / CONVINCING) * fits[0] * plausible(poses[0])
+    pose: Array = poses[0, gain.argmax()] if gain.max() > header[1] else header[0]
+    return pose
+
+
+def _as_map(pose: Array, centre: Array) -> Matrix:
+    linear, position = pose[:, :3], pose[:, 3]
+    affine: Matrix = from_matvec(linear, position - linear @ centre)
+    return affine
+
+
+def _within(bound: Bounds, values: Array) -> Mask:
+    low = -math.inf if bound.min is None else bound.min
+    high = math.inf if bound.max is None else bound.max
+    within: Mask = (values >= low) & (values <= high)
+    return within
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from neurofoundry.contracts.cohort import scan_path
 from neurofoundry.contracts.volumes import Grid, write_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, intensity, picture, quality
-from neurofoundry.preprocess.brain import Brain, find_brain, rim
+from neurofoundry.preprocess.brain import Brain, find_brain
 from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement, brain_mask, place
-from neurofoundry.preprocess.resample import Image, Mask, antialias, interpolate, resample
+from neurofoundry.preprocess.resample import Image, Mask, antialias, interpolate
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.runtime.files import hash_file, write_json
@@ -129,15 +129,15 @@ def preprocess_scans(
             opened[job] = _open(job.path, params)
         except UnusableScanError as unusable:
             results[job] = _keep(job, Result(job.key, str(unusable)), out)
-    placements = place(
+    placed = place(
         [scan.brain for scan in opened.values()],
         [scan.intensities for scan in opened.values()],
         params,
         template,
     )
-    for (job, scan), placement in zip(opened.items(), placements, strict=True):
+    for (job, scan), (placement, brain) in zip(opened.items(), placed, strict=True):
         try:
-            result = _finish(job, scan, placement, out, params, template, standard)
+            result = _finish(job, scan, brain, placement, out, params, template, standard)
         except UnusableScanError as unusable:
             result = Result(job.key, str(unusable))
         results[job] = _keep(job, result, out)
@@ -200,6 +200,7 @@ def _open(path: Path, params: PreprocessParams) -> _Opened:
 def _finish(
     job: Job,
     scan: _Opened,
+    brain: Brain,
     placement: Placement,
     out: Path,
     params: PreprocessParams,
@@ -207,13 +208,10 @@ def _finish(
     standard: Sequence[float],
 ) -> Result:
     grid = params.grid
-    to_template = placement.to_template
-    depth = resample(template.depth, grid.affine, grid.shape, transform=to_template, outside=-100)
-    resampled = _resample(scan, placement, depth, grid)
+    resampled = _resample(scan.image, brain, placement, grid)
     measures = quality.measure(
         scan.image,
-        scan.brain,
-        scan.intensities,
+        brain,
         placement,
         template,
         mask_ml=_volume_ml(resampled.points, placement, grid),
@@ -229,27 +227,20 @@ def _finish(
     return Result(job.key, None, hash_file(volume), measures)
 
 
-def _resample(scan: _Opened, placement: Placement, depth: Image, grid: Grid) -> _Resampled:
+def _resample(scan: Image, brain: Brain, placement: Placement, grid: Grid) -> _Resampled:
     """Bring the brain onto the grid. Raises UnusableScanError where nothing of it lies there."""
-    brain = scan.brain
-    mask = brain_mask(brain, depth, placement)
-    points = placement.in_scan(apply_affine(grid.affine, np.argwhere(mask)))
-    in_view = quality.in_view(scan.image, points)
-    seen = mask.copy()
-    seen[mask] = in_view
-    values = np.zeros(grid.shape, np.float32)
-    # The one interpolation: from the scan as it was stored to the standard grid.
-    values[seen] = interpolate(antialias(scan.image, grid.spacing), points[in_view])
-    if brain.log_bias is not None:
-        values[seen] /= bias.bias_at(brain.log_bias, points[in_view])
-    if brain.mask is None:
-        background = float(brain.brightness()[0])
-        mask &= ~rim(values, seen, depth.values, background, grid.spacing)
+    mask = brain_mask(brain, grid.affine, grid.shape, placement)
     voxels = np.argwhere(mask)
-    mask &= seen
+    points = placement.in_scan(apply_affine(grid.affine, voxels))
+    in_view = quality.in_view(scan, points)
+    mask[mask] = in_view
     if mask.sum() < 2:
         raise UnusableScanError("registration failed: the brain does not lie in the standard box")
-    values[~mask] = 0
+    values = np.zeros(grid.shape, np.float32)
+    # The one interpolation: from the scan as it was stored to the standard grid.
+    values[mask] = interpolate(antialias(scan, grid.spacing), points[in_view])
+    if brain.log_bias is not None:
+        values[mask] /= bias.bias_at(brain.log_bias, points[in_view])
     if values[mask].std() == 0:
         raise UnusableScanError("empty: the brain is uniform")
     return _Resampled(values, mask, apply_affine(grid.affine, voxels))

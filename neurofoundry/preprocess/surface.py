@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.spatial import ConvexHull
 
 from neurofoundry.preprocess.load import UnusableScanError
@@ -31,6 +31,12 @@ INNER_STEPS, OUTER_STEPS = 10, 5
 """How far below the surface the darkest and the brightest intensity are sought: 20 and 10 mm."""
 HEAD_MM = 160.0
 """Height of a head below its vertex; what lies lower is neck."""
+DIRECTIONS = ((2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (0, -1))
+"""Axes and directions of a scan that may be up; the first one is by its header."""
+STARTS, STILL_MM, BRAIN_RADIUS_MM = 5, 8.0, 75.0
+"""The surface grows anew from the middle of what it held, as often, until that moves by less."""
+TYPICAL = 0.8
+"""Smith's t_m, as a share of the median within the surface before."""
 REACH_MM, RAY_MM = 140.0, 0.5
 """How far, and in what steps, the edge of a given mask is sought along a ray."""
 
@@ -38,13 +44,25 @@ Vertices = NDArray[np.float32]
 """Vertices or vectors at them in rows, (3, v): numpy is fastest along long rows."""
 
 
-def find_surface(head: Image) -> Array:
+def find_surface(head: Image, up: tuple[int, int] = DIRECTIONS[0]) -> Array:
     """Return the vertices (v, 3), in mm, of a closed surface around the brain, as in `sphere`.
 
-    ``head`` is on an RAS+ grid of cubic voxels of ``SPACING_MM``. Raises UnusableScanError where
-    nothing in it can be a head.
+    ``head`` is on an RAS+ grid of cubic voxels of ``SPACING_MM``; ``up`` is the axis, and its
+    direction, in which the vertex is sought. Raises UnusableScanError where nothing in it can be a
+    head.
     """
-    values = head.values
+    axis, sign = up
+    values = np.ascontiguousarray(np.moveaxis(head.values, axis, 2)[:, :, ::sign])
+    vertices = _settle_in(values)
+    if sign < 0:
+        vertices[:, 2] = values.shape[2] - 1 - vertices[:, 2]
+    voxels = np.insert(vertices[:, :2], axis, vertices[:, 2], axis=1)
+    surface: Array = apply_affine(head.affine, voxels)
+    return surface
+
+
+def _settle_in(values: NDArray[np.float32]) -> Array:
+    """Return the vertices, in voxels, of a surface that has grown from its own middle."""
     dark, bright = np.percentile(values[values > values.min()], [2, 98]).tolist()
     threshold = dark + 0.1 * (bright - dark)
     tissue = _without_neck(values > threshold)
@@ -53,12 +71,18 @@ def find_surface(head: Image) -> Array:
     radius = (3 / (4 * np.pi) * len(voxels)) ** (1 / 3)
     ball = voxels[((voxels - centre) ** 2).sum(axis=1) < radius**2]
     typical = float(np.median(values[tuple(ball.T)]))
-    if typical <= threshold:
-        raise UnusableScanError("no head: the middle of the image is as dark as its background")
-    start = centre + sphere()[0] * radius / 2
-    vertices: Array = apply_affine(
-        head.affine, _grow(_Profile.of(values, dark, threshold, typical), start)
-    )
+    for _ in range(STARTS):
+        if typical <= threshold:
+            raise UnusableScanError("no head: the middle of the image is as dark as its background")
+        profile = _Profile.of(values, dark, threshold, typical)
+        vertices = _grow(profile, centre + sphere()[0] * radius / 2)
+        inside = fill(vertices, np.eye(4), values.shape)
+        if not inside.any():
+            break
+        before, centre = centre, _deepest(inside)
+        radius, typical = BRAIN_RADIUS_MM / SPACING_MM, TYPICAL * float(np.median(values[inside]))
+        if np.linalg.norm(centre - before) * SPACING_MM < STILL_MM:
+            break
     return vertices
 
 
@@ -146,6 +170,15 @@ def _without_neck(tissue: Mask) -> Mask:
     head = tissue.copy()
     head[:, :, : max(0, slices[-1] + 1 - round(HEAD_MM / SPACING_MM))] = False
     return head
+
+
+def _deepest(inside: Mask) -> Array:
+    """Return the middle of what lies deepest in a mask, (3,) in voxels: of a brain whose surface
+    has leaked into the neck it is still in the brain, which is thicker."""
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1, 1:-1]
+    places = np.argwhere(inside)
+    middle: Array = np.average(places, axis=0, weights=depth[inside] ** 3)
+    return middle
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import brain, surface
-from neurofoundry.preprocess.resample import Image
+from neurofoundry.preprocess.resample import Image, Mask
 from tests.support.preprocessing import PARAMS, image_of
 
 
@@ -16,31 +20,70 @@ def test_the_brain_of_synthetic_heads_is_found(heads: list[Head]) -> None:
         assert dice > 0.85
 
 
-def test_the_template_overrules_the_mask_only_far_from_its_edge() -> None:
-    depth = np.array([-9.0, -6.0, 1.0, 4.0], np.float32)
-    everywhere, nowhere = np.ones(4, bool), np.zeros(4, bool)
-    assert brain.trust_template(everywhere, depth).tolist() == [False, True, True, True]
-    assert brain.trust_template(nowhere, depth).tolist() == [False, False, False, True]
-
-
-def test_dark_voxels_at_the_edge_and_thin_spikes_are_no_brain() -> None:
-    place = np.indices((60, 60, 60)) - 30
+def layers() -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, Mask]]:
+    """A ball of brain in fluid, skull and fat at 2 mm; depth within a template's edge at 50 mm."""
+    place = 2.0 * (np.indices((80, 80, 80)) - 40)
     radius = np.sqrt((place**2).sum(axis=0))
-    depth = (22 - radius).astype(np.float32)  # the template's edge is at 22 mm
-    fluid = (radius > 21) & (place[0] < 0)  # on one side alone
-    ventricle = radius < 6
-    spike = (abs(place[1]) <= 1) & (abs(place[2]) <= 1) & (radius > 24) & (place[0] > 0)
-    mask = (radius < 24) | (spike & (radius < 28))
-    values = np.where(fluid | ventricle, 30, 100).astype(np.float32)
-    found = brain.rim(values, mask, depth, dark=10, spacing=1)
-    # What lies where fluid ends, and the spike's root, are up to the shape that opens the mask.
-    sure = (abs(place[0]) > 4) & ~(spike & (radius < 26))
-    np.testing.assert_array_equal(found[sure], (mask & (fluid | spike))[sure])
-    # With a background at 0 the same fluid has 0.3 of the deep brain's brightness, with voxels of
-    # 4 mm a spike of 3 voxels is no thin one, and of a scan without a middle nothing is known.
-    np.testing.assert_array_equal(brain.rim(values, mask, depth, 0, 4), mask & fluid)
-    assert not brain.rim(values, mask, depth, dark=-40, spacing=4).any()
-    assert not brain.rim(values, mask & (depth < 10), depth, dark=10, spacing=1).any()
+    stalk = (abs(place[1]) <= 2) & (abs(place[2]) < 2) & (place[0] > 0)
+    parts = {
+        "brain": radius < 48,
+        "ventricle": radius < 12,
+        "sulcus": (abs(place[0]) <= 2) & (radius > 30) & (radius < 48) & (place[2] > 0),
+        "fat": radius > 56,
+        "stalk": stalk & (radius >= 48) & (radius < 56),
+    }
+    values = np.full(radius.shape, 30, np.float32)
+    values[parts["brain"] | parts["stalk"]] = 100
+    values[parts["ventricle"] | parts["sulcus"]] = 30
+    values[parts["fat"]] = 220
+    return values, (50 - radius).astype(np.float32), parts
+
+
+def test_the_brain_is_what_is_bright_within_the_template_with_its_sulci_and_ventricles() -> None:
+    values, depth, parts = layers()
+    found = brain.tissue_of_brain(Image(values, np.diag([2.0, 2, 2, 1])), depth, 0)
+    assert found[parts["ventricle"] | (parts["sulcus"] & (depth > 6))].all()
+    assert not found[parts["fat"] | (parts["stalk"] & (depth < -3))].any()
+    assert (found ^ parts["brain"]).sum() < 0.02 * parts["brain"].sum()
+
+
+def test_dark_fluid_inside_the_template_and_brain_outside_of_it_are_told_apart() -> None:
+    values, depth, parts = layers()
+    affine = np.diag([2.0, 2, 2, 1])
+    # An atrophic brain ends 4 mm deeper than it does, one that swells reaches 4 mm beyond.
+    for shift in (-4, 4):
+        found = brain.tissue_of_brain(Image(values, affine), depth - shift, 0)
+        assert 2 * (found & parts["brain"]).sum() / (found.sum() + parts["brain"].sum()) > 0.97
+
+
+def test_where_the_template_has_no_brain_nothing_is_one() -> None:
+    values, depth, _ = layers()
+    head = Image(values, np.diag([2.0, 2, 2, 1]))
+    assert not brain.tissue_of_brain(head, np.full_like(depth, -100), 0).any()
+
+
+def test_a_brain_settles_where_the_template_is_unless_its_mask_was_given_or_it_is_not_there() -> (
+    None
+):
+    values, depth, parts = layers()
+    head = Image(values, np.diag([2.0, 2, 2, 1]))
+    leaked = parts["brain"] | (abs(np.indices(depth.shape)[0] - 40) < 5)
+    alone = brain.Brain(head, leaked, surface.sphere()[0], None, None)
+    settled = brain.settle(alone, depth)
+    assert settled.mask is not None
+    np.testing.assert_array_equal(settled.mask.values > 0, settled.inside)
+    assert (settled.inside ^ parts["brain"]).sum() < 0.02 * parts["brain"].sum()
+    given = replace(alone, mask=Image(leaked.astype(np.float32), head.affine))
+    assert brain.settle(given, depth) is given
+    dark = replace(alone, head=Image(np.where(depth > 8, values, 0), head.affine))
+    beside = np.roll(depth, 36, axis=0)
+    assert brain.settle(dark, beside) is dark
+
+
+def test_a_ball_is_round() -> None:
+    assert brain.ball(1).sum() == 7
+    assert brain.ball(1.5).sum() == 19
+    assert brain.ball(2.05).sum() == 33
 
 
 def test_a_scan_of_a_brain_alone_is_its_own_mask_and_a_head_is_not(heads: list[Head]) -> None:
@@ -51,6 +94,22 @@ def test_a_scan_of_a_brain_alone_is_its_own_mask_and_a_head_is_not(heads: list[H
     assert found is not None
     # Dark voxels within are filled, strays without are not brain.
     assert (found.values.astype(bool) ^ heads[2].brain).sum() < 0.01 * heads[2].brain.sum()
+
+
+def test_a_stripped_brain_with_ripples_below_its_background_is_one_too(heads: list[Head]) -> None:
+    """As splines leave them that resample it, on any value of the background."""
+    scan = image_of(heads[2])
+    alone = np.where(heads[2].brain, scan.values, 0).astype(np.float32)
+    rippled = ndimage.shift(alone, (0.4, 0.3, -0.4), order=3, prefilter=True).astype(np.float32)
+    assert rippled.min() < -0.02 * rippled.max()
+    for offset in (0, -500, 300):
+        image = Image(rippled + np.float32(offset), scan.affine)
+        found = brain.find_brain(image, PARAMS)
+        assert found.mask is not None
+        moved = ndimage.shift(heads[2].brain.astype(np.float32), (0.4, 0.3, -0.4), order=1) > 0.5
+        inside = found.mask.values > 0
+        assert 2 * (inside & moved).sum() / (inside.sum() + moved.sum()) > 0.9
+        assert found.head.values.min() >= offset - 1
 
 
 def test_the_largest_component_is_the_one_with_most_voxels_and_nothing_of_nothing() -> None:

@@ -169,3 +169,30 @@ def test_there_are_24_ways_to_turn_by_right_angles() -> None:
     assert len({turn.tobytes() for turn in map(np.round, turns)}) == 24
     assert all(np.linalg.det(turn) == pytest.approx(1) for turn in turns)
     assert all((turn @ turn.T == np.eye(3)).all() for turn in turns)
+
+
+def test_six_tilts_stay_in_the_orientation_of_the_header_and_right_angles_leave_it() -> None:
+    turned = np.stack([np.column_stack([0.9 * t, np.zeros(3)]) for t in registration.tilts()])
+    assert len(turned) == 6
+    assert registration.near_header(turned).all()
+    right_angled = registration.initial_poses(np.zeros(3), registration.right_angled_rotations())
+    assert registration.near_header(right_angled).tolist() == [True] + [False] * 23
+
+
+def test_a_pose_is_plausible_within_the_bounds_of_quality_control() -> None:
+    bounds = PARAMS.quality
+    assert bounds.stretch.max is not None
+    scales = np.array([[0.9, 0.9, 0.9], [0.9, 0.9, 0.9 * bounds.stretch.max + 0.01], [0.7] * 3])
+    turn = Rotation.from_rotvec([2, 1, -1]).as_matrix()
+    poses = np.stack([np.column_stack([turn * each, np.zeros(3)]) for each in scales])
+    assert registration.plausible(poses).tolist() == [True, False, False]
+
+
+def test_a_turned_pose_must_fit_far_better_than_the_headers(template: Template) -> None:
+    """A brain without features fits as well in every orientation."""
+    scan = Image(template.t1.values, template.t1.affine)
+    egg = Image((scan.values > 0.1).astype(np.float32) * 0.6, scan.affine)
+    centroid = apply_affine(egg.affine, np.argwhere(egg.values > 0).mean(axis=0))
+    (affine,) = registration.orient([egg], [centroid], template.levels, template.centre)
+    pose = np.column_stack([affine[:3, :3], np.zeros(3)])[None]
+    assert registration.near_header(pose).all()

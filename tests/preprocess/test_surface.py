@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial import ConvexHull, Delaunay
+from scipy.spatial.transform import Rotation
 
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import surface
 from neurofoundry.preprocess.load import UnusableScanError
-from neurofoundry.preprocess.resample import Image
+from neurofoundry.preprocess.resample import Image, coarsen, resample
 from tests.support.preprocessing import image_of
 
 RNG = np.random.default_rng(0)
@@ -58,3 +59,17 @@ def test_the_surface_around_a_mask_encloses_what_the_mask_does(heads: list[Head]
     mask = Image(heads[0].brain.astype(np.float32), scan.affine)
     filled = surface.fill(surface.wrap(mask), scan.affine, mask.values.shape)
     assert 2 * (filled & heads[0].brain).sum() / (filled.sum() + heads[0].brain.sum()) > 0.95
+
+
+@pytest.mark.parametrize("angles", [(28, -20, 15), (-25, 25, -28), (0, 0, 0)])
+def test_the_surface_of_a_tilted_head_stays_in_the_brain(
+    heads: list[Head], angles: tuple[float, float, float]
+) -> None:
+    turn = from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), np.zeros(3))
+    for scan in heads:
+        tilted = Image(scan.image.astype(np.float32), turn @ scan.affine)
+        head = coarsen(tilted, surface.SPACING_MM, outside=float(tilted.values.min()))
+        found = surface.fill(surface.find_surface(head), head.affine, head.values.shape)
+        true = Image(scan.brain.astype(np.float32), tilted.affine)
+        expected = resample(true, head.affine, head.values.shape).values > 0.5
+        assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.85
