@@ -19,6 +19,7 @@ from neurofoundry.runtime.guard import guard_place
 NAMES = ("laptop", "first-look", "workstation", "paper")
 
 HERE = Path(__file__).parent
+"""`stages.yaml` becomes dvc.yaml: under that name DVC would take it for stages of ours."""
 
 IGNORED = """\
 /data/
@@ -62,7 +63,7 @@ def write_project(folder: Path, preset: str) -> str:
     """
     files = {
         "params.yaml": read(preset),
-        "dvc.yaml": (HERE / "dvc.yaml").read_text(encoding="utf-8"),
+        "dvc.yaml": (HERE / "stages.yaml").read_text(encoding="utf-8"),
         "sweep.yaml": (HERE / "sweep.yaml").read_text(encoding="utf-8"),
         ".gitignore": IGNORED,
         ".dvcignore": DVC_IGNORED,
