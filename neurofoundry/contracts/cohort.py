@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import pandera.pandas as pa
+
+from neurofoundry.contracts.tables import read_table
 
 SPLITS = ("pretrain", "train", "val", "test", "ood")
 
@@ -45,6 +48,21 @@ EXCLUDED = pa.DataFrameSchema(
     {"dataset": pa.Column(str), "path": pa.Column(str), "reason": pa.Column(str)}, coerce=True
 )
 """cohort/excluded.tsv: every file that was not used, and why."""
+
+ALTERNATES = pa.DataFrameSchema(
+    {"scan_id": pa.Column(str), "path": pa.Column(str), "sha256": pa.Column(str, SHA256)},
+    coerce=True,
+)
+"""cohort/alternates.tsv: other T1w images of a scan's session, the best first. One of them stands
+in where the image of scans.tsv fails quality control."""
+
+
+def read_alternates(cohort: Path) -> pd.DataFrame:
+    """Return alternates.tsv; cohorts of earlier versions have none."""
+    path = cohort / "alternates.tsv"
+    if path.exists():
+        return read_table(path, ALTERNATES)
+    return pd.DataFrame(columns=list(ALTERNATES.columns), dtype=str)
 
 
 def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path) -> Path:

@@ -1,7 +1,8 @@
 """Which image represents a session, and which are copies of another.
 
 - The same image under two persons: all copies are excluded, as there is no telling whose it is.
-- Several T1w in a session: the one of the lowest rank, as the reader of the dataset ranks them.
+- Several T1w in a session: the one of the lowest rank, as the reader of the dataset ranks them. The
+  others may stand in where it fails quality control.
 - The same image in two sessions of a person: the first is kept.
 
 Copies are recognized by voxel values, so that compressing an image anew does not hide them.
@@ -10,6 +11,7 @@ Copies are recognized by voxel values, so that compressing an image anew does no
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 
 from neurofoundry.ingest.scan import Findings, Scan, natural_key
@@ -21,6 +23,7 @@ def choose(scans: Iterable[Scan], findings: Findings) -> list[Scan]:
     candidates = _without_shared_images(candidates, findings)
     candidates = _one_per_session(candidates, findings)
     candidates = _first_copies(candidates, findings)
+    candidates = _without_useless_others(candidates)
     return sorted(candidates, key=lambda scan: scan.scan_id)
 
 
@@ -59,12 +62,13 @@ def _one_per_session(scans: list[Scan], findings: Findings) -> list[Scan]:
     kept = []
     for _, session in groupby(scans, key=lambda scan: (scan.dataset, scan.subject, scan.session)):
         best, *others = session
-        kept.append(best)
+        kept.append(replace(best, others=tuple(others)))
         for other in others:
             findings.exclude(
                 other.dataset,
                 other.origin,
-                f"several T1w: {best.origin.rpartition('/')[2]} of the same session is used",
+                f"several T1w: {best.origin.rpartition('/')[2]} of the same session is used; "
+                "this one stands in if that fails quality control",
             )
     return kept
 
@@ -83,3 +87,12 @@ def _first_copies(scans: list[Scan], findings: Findings) -> list[Scan]:
                 f"duplicate: the same image as {first[scan.content].origin}, of the same person",
             )
     return kept
+
+
+def _without_useless_others(scans: list[Scan]) -> list[Scan]:
+    """Let no image stand in that is in the cohort already."""
+    used = {scan.content for scan in scans}
+    return [
+        replace(scan, others=tuple(other for other in scan.others if other.content not in used))
+        for scan in scans
+    ]

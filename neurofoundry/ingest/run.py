@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neurofoundry.contracts.cohort import SCANS
+import pandas as pd
+
+from neurofoundry.contracts.cohort import ALTERNATES, SCANS
 from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.ingest import bids, dicom, labels, report, sources, splits, table
@@ -64,6 +66,7 @@ def ingest(
 
     _remove_unused(nifti, scans)
     write_table(rows, work.dir / "scans.tsv", SCANS)
+    write_table(_alternates(scans), work.dir / "alternates.tsv", ALTERNATES)
     write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
     work.data_version = _data_version(scans, findings)
     work.data_reference = data_reference(data, work.data_version)
@@ -131,8 +134,14 @@ def inspect_images(scans: Sequence[Scan], findings: Findings, workers: int) -> l
     return usable
 
 
-def _data_version(scans: Sequence[Scan], findings: Findings) -> str:
+def _alternates(scans: Sequence[Scan]) -> pd.DataFrame:
+    rows = [(scan.scan_id, other.path, other.sha256) for scan in scans for other in scan.others]
+    return pd.DataFrame(rows, columns=list(ALTERNATES.columns), dtype=str)
+
+
+def _data_version(chosen: Sequence[Scan], findings: Findings) -> str:
     """Hash everything that was used: images, tables, sidecars, and facts from DICOM headers."""
+    scans = [image for scan in chosen for image in (scan, *scan.others)]
     used = [(scan.path, scan.sha256) for scan in scans] + list(findings.hashes.items())
     used += [(scan.path, repr(scan.header)) for scan in scans if scan.source == "dicom"]
     lines = "".join(f"{path}\0{content}\n" for path, content in sorted(used))
@@ -142,13 +151,13 @@ def _data_version(scans: Sequence[Scan], findings: Findings) -> str:
 def _clear(folder: Path) -> None:
     """Remove what a run that was killed, or that failed, has left."""
     shutil.rmtree(folder / "nifti", ignore_errors=True)
-    for name in ("scans.tsv", "splits.tsv", "excluded.tsv", "notes.tsv"):
+    for name in ("scans.tsv", "alternates.tsv", "splits.tsv", "excluded.tsv", "notes.tsv"):
         (folder / name).unlink(missing_ok=True)
 
 
 def _remove_unused(nifti: Path, scans: Sequence[Scan]) -> None:
     """Delete converted volumes that did not become scans."""
-    used = {scan.file for scan in scans}
+    used = {image.file for scan in scans for image in (scan, *scan.others)}
     for file in nifti.glob("*"):
         if file not in used:
             file.unlink()

@@ -56,6 +56,8 @@ class Scan:
     """What the dataset's tables say about it, column to cell; the most specific row first."""
     header: Mapping[str, str | float] = field(default_factory=dict)
     """Columns known from the image's own header or sidecar."""
+    others: tuple[Scan, ...] = ()
+    """Of the same session, the best first: they may stand in for it."""
     person: str = ""
     published: str | None = None
     """The split that the data came with."""

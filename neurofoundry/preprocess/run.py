@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.cohort import SCANS, read_alternates
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, write_record
 from neurofoundry.errors import DataError
@@ -65,11 +65,9 @@ def preprocess(
         (work.dir / nyul.LANDMARKS).unlink(missing_ok=True)
 
     scans = whole_cohort.iloc[work.shard.items]
-    keys = {
-        scan_id: make_key(sha256, settings, str(standard))
-        for scan_id, sha256 in zip(scans["scan_id"], scans["sha256"], strict=True)
-    }
-    jobs = to_jobs(scans, keys=keys, data=data, cohort=cohort)
+    alternates = read_alternates(cohort)
+    keys = _keys(scans, alternates, settings, str(standard), params)
+    jobs = to_jobs(scans, keys=keys, data=data, cohort=cohort, alternates=alternates)
     cache = ScanCache(work.dir, work.earlier, params.registration)
     reused = cache.finished(jobs)
     results, seconds = dict(reused), {}
@@ -86,27 +84,59 @@ def preprocess(
     cache.remove_others(results, TABLES)
 
     with announced("scans.tsv and qc.html"):
-        table = decide(_join(scans, results), params, overrides, whole=work.shard.whole)
+        table = decide(_join(scans, results, alternates), params, overrides, whole=work.shard.whole)
         narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard))
         write_table(table, work.dir / "scans.tsv", VOLUMES)
         with atomic(work.dir / "qc.html") as page:
             html = report.render(table, work.dir, params, overrides, narrow)
             page.write_text(html, encoding="utf-8")
-    _warn(table, narrow)
+    _warn(table, narrow, dict(zip(scans["scan_id"], scans["sha256"], strict=True)))
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
     work.summary |= _summarize(table, work)
     work.circumstances |= {"reused": len(reused), "seconds": seconds}
 
 
-def _join(scans: pd.DataFrame, results: Mapping[str, Result]) -> pd.DataFrame:
-    """Return the cohort with the results beside it, in the order of the cohort."""
+def _keys(
+    scans: pd.DataFrame,
+    alternates: pd.DataFrame,
+    settings: str,
+    standard: str,
+    params: PreprocessParams,
+) -> dict[str, str]:
+    """Return the key of every scan. The bounds decide about one that has alternates, too."""
+    others = alternates.groupby("scan_id")["sha256"].agg(list).to_dict()
+    bounds = params.quality.model_dump_json()
+    return {
+        scan_id: make_key(
+            sha256, settings, standard, *((*others[scan_id], bounds) if scan_id in others else ())
+        )
+        for scan_id, sha256 in zip(scans["scan_id"], scans["sha256"], strict=True)
+    }
+
+
+def _join(
+    scans: pd.DataFrame, results: Mapping[str, Result], alternates: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the cohort with the results beside it, in the order of the cohort.
+
+    Where an alternate stands in, ``path`` and ``sha256`` are its own.
+    """
     ordered = [results[scan_id] for scan_id in scans["scan_id"]]
+    paths = alternates.set_index(["scan_id", "sha256"])["path"].to_dict()
+    used = [
+        (paths.get((scan_id, result.sha256), path), result.sha256 or sha256)
+        for scan_id, path, sha256, result in zip(
+            scans["scan_id"], scans["path"], scans["sha256"], ordered, strict=True
+        )
+    ]
 
     def column(values: Sequence[Any], dtype: type) -> pd.Series[Any]:
         return pd.Series(values, index=scans.index, dtype=dtype)
 
     return scans.assign(
+        path=[path for path, _ in used],
+        sha256=[sha256 for _, sha256 in used],
         reason=column([result.reason for result in ordered], object),
         volume_sha256=column([result.volume_sha256 for result in ordered], object),
         **{
@@ -137,10 +167,16 @@ def _examples(table: pd.DataFrame, folder: Path) -> list[Path]:
     return [pictures[scan] for scan in [*shown, *failed]]
 
 
-def _warn(table: pd.DataFrame, narrow: Sequence[Narrow]) -> None:
+def _warn(table: pd.DataFrame, narrow: Sequence[Narrow], chosen: Mapping[str, str]) -> None:
     """Log what needs a look at qc.html, where the sites' names are."""
     for bound in narrow:
         LOG.warning("At one site %s.", bound.describe())
+    if stand_ins := (table["sha256"] != table["scan_id"].map(chosen)).sum():
+        LOG.info(
+            "%d scans are other images of their sessions, as the first failed quality control; "
+            "path and sha256 in scans.tsv are theirs.",
+            stand_ins,
+        )
     lacking = report.unmeasured(table, "ghosting")
     if lacking:
         LOG.info(

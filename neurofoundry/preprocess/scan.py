@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.runtime.files import hash_file, write_json
 
 VOLUME, TRANSFORM, PICTURE, RESULT = "{}.nii", "{}_to-mni.txt", "{}.png", "{}.json"
+UNDECIDED = "undecided"
+"""Instead of a key, while it is not known which image of a session will be used."""
 WARPS = ("{}_warp.nii.gz", "{}_inverse-warp.nii.gz")
 
 
@@ -40,6 +42,14 @@ def output_files(registration: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Alternate:
+    """Another image of a scan's session."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A scan to preprocess."""
 
@@ -49,6 +59,8 @@ class Job:
     """Of the image, as ingest saw it."""
     key: str
     """Hash of everything that the scan's files depend on."""
+    alternates: tuple[Alternate, ...] = ()
+    """Images that stand in where this one fails quality control, the best first."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,8 @@ class Result:
     """Of the job."""
     reason: str | None
     """Why nothing could be made of the scan; None when something was, whatever its quality."""
+    sha256: str | None = None
+    """Of the image that it was made of: the job's, or that of an alternate."""
     volume_sha256: str | None = None
     measures: dict[str, float] = field(default_factory=dict)
 
@@ -86,9 +100,20 @@ class _Resampled:
 
 
 def to_jobs(
-    scans: pd.DataFrame, *, data: Path, cohort: Path, keys: Mapping[str, str] | None = None
+    scans: pd.DataFrame,
+    *,
+    data: Path,
+    cohort: Path,
+    keys: Mapping[str, str] | None = None,
+    alternates: pd.DataFrame | None = None,
 ) -> list[Job]:
-    """Return the jobs of rows of the cohort; ``keys`` are by ``scan_id``, or empty."""
+    """Return the jobs of rows of the cohort; ``keys`` are by ``scan_id``, or empty.
+
+    ``alternates`` are those of the cohort, if they may stand in.
+    """
+    others: dict[str, list[Mapping[Any, str]]] = {}
+    for other in [] if alternates is None else alternates.to_dict("records"):
+        others.setdefault(other["scan_id"], []).append(other)
     rows: list[dict[Any, str]] = scans.to_dict("records")
     return [
         Job(
@@ -96,6 +121,13 @@ def to_jobs(
             row["scan_id"],
             row["sha256"],
             keys[row["scan_id"]] if keys else "",
+            tuple(
+                Alternate(
+                    scan_path({**row, "path": other["path"]}, data=data, cohort=cohort),
+                    other["sha256"],
+                )
+                for other in others.get(row["scan_id"], ())
+            ),
         )
         for row in rows
     ]
@@ -111,10 +143,57 @@ def preprocess_scans(
 ) -> list[Result]:
     """Mask, register, resample, normalize and measure scans; write their files into ``out``.
 
-    They are registered together; an unusable one costs the others nothing. ``standard`` are the
-    standard landmarks, which nyul needs. Raises UsageError where a scan cannot be read for no
-    fault of its own.
+    They are registered together; an unusable one costs the others nothing. Where one fails quality
+    control, its alternates are tried, one after another. ``standard`` are the standard landmarks,
+    which nyul needs. Raises UsageError where a scan cannot be read for no fault of its own.
     """
+
+    def attempt(jobs: Sequence[Job]) -> list[Result]:
+        return _attempt(jobs, out, params, template, standard)
+
+    # A result that a kill leaves behind must not count before the alternates had their turn.
+    first = attempt([replace(job, key=UNDECIDED) if job.alternates else job for job in jobs])
+    return [
+        _with_stand_in(job, result, attempt, out, params) if job.alternates else result
+        for job, result in zip(jobs, first, strict=True)
+    ]
+
+
+def _with_stand_in(
+    job: Job,
+    first: Result,
+    attempt: Callable[[Sequence[Job]], list[Result]],
+    out: Path,
+    params: PreprocessParams,
+) -> Result:
+    """Return the result of the first usable image, that of the scan's own where none is."""
+
+    def usable(result: Result) -> bool:
+        return not (result.reason or quality.judge(result.measures, params.quality))
+
+    own = replace(job, key=UNDECIDED, alternates=())
+    result, tried = first, [own]
+    if not usable(first) and change_since_ingest(own):
+        return first
+    for other in job.alternates:
+        if not usable(result):
+            tried.append(replace(own, path=other.path, sha256=other.sha256))
+            result = attempt(tried[-1:])[0]
+    if not usable(result):
+        result = attempt([own])[0]
+    # What is made without an image that ingest saw is not kept for good: it may come back.
+    if any(change_since_ingest(each) for each in tried):
+        return result
+    return _keep(job, replace(result, key=job.key), out)
+
+
+def _attempt(
+    jobs: Sequence[Job],
+    out: Path,
+    params: PreprocessParams,
+    template: Template,
+    standard: Sequence[float],
+) -> list[Result]:
     results: dict[Job, Result] = {}
     opened: dict[Job, _Opened] = {}
     for job in jobs:
@@ -174,8 +253,9 @@ def brain_histogram(
 
 
 def _keep(job: Job, result: Result, out: Path) -> Result:
-    write_json(out / RESULT.format(job.scan_id), asdict(result))
-    return result
+    made = replace(result, sha256=result.sha256 or job.sha256)
+    write_json(out / RESULT.format(job.scan_id), asdict(made))
+    return made
 
 
 @contextmanager
@@ -224,7 +304,7 @@ def _finish(
     write_affine(transform, placement.to_scan)
     mask = Image(resampled.mask.astype(np.float32), grid.affine)
     picture.write(png, scan.image, placement, mask=mask, depth=template.depth)
-    return Result(job.key, None, hash_file(volume), measures)
+    return Result(job.key, None, job.sha256, hash_file(volume), measures)
 
 
 def _resample(scan: Image, brain: Brain, placement: Placement, grid: Grid) -> _Resampled:

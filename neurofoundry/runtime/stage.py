@@ -52,7 +52,10 @@ class Stage:
 ENCODER_FILES = ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv")
 
 STAGES = {
-    "ingest": Stage("neurofoundry.ingest.run", ("scans.tsv", "excluded.tsv", "splits.tsv")),
+    "ingest": Stage(
+        "neurofoundry.ingest.run",
+        ("scans.tsv", "alternates.tsv", "excluded.tsv", "splits.tsv"),
+    ),
     "preprocess": Stage(
         "neurofoundry.preprocess.run",
         ("scans.tsv", "grid.json", "landmarks.json"),

@@ -71,16 +71,20 @@ def test_of_several_t1w_the_plainest_name_then_the_lowest_run_is_used(tmp_path: 
     }
     assert outcome.excluded == {
         "ds/sub-runs/anat/sub-runs_run-10_T1w.nii.gz": (
-            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used"
+            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used; this one "
+            "stands in if that fails quality control"
         ),
         "ds/sub-runs/anat/sub-runs_acq-a_run-1_T1w.nii.gz": (
-            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used"
+            "several T1w: sub-runs_run-2_T1w.nii.gz of the same session is used; this one "
+            "stands in if that fails quality control"
         ),
         "ds/sub-acqs/anat/sub-acqs_acq-b_T1w.nii.gz": (
-            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used"
+            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used; this one "
+            "stands in if that fails quality control"
         ),
         "ds/sub-acqs/anat/sub-acqs_acq-a_rec-x_T1w.nii.gz": (
-            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used"
+            "several T1w: sub-acqs_acq-a_T1w.nii.gz of the same session is used; this one "
+            "stands in if that fails quality control"
         ),
         "ds/sub-broken/anat/sub-broken_run-1_T1w.nii.gz": "empty file: 0 bytes",
     }

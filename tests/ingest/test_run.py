@@ -29,6 +29,7 @@ def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     again = run(tmp_path / "data", tmp_path / "out")
     assert again.bytes() == first
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "alternates.tsv",
         "excluded.tsv",
         "notes.tsv",
         "scans.tsv",

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.cohort import ALTERNATES, SCANS
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, Volumes
 from neurofoundry.errors import DataError, UsageError
@@ -28,7 +28,7 @@ from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityPara
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.scan import brain_histogram
 from neurofoundry.runtime import progress, stage, verify
-from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
 from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.runtime.tracking import Tracker
@@ -70,6 +70,28 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def inodes(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_ino for file in folder.glob("head*")}
+
+
+def test_a_second_run_stands_in_once_and_is_named_in_the_table(
+    head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    image = nib.load(head_files[0])
+    flipped = tmp_path / "flipped.nii"
+    nib.save(nib.Nifti1Image(image.get_fdata()[::-1, :, ::-1].copy(), image.affine), flipped)
+    cohort = write_cohort({"head0": flipped, "head1": head_files[1], "head2": head_files[2]})
+    second = str(head_files[3].relative_to("/"))
+    row = {"scan_id": "head0", "path": second, "sha256": hash_file(head_files[3])}
+    write_table(pd.DataFrame([row]), cohort / "alternates.tsv", ALTERNATES)
+    work = preprocess(cohort)
+    table = read_table(work.dir / "scans.tsv", VOLUMES).set_index("scan_id")
+    assert table["usable"].all()
+    assert table.loc["head0", ["path", "sha256"]].tolist() == [second, row["sha256"]]
+    before = inodes(work.dir)
+    assert preprocess(cohort).circumstances["reused"] == 3
+    assert inodes(work.dir) == before
+    # Bounds repeat no preprocessing, but for scans whose image they choose.
+    wider = PARAMS.model_copy(update={"quality": QualityParams(rotation_deg=Bounds(max=180))})
+    assert preprocess(cohort, params=wider).circumstances["reused"] == 2
 
 
 def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(

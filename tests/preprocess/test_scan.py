@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from neurofoundry.contracts.volumes import SLOPE, open_volume
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import Job, preprocess_scans
+from neurofoundry.preprocess.scan import Alternate, Job, Result, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
@@ -167,6 +167,60 @@ def test_a_file_that_changed_or_left_is_reported_and_not_remembered(
         result = preprocess_scans([job], out=tmp_path, params=PARAMS, template=template)[0]
         assert words in (result.reason or "")
         assert not (tmp_path / "a.json").exists()
+
+
+def test_the_first_usable_image_of_a_session_stands_in(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    good, other = head_files[:2]
+    moved, empty = tmp_path / "moved.nii", tmp_path / "empty.nii"
+    image = nib.load(good)
+    values = image.get_fdata()
+    nib.save(nib.Nifti1Image(values[::-1, :, ::-1].copy(), image.affine), moved)
+    nib.save(nib.Nifti1Image(np.zeros_like(values), image.affine), empty)
+
+    def result(*paths: Path, folder: str) -> Result:
+        out = tmp_path / folder
+        out.mkdir()
+        alternates = tuple(Alternate(path, hash_file(path)) for path in paths[1:])
+        job = Job(paths[0], "a", hash_file(paths[0]), "k", alternates)
+        made = preprocess_scans([job], out=out, params=PARAMS, template=template)[0]
+        assert Result(**json.loads((out / "a.json").read_text())) == made
+        assert made.key == "k"
+        return made
+
+    assert result(good, other, folder="good").sha256 == hash_file(good)
+    stood_in = result(moved, empty, other, good, folder="third")
+    assert stood_in.sha256 == hash_file(other)
+    # The files are those of the image alone.
+    alone = preprocess_one(other, tmp_path / "alone", template)
+    assert stood_in.volume_sha256 == alone.volume_sha256
+    for name in ("a.nii", "a.png", "a_to-mni.txt"):
+        assert (tmp_path / "third" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    # Where none is usable, the scan's own image is what people look at.
+    none = result(moved, empty, folder="none")
+    assert none.sha256 == hash_file(moved)
+    assert judge(none.measures, PARAMS.quality)
+    assert (tmp_path / "none" / "a.png").exists()
+
+
+def test_no_image_stands_in_for_good_while_one_is_not_what_ingest_saw(
+    head_files: list[Path], template: Template, tmp_path: Path
+) -> None:
+    good = Alternate(head_files[0], hash_file(head_files[0]))
+    gone = Alternate(tmp_path / "gone.nii", "0" * 64)
+
+    def made(first: Alternate, *others: Alternate) -> Result:
+        job = Job(first.path, "a", first.sha256, "k", others)
+        return preprocess_scans([job], out=tmp_path, params=PARAMS, template=template)[0]
+
+    assert "is gone" in (made(gone, good).reason or "")
+    assert not (tmp_path / "a.json").exists()
+    empty = tmp_path / "empty.nii"
+    nib.save(nib.Nifti1Image(np.zeros((40, 40, 40)), np.diag([4.0, 4, 4, 1])), empty)
+    assert made(Alternate(empty, hash_file(empty)), gone, good).sha256 == good.sha256
+    # Not under its key: when the file is back, the scan is done again.
+    assert json.loads((tmp_path / "a.json").read_text())["key"] != "k"
 
 
 def test_real_heads_pass_and_a_flair_does_not(
