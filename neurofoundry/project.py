@@ -130,6 +130,9 @@ class Params(Section):
                 f"evaluate.reference: '{self.evaluate.reference}' is not one of "
                 f"finetune.initializations ({', '.join(self.finetune.initializations)})"
             )
+        for name in self.evaluate.prevalence:
+            if name not in self.tasks or len(self.tasks[name].classes) != 2:
+                raise ValueError(f"evaluate.prevalence.{name}: not one of the two-class tasks")
         promotion = self.evaluate.promotion
         if promotion and promotion.task not in self.tasks:
             raise ValueError(f"evaluate.promotion.task: no task '{promotion.task}'")

@@ -71,3 +71,13 @@ def test_ingest_refuses_a_task_without_a_column_by_itself(whole: Params) -> None
     values["tasks"] = {"iq": {"kind": "regression", "column": "iq"}}
     with pytest.raises(UsageError, match=r"tasks.iq: no column 'iq'"):
         validate(values, SECTIONS["ingest"], origin="--params")
+
+
+@pytest.mark.parametrize("task", ["age", "unheard-of"])
+def test_a_prevalence_is_declared_for_a_task_of_two_classes(whole: Params, task: str) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    values["evaluate"]["prevalence"] = {task: 0.1}
+    with pytest.raises(
+        UsageError, match=rf"evaluate\.prevalence\.{task}: not one of the two-class"
+    ):
+        validate(values, Params, origin="params.yaml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -63,5 +63,8 @@ class EvaluateParams(Section):
     min_subgroup: int = Field(default=20, ge=5, le=MANY)
     """Persons that a subgroup (sex, age band, site, scanner) must have for its numbers to be given:
     smaller ones mislead, and could point to somebody."""
+    prevalence: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    """For a task of two classes the share of those with its second class among the people that the
+    model is meant for: predictive values are given at it (tables/decisions.tsv)."""
     promotion: Promotion | None = None
     """Without it nothing is promoted."""

@@ -18,6 +18,7 @@ from neurofoundry.evaluate.measure import (
     baselines,
     calibration,
     curves,
+    decisions,
     embeddings,
     explanations,
     performance,
@@ -46,6 +47,8 @@ class Results:
     seed: int
 
     measured: Measured
+    decisions: pd.DataFrame
+    """decisions.DECISIONS."""
     calibrated: pd.DataFrame
     """calibration.CALIBRATION."""
     subgroups: pd.DataFrame
@@ -85,6 +88,7 @@ def measure(
         params=params,
         seed=seed,
         measured=measured,
+        decisions=decisions.measure(evidence, measured, params=params),
         calibrated=calibration.measure(evidence, params=params, seed=seed),
         subgroups=subgroups.measure(evidence, params=params),
         curves=curves.measure(evidence, params=params, seed=seed),

@@ -13,7 +13,7 @@ from neurofoundry.stats.intervals import Estimate
 NUMBERS = frozenset(
     {
         *("fraction", "versus_fraction", "value", "low", "high", "seed_sd", "p", "p_holm"),
-        *("chance", "from_age_sex_labels"),
+        *("prevalence", "chance", "from_age_sex_labels"),
     }
 )
 """Columns that are numbers even where all of them are missing."""

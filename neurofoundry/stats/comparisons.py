@@ -176,6 +176,20 @@ def _touching(ends: Callable[[float], tuple[float, float]], value: float, freedo
     return float(2 * stats.t.sf(quantile, freedom))
 
 
+def ratio(one: Estimate, other: Estimate) -> Estimate:
+    """Return one / other of two shares of different persons, with the interval that theirs give on
+    the log scale (Zou & Donner, Statistics in Medicine 27, 2008). None where one is zero."""
+    for each in (one, other):
+        if each.value is None or each.low is None or each.high is None:
+            return Estimate(None, None, None, each.reason)
+    if not one.value or not other.value or not one.low or not other.low:
+        return Estimate(None, None, None, "a share of calls is zero in this sample")
+    value = one.value / other.value
+    below = math.hypot(math.log(one.value / one.low), math.log((other.high or 1) / other.value))
+    above = math.hypot(math.log((one.high or 1) / one.value), math.log(other.value / other.low))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
 def detectable(half_width: float, compared: int) -> float:
     """Return the difference that a study shows with a power of 80 % if its 95 % intervals have this
     half-width: about, as if normal.

@@ -47,6 +47,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
                 f"tables/{name}.tsv"
                 for name in ("embeddings", "explanations", "gaps", "metrics", "repeats", "sites")
             ),
+            "tables/decisions.tsv",
             "tables/subgroups.tsv",
         ]
     )

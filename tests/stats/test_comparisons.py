@@ -235,6 +235,22 @@ class TestDifferences:
             assert comparisons.difference(*pair, "auc", [9, 9], reason="no").reason == "no"
 
 
+def test_the_interval_of_a_ratio_of_shares_holds_the_truth():
+    random, held = np.random.default_rng(0), []
+    for _ in range(400):
+        shares = []
+        for truth in (0.8, 0.15):
+            hits = random.random(35) < truth
+            sample = intervals.jackknife(lambda w, h=hits: w @ h / w.sum(1), np.arange(35))
+            shares.append(intervals.estimate(sample, "sensitivity", [35, 35]))
+        found = comparisons.ratio(*shares)
+        if found.low is not None:
+            assert found.value == pytest.approx(shares[0].value / shares[1].value)
+            held.append(found.low <= 0.8 / 0.15 <= found.high)
+    assert len(held) > 390
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
 @pytest.mark.parametrize("compared", [1, 4])
 def test_what_is_called_detectable_is_found_in_four_of_five_studies(compared):
     error = 0.04
