@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -248,6 +248,7 @@ TOKENS = (
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(st.lists(st.sampled_from(TOKENS), max_size=14).map("".join))
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*found duplicate anchor")
 def test_a_text_is_read_or_refused_and_nothing_else(text: str) -> None:

@@ -88,12 +88,13 @@ def promote(
     from neurofoundry.kubeflow import executor, promote
     from neurofoundry.runtime import stage
 
-    decision = read_decision(evaluation)
-    journal.add(evaluation=str(evaluation), reason=decision.reason)
-    if executor_input and not decision.promoted:
-        # A step of a pipeline, which asks for every run: its end is no failure.
-        executor.tell(f"No model is promoted. {decision.reason}\n", out, executor_input)
-        return
+    if executor_input:
+        decision = read_decision(evaluation)
+        journal.add(evaluation=str(evaluation), reason=decision.reason)
+        if not decision.promoted:
+            # A step of a pipeline, which asks for every run: its end is no failure.
+            executor.tell(f"No model is promoted. {decision.reason}\n", out, executor_input)
+            return
     folder = stage.run(
         "promote",
         lambda work: promote.promote(work, models=models, evaluation=evaluation),
