@@ -11,9 +11,12 @@ import yaml
 from kfp import compiler
 
 from neurofoundry.errors import UsageError
+from neurofoundry.runtime.guard import guard_file
 from pipelines import node_pools, pipeline, smoke
 
 HERE = Path(__file__).parent
+MADE = "# Made by `python -m pipelines compile`."
+"""How every compiled pipeline begins."""
 COMMITTED = HERE / "neurofoundry.yaml"
 
 PIPELINES = {"neurofoundry.yaml": pipeline.build, "smoke.yaml": smoke.build}
@@ -24,13 +27,15 @@ def write(
     folder: Path, *, pools: str = "plain", file: Path = node_pools.SHIPPED, spot: bool = False
 ) -> list[Path]:
     """Compile the pipelines for a profile of node pools; return the files."""
+    for name in PIPELINES:
+        guard_file(folder / name, begins=MADE.encode())
     folder.mkdir(parents=True, exist_ok=True)
     machines = node_pools.read(pools, file, spot=spot)
     for name, build in PIPELINES.items():
         compiler.Compiler().compile(build(machines), str(folder / name))
         # Again with sorted keys: kfp writes some in an order that differs from run to run.
         text = yaml.safe_dump_all(read(folder / name))
-        (folder / name).write_text(f"# Made by `python -m pipelines compile`.\n{text}")
+        (folder / name).write_text(f"{MADE}\n{text}")
     return [folder / name for name in PIPELINES]
 
 

@@ -13,7 +13,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.kubeflow import executor, journal
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
-from neurofoundry.runtime.guard import guard_output, guard_place
+from neurofoundry.runtime.guard import guard_file, guard_output, guard_place
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.store import locate, locate_all
 
@@ -85,10 +85,23 @@ Store = Annotated[
         help="Keep the output here, beside those of other runs; --out becomes its manifest.",
     ),
 ]
+
+
+def _guarded(copies: list[str] | None) -> list[str] | None:
+    """Refuse a copy that would replace a file before the work, not after it."""
+    for copy in copies or ():
+        name, _, target = copy.partition("=")
+        if not name or not target:
+            raise UsageError(f"--copy {copy}: expected FILE=PATH.")
+        guard_file(Path(target), option="--copy")
+    return copies
+
+
 Copies = Annotated[
     list[str] | None,
     typer.Option(
         "--copy",
+        callback=_guarded,
         metavar="FILE=PATH",
         rich_help_panel=CLUSTER,
         help="Copy a file of the finished output. Repeatable.",
@@ -237,7 +250,7 @@ def hand_over(folder: Path, copies: Sequence[str] | None, executor_input: str) -
     """Give an orchestrator what it asked for of a finished output."""
     for copy in copies or ():
         name, _, target = copy.partition("=")
-        if not (folder / name).is_file() or not target:
+        if not (folder / name).is_file():
             raise UsageError(f"--copy {copy}: expected FILE=PATH; {folder} has no file '{name}'.")
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         with atomic(Path(target)) as temporary:

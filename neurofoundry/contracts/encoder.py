@@ -13,12 +13,12 @@ from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.contracts.cohort import SHA256
 from neurofoundry.contracts.documents import read_document
-from neurofoundry.contracts.origin import check_link, check_links
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import Grid, Volumes, check_described
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Name, Section
+from neurofoundry.runtime.links import check_link, check_links
 
 UNTRAINED = ("random", "sfcn")
 """Encoders of finetune.initializations that no stage has made: untrained networks."""

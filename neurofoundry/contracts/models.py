@@ -11,10 +11,10 @@ from pydantic import field_validator
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.documents import read_document, write_document
 from neurofoundry.contracts.encoder import Plan
-from neurofoundry.contracts.origin import check_links
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.volumes import check_described
 from neurofoundry.params import Section
+from neurofoundry.runtime.links import check_links
 from neurofoundry.tasks import Task, parse_task
 
 DONE, NOT_ESTIMABLE = "done", "not estimable"

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
-from neurofoundry.contracts.origin import check_links
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VolumeFolder, Volumes
@@ -42,6 +41,7 @@ from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic, hash_file
 from neurofoundry.runtime.guard import guard_table
+from neurofoundry.runtime.links import check_links
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import lock_folder
 from neurofoundry.runtime.progress import Progress

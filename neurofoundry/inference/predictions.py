@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.models import read_model_plan
-from neurofoundry.contracts.origin import check_contents, check_links
+from neurofoundry.contracts.origin import check_contents
 from neurofoundry.finetune import reference
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.reference import Reference
@@ -25,6 +25,7 @@ from neurofoundry.inference.embeddings import (
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.guard import guard_table
+from neurofoundry.runtime.links import check_links
 from neurofoundry.tasks import Task
 
 MODEL_FILES = ("model.safetensors", "plan.json", "reference.npz")

@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from neurofoundry.errors import NeurofoundryError
 from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.links import CONTENT_STORE
 from neurofoundry.runtime.log import log_defect
 from neurofoundry.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from neurofoundry.ingest.delimited import Cells
-
-# Data versioning tools keep files under the hash of their content and may leave links to them:
-# DVC (caches of versions 2 and 3), git-annex (of a repository, a submodule or a RIA store).
-_CONTENT_STORE = re.compile(
-    r"/[0-9a-f]{2}/[0-9a-f]{30}$|/annex/objects/(?:[^/]+/)+[A-Z0-9_]+-[^/]+$"
-)
 
 
 class UnusableError(Exception):
@@ -140,7 +135,7 @@ def check_location(file: Path, root: Path, *, any_name: bool = False) -> None:
             "`dvc pull`) or copy the file"
         )
     real = os.path.realpath(file)
-    if not (Path(real).is_relative_to(os.path.realpath(root)) or _CONTENT_STORE.search(real)):
+    if not (Path(real).is_relative_to(os.path.realpath(root)) or CONTENT_STORE.search(real)):
         raise UnusableError(
             "leads outside the dataset: expected a file within its folder. Copy the file there"
         )

@@ -17,6 +17,7 @@ from typing import Any
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.guard import guard_file
 from neurofoundry.runtime.store import read_circumstances
 
 Rows = Sequence[Mapping[str, str]]
@@ -68,6 +69,7 @@ def publish(
 
 def tell(text: str, out: Path, executor_input: str) -> None:
     """Print ``text`` and leave it in the file ``out``, the only output of a step."""
+    guard_file(out, makes=text.encode())
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as temporary:

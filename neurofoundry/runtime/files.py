@@ -26,6 +26,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     stem, dot, suffixes = path.name.partition(".")
     temporary = path.with_name(f".{stem}.tmp{dot}{suffixes}")
+    temporary.unlink(missing_ok=True)  # of a kill; or a link, and what it leads to is not ours
     try:
         yield temporary
         temporary.replace(path)

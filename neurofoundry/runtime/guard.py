@@ -64,6 +64,23 @@ def guard_table(out: Path, *, columns: Sequence[str], inputs: Collection[Path] =
         raise _refusal(out, "--out", "a file that this command has not written", "Give a new file")
 
 
+def guard_file(
+    out: Path, *, option: str = "--out", begins: bytes = b"", makes: bytes | None = None
+) -> None:
+    """Raise UsageError unless the file ``out`` can be written, or replaced, without loss.
+
+    One that is there must be empty, or begin as those of this command do, or be what it ``makes``.
+    """
+    place = guard_place(out, option=option, fix="Give a new file")
+    if place.is_dir():
+        raise _refusal(out, option, "a folder, and a file is written", "Give a new file")
+    if not place.exists() or not place.stat().st_size:
+        return
+    content = place.read_bytes() if place.is_file() else b""
+    if content != makes and not (begins and content.startswith(begins)):
+        raise _refusal(out, option, "a file that this command has not written", "Give a new file")
+
+
 def guard_manifest(out: Path, *, makes: str) -> None:
     """Raise UsageError unless ``out`` is new, or a manifest of an output of ``makes``."""
     place = guard_place(out, fix="Give a new file")

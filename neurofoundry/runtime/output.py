@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import UsageError
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import atomic, read_json
 from neurofoundry.runtime.store import recorded_key, write_manifest
 
 
@@ -43,7 +44,25 @@ class Output:
         if self._replaced.exists() and not self.folder.exists():
             self._replaced.rename(self.folder)
         elif self._replaced.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            _remove(self._replaced)
+
+    def guard(self) -> None:
+        """Raise UsageError where work on this output would destroy what is somebody's own.
+
+        That is a folder with the name of one that the work needs, or a file in the output itself.
+        """
+        for place in (self.partial, self._replaced):
+            if os.path.lexists(place) and not _is_ours(place):
+                raise UsageError(
+                    f"{place}: work on {self.folder} needs this name, and something else has it. "
+                    "Move it elsewhere, then run the same command again."
+                )
+        if foreign := _foreign(self.folder):
+            shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+            raise UsageError(
+                f"{self.folder}: it would be replaced, and holds what no run has written "
+                f"({shown}). Move that elsewhere, then run the same command again."
+            )
 
     @contextmanager
     def lock(self, key: str, *, keep: bool) -> Iterator[Path]:
@@ -75,6 +94,7 @@ class Output:
         """
         target = Output(out)
         target.recover()
+        target.guard()  # again: hours may have passed
         (self.partial / ".key").unlink(missing_ok=True)
         try:
             if target.folder.exists():
@@ -88,7 +108,51 @@ class Output:
                 f"({error.strerror}); nothing is lost. Allow folders to be renamed in "
                 f"{target.folder.parent}, then run the same command again."
             ) from error
-        shutil.rmtree(target._replaced, ignore_errors=True)
+        _remove(target._replaced)
+
+
+def names_of(folder: Path) -> list[str]:
+    """Return the files of a folder, below it too, that are not hidden."""
+    return [
+        file.relative_to(folder).as_posix()
+        for file in sorted(folder.rglob("[!.]*"))
+        if not file.is_dir()
+    ]
+
+
+def hash_name(name: str) -> str:
+    """Return what stage.json knows a file by: names are those of scans, and may be of people."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return the files of a finished output that its stage has not written."""
+    try:
+        known = str(read_json(folder / "stage.json")["files"]).split()
+    except (OSError, ValueError, KeyError):
+        return []
+    ours = {*known, hash_name("stage.json")}
+    return [name for name in names_of(folder) if hash_name(name) not in ours]
+
+
+def _is_ours(place: Path) -> bool:
+    """Return whether a folder beside an output is left from work on it."""
+    if place.is_symlink() or not place.is_dir():
+        return False
+    marks = (place / ".key", place / "stage.json")
+    return any(mark.exists() for mark in marks) or not any(place.glob("[!.]*"))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a finished output, stage.json last: what a kill leaves is known by it."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "stage.json":
+                path.unlink()
+        (folder / "stage.json").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def hand_over(folder: Path, out: Path) -> Path:

@@ -24,8 +24,9 @@ from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.experiment import Answer, Experiment, TrackingParams, switched
 from neurofoundry.runtime.files import hash_file, hash_json, read_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_output
+from neurofoundry.runtime.links import check_links
 from neurofoundry.runtime.log import LOGGER
-from neurofoundry.runtime.output import Output, hand_over
+from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of
 from neurofoundry.runtime.store import circumstances_of, folder_of, outputs, recorded_key
 from neurofoundry.runtime.tracking import PIPELINE, Made, Tracker
 
@@ -228,6 +229,7 @@ def run(
         folder = to.folder(name, job.key)
         LOGGER.info("%s: up to date", folder)
         return hand_over(folder, to.out)
+    output.guard()
     for source, folder in inputs.items():
         verify.refuse(source.partition("/")[0], folder, verify.item_differences(folder))
     with output.lock(job.key, keep=STAGES[name].keeps_items) as partial:
@@ -308,6 +310,7 @@ class _Job:
             for source, folder in inputs.items()
         }
         for source, folder in inputs.items():
+            check_links(folder)  # before anything is hashed: a link may lead to a device
             verify.check(source.partition("/")[0], folder, items=False)
         code = dict(deciding_code(STAGES[name].entry, *found_by_name))
         identity = {
@@ -428,6 +431,7 @@ class _Job:
             "data_reference": work.data_reference,
             "summary": work.summary,
             "contents": contents,
+            "files": " ".join(map(hash_name, names_of(work.dir))),
         }
         write_json(work.dir / "stage.json", record)
         return key

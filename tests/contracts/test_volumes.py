@@ -55,7 +55,7 @@ def test_every_spacing_fills_the_same_box(spacing: float) -> None:
 
 @pytest.mark.parametrize("spacing", [0, -1, 4, 7.3, 1e-300, 1e300, float("inf"), float("nan")])
 def test_a_spacing_that_does_not_divide_the_box_is_refused(spacing: float) -> None:
-    with pytest.raises(ValidationError, match="must divide"):
+    with pytest.raises(ValidationError, match=r"must divide|finite number"):
         Grid(spacing=spacing)
 
 

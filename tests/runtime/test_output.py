@@ -11,7 +11,7 @@ import pytest
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import write_json
-from neurofoundry.runtime.output import Output, hand_over
+from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of
 from neurofoundry.runtime.store import locate, recorded_key
 
 
@@ -225,3 +225,75 @@ def test_an_output_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) 
     assert out.is_symlink()
     assert (disk / "scans.tsv").read_text() == "made under k2"
     assert names(disk.parent) == ["cohort"]
+
+
+class TestNothingIsLost:
+    """Of somebody's own: in an output that is replaced, or under the name of a folder of work."""
+
+    @staticmethod
+    def finish(out: Path, key: str) -> None:
+        output = Output(out)
+        output.guard()
+        with output.lock(key, keep=False) as partial:
+            (partial / "plots").mkdir()
+            (partial / "plots/roc.png").write_text(key)
+            (partial / "scans.tsv").write_text(key)
+            files = " ".join(map(hash_name, names_of(partial)))
+            write_json(partial / "stage.json", {"key": key, "files": files})
+            output.publish(out)
+
+    @pytest.mark.parametrize("name", ["thesis.docx", "plots/mine.png", "new/folder/x"])
+    def test_a_file_in_a_finished_output(self, tmp_path: Path, name: str) -> None:
+        out = tmp_path / "evaluation"
+        self.finish(out, "k1")
+        (out / ".DS_Store").touch()  # what systems leave stops nothing
+        self.finish(out, "k2")
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("precious")
+        with pytest.raises(UsageError, match=rf"no run has written \({name}\)\. Move that"):
+            self.finish(out, "k3")
+        assert (out / name).read_text() == "precious"
+        assert (out / "scans.tsv").read_text() == "k2"
+        (out / name).rename(tmp_path / "elsewhere")  # the remedy
+        self.finish(out, "k3")
+        assert (out / "scans.tsv").read_text() == "k3"
+
+    def test_a_file_that_comes_while_the_work_is_done(self, tmp_path: Path) -> None:
+        out = tmp_path / "evaluation"
+        self.finish(out, "k1")
+        output = Output(out)
+        with output.lock("k2", keep=False) as partial:
+            write(partial, "k2")
+            (out / "notes.txt").write_text("precious")
+            with pytest.raises(UsageError, match=r"notes\.txt"):
+                output.publish(out)
+        assert (out / "notes.txt").read_text() == "precious"
+        assert recorded_key(partial) == "k2"  # the same command publishes what is whole
+
+    @pytest.mark.parametrize("name", [".cohort.partial", ".cohort.replaced"])
+    @pytest.mark.parametrize("what", ["folder", "file", "link"])
+    def test_the_name_of_a_folder_of_work(self, tmp_path: Path, name: str, what: str) -> None:
+        mine = tmp_path / ("mine" if what == "link" else name)
+        if what == "file":
+            mine.write_text("precious")
+        else:
+            mine.mkdir()
+            (mine / "thesis.docx").write_text("precious")
+        if what == "link":
+            (tmp_path / name).symlink_to(mine)
+        before = sorted(map(str, tmp_path.rglob("*")))
+        with pytest.raises(UsageError, match=rf"{name}: work on .* needs this name"):
+            self.finish(tmp_path / "cohort", "k1")
+        assert sorted(map(str, tmp_path.rglob("*"))) == before
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+        self.finish(tmp_path / "cohort", "k1")
+
+    def test_what_a_kill_in_the_removal_of_the_old_output_leaves_is_known(
+        self, tmp_path: Path
+    ) -> None:
+        self.finish(tmp_path / "cohort", "k1")
+        self.finish(tmp_path / ".cohort.replaced", "k0")
+        (tmp_path / ".cohort.replaced/scans.tsv").unlink()
+        self.finish(tmp_path / "cohort", "k2")
+        assert Output(tmp_path / "cohort").current("k2")
+        assert names(tmp_path) == ["cohort"]
