@@ -135,7 +135,10 @@ class Params(Section):
                 raise ValueError(f"evaluate.prevalence.{name}: not one of the two-class tasks")
         promotion = self.evaluate.promotion
         if promotion and promotion.task not in self.tasks:
-            raise ValueError(f"evaluate.promotion.task: no task '{promotion.task}'")
+            raise ValueError(
+                f"evaluate.promotion.task: no task '{promotion.task}'; there is "
+                f"{', '.join(self.tasks) or 'none'}. Name one of them, or remove evaluate.promotion"
+            )
         if promotion and promotion.initialization not in self.finetune.initializations:
             raise ValueError(f"evaluate.promotion: no initialization '{promotion.initialization}'")
         return self

@@ -17,6 +17,7 @@ import wandb
 import yaml
 
 from neurofoundry.cli import stages as cli
+from neurofoundry.errors import UsageError
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime import tracking
@@ -162,6 +163,24 @@ def test_nothing_that_would_leave_names_a_person_or_a_path(runs: dict[str, list[
     for path in files:
         content = path.read_bytes()
         assert not [name for name in told if name.encode() in content], path.name
+
+
+def test_weights_that_exist_already_need_no_pretraining(
+    runs: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = runs[""]
+    monkeypatch.chdir(folder)
+    for name in ("cohort", "volumes"):
+        shutil.copytree(folder / "out" / name, tmp_path / "out" / name)
+    off = ["tracking.mode=disabled", "pretrain.methods=[]"]
+    with pytest.raises(UsageError, match="give weights with --encoder"):
+        cli.run_all(Path("data"), tmp_path / "out", overrides=off, workers=1)
+    weights = [folder / "out/encoder/simclr"]
+    cli.run_all(Path("data"), tmp_path / "out", overrides=off, workers=1, encoder=weights)
+    assert not (tmp_path / "out/encoder").exists()
+    for name in ("headline.json", "metrics.json"):
+        again = (tmp_path / "out/evaluation" / name).read_bytes()
+        assert again == (folder / "out/evaluation" / name).read_bytes()
 
 
 def test_an_agent_of_a_sweep_drives_the_pipeline(

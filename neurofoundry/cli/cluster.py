@@ -57,6 +57,8 @@ def configure(
     for stage, sections in SECTIONS.items():
         text = values.read_by(sections).model_dump_json(by_alias=True)
         outputs[stage] = str(keep_params(store, stage, text)) if store else text
+    if not values.pretrain.methods:
+        raise UsageError("pretrain.methods: a pipeline on a cluster pretrains; name a method.")
     outputs["methods"] = list(values.pretrain.methods)
     outputs["shards_of_preprocess"] = _shards(preprocess_shards)
     outputs["shards_of_finetune"] = _shards(finetune_shards)

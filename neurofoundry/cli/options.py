@@ -67,6 +67,15 @@ Encoder = Annotated[
         help="An output of pretrain, or a folder of them. Repeatable.",
     ),
 ]
+OtherEncoders = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--encoder",
+        callback=locate_all,
+        help="Weights that exist already: an output of import or pretrain, or a folder of them. "
+        "Repeatable.",
+    ),
+]
 Models = Annotated[Path, typer.Option("--models", callback=locate, help="The output of finetune.")]
 Workers = Annotated[
     int,

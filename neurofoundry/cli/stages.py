@@ -18,6 +18,7 @@ from neurofoundry.cli.options import (
     Encoder,
     ExecutorInput,
     Models,
+    OtherEncoders,
     Out,
     Overrides,
     ParamsFile,
@@ -37,6 +38,7 @@ from neurofoundry.cli.options import (
     plan,
     worker_count,
 )
+from neurofoundry.errors import UsageError
 from neurofoundry.runtime.experiment import pipeline_run
 from neurofoundry.runtime.store import locate_all
 
@@ -290,19 +292,23 @@ def run_all(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     workers: Workers = 0,
+    encoder: OtherEncoders = None,
 ) -> None:
     """Run all five stages into one folder. Run again, it makes only what has changed."""
-    cohort, volumes, encoder = out / "cohort", out / "volumes", out / "encoder"
+    cohort, volumes, own = out / "cohort", out / "volumes", out / "encoder"
     models, evaluation = out / "models", out / "evaluation"
-    guard_run(out, inputs=[data, *params_file(params)])
+    guard_run(out, inputs=[data, *params_file(params), *(encoder or ())])
     values = load_params(params, overrides)
+    encoders = [*([own] if values.pretrain.methods else []), *(encoder or ())]
+    if not encoders:
+        raise UsageError("pretrain.methods names none: give weights with --encoder.")
     with pipeline_run(out.resolve(), data.resolve(), values):
         ingest(data, cohort, params, overrides)
         preprocess(data, cohort, volumes, params, overrides, workers)
         for method in values.pretrain.methods:
-            pretrain(volumes, method, encoder / method, params, overrides, processes=1)
-        finetune(volumes, [encoder], models, params, overrides)
-        evaluate(cohort, volumes, [encoder], models, evaluation, params, overrides)
+            pretrain(volumes, method, own / method, params, overrides, processes=1)
+        finetune(volumes, encoders, models, params, overrides)
+        evaluate(cohort, volumes, encoders, models, evaluation, params, overrides)
     print(f"\nReport: {evaluation / 'report.html'}")
 
 

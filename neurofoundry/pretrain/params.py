@@ -57,9 +57,9 @@ class PretrainParams(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[SerializeAsAny[Section], PlainValidator(read_section)]]
 
-    methods: tuple[str, ...] = Field(default=("simclr",), min_length=1)
+    methods: tuple[str, ...] = ("simclr",)
     """Objectives, such as `simclr` and `mae`. Each makes an encoder of its own, of its name, by the
-    section of its name and all that follows."""
+    section of its name and all that follows. []: none, as all encoders come from elsewhere."""
     splits: tuple[Literal["pretrain", "train"], ...] = Field(default=("pretrain",), min_length=1)
     """Where scans come from. Nothing is learned from val, on which the probe is scored; the splits
     test and ood are never seen here."""
