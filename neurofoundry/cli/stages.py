@@ -254,7 +254,7 @@ def evaluate(
     executor_input: ExecutorInput = "",
 ) -> None:
     """Evaluate the models in and out of distribution, with intervals, and write the report."""
-    from neurofoundry.evaluate import run
+    from neurofoundry.evaluate import champion, run
     from neurofoundry.project import EvaluateSections
     from neurofoundry.runtime import stage
 
@@ -272,7 +272,7 @@ def evaluate(
             seed=values.seed,
         ),
         to=stage.Destination(out, store),
-        params=values.deciding(),
+        params=values.deciding() | champion.fingerprint(values.evaluate.promotion),
         inputs={
             "ingest": cohort,
             "preprocess": volumes,

@@ -30,12 +30,11 @@ from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import narrative
-from neurofoundry.evaluate.report.provenance import short
 from neurofoundry.evaluate.rows import find_row, table_of
 from neurofoundry.params import validate
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.experiment import public
-from neurofoundry.runtime.files import to_plain
+from neurofoundry.runtime.files import short, to_plain
 from neurofoundry.runtime.guard import guard_output
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
@@ -113,7 +112,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     differences: list[dict[str, object]] = []
     for name in shared:
         tested = [(each.letter, each.tasks[name]) for each in evaluations]
-        more_values, more_differences = _compare_task(tested, first)
+        more_values, more_differences = compare_task(tested, first)
         values += more_values
         differences += more_differences
     return Comparison(
@@ -150,7 +149,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
             letter,
             title,
             {
-                name: _tested(predictions.read(folder / "predictions", name, task))
+                name: tested(predictions.read(folder / "predictions", name, task))
                 for name, task in tasks.items()
             },
             params,
@@ -173,7 +172,7 @@ def _titles(folders: Sequence[Path]) -> list[str]:
     return ["/".join(each[-depth:]) for each in parts]
 
 
-def _tested(evidence: Evidence) -> Tested:
+def tested(evidence: Evidence) -> Tested:
     """Keep the test and ood scans, with the thresholds that val suggests."""
     thresholds = performance.thresholds_of(evidence)
     rows = evidence.scans["split"].isin(TESTED).to_numpy()
@@ -241,7 +240,7 @@ def _unlike(first: Evaluation, other: Evaluation, name: str) -> Iterator[str]:
         yield f"{first} and {other} disagree on which scans are of one person"
 
 
-def _compare_task(
+def compare_task(
     tested: Sequence[tuple[str, Tested]], first: Evaluation
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Return rows of VALUES and of DIFFERENCES."""

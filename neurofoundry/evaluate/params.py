@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,6 +43,9 @@ class Promotion(Section):
     """Another initialization, or a baseline: baseline-prevalence (regression: baseline-mean),
     baseline-age-sex-site (without what the task predicts) or baseline-morphometry."""
     split: Literal["test", "ood"] = "test"
+    champion: Path | None = None
+    """The evaluation of the model that was promoted before: this one must be better than it, too,
+    on the same scans. `dvc get . evaluation --rev RELEASE --out release` brings one back."""
     margin: float = Field(default=0, ge=0, le=MANY)
     """The whole interval of the paired difference must be better than 'over' by more than this."""
     max_calibration_error: float | None = Field(default=None, gt=0, le=1)

@@ -54,11 +54,13 @@ def decide(
     *,
     sites: pd.DataFrame,
     encoder: str | None,
+    champion: Requirement | None = None,
 ) -> Decision:
     """Decide on promotion: every requirement of the rule must be met.
 
     ``fraction`` is the share of the labels of the model that is promoted, ``sites`` the table of
-    robustness.sites, ``encoder`` what the model starts from.
+    robustness.sites, ``encoder`` what the model starts from, ``champion`` what the comparison with
+    the model that was promoted before requires.
     """
     if rule is None:
         return _decision(False, "params.yaml declares no rule (evaluate.promotion).", None)
@@ -74,7 +76,7 @@ def decide(
     if row is None or row["low"] is None:
         reason = row["reason"] if row else f"no model '{rule.initialization}' was made for it"
         return _decision(False, f"The rule cannot be decided: {reason}.", rule)
-    requirements = [_better(rule, row)]
+    requirements = [_better(rule, row), *([champion] if champion else [])]
     if rule.max_calibration_error is not None:
         requirements.append(_calibrated(rule, rule.max_calibration_error, measured, fraction))
     if rule.max_site_accuracy is not None:
@@ -99,7 +101,7 @@ def _decision(
     return Decision(
         promoted=promoted,
         reason=reason,
-        rule=rule.model_dump(mode="json") if rule else None,
+        rule=rule.model_dump(mode="json", exclude={"champion"}) if rule else None,
         difference=difference,
         conditions=conditions,
     )

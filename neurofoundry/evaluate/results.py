@@ -11,7 +11,7 @@ import pandas as pd
 
 from neurofoundry.contracts.evaluation import Decision
 from neurofoundry.contracts.volumes import Volumes
-from neurofoundry.evaluate import promotion
+from neurofoundry.evaluate import champion, promotion
 from neurofoundry.evaluate.evidence import Evidence, read_evidence
 from neurofoundry.evaluate.inputs import Features, Inputs, read_features
 from neurofoundry.evaluate.measure import (
@@ -95,7 +95,7 @@ def measure(
         repeats=robustness.repeats(evidence, params=params),
         sites=sites,
         recognized=embeddings.measure(features, inputs, params=params),
-        decision=_decide(params, evidence, measured, sites, inputs),
+        decision=_decide(params, evidence, measured, sites, inputs, seed=seed),
     )
 
 
@@ -105,13 +105,19 @@ def _decide(
     measured: Measured,
     sites: pd.DataFrame,
     inputs: Inputs,
+    *,
+    seed: int,
 ) -> Decision:
     rule = params.promotion
-    fractions = {each.name: each.fraction for each in tasks}
+    of_task = next((each for each in tasks if rule and each.name == rule.task), None)
+    judged = None
+    if rule and rule.champion and of_task:
+        judged = champion.judge(rule, rule.champion, of_task, params=params, seed=seed)
     return promotion.decide(
         rule,
         measured,
-        fractions.get(rule.task, 1.0) if rule else 1.0,
+        of_task.fraction if of_task else 1.0,
+        champion=judged,
         sites=sites,
         encoder=inputs.starts_from(rule.initialization) if rule else None,
     )

@@ -33,7 +33,7 @@ WANDB_DISABLED = {
 }
 """What the values of WANDB_DISABLED mean: W&B no longer reads it, and people still set it."""
 
-PRIVATE = ("path", "overrides", "template")
+PRIVATE = ("path", "overrides", "template", "champion")
 """Parameters that name files."""
 
 

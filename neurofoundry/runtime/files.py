@@ -66,6 +66,11 @@ def link(source: Path | str, target: Path | str) -> None:
             shutil.copyfile(source, temporary)
 
 
+def short(sha256: str) -> str:
+    """Return the beginning of a hash, by which people tell it from others."""
+    return sha256[:10]
+
+
 def hash_json(content: Any) -> str:
     """Return the SHA-256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

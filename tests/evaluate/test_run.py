@@ -34,6 +34,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
             "checklist.md",
             "embeddings.html",
             "headline.json",
+            "methods.md",
             "metrics.json",
             "model_card.md",
             "promotion.json",

@@ -18,7 +18,7 @@ from neurofoundry.evaluate.rows import find_row
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.templates import render
 
-PAGES = ("report.html", "model_card.md", "checklist.md")
+PAGES = ("report.html", "model_card.md", "checklist.md", "methods.md")
 """Names of the templates, and of the files that are made from them."""
 
 

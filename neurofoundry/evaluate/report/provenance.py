@@ -12,6 +12,7 @@ from neurofoundry.evaluate.report.cohort import embed
 from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.results import Results
 from neurofoundry.runtime.code import code_hash
+from neurofoundry.runtime.files import short
 
 SPLIT_BY = {
     "hash": "Persons, not scans, are assigned to the splits by a seeded hash",
@@ -66,6 +67,7 @@ def _declared(inputs: Inputs) -> dict[str, Any]:
     """
     dealt, learning = _section(inputs, "ingest").get("splits", {}), _section(inputs, "finetune")
     return {
+        "spacing": _section(inputs, "preprocess").get("grid", {}).get("spacing", 1.0),
         "split_by": SPLIT_BY.get(dealt.get("mode", "hash"), ""),
         "splits": _chosen(dealt, *("pretrain", "train", "val", "test", "folds", "repeats")),
         "preprocess": _chosen(
@@ -125,8 +127,3 @@ def _stage(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "code": short(str(record.get("code_sha256", ""))),
         "libraries": record.get("libraries", {}),
     }
-
-
-def short(sha256: str) -> str:
-    """Return the beginning of a hash."""
-    return sha256[:10]

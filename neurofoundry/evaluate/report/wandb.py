@@ -14,14 +14,14 @@ from sklearn.metrics import precision_recall_curve
 from neurofoundry.evaluate import predictions
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.report import headline
+from neurofoundry.evaluate.report import build, headline
 from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.results import Results
 from neurofoundry.runtime.experiment import Answer
 from neurofoundry.runtime.tracking import ENCODER, Made, Tracker, encoder_artifact
 from neurofoundry.tasks import Task
 
-REPORT = ("report.html", "model_card.md", "checklist.md", "metrics.json", "promotion.json")
+REPORT = (*build.PAGES, "metrics.json", "promotion.json")
 MODEL = ("model.safetensors", "plan.json", "reference.npz")
 """Files of a model's artifact; fitted.tsv and predictions.tsv name scans and are not sent."""
 

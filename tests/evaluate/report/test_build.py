@@ -133,3 +133,14 @@ def test_the_checklist_is_filled_from_the_run_and_names_nobody(usual, evaluated)
     assert "Left to the author" in funding
     for name in {*scans["subject"], *scans["person"], *scans["scan_id"]}:
         assert name not in text
+
+
+def test_the_methods_say_what_the_run_has_done(evaluated):
+    text = (evaluated.dir / "methods.md").read_text()
+    assert "registered to the MNI152 template" in text
+    assert "pretrained without labels on" in text
+    assert "with SimCLR [7]" in text
+    assert "{{" not in text
+    assert "None" not in text
+    for number in range(1, 11):
+        assert f"\n{number}. " in text
