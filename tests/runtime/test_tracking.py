@@ -380,6 +380,35 @@ def test_online_the_server_gets_each_step_once_and_no_path(
         assert secret.encode() not in sent
 
 
+def test_a_promoted_model_is_linked_to_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 30)
+    (tmp_path / "model.safetensors").write_text("weights")
+    with wandb_server.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        with tracking.run(PARAMS, stage="evaluate", key=KEY, group=GROUP, config={}) as tracker:
+            assert tracker.registry == "model"
+            tracker.produced(
+                Made(
+                    "model-age-simclr",
+                    "model",
+                    tmp_path,
+                    ["model.safetensors"],
+                    aliases=["promoted"],
+                    registry="model/age",
+                )
+            )
+    assert server.unknown == []
+    assert "W&B: " not in caplog.text
+    (made,) = [given["input"] for name, given in server.operations if name == "CreateArtifact"]
+    assert {each["alias"] for each in made["aliases"]} == {"latest", "promoted"}
+    (link,) = [given["input"] for name, given in server.operations if name == "LinkArtifact"]
+    assert (link["entityName"], link["projectName"]) == ("lab-org", "wandb-registry-model")
+    assert (link["artifactPortfolioName"], link["artifactID"]) == ("age", "A")
+
+
 def test_the_workspace_of_the_docs_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

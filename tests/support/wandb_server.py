@@ -116,6 +116,23 @@ class Received:
             return {"viewer": person | {"teams": {"edges": []}}}
         if name == "UpsertView2":
             return {"upsertView": {"view": {"id": "w", "name": "nw-w-v"}, "inserted": True}}
+        if name == "ArtifactByID":
+            return {"artifact": self._committed()}
+        if name == "FetchOrgInfoFromEntity":
+            org = {"name": "lab", "orgEntity": {"name": "lab-org"}}
+            return {"entity": {"__typename": "Entity", "organization": org, "user": None}}
+        if name == "LinkArtifact":
+            made = self._committed()
+            asked = given["input"]
+            collection = made["artifactSequence"] | {
+                "__typename": "ArtifactPortfolio", "name": asked["artifactPortfolioName"],
+            }  # fmt: skip
+            member = {
+                "__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 0,
+                "createdAt": "2026-01-01T00:00:00", "aliases": [], "artifact": made,
+                "artifactCollection": collection,
+            }  # fmt: skip
+            return {"result": {"versionIndex": 0, "artifactMembership": member}}
         if name == "ArtifactType":
             return {"project": {"artifact": None}}
         if name == "UpsertSweep":
@@ -134,6 +151,24 @@ class Received:
         if name == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": "A"}}}
         return None
+
+    def _committed(self) -> dict[str, Any]:
+        """The artifact that was last made, as the server keeps it."""
+        made = next(given for name, given in self.operations[::-1] if name == "CreateArtifact")
+        collection, kind = (
+            made["input"]["artifactCollectionName"],
+            made["input"]["artifactTypeName"],
+        )
+        entity = {"name": "me"}
+        project = {"id": "p", "internalId": "p", "name": "neurofoundry", "entity": entity}
+        sequence = {"__typename": "ArtifactSequence", "name": collection, "project": project}
+        return {
+            "__typename": "Artifact", "id": "A", "artifactSequence": sequence, "versionIndex": 0,
+            "artifactType": {"name": kind}, "description": None, "metadata": "{}",
+            "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [], "historyStep": None,
+            "state": "COMMITTED", "size": 1, "digest": "d", "commitHash": "c", "fileCount": 1,
+            "createdAt": "2026-01-01T00:00:00", "updatedAt": None, "aliases": [],
+        }  # fmt: skip
 
     def _file(self, name: str) -> dict[str, Any]:
         return {"id": "F", "uploadUrl": f"{self.url}/upload/{name}", "uploadHeaders": []}
