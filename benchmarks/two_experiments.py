@@ -71,7 +71,9 @@ def begin(folder: Path) -> None:
     params.write_text(yaml.safe_dump(values, sort_keys=False))
     for name in ("data.dvc", "dvc.lock"):
         (folder / name).unlink(missing_ok=True)
-    call("neurofoundry", "phantom", "--out", "data", "--subjects", "80", at=folder)
+    call(
+        "neurofoundry", "phantom", "--out", "data", "--subjects", "60", "--spacing", "5", at=folder
+    )
     call("dvc", "add", "--quiet", "data", at=folder)
     call("git", "add", "--all", at=folder)
     call("git", "commit", "--quiet", "--message", "a small cohort", at=folder)
