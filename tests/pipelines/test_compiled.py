@@ -14,7 +14,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from neurofoundry.cli import cluster as cli
 from neurofoundry.errors import UsageError
 from neurofoundry.kubeflow.schemas import Pool
-from pipelines import compiled, node_pools
+from pipelines import compiled, node_pools, placeholders
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("ingest", "preprocess", "pretrain", "finetune", "evaluate")
@@ -59,6 +59,16 @@ def test_every_reference_is_handed_down_to_where_it_is_used(
             for source in task.get("inputs", {}).get("parameters", {}).values():
                 if wanted := source.get("componentInputParameter"):
                     assert wanted in given, (name, wanted)
+    containers = pipeline["deploymentSpec"]["executors"]
+    seen = set()
+    for task in compiled.tasks(documents):
+        if label := components[task["componentRef"]["name"]].get("executorLabel"):
+            held = containers[label]["container"]
+            for text in (held["image"], yaml.safe_dump(held["resources"], width=1000)):
+                for channel in placeholders.IMAGE.findall(text.replace("''", "'")):
+                    assert channel in task["inputs"]["parameters"], (label, channel)
+                    seen.add(channel)
+    assert seen >= {"pipelinechannel--image", "pipelinechannel--pretrain-on-nodes-gpus_left"}
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for name, executor in executors.items():
         text = yaml.safe_dump(executor)
