@@ -98,7 +98,7 @@ def main() -> None:
     table = summarize(rows, arguments)
     for name, value in table.items():
         print(f"{name:34}{value}")
-    arguments.out.write_text(json.dumps({"table": table, "rows": rows}, indent=1, default=list))
+    arguments.out.write_text(json.dumps({"table": table, "rows": rows}, indent=1))
 
 
 def read_heads(arguments: argparse.Namespace) -> list[Head]:
@@ -148,8 +148,8 @@ def measure(head: Head, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         warped = ours(head, syn, prepared)
         rows[0] |= {f"syn_{n}": warped.get(n) for n in ("cpu_s", "jacobian_min", "jacobian_max")}
     for row in rows:
-        shown = {k: v for k, v in row.items() if k not in ("map", "their_map", "measures")}
-        print(json.dumps(shown, default=list), flush=True)
+        hidden = ("map", "measures", "labels", "their_labels")
+        print(json.dumps({k: v for k, v in row.items() if k not in hidden}), flush=True)
     return rows
 
 

@@ -118,13 +118,19 @@ def stripped(scan: Image) -> Image | None:
     """
     apart = np.abs(scan.values - np.float32(surroundings(scan)))
     top = float(np.percentile(apart, 99.5))
-    if (apart <= EMPTY * top).mean() < EMPTY_SHARE:
+    shown = apart > EMPTY * top
+    if 1 - shown.mean() < EMPTY_SHARE:
         return None
-    largest = ndimage.binary_fill_holes(largest_component(apart > RIPPLE * top))
-    ml = largest.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    # Of what is shown, not of what is bright: a head with dark skull would be as small as a brain.
+    ml = _solid(shown).sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     if not STRIPPED_ML[0] <= ml <= STRIPPED_ML[1]:
         return None
-    return Image(largest.astype(np.float32), scan.affine)
+    return Image(_solid(apart > RIPPLE * top).astype(np.float32), scan.affine)
+
+
+def _solid(mask: Mask) -> Mask:
+    solid: Mask = ndimage.binary_fill_holes(largest_component(mask))
+    return solid
 
 
 def surroundings(scan: Image) -> float:

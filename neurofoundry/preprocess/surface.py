@@ -35,6 +35,8 @@ DIRECTIONS = ((2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (0, -1))
 """Axes and directions of a scan that may be up; the first one is by its header."""
 STARTS, STILL_MM, BRAIN_RADIUS_MM = 5, 8.0, 75.0
 """The surface grows anew from the middle of what it held, as often, until that moves by less."""
+LEAST_ML, LEAKED_ML = 500.0, 1800.0
+"""Volumes below and above which a surface does not hold a brain alone."""
 TYPICAL = 0.8
 """Smith's t_m, as a share of the median within the surface before."""
 REACH_MM, RAY_MM = 140.0, 0.5
@@ -71,19 +73,23 @@ def _settle_in(values: NDArray[np.float32]) -> Array:
     radius = (3 / (4 * np.pi) * len(voxels)) ** (1 / 3)
     ball = voxels[((voxels - centre) ** 2).sum(axis=1) < radius**2]
     typical = float(np.median(values[tuple(ball.T)]))
+    grown: list[tuple[float, Array]] = []
     for _ in range(STARTS):
         if typical <= threshold:
             raise UnusableScanError("no head: the middle of the image is as dark as its background")
         profile = _Profile.of(values, dark, threshold, typical)
         vertices = _grow(profile, centre + sphere()[0] * radius / 2)
         inside = fill(vertices, np.eye(4), values.shape)
+        grown.append((inside.sum() * SPACING_MM**3 / 1000, vertices))
         if not inside.any():
             break
         before, centre = centre, _deepest(inside)
         radius, typical = BRAIN_RADIUS_MM / SPACING_MM, TYPICAL * float(np.median(values[inside]))
         if np.linalg.norm(centre - before) * SPACING_MM < STILL_MM:
             break
-    return vertices
+    # The last that has not leaked; where all have, the one that has least.
+    whole = [vertices for ml, vertices in grown if LEAST_ML <= ml <= LEAKED_ML]
+    return whole[-1] if whole else min(grown, key=lambda each: each[0])[1]
 
 
 def fill(surface: Array, affine: Matrix, shape: tuple[int, ...]) -> Mask:

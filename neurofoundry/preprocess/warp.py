@@ -39,12 +39,11 @@ STEP = 0.5
 """The optimizer's step, relative to a level's spacing in mm."""
 SQUARINGS, FINAL_SQUARINGS = 5, 7
 INVERSIONS = 5
-LEAST_GROWTH = 0.05
-"""The smallest factor by which a warp or its inverse may change a volume; the largest is 20. Real
-brains need 0.2 to 5."""
-SOFTER, SOFTENINGS = 2.0, 8
-"""Width in voxels by which the velocity is blurred where a warp goes beyond that, and how often at
-most: next to nothing of a fold is left then."""
+LEAST_GROWTH, MOST_GROWTH = 0.01, 20.0
+"""The factors by which a warp may change a volume; real brains need 0.2 to 5."""
+SOFTER, SOFTENINGS = 0.7, 12
+"""Width in voxels by which the velocity is blurred first where a warp goes beyond that, half as
+wide again each time, and how often at most: next to nothing of a fold is left then."""
 SEEN = 0.05
 """Intensity (0..1) from which a voxel counts."""
 NEGLIGIBLE = 1e-5
@@ -211,27 +210,29 @@ def _unfolded(velocity: torch.Tensor, in_unit: torch.Tensor, affine: Matrix) -> 
     The exact flow never folds; one between voxels does where the velocity changes too much from one
     voxel to the next.
     """
-    for _ in range(SOFTENINGS):
-        forward, inverse = (
-            (field / in_unit)[0].movedim(0, -1).contiguous().cpu().numpy()
-            for field in _both_ways(velocity)
-        )
-        warp = Warp(forward, inverse, affine)
-        ranges = warp.jacobian(), Warp(inverse, forward, affine).jacobian()
-        if all(low >= LEAST_GROWTH and high <= 1 / LEAST_GROWTH for low, high in ranges):
+    for attempt in range(SOFTENINGS):
+        there = exponential(velocity, FINAL_SQUARINGS)
+        forward = _as_stored(there, in_unit)
+        low, high = Warp(forward, forward, affine).jacobian()
+        if low >= LEAST_GROWTH and high <= MOST_GROWTH:
             break
-        velocity = _blur(velocity, SOFTER)
-    return warp
+        velocity = _blur(velocity, SOFTER * 1.5**attempt)
+    return Warp(forward, _as_stored(_back(there, velocity), in_unit), affine)
 
 
-def _both_ways(velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the displacements of following a velocity, and those that lead back from there."""
-    there, back = (exponential(way, FINAL_SQUARINGS) for way in (velocity, -velocity))
+def _as_stored(field: torch.Tensor, in_unit: torch.Tensor) -> NDArray[np.float32]:
+    stored: NDArray[np.float32] = (field / in_unit)[0].movedim(0, -1).contiguous().cpu().numpy()
+    return stored
+
+
+def _back(there: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    """Return the displacements that lead back from where following a velocity leads."""
+    back = exponential(-velocity, FINAL_SQUARINGS)
     identity = _identity(there.shape[2:], velocity.device)
     for _ in range(INVERSIONS):
         # So that it leads back from where the stored displacements lead, not the exact ones.
         back = -_sample(there, identity + back.movedim(1, -1))
-    return there, back
+    return back
 
 
 def _triple_product(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:

@@ -112,6 +112,15 @@ def test_a_stripped_brain_with_ripples_below_its_background_is_one_too(heads: li
         assert found.head.values.min() >= offset - 1
 
 
+def test_a_small_head_with_a_dark_skull_in_blackened_air_is_not_stripped() -> None:
+    """What is bright in it is as small as a brain."""
+    radius = 2.0 * np.sqrt(((np.indices((90, 90, 90)) - 45) ** 2).sum(axis=0))
+    values = np.select([radius < 72, radius < 84], [100.0, 3.0], 0.0).astype(np.float32)
+    assert brain.stripped(Image(values, np.diag([2.0, 2, 2, 1]))) is None
+    values[radius >= 72] = 0
+    assert brain.stripped(Image(values, np.diag([2.0, 2, 2, 1]))) is not None
+
+
 def test_the_largest_component_is_the_one_with_most_voxels_and_nothing_of_nothing() -> None:
     mask = np.zeros((6, 6, 6), bool)
     mask[0, 0, :2] = mask[2, 2, 1:5] = mask[5, 5, 3:] = True
