@@ -201,9 +201,15 @@ HASHED_SUBJECTS = pa.DataFrameSchema(
 )
 """subjects.tsv of an exported encoder: `hash_person` of everyone."""
 
-IMAGES = pa.DataFrameSchema({"sha256": pa.Column(str, SHA256)}, coerce=True)
-"""images.tsv of an encoder: every image it was pretrained on. It may be missing for an encoder from
-elsewhere: leakage then shows by name only."""
+IMAGES = pa.DataFrameSchema(
+    {
+        "sha256": pa.Column(str, SHA256),
+        "sketch": pa.Column(str, nullable=True, required=False),
+    },
+    coerce=True,
+)
+"""images.tsv of an encoder: every image it was pretrained on, and the sketch by which copies of it
+are known. It may be missing for an encoder from elsewhere: leakage then shows by name only."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,8 @@ class PretrainedOn:
     images: frozenset[str] | None = None
     """SHA-256 of the image files; None if the encoder does not say."""
     salt: str = ""
+    sketches: tuple[str, ...] = ()
+    """Of the images, as far as the encoder has them (`sketches.sketch`)."""
 
     def among(self, persons: Iterable[str]) -> list[str]:
         """Return those of ``persons`` whom the encoder is known to have seen."""
@@ -231,13 +239,19 @@ def hash_person(person: str, salt: str) -> str:
     return hmac.new(salt.encode(), person.encode(), "sha256").hexdigest()
 
 
+def _read_images(path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
+    table = read_table(path, IMAGES)
+    sketches = tuple(table["sketch"].dropna()) if "sketch" in table else ()
+    return frozenset(table["sha256"]), sketches
+
+
 def read_pretrained(encoder: Path) -> PretrainedOn:
     """Read subjects.tsv and images.tsv of an encoder, as far as it has them. Raises DataError."""
     path = encoder / "images.tsv"
-    images = frozenset(read_table(path, IMAGES)["sha256"]) if path.exists() else None
+    images, sketches = _read_images(path) if path.exists() else (None, ())
     path = encoder / "subjects.tsv"
     if not path.exists():
-        return PretrainedOn(None, images)
+        return PretrainedOn(None, images, sketches=sketches)
     with path.open(encoding="utf-8", errors="replace") as file:
         columns = file.readline(1000).rstrip("\n").split("\t")
     if "person_hash" in columns:
@@ -245,8 +259,10 @@ def read_pretrained(encoder: Path) -> PretrainedOn:
         salts = set(table["salt"])
         if len(salts) > 1:
             raise DataError(f"{path}: {len(salts)} salts, expected one for all. Export it again.")
-        return PretrainedOn(frozenset(table["person_hash"]), images, next(iter(salts), ""))
-    return PretrainedOn(frozenset(read_table(path, SUBJECTS)["person"]), images)
+        salt = next(iter(salts), "")
+        return PretrainedOn(frozenset(table["person_hash"]), images, salt, sketches)
+    persons = frozenset(read_table(path, SUBJECTS)["person"])
+    return PretrainedOn(persons, images, sketches=sketches)
 
 
 HISTORY = pa.DataFrameSchema(

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import PretrainedOn
+from neurofoundry.contracts.sketches import COPY, nearest, unit_rows
 from neurofoundry.errors import DataError
 from neurofoundry.params import Section
 
@@ -171,9 +172,26 @@ def guard_leaks(scans: pd.DataFrame, *, pretrained: PretrainedOn = NOTHING_SEEN)
         f"{scan.split}"
         for scan in held_out[held_out["sha256"].isin(pretrained.images or ())].itertuples()
     ]
+    leaks += _copies_of(pretrained, held_out)
     if leaks:
         shown = "\n  ".join(leaks[:20]) + ("\n  …" if len(leaks) > 20 else "")
         raise DataError(
             f"Leakage: {len(leaks)} subjects or images would be seen in training and in "
             f"evaluation:\n  {shown}\nGive each person one split, or remove the duplicates."
         )
+
+
+def _copies_of(pretrained: PretrainedOn, held_out: pd.DataFrame) -> list[str]:
+    """Return, in words, the scans that are copies of images under other hashes."""
+    if not pretrained.sketches or "sketch" not in held_out:
+        return []
+    known = held_out[held_out["sketch"].notna() & ~held_out["sha256"].isin(pretrained.images or ())]
+    if known.empty:
+        return []
+    cosines = nearest(unit_rows(known["sketch"].tolist()), unit_rows(pretrained.sketches))
+    return [
+        f"a copy of the image of {scan.scan_id} (correlation {cosine:.2f}) was pretrained on, and "
+        f"it is in {scan.split}"
+        for scan, cosine in zip(known.itertuples(), cosines, strict=True)
+        if cosine >= COPY
+    ]

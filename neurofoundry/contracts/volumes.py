@@ -136,6 +136,7 @@ VOLUMES = SCANS.add_columns(
         "usable": pa.Column(bool),
         "reason": pa.Column(str, nullable=True),
         "volume_sha256": pa.Column(str, SHA256, nullable=True),
+        "sketch": pa.Column(str, nullable=True, required=False),
     }
 )
 """volumes/scans.tsv: the cohort and, for every scan, whether its volume is usable and why not.

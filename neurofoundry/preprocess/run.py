@@ -14,7 +14,7 @@ from neurofoundry.contracts.cohort import SCANS, read_alternates
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, write_record
 from neurofoundry.errors import DataError
-from neurofoundry.preprocess import nyul, report
+from neurofoundry.preprocess import copies, nyul, report
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.cache import ScanCache, make_key, scan_settings
 from neurofoundry.preprocess.params import PreprocessParams
@@ -34,7 +34,8 @@ from neurofoundry.runtime.stage import Workspace
 
 LOG = logging.getLogger(__name__)
 
-TABLES = ("scans.tsv", "grid.json", "qc.html", nyul.LANDMARKS)
+SIMILAR = "similar.tsv"
+TABLES = ("scans.tsv", SIMILAR, "grid.json", "qc.html", nyul.LANDMARKS)
 FEWEST_SCANS = 2
 EXAMPLES = 6
 """Pictures that the tracker gets."""
@@ -85,6 +86,8 @@ def preprocess(
 
     with announced("scans.tsv and qc.html"):
         table = decide(_join(scans, results, alternates), params, overrides, whole=work.shard.whole)
+        if work.shard.whole:
+            table = _without_copies(table, work.dir, params)
         narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard))
         write_table(table, work.dir / "scans.tsv", VOLUMES)
@@ -95,6 +98,15 @@ def preprocess(
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
     work.summary |= _summarize(table, work)
     work.circumstances |= {"reused": len(reused), "seconds": seconds}
+
+
+def _without_copies(table: pd.DataFrame, folder: Path, params: PreprocessParams) -> pd.DataFrame:
+    """Return the table without copies under two names; list them and likely rescans."""
+    similar = copies.find_similar(table, folder, params.grid)
+    write_table(similar, folder / SIMILAR)
+    for line in copies.describe(similar):
+        LOG.warning("%s", line)
+    return copies.refuse_copies(table, similar)
 
 
 def _keys(
@@ -139,6 +151,7 @@ def _join(
         sha256=[sha256 for _, sha256 in used],
         reason=column([result.reason for result in ordered], object),
         volume_sha256=column([result.volume_sha256 for result in ordered], object),
+        sketch=column([result.sketch for result in ordered], object),
         **{
             name: column([result.measures.get(name) for result in ordered], float)
             for name in MEASURES

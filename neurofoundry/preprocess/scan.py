@@ -14,7 +14,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.cohort import scan_path
-from neurofoundry.contracts.volumes import Grid, write_volume
+from neurofoundry.contracts.sketches import sketch
+from neurofoundry.contracts.volumes import Grid, open_volume, write_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, intensity, picture, quality
 from neurofoundry.preprocess.brain import Brain, find_brain
@@ -75,6 +76,8 @@ class Result:
     """Of the image that it was made of: the job's, or that of an alternate."""
     volume_sha256: str | None = None
     measures: dict[str, float] = field(default_factory=dict)
+    sketch: str | None = None
+    """By which copies of the image are known."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,8 @@ def _finish(
     write_affine(transform, placement.to_scan)
     mask = Image(resampled.mask.astype(np.float32), grid.affine)
     picture.write(png, scan.image, placement, mask=mask, depth=template.depth)
-    return Result(job.key, None, job.sha256, hash_file(volume), measures)
+    drawn = sketch(open_volume(volume, grid))
+    return Result(job.key, None, job.sha256, hash_file(volume), measures, drawn)
 
 
 def _resample(scan: Image, brain: Brain, placement: Placement, grid: Grid) -> _Resampled:

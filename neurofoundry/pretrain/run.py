@@ -160,6 +160,7 @@ def write_encoder(
     )
     encoders.save(work.dir, encoder, plan)
     write_table(pd.DataFrame({"person": persons}), work.dir / "subjects.tsv", SUBJECTS)
-    images = pd.DataFrame({"sha256": sorted(set(scans["sha256"]))})
+    columns = [name for name in ("sha256", "sketch") if name in scans]
+    images = scans[columns].drop_duplicates("sha256").sort_values("sha256")
     write_table(images, work.dir / "images.tsv", IMAGES)
     work.tracker.produced(encoder_artifact(method, work.dir, plan))

@@ -11,9 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from neurofoundry.contracts.encoder import PretrainedOn, read_pretrained
+from neurofoundry.contracts.sketches import sketch
 from neurofoundry.contracts.splits import Splits, find_leaks, guard_leaks
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError
+from tests.contracts.test_sketches import brain
 from tests.support.scans import scans
 
 SHARES = {"pretrain": 0.3, "train": 0.35, "val": 0.12, "test": 0.23}
@@ -121,3 +123,21 @@ class TestLeaks:
         seen = read_pretrained(tmp_path)
         assert seen.persons is None
         guard_leaks(scans(split=["train", "val"]), pretrained=seen)
+
+
+def test_a_copy_of_a_pretrained_image_under_another_hash_is_a_leak() -> None:
+    drawn = {seed: sketch(brain(seed)) for seed in (1, 2)}
+    seen = PretrainedOn(frozenset(), frozenset({"a" * 64}), sketches=(drawn[1],))
+    table = pd.DataFrame(
+        {
+            "scan_id": ["copy", "other", "unknown", "trained"],
+            "person": list("ABCD"),
+            "sha256": [letter * 64 for letter in "bcde"],
+            "split": ["test", "test", "test", "train"],
+            "sketch": [drawn[1], drawn[2], None, drawn[1]],
+        }
+    )
+    with pytest.raises(DataError, match=r"1 subjects[^;]*a copy of the image of copy"):
+        guard_leaks(table, pretrained=seen)
+    guard_leaks(table.iloc[1:], pretrained=seen)
+    guard_leaks(table.drop(columns="sketch"), pretrained=seen)
