@@ -39,7 +39,7 @@ def _run_dcm2niix(sources: Iterable[Path], folder: Path) -> Path:
     slices.mkdir()
     made.mkdir()
     for number, source in enumerate(sources):
-        (slices / f"{number:06d}.dcm").symlink_to(source.resolve())
+        _offer(source, slices / f"{number:06d}.dcm")
     command = [dcm2niix.bin, *_OPTIONS, "-o", str(made), str(slices)]
     try:
         # What dcm2niix prints names the patient, so it is captured and dropped.
@@ -55,6 +55,16 @@ def _run_dcm2niix(sources: Iterable[Path], folder: Path) -> Path:
             f"(exit code {code})"
         )
     return volumes[0]
+
+
+def _offer(source: Path, place: Path) -> None:
+    """Put a file where dcm2niix looks; one with a meta header and no preamble gets a preamble."""
+    with source.open("rb") as stream:
+        bare = stream.read(2) == b"\x02\0"
+    if bare:
+        place.write_bytes(bytes(128) + b"DICM" + source.read_bytes())
+    else:
+        place.symlink_to(source.resolve())
 
 
 def _with_fresh_header(file: Path) -> nib.Nifti1Image:

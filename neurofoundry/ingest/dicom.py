@@ -1,7 +1,7 @@
 """Reads folders of DICOM files: finds the T1w series, converts them, keeps no identifier.
 
 - Files are grouped by patient, study and series; only their headers are read.
-- **T1w** is recognized by technique, never by the name of a series: see `why_not_t1w`.
+- **T1w** is recognized by technique; names only tell what has the same: see `why_not_t1w`.
 - **Several T1w in a study**: a 3D acquisition before a 2D one, then the shortest longest edge of a
   voxel, then one that says it is without contrast agent, then the most slices, then the lowest
   series number. When it proves unusable, the next.
@@ -121,11 +121,17 @@ class _Reader:
     ) -> list[tuple[Series, Scan]]:
         """Return the T1w series and their scans; exclude the others."""
         sessions = _number_sessions(all_series)
+        mixed = _of_several_births(all_series)
         candidates = []
         for series in all_series:
             scan = _scan(series, sessions[series.study], self.dataset, out)
             row = labels.get(series.header.subject)
-            problem = series.problem or attempt(why_not_t1w, series) or (row and row.problem)
+            problem = (
+                mixed.get(series.header.subject)
+                or series.problem
+                or attempt(why_not_t1w, series)
+                or (row and row.problem)
+            )
             if problem:
                 self._exclude(scan.origin, problem)
             else:
@@ -173,6 +179,20 @@ class _Reader:
 
     def _exclude(self, origin: str, reason: object) -> None:
         self.findings.exclude(self.dataset.name, origin, reason)
+
+
+def _of_several_births(all_series: Iterable[Series]) -> dict[str, str]:
+    """Return why subjects cannot be used whose PatientID stands for several people."""
+    births: dict[str, set[str]] = {}
+    for series in all_series:
+        if series.header.subject:
+            births.setdefault(series.header.subject, set()).update(series.births - {""})
+    return {
+        subject: f"several persons: {len(days)} birth dates under one PatientID, so there is no "
+        "telling whose scan it is. Correct the PatientID"
+        for subject, days in births.items()
+        if len(days) > 1
+    }
 
 
 def _name_series(ordered: Iterable[Series]) -> None:

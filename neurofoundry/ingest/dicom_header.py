@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,10 +24,11 @@ from neurofoundry.ingest.pseudonyms import pseudonym
 from neurofoundry.ingest.scan import UnusableError, check_location
 
 _TAGS = """
-    SOPClassUID Modality ImageType SeriesInstanceUID StudyInstanceUID SeriesNumber
+    SOPClassUID SOPInstanceUID Modality ImageType SeriesInstanceUID StudyInstanceUID SeriesNumber
     PatientID PatientAge PatientBirthDate PatientSex StudyDate
     Manufacturer ManufacturerModelName MagneticFieldStrength
-    ScanningSequence EchoPulseSequence MRAcquisitionType AngioFlag
+    ScanningSequence SequenceVariant MagnetizationTransfer EchoPulseSequence MRAcquisitionType
+    AngioFlag
     RepetitionTime EchoTime EffectiveEchoTime InversionTime InversionTimes FlipAngle
     ContrastBolusAgent ContrastBolusIngredient ContrastBolusAgentSequence ContrastBolusVolume
     ContrastBolusTotalDose ContrastBolusRoute SeriesDescription ProtocolName BodyPartExamined
@@ -33,6 +36,24 @@ _TAGS = """
     ImagePositionPatient ImageOrientationPatient
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
+_PLACED = ("ImageOrientationPatient", "ImagePositionPatient")
+_SLIDE = 0.02
+"""Millimetres that slices may slide sideways for every millimetre along their normal."""
+_T1_NAME = re.compile(r"(?<![a-z0-9])t1|mp-?rage|mp2rage|bravo|spgr|vibe|flash3d_t1")
+_OTHER_NAMES = {
+    name: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])")
+    for name, words in {
+        "proton density": "pd|pdw|proton[ _-]?dens[a-z]*|rho",
+        "magnetization transfer": "mt|mtw|mtc|mton|mt[ _-]?on|mtr",
+        "angiography": "tof|mra|angio[a-z]*|time[ _-]?of[ _-]?flight|pca?[ _-]3d|inflow|cow",
+        "susceptibility or T2*": "qsm|swi|swan|t2star|t2s|medic|venobold|r2s?|gre[ _-]?field[a-z]*|"
+        "field[ _-]?map[a-z]*|b0[ _-]?map|b1[ _-]?map|multi[ _-]?echo",
+    }.items()
+}
+"""What series are called that a T1w technique alone does not tell apart."""
+_START = 132
+_FIRST = {(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x12), (8, 0x16)}
+"""The tags that a file without a preamble may begin with."""
 _OLDEST = 115.0
 """Years. Nobody older has been scanned; 19000101 and 000Y stand for unknown."""
 
@@ -81,6 +102,15 @@ class Header:
     orientation: tuple[float, ...]
     position: float | None
     """Along the slice normal, mm."""
+    offset: tuple[float, ...]
+    """Within the plane of the slice, along its rows and columns, mm."""
+    stack: str | None
+    """What is wrong with the frames of a multi-frame file."""
+    other_weighting: str
+    """What the protocol or a preparation pulse says the image is, if not T1w."""
+    instance: str
+    birth: str
+    """Both stay in memory: the instance tells copies of a file apart, the birth date persons."""
     cut_short: bool
     """The file is smaller than its pixels."""
 
@@ -96,7 +126,12 @@ def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | 
         if not file.is_file() or file.name == "DICOMDIR":
             return None
         with file.open("rb") as stream:
-            content = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS.split())
+            if not looks_like_dicom(stream.read(_START)):
+                return None
+            stream.seek(0)
+            content = pydicom.dcmread(
+                stream, stop_before_pixels=True, specific_tags=_TAGS.split(), force=True
+            )
             left = os.fstat(stream.fileno()).st_size - stream.tell()
         return _header(content, left, key)
     except InvalidDicomError:
@@ -108,6 +143,15 @@ def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | 
     except Exception as error:
         # A parser of arbitrary bytes raises whatever it likes, and quotes the bytes in its message.
         return UnusableError(f"damaged DICOM: its header cannot be parsed ({type(error).__name__})")
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Return whether a file begins as DICOM does, with its preamble or, as in archives, without."""
+    if start[128:132] == b"DICM":
+        return True
+    group, element, size = struct.unpack("<HHI", start[:8].ljust(8, b"\0"))
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    return (group, element) in _FIRST and (explicit or 0 < size <= 64)
 
 
 def age_in_years(age: str, birth: str, study: str) -> float | None:
@@ -168,7 +212,12 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
         thickness_mm=_number(content, "SliceThickness") or 0.0,
         frames=_frames(content),
         orientation=tuple(round(one, 4) for one in _numbers(content, "ImageOrientationPatient")),
-        position=_position(content),
+        position=_position(content)[0],
+        offset=_position(content)[1:],
+        stack=_why_no_stack(content),
+        other_weighting=_other_weighting(content),
+        instance=_text(content, "SOPInstanceUID"),
+        birth=birth,
         cut_short=_is_cut_short(content, left),
     )
 
@@ -192,13 +241,79 @@ def _sequence(content: pydicom.Dataset) -> frozenset[str]:
     }
 
 
-def _position(content: pydicom.Dataset) -> float | None:
+def _position(content: pydicom.Dataset) -> tuple[Any, ...]:
+    """Return where a slice lies along its normal, and within its plane, mm; None if unknown."""
     orientation = _numbers(content, "ImageOrientationPatient")
     origin = _numbers(content, "ImagePositionPatient")
+    return _along(orientation, origin) or (None,)
+
+
+def _along(orientation: Sequence[float], origin: Sequence[float]) -> tuple[float, ...]:
+    """Return an origin along the normal of a slice, its rows and its columns; () if unknown."""
     if len(orientation) != 6 or len(origin) != 3:
-        return None
+        return ()
     row, column = np.array(orientation).reshape(2, 3)
-    return float(np.cross(row, column) @ origin)
+    return tuple(float(axis @ origin) for axis in (np.cross(row, column), row, column))
+
+
+def _why_no_stack(content: pydicom.Dataset) -> str | None:
+    """Return why the frames of a multi-frame file are not one volume, in order; None if they are.
+
+    dcm2niix takes the frames as they come, whatever their positions say.
+    """
+    places = [
+        place
+        for frame in content.get("PerFrameFunctionalGroupsSequence") or []
+        if (place := _along(*(_of_frame(content, frame, name) for name in _PLACED)))
+    ]
+    if len(places) < 2:
+        return None
+    steps = np.diff([place[0] for place in places])
+    usual = float(np.median(np.abs(steps)))
+    if len({round(place[0], 2) for place in places}) < len(places):
+        return "several volumes: two frames have the same position, expected a single volume"
+    if not ((steps > 0).all() or (steps < 0).all()):
+        return "frames out of order: their positions go back and forth. Export the series again"
+    if np.abs(steps).max() > 1.5 * usual:
+        return "incomplete series: a gap between frames. Export the series again"
+    return slides(places)
+
+
+def slides(places: Sequence[tuple[float, ...]]) -> str | None:
+    """Return that slices slide sideways, if they do.
+
+    ``places`` are along the normal, rows and columns, mm. A volume of such slices is sheared, as of
+    a tilted gantry, and NIfTI readers would take it for a box.
+    """
+    if len(places) < 2:
+        return None
+    span = np.ptp(np.array(places), axis=0)
+    if not span[0] or max(span[1:]) <= _SLIDE * span[0]:
+        return None
+    return "sheared: slices slide sideways, as with a tilted gantry. Resample it to a box"
+
+
+def _of_frame(content: pydicom.Dataset, frame: pydicom.Dataset, keyword: str) -> list[float]:
+    """Return the numbers of a frame, else those that all frames share."""
+    for group in (frame, *list(content.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        for element in group:
+            if element.VR == "SQ" and element.value and keyword in element.value[0]:
+                return [float(number) for number in element.value[0][keyword].value]
+    return []
+
+
+def _other_weighting(content: pydicom.Dataset) -> str:
+    """Return the weighting that a preparation pulse or the protocol names, other than T1."""
+    variants = set(_words(content, "SequenceVariant"))
+    transfer = _text(content, "MagnetizationTransfer").upper()
+    if "MTC" in variants or transfer in ("ON_RESONANCE", "OFF_RESONANCE"):
+        return "magnetization transfer"
+    # The protocol may be that of a whole examination: it counts where the series has no name.
+    name = (_text(content, "SeriesDescription") or _text(content, "ProtocolName")).casefold()
+    if _T1_NAME.search(name):
+        return ""
+    found = (other for other, pattern in _OTHER_NAMES.items() if pattern.search(name))
+    return next(found, "")
 
 
 def _frames(content: pydicom.Dataset) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neurofoundry.ingest import vocabulary
-from neurofoundry.ingest.dicom_header import Header
+from neurofoundry.ingest.dicom_header import Header, slides
 
 MIN_SLICES = 20
 _HEAD = re.compile(
@@ -46,9 +47,20 @@ class Series:
     """One of its files is damaged."""
     name: str = ""
     """'series-NUMBER', unique in the study."""
+    places: list[tuple[float, ...]] = field(default_factory=list)
+    """Along the normal, rows and columns, mm, of slices where that is known."""
+    instances: set[str] = field(default_factory=set)
+    births: set[str] = field(default_factory=set)
 
     def add(self, file: Path, header: Header) -> None:
-        """Add a file of the series."""
+        """Add a file of the series, unless it is a copy of one that was added."""
+        if header.instance and header.instance in self.instances:
+            return
+        self.instances.add(header.instance)
+        self.births.add(header.birth)
+        if header.position is not None:
+            self.places.append((header.position, *header.offset))
+        self.problem = self.problem or header.stack
         self.files.append(file)
         self.positions.append(header.position)
         self.orientations.add(header.orientation)
@@ -86,9 +98,10 @@ def why_not_t1w(series: Series) -> str | None:
     """Return why a series is not a native T1w volume of a head, or None when it is.
 
     T1w are: inversion-prepared (TI 300 to 1400 ms, TE up to 40 ms, TR up to 4 s: MPRAGE, BRAVO,
-    T1-FLAIR), gradient echo (TR up to 60 ms with a flip angle of 6° to 40°, or TR up to 800 ms with
-    at least 40°, TE up to 15 ms: SPGR, FLASH) and spin echo (TR 200 to 1200 ms, TE up to 30 ms),
-    without contrast agent.
+    T1-FLAIR), gradient echo (TR up to 60 ms with a flip angle from 6°, and from 0.9 times the Ernst
+    angle of grey matter, to 40°, or TR up to 800 ms with at least 40°, TE up to 15 ms: SPGR, FLASH)
+    and spin echo (TR 200 to 1200 ms, TE up to 30 ms), without contrast agent. What a technique does
+    not tell apart (proton density, magnetization transfer, angiography) is told by its name.
     """
     header = series.header
     if not header.subject:
@@ -110,6 +123,8 @@ def why_not_t1w(series: Series) -> str | None:
         return "contrast agent: its header, or the name of its protocol, says that one was given"
     if reason := _why_not_weighted(header):
         return reason
+    if header.other_weighting:
+        return f"not T1w: {header.other_weighting}, by its header or the name of its protocol"
     if series.slices < MIN_SLICES:
         return f"too few slices: {series.slices}, expected at least {MIN_SLICES}"
     return _why_not_one_volume(series)
@@ -147,8 +162,18 @@ def _is_t1_weighted(header: Header, tr: float, te: float) -> bool:
         return 300 <= ti <= 1400 and te <= 40 and tr <= 4000
     if "SE" in header.sequence and "GR" not in header.sequence:
         return 200 <= tr <= 1200 and te <= 30
-    excited = flip is not None and (6 <= flip <= 40 if tr <= 60 else flip >= 40)
+    excited = flip is not None and (_least_flip(tr) <= flip <= 40 if tr <= 60 else flip >= 40)
     return tr <= 800 and te <= 15 and excited
+
+
+def _least_flip(tr: float) -> float:
+    """Return the least flip angle, degrees, that weights a spoiled gradient echo by T1.
+
+    Below the Ernst angle, here that of grey matter (T1 1.6 s at 3 T) less a tenth, proton density
+    weighs more.
+    """
+    ernst = math.degrees(math.acos(math.exp(-tr / 1600)))
+    return max(6.0, 0.9 * ernst)
 
 
 def _why_not_one_volume(series: Series) -> str | None:
@@ -166,4 +191,4 @@ def _why_not_one_volume(series: Series) -> str | None:
             f"between slices that are {vocabulary.number(round(np.median(steps), 1), 1000)} mm "
             "apart. Export the series again"
         )
-    return None
+    return slides(series.places)

@@ -18,6 +18,7 @@ from pathlib import Path
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import delimited, table, vocabulary
 from neurofoundry.ingest.derivatives import why_derivative
+from neurofoundry.ingest.dicom_header import looks_like_dicom
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError, printable
 from neurofoundry.runtime.progress import Progress
@@ -195,12 +196,12 @@ def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path
 
 
 def is_dicom(file: Path) -> bool:
-    """Return whether a file says in its preamble that it is DICOM."""
+    """Return whether a file begins as DICOM does."""
     try:
         if not file.is_file():
             return False
         with file.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            return looks_like_dicom(stream.read(132))
     except OSError:
         return False
 

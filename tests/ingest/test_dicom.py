@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -213,3 +214,21 @@ def test_placeholders_of_ages_are_na_with_a_note(tmp_path: Path) -> None:
     outcome = run(tmp_path / "data", tmp_path / "out")
     assert sorted(outcome.scans["age"].dropna()) == [34]
     assert "age of 2 series is not from 0 to 115 years" in outcome.notes
+
+
+def test_a_number_of_several_people_is_nobodys_and_a_copied_folder_counts_once(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    for number, birth in enumerate(("19500101", "19600202")):
+        who = {"PatientID": "ANON", "PatientBirthDate": birth}
+        write_series(data / str(number), MPRAGE, study=str(number), seed=number, person=who)
+    for number in range(2, 4):
+        who = {"PatientID": f"P{number}"}
+        write_series(data / str(number), MPRAGE, study=str(number), seed=number, person=who)
+    shutil.copytree(data / "3", data / "3 (1)")
+    outcome = run(data, tmp_path / "out")
+    assert len(outcome.scans) == 2
+    reasons = list(outcome.excluded.values())
+    assert len(reasons) == 2
+    assert all(reason.startswith("several persons: 2 birth dates") for reason in reasons)

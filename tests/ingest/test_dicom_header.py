@@ -6,7 +6,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from neurofoundry.ingest.dicom_header import Header, age_in_years, read_header
+from neurofoundry.ingest.dicom_header import Header, age_in_years, read_header, slides
 from neurofoundry.ingest.dicom_series import Series, why_not_t1w
 from tests.support.dicom_files import MPRAGE, write_series
 
@@ -135,3 +135,88 @@ def test_an_age_in_years_is_never_rounded_up() -> None:
         age = age_in_years("", birth.strftime("%Y%m%d"), study.strftime("%Y%m%d"))
         assert age is not None
         assert 0 <= (study - birth).days / 365.25 - age < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "weighting"),
+    [
+        ("PDw_kp_mtflash3d", "proton density"),
+        ("MTw_kp_mtflash3d", "magnetization transfer"),
+        ("TOF_3D_multi-slab", "angiography"),
+        ("QSM_3D_GRE_multiecho", "susceptibility or T2*"),
+        ("T1w_kp_mtflash3d", ""),
+        ("t1_mprage_sag_p2_iso", ""),
+        ("SAG 3D FSPGR", ""),
+        ("mtflash3d", ""),
+    ],
+)
+def test_names_tell_what_technique_does_not(name: str, weighting: str, tmp_path: Path) -> None:
+    named = MPRAGE | {"SeriesDescription": name, "ProtocolName": "PD T2 BRAIN"}
+    (file,) = write_series(tmp_path, named, slices=1)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert header.other_weighting == weighting
+
+
+@pytest.mark.parametrize("preamble", [True, False])
+def test_files_without_a_preamble_are_dicom_too(preamble: bool, tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path, MPRAGE, slices=1)
+    content = file.read_bytes()
+    file.write_bytes(content if preamble else content[132:])
+    assert isinstance(read_header(file, tmp_path, b"k"), Header)
+    for other in (b"", b"\x02\0", b"participant_id\tage\n" * 20, bytes(400), b"\x1f\x8b" * 100):
+        file.write_bytes(other)
+        assert read_header(file, tmp_path, b"k") is None
+
+
+@pytest.mark.parametrize(
+    ("places", "sheared"),
+    [
+        ([(4.5 * k, 0.0, 0.0) for k in range(40)], False),
+        ([(4.5 * k, 1e-4 * (k % 2), 0.0) for k in range(40)], False),
+        ([(4.5 * k, 1.0 * k, 0.0) for k in range(40)], True),
+        ([(4.5 * k, 0.0, -0.3 * k) for k in range(40)], True),
+        ([(0.0, 0.0, 0.0)], False),
+        ([], False),
+    ],
+)
+def test_slices_that_slide_sideways_are_no_box(
+    places: list[tuple[float, ...]], sheared: bool
+) -> None:
+    assert (slides(places) is not None) == sheared
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        (list(range(40)), None),
+        (list(range(40, 0, -1)), None),
+        ([k for k in range(41) if k != 20], "incomplete series"),
+        ([k for k in range(43) if k not in (18, 19, 20)], "incomplete series"),
+        ([min(k, 38) for k in range(40)], "several volumes"),
+        ([k % 20 for k in range(40)], "several volumes"),
+        ([(k * 7) % 40 for k in range(40)], "frames out of order"),
+    ],
+)
+def test_frames_are_one_volume_in_order(
+    places: list[int], reason: str | None, tmp_path: Path
+) -> None:
+    (file,) = write_series(tmp_path, MPRAGE, slices=1)
+    content = pydicom.dcmread(file)
+    frames = []
+    for place in places:
+        frame, position = pydicom.Dataset(), pydicom.Dataset()
+        position.ImagePositionPatient = [-90, -90, 4.5 * place]
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    shared, plane = pydicom.Dataset(), pydicom.Dataset()
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PlaneOrientationSequence = [plane]
+    content.SharedFunctionalGroupsSequence = [shared]
+    content.PerFrameFunctionalGroupsSequence = frames
+    content.NumberOfFrames = len(frames)
+    content.save_as(file)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert bool(header.stack) == bool(reason)
+    assert (header.stack or "").startswith(reason or "")

@@ -17,6 +17,7 @@ HEADER = Header(
     agent=False, angiography=False, sequence=frozenset({"GR"}), is_3d=True, repetition_time=2300,
     echo_time=3, inversion_time=900, flip_angle=9, pixel_mm=1, thickness_mm=1, frames=1,
     orientation=(1, 0, 0, 0, 1, 0), position=0.0, cut_short=False,
+    offset=(0.0, 0.0), stack=None, other_weighting="", instance="", birth="",
 )  # fmt: skip
 
 
