@@ -66,6 +66,8 @@ def find_surface(head: Image, up: tuple[int, int] = DIRECTIONS[0]) -> Array:
 def _settle_in(values: NDArray[np.float32]) -> Array:
     """Return the vertices, in voxels, of a surface that has grown from its own middle."""
     dark, bright = np.percentile(values[values > values.min()], [2, 98]).tolist()
+    # Shares of brightness count from the background, wherever a scan has its zero.
+    values, dark, bright = values - np.float32(dark), 0.0, bright - dark
     threshold = dark + 0.1 * (bright - dark)
     tissue = _without_neck(values > threshold)
     voxels = np.argwhere(tissue)
