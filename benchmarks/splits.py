@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--cohorts", type=int, default=1000)
     arguments = parser.parse_args()
     print("shares of                  classes  mode        feasible  spread  moved of 60")
-    for file in ("params/first-look.yaml", "params.yaml"):
+    for file in ("neurofoundry/presets/first-look.yaml", "params.yaml"):
         for exact in (True, False):
             for name, params in modes(file):
                 found = measure(params, cohorts=arguments.cohorts, exact=exact)

@@ -125,6 +125,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
         _check_task_columns(self.tasks, self.ingest)
+        splits = self.ingest.splits
+        learned_from = {"pretrain", *(["train"] if splits.mode != "folds" else [])}
+        empty = set() if splits.pretrain or splits.mode == "published" else {"pretrain"}
+        if not learned_from & set(self.pretrain.splits) - empty:
+            raise ValueError(
+                f"pretrain.splits: ingest.splits gives nobody to {', '.join(self.pretrain.splits)} "
+                "to pretrain on. Set ingest.splits.pretrain, such as 0.2"
+                + ("" if splits.mode == "folds" else ", or pretrain.splits to [train]")
+            )
         if self.evaluate.reference not in self.finetune.initializations:
             raise ValueError(
                 f"evaluate.reference: '{self.evaluate.reference}' is not one of "
@@ -151,7 +160,8 @@ class Params(Section):
 
     def finetune_shards(self, asked: int) -> int:
         """Return the number of shards of the models to make: ``asked``, or a few if that is 0."""
-        return max(1, asked or min(self.finetune.most_shards(len(self.tasks)), AUTOMATIC_SHARDS))
+        most = self.finetune.most_shards(len(self.tasks), folds=self.ingest.splits.rounds)
+        return max(1, asked or min(most, AUTOMATIC_SHARDS))
 
 
 def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:

@@ -50,6 +50,33 @@ def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
         validate(values, Params, origin="params.yaml")
 
 
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("splits", "read", "remedy"),
+    [
+        (SHARES, ["pretrain"], "or pretrain.splits to [train]"),
+        ({"mode": "stratified", **SHARES}, ["pretrain"], "or pretrain.splits to [train]"),
+        ({"mode": "folds", "folds": 5}, ["pretrain", "train"], "such as 0.2"),
+    ],
+)
+def test_somebody_must_be_left_to_pretrain_on(
+    whole: Params, splits: dict[str, object], read: list[str], remedy: str
+) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    values["ingest"]["splits"] = splits
+    values["pretrain"]["splits"] = read
+    with pytest.raises(UsageError, match="gives nobody to") as refused:
+        validate(values, Params, origin="params.yaml")
+    assert remedy in str(refused.value)
+    if splits.get("mode") != "folds":
+        values["pretrain"]["splits"] = ["train"]
+    else:
+        values["ingest"]["splits"] = {**splits, "pretrain": 0.2}
+    assert validate(values, Params, origin="params.yaml").pretrain.splits
+
+
 def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     declared = {name: tuple(stage["params"]) for name, stage in stages.items()}

@@ -49,6 +49,19 @@ def in_fold(scans: pd.DataFrame, number: int) -> pd.DataFrame:
     return scans.assign(split=split)
 
 
+def would_do(task: Task, scans: pd.DataFrame) -> str:
+    """Return how many folds of the persons of train, val and test would serve a task, as a
+    sentence; '' where none would."""
+    inside = task.select(scans[scans["split"].isin(["train", "val", "test"])])
+    targets = task.targets(inside)
+    everybody = np.ones(len(inside), bool)
+    fewest = min(task.persons_per_class(inside["person"].to_numpy(), targets, everybody))
+    for folds in () if count(scans) else (5, 4, 3):
+        if fewest >= folds and fewest - 2 * -(-fewest // folds) >= task.min_subjects:
+            return f"ingest.splits {{mode: folds, folds: {folds}}} would do: it tests everybody"
+    return ""
+
+
 def gap(task: Task, scans: pd.DataFrame) -> str | None:
     """Return why these scans cannot serve a task, in words; None if they can.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pandera.pandas as pa
 from pydantic import field_validator
 
@@ -25,13 +26,26 @@ RUNS = pa.DataFrameSchema(
         "init": pa.Column(str),
         "fraction": pa.Column(float, [pa.Check.gt(0), pa.Check.le(1)]),
         "seed": pa.Column(int),
+        "fold": pa.Column(int, pa.Check.ge(1), required=False),
         "status": pa.Column(str, pa.Check.isin([DONE, NOT_ESTIMABLE])),
         "reason": pa.Column(str, nullable=True),
     },
+    pa.Check(lambda table: not table.duplicated(_run_columns(table)).any(), error="a run twice"),
     coerce=True,
-    unique=["task", "init", "fraction", "seed"],
 )
-"""models/runs.tsv: one row per declared run; ``reason`` says why one is not estimable."""
+"""models/runs.tsv: one row per declared run; ``reason`` says why one is not estimable. ``fold`` is
+there in a cross-validation: the number of a fold of all repeats, from 1."""
+
+
+def _run_columns(table: pd.DataFrame) -> list[str]:
+    return [name for name in ("task", "init", "fraction", "seed", "fold") if name in table]
+
+
+def run_folder(task: str, init: str, fraction: float, seed: int, fold: int = 0) -> Path:
+    """Return the folder of a model within models/; ``fold`` is 0 without cross-validation."""
+    folder = Path(task, init, str(fraction), str(seed))
+    return folder / f"fold-{fold}" if fold else folder
+
 
 DESCRIBED = ("scan_id", "dataset", "person", "session", "split", "site", "label")
 """Columns of predictions.tsv that precede those of the output."""

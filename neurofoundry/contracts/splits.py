@@ -114,6 +114,11 @@ class Splits(Section):
             return {"pretrain": alone} | {str(fold + 1): each for fold in range(count)}
         return {name: getattr(self, name) or 0.0 for name in SHARES}
 
+    @property
+    def rounds(self) -> int:
+        """How many models each run of fine-tuning makes: one a fold of every repeat, else one."""
+        return (self.folds or 1) * (self.repeats or 1)
+
     def assign(self, person: str, *, seed: int) -> str:
         """Return the split of a person by hash, a function of the person and the seed alone.
 
@@ -131,7 +136,7 @@ class Splits(Section):
 
 @dataclass(frozen=True)
 class Leak:
-    """A person or an image that is in more than one split."""
+    """A person or an image that is in more than one split, or fold."""
 
     subject: str
     """What leaks, in words: a person or an image."""
@@ -143,12 +148,15 @@ def find_leaks(scans: pd.DataFrame) -> list[Leak]:
     """Return the persons and the identical images that are in more than one split."""
     leaks = []
     for column, noun in (("person", "the subject"), ("sha256", "the image")):
-        counts = scans.groupby(column)["split"].nunique()
+        place = scans["split"] + (" " + scans["fold"].fillna("") if "fold" in scans else "")
+        counts = place.groupby(scans[column]).nunique()
         for key in counts.index[counts > 1]:
             rows = scans[scans[column] == key]
             label = key if column == "person" else key[:12]
             leaks.append(
-                Leak(f"{noun} {label}", tuple(sorted(set(rows["split"]))), tuple(rows["scan_id"]))
+                Leak(
+                    f"{noun} {label}", tuple(sorted(set(place[rows.index]))), tuple(rows["scan_id"])
+                )
             )
     return leaks
 
@@ -177,7 +185,7 @@ def guard_leaks(scans: pd.DataFrame, *, pretrained: PretrainedOn = NOTHING_SEEN)
         shown = "\n  ".join(leaks[:20]) + ("\n  …" if len(leaks) > 20 else "")
         raise DataError(
             f"Leakage: {len(leaks)} subjects or images would be seen in training and in "
-            f"evaluation:\n  {shown}\nGive each person one split, or remove the duplicates."
+            f"evaluation:\n  {shown}\n{_remedy(scans, pretrained)}"
         )
 
 
@@ -195,3 +203,13 @@ def _copies_of(pretrained: PretrainedOn, held_out: pd.DataFrame) -> list[str]:
         for scan, cosine in zip(known.itertuples(), cosines, strict=True)
         if cosine >= COPY
     ]
+
+
+def _remedy(scans: pd.DataFrame, pretrained: PretrainedOn) -> str:
+    if "fold" in scans and pretrained is not NOTHING_SEEN:
+        return (
+            "In a cross-validation everybody is tested. Pretrain on others: give some a place of "
+            "their own (ingest.splits.pretrain: 0.2, pretrain.splits: [pretrain]), or import an "
+            "encoder from elsewhere (`neurofoundry import`)."
+        )
+    return "Give each person one split, or remove the duplicates."

@@ -186,8 +186,12 @@ def tested(evidence: Evidence) -> Tested:
             scans=evidence.scans[rows].reset_index(drop=True),
             targets=evidence.targets[rows],
             models=models,
+            fold_of=None if evidence.fold_of is None else evidence.fold_of[:, rows],
         ),
-        {model: thresholds[before] for model, before in zip(models, evidence.models, strict=True)},
+        {
+            model: [each if each is None else each[rows] for each in thresholds[before]]
+            for model, before in zip(models, evidence.models, strict=True)
+        },
     )
 
 

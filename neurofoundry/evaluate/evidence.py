@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT
-from neurofoundry.contracts.models import DONE, FITTED, PREDICTIONS
+from neurofoundry.contracts.models import DONE, FITTED, PREDICTIONS, run_folder
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Inputs
@@ -31,13 +34,14 @@ class Model:
     fraction: float
     """Share of the labels that it has learned from."""
     seeds: tuple[int, ...]
+    """In a repeated cross-validation each seed as often as there are repeats."""
     outputs: Values
     """(seeds, scans, classes) probabilities, or (seeds, scans) values; scans as in Evidence."""
     reason: str = ""
     """Why there is no output; then ``seeds`` is empty."""
-    fitted: tuple[tuple[Values, Values] | None, ...] = ()
-    """For each seed of a regression the labels and outputs (scans,) of the scans that it has
-    learned from; None where finetune has not kept them."""
+    fitted: tuple[Mapping[int, tuple[Values, Values]], ...] = ()
+    """For each seed of a regression, by the fold of its models (0: no cross-validation), the labels
+    and outputs (scans,) of the scans learned from; nothing where finetune has not kept them."""
 
     @property
     def is_baseline(self) -> bool:
@@ -52,10 +56,13 @@ class Evidence:
     name: str
     task: Task
     scans: pd.DataFrame
-    """Rows of volumes/scans.tsv in val, test and ood, by scan_id."""
+    """Rows of volumes/scans.tsv in val, test and ood, by scan_id. In a cross-validation everybody
+    is tested by the models of one fold and validates those of another: two rows a scan."""
     targets: Values
     """(scans,): index of the class, or the value."""
     models: tuple[Model, ...]
+    fold_of: NDArray[np.int64] | None = None
+    """(repeats, scans): the fold of a cross-validation whose model has made the output."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -70,6 +77,32 @@ class Evidence:
     def inside(self, split: str) -> NDArray[np.bool_]:
         """(scans,): whether each is in a split."""
         return (self.scans["split"] == split).to_numpy(bool)
+
+    @property
+    def made_by(self) -> NDArray[np.int64]:
+        """``fold_of``; without cross-validation zeros, (1, scans)."""
+        none = np.zeros((1, len(self.targets)), np.int64)
+        return none if self.fold_of is None else self.fold_of
+
+    def by_fold(self, number: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Yield the folds of the ``number``-th of a model's ``seeds``, each with the scans (scans,)
+        whose outputs its model has made; without cross-validation one, with all scans."""
+        made_by = self.made_by[number % len(self.made_by)]
+        for fold in np.unique(made_by):
+            yield int(fold), made_by == fold
+
+    def widening(self, split: str) -> float:
+        """Return by how much an interval of a split is wider than its persons alone would make it.
+
+        Models of different folds share persons whom they have learned from, and differ by these as
+        much as by those whom they are tested on (Nadeau & Bengio, Machine Learning 52, 2003). A
+        cross-validation counts as if as many persons were tested as each model has learned from:
+        k − 2 of k folds. benchmarks/cross_validation.py has the coverage.
+        """
+        if self.fold_of is None or split == "ood":
+            return 1.0
+        count = len(np.unique(self.fold_of[0]))
+        return math.sqrt(count / (count - 2))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -94,13 +127,27 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
     """
     usable = inputs.scans[inputs.scans["usable"]]
     scans = task.select(usable[usable["split"].isin(HELD_OUT)]).sort_values("scan_id")
-    evidence = Evidence(name, task, scans, task.targets(scans), ())
+    fold_of = None
+    if folds.count(inputs.scans):
+        scans, fold_of = _judged_by_fold(scans)
+    evidence = Evidence(name, task, scans, task.targets(scans), (), fold_of)
     runs = inputs.runs[inputs.runs["task"] == name]
     made = [
         _read_model(str(names[0]), rows, evidence, models)
         for names, rows in runs.groupby(["init", "fraction"], sort=False)
     ]
-    return Evidence(name, task, scans, evidence.targets, tuple(made))
+    return replace(evidence, models=tuple(made))
+
+
+def _judged_by_fold(scans: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """Return the scans as tested and, once more, as validating, with ``fold_of`` of Evidence."""
+    validating = scans["split"] == "test"
+    place, count = folds.places(scans)
+    own = place + count * np.arange(place.shape[1])
+    # The fold before the one in which somebody is tested: in it, they validate.
+    before = (place - 2) % count + 1 + count * np.arange(place.shape[1])
+    both = pd.concat([scans, scans[validating].assign(split="val")])
+    return both, np.concatenate([own, before[validating]]).T
 
 
 def _read_model(init: str, runs: pd.DataFrame, evidence: Evidence, models: Path) -> Model:
@@ -111,26 +158,50 @@ def _read_model(init: str, runs: pd.DataFrame, evidence: Evidence, models: Path)
             "the baselines. Name the initialization differently."
         )
     fraction = float(runs["fraction"].iloc[0])
-    done = runs[runs["status"] == DONE].sort_values("seed")
-    folders = [models / evidence.name / init / str(fraction) / str(seed) for seed in done["seed"]]
-    outputs = [_read_outputs(folder, evidence) for folder in folders]
+    done = runs[runs["status"] == DONE]
+    seeds = [
+        (int(seed), repeat)
+        for seed in sorted(set(done["seed"]))
+        for repeat in range(len(evidence.made_by))
+    ]
+    of_seeds = [
+        _read_seed(init, fraction, seed, repeat, evidence, models) for seed, repeat in seeds
+    ]
     reasons = runs["reason"].dropna()
-    keeps_fitted = "train" in evidence.task.corrected_on
     return Model(
         name=init,
         fraction=fraction,
-        seeds=tuple(int(seed) for seed in done["seed"]),
-        outputs=np.array(outputs),
-        reason="" if outputs else str(reasons.iloc[0] if len(reasons) else "no run done"),
-        fitted=tuple(_read_fitted(folder) for folder in folders) if keeps_fitted else (),
+        seeds=tuple(seed for seed, _ in seeds),
+        outputs=np.array([outputs for outputs, _ in of_seeds]),
+        reason="" if seeds else str(reasons.iloc[0] if len(reasons) else "no run done"),
+        fitted=tuple(fitted for _, fitted in of_seeds),
     )
 
 
-def _read_outputs(folder: Path, evidence: Evidence) -> Values:
-    """Read predictions.tsv of a run: (scans, classes) probabilities, or (scans,) values."""
+def _read_seed(
+    init: str, fraction: float, seed: int, repeat: int, evidence: Evidence, models: Path
+) -> tuple[Values, Mapping[int, tuple[Values, Values]]]:
+    """Read the outputs of a seed for all scans, each from the model that `made_by` names, and what
+    these models have been fitted to."""
+    outputs: Values = np.empty(0)
+    fitted = {}
+    for fold, rows in evidence.by_fold(repeat):
+        folder = models / run_folder(evidence.name, init, fraction, seed, fold)
+        values = _read_outputs(folder, evidence, rows)
+        if not len(outputs):
+            outputs = np.empty((len(rows), *values.shape[1:]))
+        outputs[rows] = values
+        if "train" in evidence.task.corrected_on and (pair := _read_fitted(folder)):
+            fitted[fold] = pair
+    return outputs, fitted
+
+
+def _read_outputs(folder: Path, evidence: Evidence, rows: NDArray[np.bool_]) -> Values:
+    """Read predictions.tsv of a run for some scans of the evidence: (scans, classes) probabilities,
+    or (scans,) values."""
     path = folder / "predictions.tsv"
-    table = _align(read_table(path, PREDICTIONS), evidence, path)
-    _check_cohort(table, evidence, path)
+    table = _align(read_table(path, PREDICTIONS), evidence, rows, path)
+    _check_cohort(table, evidence, rows, path)
     columns = list(evidence.task.output_columns)
     outputs = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     broken = ~np.isfinite(outputs).all(axis=1)
@@ -146,9 +217,11 @@ def _read_outputs(folder: Path, evidence: Evidence) -> Values:
     return shaped
 
 
-def _align(table: pd.DataFrame, evidence: Evidence, path: Path) -> pd.DataFrame:
+def _align(
+    table: pd.DataFrame, evidence: Evidence, rows: NDArray[np.bool_], path: Path
+) -> pd.DataFrame:
     """Return predictions by scan_id in the order of the evidence, if they are for its scans."""
-    scan_ids = evidence.scans["scan_id"]
+    scan_ids = evidence.scans["scan_id"][rows]
     missing = [column for column in evidence.task.output_columns if column not in table]
     if missing:
         raise DataError(
@@ -156,6 +229,8 @@ def _align(table: pd.DataFrame, evidence: Evidence, path: Path) -> pd.DataFrame:
             "The models belong to other parameters: run finetune again."
         )
     table = table.set_index("scan_id")
+    if evidence.fold_of is not None:  # models of every fold predict all out-of-distribution scans
+        table = table[(table["split"] != "ood") | table.index.isin(scan_ids)]
     absent, surplus = scan_ids[~scan_ids.isin(table.index)], len(table) - len(scan_ids)
     if len(absent) or surplus:
         raise DataError(
@@ -167,11 +242,13 @@ def _align(table: pd.DataFrame, evidence: Evidence, path: Path) -> pd.DataFrame:
     return table.loc[scan_ids]
 
 
-def _check_cohort(table: pd.DataFrame, evidence: Evidence, path: Path) -> None:
+def _check_cohort(
+    table: pd.DataFrame, evidence: Evidence, rows: NDArray[np.bool_], path: Path
+) -> None:
     """Refuse predictions whose persons, splits or labels are not those of the cohort."""
     again = "The models belong to another cohort: run finetune again."
     for column in ("person", "split"):
-        differs = table[column].to_numpy() != evidence.scans[column].to_numpy()
+        differs = table[column].to_numpy() != evidence.scans[column][rows].to_numpy()
         if differs.any():
             first = table.index[differs][0]
             raise DataError(
@@ -179,7 +256,7 @@ def _check_cohort(table: pd.DataFrame, evidence: Evidence, path: Path) -> None:
                 f"volumes/scans.tsv. {again}"
             )
     labels: Values = evidence.task.numbers(table["label"]).to_numpy(np.float64)
-    differs = ~np.isclose(labels, evidence.targets, rtol=1e-6, atol=1e-6)
+    differs = ~np.isclose(labels, evidence.targets[rows], rtol=1e-6, atol=1e-6)
     if differs.any():
         first = table.index[differs][0]
         raise DataError(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import EXCLUDED, SCANS
 from neurofoundry.contracts.encoder import (
     HISTORY,
@@ -73,10 +74,10 @@ class Inputs:
     circumstances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By the same names when, where and how fast each was run, as far as that is known."""
 
-    @property
-    def train(self) -> pd.DataFrame:
-        """The usable scans of the training split."""
-        return self.scans[self.scans["usable"] & (self.scans["split"] == "train")]
+    def train(self, fold: int = 0) -> pd.DataFrame:
+        """The usable scans of the training split; of a cross-validation, that of a fold."""
+        scans = folds.in_fold(self.scans, fold)
+        return scans[scans["usable"] & (scans["split"] == "train")]
 
     @property
     def synthetic(self) -> bool:

@@ -22,8 +22,9 @@ def write(folder: Path, evidence: Evidence) -> None:
     """Write FOLDER/TASK.npz: all held-out scans of the task, in the order of their hashes.
 
     Arrays: ``scan``, ``person`` (a number), ``split``, ``target`` (index of the class, or value),
-    each (scans,); ``init``, ``fraction``, ``reason`` (why there is no output), each (models,); and
-    of the model at place K ``seeds_K`` (seeds,) and ``outputs_K``, (seeds, scans, classes)
+    each (scans,); in a cross-validation ``made_by`` (repeats, scans), the fold whose model has made
+    the output; ``init``, ``fraction``, ``reason`` (why there is no output), each (models,);
+    and of the model at place K ``seeds_K`` (seeds,) and ``outputs_K``, (seeds, scans, classes)
     probabilities or (seeds, scans) values.
     """
     scan = np.array([hash_scan(sha256) for sha256 in evidence.scans["sha256"]], "U64")
@@ -40,6 +41,8 @@ def write(folder: Path, evidence: Evidence) -> None:
         "fraction": np.array([model.fraction for model in models], float),
         "reason": np.array([model.reason for model in models], str),
     }
+    if evidence.fold_of is not None:
+        content["made_by"] = evidence.fold_of[:, order]
     for place, model in enumerate(models):
         content[f"seeds_{place}"] = np.array(model.seeds, int)
         content[f"outputs_{place}"] = model.outputs[:, order] if model.seeds else model.outputs
@@ -66,7 +69,9 @@ def read(folder: Path, name: str, task: Task) -> Evidence:
                 for place, init in enumerate(content["init"])
             )
             columns = {column: content[column] for column in ("scan", "person", "split")}
-            return Evidence(name, task, pd.DataFrame(columns), content["target"], models)
+            table = pd.DataFrame(columns)
+            fold_of = content.get("made_by")
+            return Evidence(name, task, table, content["target"], models, fold_of)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{folder.parent.name}/{folder.name}/{path.name}: no predictions to compare "

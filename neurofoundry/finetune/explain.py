@@ -21,7 +21,6 @@ from torch import Tensor
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.network import Network, Reader
-from neurofoundry.finetune.params import ExplainParams
 from neurofoundry.nn import encoders
 from neurofoundry.runtime.arrays import key_of_arrays, write_arrays
 from neurofoundry.tasks import Task
@@ -74,20 +73,22 @@ def write(
     rows: pd.DataFrame,
     read: Reader,
     grid: Grid,
-    params: ExplainParams,
+    steps: int,
+    count: int,
     size: int,
 ) -> None:
     """Write explanation.npz into a model's folder, unless it is there already.
 
-    ``rows`` are the labelled scans of the task; up to ``params.scans`` of split 'test' are
-    explained. ``network`` gets the weights of the folder, and batches of ``size``. The arrays are
-    ``scan_id`` (scans,), ``maps`` (scans, x, y, z) on the grid of ``spacing`` mm, ``answer`` and
-    ``flat`` (scans,), the outputs for the scans and for their flat brains, and the key ``made_of``.
+    ``rows`` are the labelled scans of the task; up to ``count`` of split 'test' are explained, in
+    ``steps`` steps. ``network`` gets the weights of the folder, and batches of ``size``. The arrays
+    are ``scan_id`` (scans,), ``maps`` (scans, x, y, z) on the grid of ``spacing`` mm, ``answer``
+    and ``flat`` (scans,), the outputs for the scans and for their flat brains, and the key
+    ``made_of``.
     """
     path = folder / "explanation.npz"
     test = rows[rows["split"] == "test"]
-    scan_ids = list(subsets.in_turn(test, task, params.scans, key="explain")["scan_id"])
-    content = json.dumps([(folder / "run.json").read_text(), params.steps, scan_ids])
+    scan_ids = list(subsets.in_turn(test, task, count, key="explain")["scan_id"])
+    content = json.dumps([(folder / "run.json").read_text(), steps, scan_ids])
     key = hashlib.sha256(content.encode()).hexdigest()
     if key_of_arrays(path) == key:
         return
@@ -102,7 +103,7 @@ def write(
     for scan_id in scan_ids:
         scan = read([scan_id]).to(device).float() * SLOPE
         base = flat(scan)
-        voxels = integrated_gradients(score, scan, base, params.steps, size=size)
+        voxels = integrated_gradients(score, scan, base, steps, size=size)
         maps.append(block_sums(voxels[0, 0].cpu().numpy(), grid))
         with torch.no_grad():
             answers.append(score(scan).item())

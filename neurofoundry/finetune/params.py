@@ -181,14 +181,16 @@ class FinetuneParams(Section):
             return None
         return Frozen(start.encoder, seed if start.encoder in UNTRAINED else None)
 
-    def most_shards(self, tasks: int) -> int:
+    def most_shards(self, tasks: int, *, folds: int = 1) -> int:
         """Return into how many shards the models can be divided.
 
-        Each fine-tuned model can be one; the probes of an encoder share one, and its features.
+        Each fine-tuned model of each fold can be one; the probes of an encoder share one, and its
+        features.
         """
         starts = list(itertools.product(self.initializations, self.seeds))
         frozen = [self.frozen(*start) for start in starts]
-        return len(set(frozen) - {None}) + tasks * len(self.fractions) * frozen.count(None)
+        tuned = tasks * len(self.fractions) * folds * frozen.count(None)
+        return len(set(frozen) - {None}) + tuned
 
     def training(self, init: str) -> dict[str, object]:
         """Return what a fine-tuned model of ``init`` depends on beside its data and encoder."""

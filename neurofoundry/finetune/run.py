@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import UNTRAINED, find_encoders, read_pretrained
 from neurofoundry.contracts.models import (
@@ -71,7 +73,7 @@ def finetune(
     study = open_study(Volumes(volumes), find_encoders(encoder), params, tasks, seed)
     for name, folder in study.encoders.items():
         work.tracker.used(encoder_artifact(name, folder))
-    declared = runs.declared(tasks, params)
+    declared = runs.declared(tasks, params, folds=folds.count(study.scans))
     gaps = runs.find_gaps(declared, tasks, study.scans, seed=seed)
     chosen = runs.of_shard(declared, params, work.shard)
     possible = [run for run in chosen if run not in gaps]
@@ -79,6 +81,7 @@ def finetune(
     described = runs.encoders_to_describe(possible, everyone, params, work.shard)
     features = [work.dir / "features"] if described else []
     _remove_all_but([*features, *(work.dir / run.name for run in possible)], work.dir)
+    _remove_models_above([work.dir / run.name for run in possible if run.fold])
 
     with Progress("finetune", sum(map(study.effort, possible)), unit="epochs") as progress:
         for run in possible:
@@ -155,7 +158,7 @@ class Study:
     def blueprint(self, run: Run) -> Blueprint:
         """Return what the model of a run is made from."""
         task, init = self.tasks[run.task], self.params.initializations[run.init]
-        rows = runs.labelled(self.scans, task)
+        rows = runs.labelled(folds.in_fold(self.scans, run.fold), task)
         return Blueprint(
             name=run.name,
             origin=self.origins[init.encoder, run.seed],
@@ -202,6 +205,8 @@ class Study:
         """Explain a model if the parameters ask for it; else remove its explanation."""
         params = self.params.explain
         largest = run.fraction == max(self.params.fractions)
+        _, parts = folds.places(self.scans)
+        largest &= run.fold <= parts  # of a cross-validation the first repeat
         if not params or run.init not in params.initializations or not largest:
             (folder / "explanation.npz").unlink(missing_ok=True)
             return
@@ -212,7 +217,8 @@ class Study:
             rows=blueprint.rows,
             read=self.read,
             grid=self.volumes.grid,
-            params=params,
+            steps=params.steps,
+            count=math.ceil(params.scans / max(1, parts)),
             size=self.params.batch_size,
         )
 
@@ -274,6 +280,14 @@ def _key_of_model(folder: Path) -> str | None:
     """Return the hash of run.json, which is written last; None without it."""
     path = folder / "run.json"
     return hash_json(json.loads(path.read_text())) if path.exists() else None
+
+
+def _remove_models_above(folders: Iterable[Path]) -> None:
+    """Remove what an earlier run without folds has left in the folders of seeds."""
+    for seed in {folder.parent for folder in folders}:
+        for file in seed.glob("*"):
+            if file.is_file():
+                file.unlink()
 
 
 def _remove_all_but(folders: Iterable[Path], root: Path) -> None:

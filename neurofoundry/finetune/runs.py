@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from neurofoundry.contracts.models import DONE, NOT_ESTIMABLE, RUNS
+from neurofoundry.contracts import folds
+from neurofoundry.contracts.models import DONE, NOT_ESTIMABLE, RUNS, run_folder
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.params import FinetuneParams
@@ -18,23 +19,29 @@ from neurofoundry.tasks import Task
 
 @dataclass(frozen=True)
 class Run:
-    """One model to make: its task, initialization, fraction of the labels and seed."""
+    """One model to make: its task, initialization, fraction of the labels, seed, and fold."""
 
     task: str
     init: str
     fraction: float
     seed: int
+    fold: int = 0
+    """Of a cross-validation, from 1."""
 
     @property
     def name(self) -> str:
         """The folder of the model within the output."""
-        return f"{self.task}/{self.init}/{self.fraction}/{self.seed}"
+        return str(run_folder(self.task, self.init, self.fraction, self.seed, self.fold))
 
 
-def declared(tasks: Iterable[str], params: FinetuneParams) -> list[Run]:
-    """Return all runs in the order of their declaration."""
-    grid = itertools.product(tasks, params.initializations, params.fractions, params.seeds)
-    return [Run(*values) for values in grid]
+def declared(tasks: Iterable[str], params: FinetuneParams, *, folds: int = 0) -> list[Run]:
+    """Return all runs in the order of their declaration, a run a fold in a cross-validation."""
+    numbers = range(1, folds + 1) if folds else [0]
+    starts = params.initializations
+    return [
+        Run(*values)
+        for values in itertools.product(tasks, starts, params.fractions, params.seeds, numbers)
+    ]
 
 
 def of_shard(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run]:
@@ -85,39 +92,49 @@ def find_gaps(
 ) -> dict[Run, str]:
     """Return the runs whose models cannot be made, and why, in words.
 
-    Raises DataError with all the reasons if a required task has one.
+    Where one fold has no model, no fold has: they are judged together. Raises DataError with all
+    the reasons if a required task has one.
     """
+    runs = list(runs)
+    of_task = {name: folds.gap(task, scans) for name, task in tasks.items()}
     reasons: dict[tuple[str, float, int], str | None] = {}
-    refused: dict[str, None] = {}
-    for run in runs:
-        task, draw = tasks[run.task], (run.task, run.fraction, run.seed)
-        if draw not in reasons:
-            reasons[draw] = _gap(run, task, scans, seed)
-            if reasons[draw] is not None and task.required:
-                refused[f"{run.task}: {reasons[draw]}"] = None
+    for run, draw in {(run.fold, draw_of(run)): (run, draw_of(run)) for run in runs}.values():
+        if reasons.get(draw) is None:
+            reasons[draw] = of_task[run.task] or _shortage(run, tasks[run.task], scans, seed)
+    refused = {
+        f"{task}: {reason}. {folds.would_do(tasks[task], scans)}".rstrip(". "): None
+        for (task, _, _), reason in reasons.items()
+        if reason is not None and tasks[task].required
+    }
     if refused:
         raise DataError(
             "The usable scans cannot serve tasks that are required:\n  "
             + "\n  ".join(refused)
-            + "\nAdd scans, change the task or finetune.fractions, or set tasks.TASK.required to "
-            "false: then it is reported as not estimable."
+            + "\nReview scans that were set aside (volumes/qc.html), add scans, or set "
+            "tasks.TASK.required to false: then it is reported as not estimable."
         )
-    by_run = {run: reasons[run.task, run.fraction, run.seed] for run in runs}
+    by_run = {run: reasons[draw_of(run)] for run in runs}
     return {run: reason for run, reason in by_run.items() if reason is not None}
 
 
 def table(runs: Sequence[Run], gaps: Mapping[Run, str]) -> pd.DataFrame:
     """Return the rows of runs.tsv."""
     rows = [
-        (run.task, run.init, str(run.fraction), run.seed)
+        (run.task, run.init, str(run.fraction), run.seed, run.fold)
         + ((NOT_ESTIMABLE, gaps[run]) if run in gaps else (DONE, None))
         for run in runs
     ]
-    return pd.DataFrame(rows, columns=[*RUNS.columns])
+    made = pd.DataFrame(rows, columns=[*RUNS.columns])
+    return made if any(run.fold for run in runs) else made.drop(columns="fold")
 
 
-def _gap(run: Run, task: Task, scans: pd.DataFrame, seed: int) -> str | None:
-    if (reason := task.gap(scans)) is not None:
-        return reason
-    shortage = subsets.shortage(learned_from(labelled(scans, task), run, task, seed), task)
-    return shortage and f"fraction {run.fraction} of split 'train' has {shortage}"
+def draw_of(run: Run) -> tuple[str, float, int]:
+    """Return on what the choice of the scans that a run learns from depends, beside the fold."""
+    return run.task, run.fraction, run.seed
+
+
+def _shortage(run: Run, task: Task, scans: pd.DataFrame, seed: int) -> str | None:
+    rows = labelled(folds.in_fold(scans, run.fold), task)
+    shortage = subsets.shortage(learned_from(rows, run, task, seed), task)
+    where = f"in fold {run.fold}, " if run.fold else ""
+    return shortage and f"{where}fraction {run.fraction} of split 'train' has {shortage}"

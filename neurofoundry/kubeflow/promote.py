@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from neurofoundry.contracts.evaluation import PromotionRule, read_decision
-from neurofoundry.contracts.models import DONE, RUNS, read_model_plan
+from neurofoundry.contracts.models import DONE, RUNS, read_model_plan, run_folder
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.stage import Workspace
@@ -15,8 +15,9 @@ from neurofoundry.runtime.stage import Workspace
 def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
     """Copy weights, plan, reference, model card and decision.
 
-    Of several seeds it is the first, as it was declared: choosing the best would be a choice made
-    on the test set. Raises DataError when nothing was promoted, or the model is not in ``models``.
+    Of several seeds, and folds of a cross-validation, it is the first, as it was declared: choosing
+    the best would be a choice made on the test set. Raises DataError when nothing was promoted, or
+    the model is not in ``models``.
     """
     decision = read_decision(evaluation)
     if not decision.promoted or decision.rule is None:
@@ -35,7 +36,10 @@ def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
             "evaluation has judged."
         )
     run = chosen.sort_values("fraction", ascending=False, kind="stable").iloc[0]
-    folder = models / run["task"] / run["init"] / str(run["fraction"]) / str(run["seed"])
+    fold = int(run.get("fold", 0))
+    folder = models / run_folder(
+        run["task"], run["init"], float(run["fraction"]), int(run["seed"]), fold
+    )
     read_model_plan(folder)
     sources = [folder / name for name in ("model.safetensors", "plan.json", "reference.npz")]
     sources += [evaluation / name for name in ("promotion.json", "model_card.md")]

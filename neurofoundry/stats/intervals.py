@@ -72,6 +72,15 @@ class Jackknife:
         """Return the mean over the first axis, such as seeds."""
         return Jackknife(self.values.mean(axis=0), self.strata)
 
+    def of_folds(self, repeats: int, widening: float) -> Jackknife:
+        """Return what a cross-validation shows, of values (runs, 1 + groups) in which the
+        ``repeats`` of a seed follow each other: each run's value, with the spread of the first
+        repeat, since dealing persons again adds none, times ``widening``."""
+        first = np.arange(len(self.values)) // repeats * repeats
+        value = self.values[:, :1]
+        moved = widening * (self.values[first, 1:] - self.values[first, :1])
+        return Jackknife(np.concatenate([value, value + moved], axis=1), self.strata)
+
     def moves(self, scale: Scale = LINEAR) -> Values:
         """Return by how much each group moves the statistic on a scale, (…, groups); the sum of
         their squares is its variance.

@@ -61,12 +61,13 @@ def classification(
     probabilities: Values,
     weights: Values,
     *,
-    threshold: float | None = None,
+    threshold: float | Values | None = None,
 ) -> dict[str, Values]:
     """Return all metrics of a classification by name.
 
     ``labels`` (scans,) are indices of classes, ``probabilities`` (scans, classes). With two
-    classes the second is the one of interest and is called at ``threshold`` or above; without a
+    classes the second is the one of interest and is called at ``threshold`` (or that of each scan)
+    or above; without a
     threshold, what depends on it is NaN. With more, the likeliest class is called; AUC, F1 and
     average precision are means of one class against the rest. ``brier_spread`` is no metric:
     ``estimate`` needs it for the interval of the Brier score.

@@ -219,9 +219,14 @@ class Task(Section, ABC):
 
     @abstractmethod
     def measure(
-        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+        self,
+        labels: NDArray[Any],
+        outputs: Values,
+        weights: Values,
+        threshold: Values | None = None,
     ) -> dict[str, Values]:
-        """Return all metrics in every resample (stats.metrics), of `typed` labels and outputs."""
+        """Return all metrics in every resample (stats.metrics), of `typed` labels and outputs, two
+        classes at a ``threshold`` a scan."""
 
     @abstractmethod
     def threshold(self, targets: Values, outputs: Values) -> float | None:

@@ -142,7 +142,11 @@ class Classification(Task):
         return ("auc", "balanced_accuracy", *of_two, "f1", "average_precision", "brier", "ece")
 
     def measure(
-        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+        self,
+        labels: NDArray[Any],
+        outputs: Values,
+        weights: Values,
+        threshold: Values | None = None,
     ) -> dict[str, Values]:
         from neurofoundry.stats import metrics
 

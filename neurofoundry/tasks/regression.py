@@ -114,7 +114,11 @@ class Regression(Task):
         return ("mae", "rmse", "r2", "correlation")
 
     def measure(
-        self, labels: NDArray[Any], outputs: Values, weights: Values, threshold: float | None = None
+        self,
+        labels: NDArray[Any],
+        outputs: Values,
+        weights: Values,
+        threshold: Values | None = None,
     ) -> dict[str, Values]:
         from neurofoundry.stats import metrics
 

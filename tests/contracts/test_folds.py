@@ -52,3 +52,18 @@ def test_all_folds_together_need_the_least_number_to_test(split: str) -> None:
     else:
         cohort = cohort[(cohort["sex"] == "F") | (cohort.index < 2)]
     assert f"split '{split}' has 1 subjects with sex=" in str(folds.gap(SEX, cohort))
+
+
+@pytest.mark.parametrize(("ill", "folds_to_do"), [(3, 0), (4, 4), (6, 5), (30, 5)])
+def test_it_is_known_how_many_folds_would_do(ill: int, folds_to_do: int) -> None:
+    cohort = scans(split=["train", "val", "test"] * 20)
+    cohort["sex"] = ["M" if number < ill else "F" for number in range(60)]
+    said = folds.would_do(SEX, cohort)
+    assert f"folds: {folds_to_do}}}" in said if folds_to_do else said == ""
+    for number in range(3, 6):
+        dealt = cohort.assign(split="test", fold=_dealt(cohort, number))
+        assert folds_to_do != number or folds.gap(SEX, dealt) is None
+
+
+def _dealt(cohort: pd.DataFrame, count: int) -> pd.Series:
+    return (cohort.groupby("sex").cumcount() % count + 1).astype(str) + f"/{count}"

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import EXCLUDED, SCANS
 from neurofoundry.contracts.encoder import EncoderParams, Plan
+from neurofoundry.contracts.models import run_folder
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES, Grid, Volumes, write_volume
 from neurofoundry.errors import DataError
@@ -71,8 +74,10 @@ class Folders:
             models=folders["models"],
         )
 
-    def predictions(self, task: str, init: str, fraction: float = 1.0, seed: int = 0) -> Path:
-        run = self.root / "models" / task / init / str(fraction) / str(seed)
+    def predictions(
+        self, task: str, init: str, fraction: float = 1.0, seed: int = 0, fold: int = 0
+    ) -> Path:
+        run = self.root / "models" / run_folder(task, init, fraction, seed, fold)
         return run / "predictions.tsv"
 
     def edit(self, path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -145,24 +150,23 @@ def write_inputs(
     random = np.random.default_rng(1)
     volumes = pd.read_csv(root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
     usable = scans[(volumes["usable"].astype(str).str.lower() == "true").to_numpy()]
-    for name, task in tasks.items():
-        rows = task.select(usable[usable["split"].isin(["val", "test", "ood"])])
-        for init in skill:
-            for fraction in fractions:
-                for seed in seeds:
-                    run = {"task": name, "init": init, "fraction": fraction, "seed": seed}
-                    done = {"status": "done", "reason": None}
-                    missing = {"status": "not estimable", "reason": "no labels in train"}
-                    runs.append(run | (done if estimable else missing))
-                    if estimable:
-                        outputs = simulate(task, rows, skill[init], fraction, random)
-                        path = folders.predictions(name, init, fraction, seed)
-                        path.parent.mkdir(parents=True)
-                        write_table(outputs, path)
-                        learned = task.select(usable[usable["split"] == "train"])
-                        other = np.random.default_rng(len(runs))
-                        fitted = simulate(task, learned, skill[init], fraction, other)
-                        write_table(fitted, path.with_name("fitted.tsv"))
+    numbers = range(1, folds.count(scans) + 1) or [0]
+    for name, init, fraction, seed, fold in product(tasks, skill, fractions, seeds, numbers):
+        task, inside = tasks[name], folds.in_fold(usable, fold)
+        run = {"task": name, "init": init, "fraction": fraction, "seed": seed, "fold": fold}
+        done = {"status": "done", "reason": None}
+        missing = {"status": "not estimable", "reason": "no labels in train"}
+        runs.append(run | (done if estimable else missing))
+        if estimable:
+            rows = task.select(inside[inside["split"].isin(["val", "test", "ood"])])
+            outputs = simulate(task, rows, skill[init], fraction, random)
+            path = folders.predictions(name, init, fraction, seed, fold)
+            path.parent.mkdir(parents=True)
+            write_table(outputs, path)
+            learned = task.select(inside[inside["split"] == "train"])
+            other = np.random.default_rng(len(runs))
+            fitted = simulate(task, learned, skill[init], fraction, other)
+            write_table(fitted, path.with_name("fitted.tsv"))
     held_out = usable[usable["split"].isin(["val", "test", "ood"])]
     (root / "models/features").mkdir()
     features = random.normal(size=(len(held_out), 16))
@@ -172,8 +176,9 @@ def write_inputs(
         scan_id=held_out["scan_id"].to_numpy(str),
         features=features,
     )
-    columns = ["task", "init", "fraction", "seed", "status", "reason"]
-    write_table(pd.DataFrame(runs, columns=columns), root / "models/runs.tsv")
+    columns = ["task", "init", "fraction", "seed", *(["fold"] if 0 not in numbers else [])]
+    table = pd.DataFrame(runs, columns=[*columns, "status", "reason"])
+    write_table(table, root / "models/runs.tsv")
     starts = {
         init: {
             "encoder": "simclr" if "simclr" in init else "random",

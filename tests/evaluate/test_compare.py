@@ -249,7 +249,13 @@ def test_other_val_scans_are_no_reason_to_refuse(three, tmp_path):
 
         return keep
 
-    names = ("scan", "person", "split", "target", *(f"outputs_{place}" for place in range(5)))
+    names = (
+        "scan",
+        "person",
+        "split",
+        "target",
+        *(f"outputs_{place}" for place in range(5)),
+    )
     other = change(three[0], tmp_path / "x", "alzheimers", **{name: halved(name) for name in names})
     differences = compare.compare([three[0], other]).differences.query("task == 'alzheimers'")
     areas = differences.query("metric == 'auc'")

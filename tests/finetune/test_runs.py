@@ -51,6 +51,15 @@ def test_every_model_is_of_one_shard_and_the_probes_of_an_encoder_share_one(coun
     assert sum(map(bool, shards)) == min(count, most)
 
 
+def test_every_fold_of_a_tuned_model_can_be_a_shard() -> None:
+    declared = runs.declared(TASKS, PARAMS, folds=5)
+    assert declared[4].name == "diagnosis/scratch/0.5/0/fold-5"
+    most = PARAMS.most_shards(len(TASKS), folds=5)
+    shards = [runs.of_shard(declared, PARAMS, Shard(number + 1, most)) for number in range(most)]
+    assert all(shards)
+    assert sorted(itertools.chain(*shards), key=declared.index) == declared
+
+
 class TestEncodersToDescribe:
     def test_the_whole_describes_every_encoder_once(self) -> None:
         declared = runs.declared(TASKS, PARAMS)

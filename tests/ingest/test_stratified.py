@@ -13,7 +13,7 @@ from neurofoundry.tasks import parse_task
 SHARES = {"pretrain": 0.2, "train": 0.4, "val": 0.15, "test": 0.25}
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "params/first-look.yaml"])
+@pytest.mark.parametrize("file", ["params.yaml", "neurofoundry/presets/first-look.yaml"])
 def test_a_study_of_sixty_can_be_split_where_a_hash_cannot(file: str) -> None:
     feasible = {
         name: measure(params, cohorts=40, exact=True)["feasible"] for name, params in modes(file)
@@ -71,3 +71,13 @@ def test_the_scans_of_a_person_stay_together_and_out_of_distribution_comes_first
     assert (dealt.groupby("person")["split"].nunique() == 1).all()
     in_b = both["person"].isin(both["person"][both["dataset"] == "b"])
     assert ((dealt["split"] == "ood") == in_b).all()
+
+
+def test_each_split_has_one_person_to_spare_if_the_class_has_so_many() -> None:
+    shares = {"pretrain": 0.5, "train": 0.25, "val": 0.1, "test": 0.15}
+    for seed in range(10):
+        dealt = splits.assign(
+            cohort(seed, exact=True), Splits(mode="stratified", **shares), TASKS, seed=seed
+        )
+        ill = dealt[dealt["diagnosis"] == "AD"]["split"].value_counts()
+        assert ill[["train", "val", "test"]].min() == 3

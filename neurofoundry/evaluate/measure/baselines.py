@@ -54,16 +54,51 @@ def add(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> tuple[Ev
     return tuple(
         replace(
             each,
-            models=(*each.models, *fit(each.task, inputs.train, each.scans, sizes)),
+            models=(*each.models, *_pooled(each, inputs, sizes)),
         )
         for each in tasks
     )
 
 
+def _pooled(evidence: Evidence, inputs: Inputs, sizes: pd.DataFrame) -> list[Model]:
+    """Return the baselines of a task, which predict each scan as its model was made: from the
+    training scans of the same fold."""
+    runs: list[list[Model]] = []
+    for repeat in range(len(evidence.made_by)):
+        whole: list[Model] = []
+        for fold, rows in evidence.by_fold(repeat):
+            made = fit(evidence.task, inputs.train(fold), evidence.scans[rows], sizes)
+            if made[0].reason:
+                return list(made)
+            whole = whole or [_empty(each, len(rows)) for each in made]
+            for each, of_fold in zip(whole, made, strict=True):
+                each.outputs[:, rows] = of_fold.outputs
+        if evidence.fold_of is not None:
+            # A fold with few of a class leaves many to train on: prevalences that go by folds would
+            # rank its persons, and the wrong way round.
+            constant = whole[0].outputs
+            constant[:] = constant.mean(axis=1, keepdims=True)
+        runs.append(whole)
+    return [
+        replace(
+            of_repeats[0],
+            seeds=of_repeats[0].seeds * len(runs),
+            outputs=np.concatenate([each.outputs for each in of_repeats]),
+        )
+        for of_repeats in zip(*runs, strict=True)
+    ]
+
+
+def _empty(model: Model, scans: int) -> Model:
+    return replace(model, outputs=np.empty((1, scans, *model.outputs.shape[2:])))
+
+
 def _morphometry_of(tasks: Sequence[Evidence], inputs: Inputs, volumes: Volumes) -> pd.DataFrame:
     """Return the morphometry of all scans that a baseline learns from or predicts, by scan_id."""
     wanted = [
-        table["scan_id"] for each in tasks for table in (each.task.select(inputs.train), each.scans)
+        table["scan_id"]
+        for each in tasks
+        for table in (each.task.select(inputs.train()), each.scans)
     ]
     scan_ids = sorted(set(pd.concat(wanted))) if wanted else []
     sizes = morphometry.measure(volumes, scan_ids) if scan_ids else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure.performance import (
@@ -82,13 +83,16 @@ def _outputs(evidence: Evidence, model: Model, corrected: str) -> list[Values] |
         return outputs
     made = []
     for number, each in enumerate(outputs):
-        if corrected == "val":
-            correct = correction(evidence, each)
-        else:
-            correct = correction_on_train(evidence.task, model, number)
-        if isinstance(correct, str):
-            return correct
-        made.append(correct(each))
+        whole = np.empty_like(each)
+        for fold, rows in evidence.by_fold(number):
+            if corrected == "val":
+                correct = correction(evidence, each, rows)
+            else:
+                correct = correction_on_train(evidence.task, model, number, fold)
+            if isinstance(correct, str):
+                return correct
+            whole[rows] = correct(each[rows])
+        made.append(whole)
     return made
 
 
@@ -115,7 +119,10 @@ def _samples(
     errors = calibration_errors(evidence, split, list(outputs.values()), bootstraps, seed)
     return {
         key: (
-            {name: found[index, place] for place, name in enumerate(names)},
+            {
+                name: found[[index], place].of_folds(1, evidence.widening(split)).mean()
+                for place, name in enumerate(names)
+            },
             None if errors is None else errors[index],
         )
         for index, key in enumerate(outputs)
@@ -143,18 +150,19 @@ def _why_missing(name: str) -> str:
     return "the outputs separate the classes, or are all the same"
 
 
-def correction(evidence: Evidence, outputs: Values) -> Correction | str:
-    """Learn a correction from split 'val' alone, or return the reason why there is none."""
-    val = evidence.inside("val")
+def correction(evidence: Evidence, outputs: Values, rows: NDArray[np.bool_]) -> Correction | str:
+    """Learn a correction from the scans of split 'val' among ``rows`` alone, or return the reason
+    why there is none."""
+    val = evidence.inside("val") & rows
     return evidence.task.correction(evidence.labels[val], outputs[val], "validation")
 
 
-def correction_on_train(task: Task, model: Model, number: int) -> Correction | str:
+def correction_on_train(task: Task, model: Model, number: int, fold: int) -> Correction | str:
     """Learn a correction from the scans that a seed was trained on, as is usual for brain age.
 
     It does too little where a model fits these better than others. As `correction` otherwise.
     """
-    fitted = model.fitted[number] if model.fitted else None
+    fitted = model.fitted[number].get(fold) if model.fitted else None
     if fitted is None:
         return "finetune has kept no outputs of the training subjects (fitted.tsv)"
     return task.correction(*fitted, "training")

@@ -117,7 +117,7 @@ def confusion(tasks: Sequence[Evidence], *, min_subjects: int) -> pd.DataFrame:
             [
                 outputs[rows].argmax(axis=1)
                 if threshold is None
-                else (outputs[rows, 1] >= threshold).astype(int)
+                else (outputs[rows, 1] >= threshold[rows]).astype(int)
                 for outputs, threshold in zip(
                     model.outputs, thresholds_of(evidence)[model], strict=True
                 )

@@ -16,6 +16,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, find_row, table_of
 from neurofoundry.stats.comparisons import ratio
 from neurofoundry.stats.intervals import Estimate
+from neurofoundry.stats.metrics import Values
 
 DECISIONS = [
     *("task", "init", "split", "measure", "prevalence", "value", "low", "high", "reason"),
@@ -51,8 +52,9 @@ def measure(
     return table_of(rows, DECISIONS)
 
 
-def _threshold(by_seed: Sequence[float | None]) -> Estimate:
-    known = [each for each in by_seed if each is not None]
+def _threshold(by_seed: Sequence[Values | None]) -> Estimate:
+    """Return the mean over seeds, and over the folds of a cross-validation."""
+    known = [float(np.unique(each).mean()) for each in by_seed if each is not None]
     if not known or len(known) < len(by_seed):
         return Estimate(None, None, None, "validation gives no threshold")
     return Estimate(float(np.mean(known)), None, None)

@@ -19,6 +19,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from neurofoundry.contracts.models import run_folder
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.evidence import Evidence, Model
@@ -70,11 +71,28 @@ def read(tasks: Sequence[Evidence], models: Path) -> tuple[Explanation, ...]:
     explained: list[Explanation] = []
     for evidence in tasks:
         for model in evidence.trained:
-            run = models / evidence.name / model.name / str(model.fraction)
-            paths = [run / str(seed) / "explanation.npz" for seed in model.seeds]
-            if paths and all(path.exists() for path in paths):
-                explained += _groups(evidence, model, [_read(path, evidence) for path in paths])
+            runs = [_paths(evidence, model, seed, models) for seed in dict.fromkeys(model.seeds)]
+            if runs and all(path.exists() for paths in runs for path in paths):
+                read_runs = [[_read(path, evidence) for path in paths] for paths in runs]
+                explained += _groups(evidence, model, [*map(_join, read_runs)])
     return tuple(explained)
+
+
+def _paths(evidence: Evidence, model: Model, seed: int, models: Path) -> list[Path]:
+    """Return the files of a seed: one, or one for each fold of the first repeat."""
+    return [
+        models
+        / run_folder(evidence.name, model.name, model.fraction, seed, fold)
+        / "explanation.npz"
+        for fold, _ in evidence.by_fold(0)
+    ]
+
+
+def _join(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return the explanations of several folds as one."""
+    scans = ("scan_id", "maps", "answer", "flat")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in scans}
+    return joined | {"spacing": parts[0]["spacing"]}
 
 
 def _read(path: Path, evidence: Evidence) -> dict[str, NDArray[Any]]:
@@ -112,7 +130,9 @@ def _groups(
         np.mean([run[name].astype(np.float64) for run in runs], axis=0)
         for name in ("maps", "answer", "flat")
     )
-    targets = pd.Series(evidence.targets, evidence.scans["scan_id"])[scan_ids[0]].to_numpy()
+    test = evidence.inside("test")
+    by_scan = pd.Series(evidence.targets[test], evidence.scans["scan_id"][test])
+    targets = by_scan[scan_ids[0]].to_numpy()
     classes = reversed([*enumerate(evidence.task.classes)])
     groups = {name: targets == index for index, name in classes}
     for name, inside in (groups or {"everybody": np.ones(len(targets), bool)}).items():

@@ -45,8 +45,9 @@ class Sample:
 Samples = Mapping[Model, Sample]
 """Of each model that has outputs."""
 
-Thresholds = Mapping[Model, Sequence[float | None]]
-"""For each model and seed the threshold that val suggests; None where it suggests none."""
+Thresholds = Mapping[Model, Sequence[Values | None]]
+"""For each model and seed the threshold that val suggests, of a cross-validation in the fold of
+each scan (scans,); None where it suggests none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,22 +113,30 @@ def persons_per_class(evidence: Evidence, split: str) -> list[int]:
 
 def persons_to_count(evidence: Evidence, split: str) -> list[int]:
     """Return the number of persons of every class in a split, for intervals; who has scans of
-    several classes counts for none, being no whole pair."""
+    several classes counts for none, being no whole pair. See `Evidence.widening`."""
     targets = pd.Series(evidence.targets, evidence.persons)
-    return evidence.task.persons_to_count(targets[evidence.inside(split)])
+    counted = evidence.task.persons_to_count(targets[evidence.inside(split)])
+    return [max(1, round(count / evidence.widening(split) ** 2)) for count in counted]
 
 
 def thresholds_of(evidence: Evidence) -> Thresholds:
     """Return the threshold that val suggests for each model and seed of a two-class task."""
-    val = evidence.inside("val")
-    targets = evidence.targets[val]
     return {
-        model: tuple(
-            evidence.task.threshold(targets, outputs[val]) if val.any() else None
-            for outputs in model.outputs
-        )
+        model: [_threshold(evidence, number, each) for number, each in enumerate(model.outputs)]
         for model in evidence.models
     }
+
+
+def _threshold(evidence: Evidence, number: int, outputs: Values) -> Values | None:
+    """Return the threshold of each scan, from the val scans of the same fold alone."""
+    thresholds = np.empty(len(evidence.targets))
+    for _, made in evidence.by_fold(number):
+        val = made & evidence.inside("val")
+        found = evidence.task.threshold(evidence.targets[val], outputs[val]) if val.any() else None
+        if found is None:
+            return None
+        thresholds[made] = found
+    return thresholds
 
 
 def on_validation(evidence: Evidence, model: Model) -> float:
@@ -180,7 +189,8 @@ def _left_out(
     def measured(model: Model, index: int, weights: Values) -> dict[str, Values]:
         # A threshold measured on the scans that it was chosen on would flatter.
         threshold = None if split == "val" else thresholds[model][index]
-        return evidence.task.measure(labels, model.outputs[index][rows], weights, threshold)
+        of_scans = threshold if threshold is None else threshold[rows]
+        return evidence.task.measure(labels, model.outputs[index][rows], weights, of_scans)
 
     names = list(measured(*runs[0], np.ones((1, int(rows.sum())))))
     found = intervals.jackknife(
@@ -190,7 +200,9 @@ def _left_out(
     )
     return {
         model: {
-            name: found[[run[0] is model for run in runs], position]
+            name: found[[run[0] is model for run in runs], position].of_folds(
+                len(evidence.made_by), evidence.widening(split)
+            )
             for position, name in enumerate(names)
         }
         for model in models
@@ -275,10 +287,10 @@ def _is_chance(evidence: Evidence, model: Model, name: str) -> bool:
     return model.name == evidence.task.constant_baseline and name in ("auc", "balanced_accuracy")
 
 
-def _why_missing(name: str, split: str, thresholds: Sequence[float | None], scans: int) -> str:
+def _why_missing(name: str, split: str, thresholds: Sequence[Values | None], scans: int) -> str:
     if name in THRESHOLDED and split == "val":
         return "the threshold was chosen on these scans"
-    if name in THRESHOLDED and None in thresholds:
+    if name in THRESHOLDED and any(each is None for each in thresholds):
         return "validation gives no threshold: one class only, or the same output for everybody"
     if name == "ece":
         return f"{scans} scans, 20 are needed"

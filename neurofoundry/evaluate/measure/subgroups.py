@@ -94,4 +94,5 @@ def _estimate(evidence: Evidence, outputs: Values, inside: Mask) -> Estimate:
     every group would take longer than all the rest."""
     task, persons = evidence.task, evidence.persons[inside]
     value, error = task.primary_with_error(evidence.labels[inside], outputs, persons)
+    error *= evidence.widening(str(evidence.scans["split"][inside].iloc[0]))
     return intervals.with_error(value, error, task.primary, _persons(evidence, inside))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from neurofoundry.contracts import folds
 from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM
 from neurofoundry.evaluate.report import cohort, embedding_map, narrative, plots, provenance, task
@@ -34,7 +35,8 @@ def write(folder: Path, results: Results, figures: Figures) -> None:
 
 def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, Any]:
     """Return what the templates name."""
-    initializations = provenance.initializations(results.inputs)
+    inputs = results.inputs
+    initializations = provenance.initializations(inputs)
     tasks = [
         task.describe(number, each, results, figures.tasks[each.name], initializations)
         for number, each in enumerate(results.tasks, start=1)
@@ -43,7 +45,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         **cohort.describe(results),
         **provenance.describe(results, figures),
         "tasks": tasks,
-        "title": _title(tasks, results.params.reference),
+        "title": _title(tasks, results.params.reference, crossed=folds.count(inputs.scans) > 0),
         "reference": results.params.reference,
         "bootstraps": results.params.bootstraps,
         "min_subgroup": results.params.min_subgroup,
@@ -57,7 +59,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
     }
 
 
-def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
+def _title(tasks: Sequence[Mapping[str, Any]], reference: str, *, crossed: bool) -> str:
     """Return the answer in one line."""
     compared = [each for each in tasks if each["conclusion"].verdict != "nothing"]
     if not tasks:
@@ -69,7 +71,7 @@ def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
         each["conclusion"].verdict == "better" and each["conclusion"].sure for each in compared
     )
     count = f"{len(compared)} {'task' if len(compared) == 1 else 'tasks'}"
-    chosen = "the model chosen on validation"
+    chosen = f"the model {'declared first' if crossed else 'chosen on validation'}"
     if not better:
         return f"In none of {count} is {chosen} shown to be better than {reference}"
     return f"In {better} of {count} {chosen} is shown to be better than {reference}"

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT, SPLITS
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Inputs
@@ -35,6 +36,9 @@ SPLIT_TITLES = {
     "ood": "Test, new sites",
 }
 
+CROSSED = "Cross-validated, familiar sites"
+"""In the place of the title of test."""
+
 
 def describe(results: Results) -> dict[str, Any]:
     """Return what the templates name of the cohort."""
@@ -42,6 +46,7 @@ def describe(results: Results) -> dict[str, Any]:
     return {
         "synthetic": inputs.synthetic,
         "counts": _counts(inputs),
+        "crossed": _cross_validation(inputs),
         "flow": _flow(inputs),
         "splits": _splits(inputs, results.tasks),
         "sites": _sites(inputs),
@@ -49,6 +54,15 @@ def describe(results: Results) -> dict[str, Any]:
         "lacking": lacking(inputs.scans[inputs.scans["usable"]]),
         "new_sites": bool((inputs.scans["split"] == "ood").any()),
     }
+
+
+def _cross_validation(inputs: Inputs) -> dict[str, int] | None:
+    """Return the numbers of folds, of repeats, and of persons in them; None without any."""
+    place, count = folds.places(inputs.scans)
+    if not count:
+        return None
+    persons = inputs.scans[inputs.scans["usable"] & (inputs.scans["split"] == "test")]["person"]
+    return {"folds": count, "repeats": place.shape[1], "persons": persons.nunique()}
 
 
 def lacking(scans: pd.DataFrame) -> int:
@@ -115,16 +129,17 @@ def _splits(inputs: Inputs, tasks: Sequence[Evidence]) -> dict[str, Any]:
     """Return a row a split: usable scans; age and sex of persons at their first scan."""
     usable = inputs.scans[inputs.scans["usable"]]
     shown = [each for each in tasks if each.task.column not in ("age", "sex")]
-    rows = [_split(name, usable[usable["split"] == name], shown) for name in SPLITS]
-    rows.append(_split("all", usable, shown))
+    titles = SPLIT_TITLES | ({"test": CROSSED} if folds.count(inputs.scans) else {})
+    rows = [_split(name, titles[name], usable[usable["split"] == name], shown) for name in SPLITS]
+    rows.append(_split("all", "All", usable, shown))
     return {"rows": [row for row in rows if row["scans"]], "tasks": [each.name for each in shown]}
 
 
-def _split(name: str, scans: pd.DataFrame, tasks: Sequence[Evidence]) -> dict[str, Any]:
+def _split(name: str, title: str, scans: pd.DataFrame, tasks: Sequence[Evidence]) -> dict[str, Any]:
     persons = scans.sort_values(["person", "age", "session"]).drop_duplicates("person")
     ages, sexes = persons["age"].dropna(), persons["sex"].dropna()
     return {
-        "title": SPLIT_TITLES.get(name, "All"),
+        "title": title,
         "total": name == "all",
         "persons": len(persons),
         "scans": len(scans),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from neurofoundry.contracts import folds
 from neurofoundry.evaluate.evidence import TESTED, Evidence
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.report import narrative, simulated
@@ -22,6 +23,7 @@ def limits(results: Results) -> list[str]:
     estimated = [each for each in results.tasks if _has_interval(each, results.measured)]
     sentences = [_width(each, results.measured) for each in estimated]
     sentences += [
+        _cross_validation(results),
         _few_to_choose(estimated),
         _few_to_test(estimated),
         _seeds(results.measured),
@@ -48,8 +50,30 @@ def _width(evidence: Evidence, measured: Measured) -> str:
     )
 
 
+def _cross_validation(results: Results) -> str:
+    _, count = folds.places(results.inputs.scans)
+    if not count:
+        return ""
+    return (
+        f"The numbers are those of a way to make models, {count} of them, one a fold, and not of "
+        "any one model. They share training subjects, which the intervals allow for by a rule of "
+        "thumb (Nadeau and Bengio, 2003)."
+    )
+
+
+def _fewest_to_choose(evidence: Evidence) -> int:
+    """Return the validation subjects of the smallest class, of a cross-validation in any fold."""
+    val = evidence.inside("val")
+    counts = [
+        evidence.task.persons_per_class(evidence.persons, evidence.targets, val & rows)
+        for number in range(len(evidence.made_by))
+        for _, rows in evidence.by_fold(number)
+    ]
+    return min(map(min, counts))
+
+
 def _few_to_choose(tasks: list[Evidence]) -> str:
-    counts = {each.name: min(persons_per_class(each, "val")) for each in tasks}
+    counts = {each.name: _fewest_to_choose(each) for each in tasks}
     few = [f"{name} {count}" for name, count in counts.items() if count < FEW_TO_CHOOSE]
     if not few:
         return ""

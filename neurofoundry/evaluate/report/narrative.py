@@ -105,7 +105,8 @@ def primary(evidence: Evidence, measured: Measured) -> pd.DataFrame:
 def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[str, str] | None:
     """Return the initialization that the headline compares with the reference, and why this one.
 
-    It is the best on validation; never the best on test, which would flatter it.
+    It is the best on validation; never the best on test, which would flatter it. In a
+    cross-validation, where those who validate are tested too, it is the first declared.
     """
     metric = evidence.task.primary
     where = {"task": evidence.name, "fraction": evidence.fraction, "metric": metric}
@@ -116,6 +117,9 @@ def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[s
             scores[model.name] = on_validation(evidence, model)
     if not scores:
         return None
+    if evidence.fold_of is not None:
+        because = "it is declared first; in a cross-validation, those who validate are tested too"
+        return next(iter(scores)), because
     if any(math.isnan(score) for score in scores.values()):
         return next(iter(scores)), "it is declared first, and validation cannot tell them apart"
     best = max if METRICS[metric].higher_is_better else min

@@ -69,9 +69,9 @@ def test_a_correction_learned_from_training_subjects_undoes_their_line_and_no_ot
     noise = np.random.default_rng(0).normal(0, 2, 30)
     fitted = tuple((labels, 20 + slope * labels + noise) for slope in (0.7, 0.8))
     twice = np.concatenate([model.outputs] * 2)
-    model = Model("m", 1.0, (0, 1), twice, fitted=fitted)
+    model = Model("m", 1.0, (0, 1), twice, fitted=tuple({0: pair} for pair in fitted))
     for number, (_, outputs) in enumerate(fitted):
-        undone = calibration.correction_on_train(case.task, model, number)(outputs)
+        undone = calibration.correction_on_train(case.task, model, number, 0)(outputs)
         assert stats.linregress(labels, undone).slope == pytest.approx(1)
         assert undone.mean() == pytest.approx(labels.mean())
     case = replace(case, models=(model,))
@@ -101,7 +101,8 @@ def test_the_labels_of_test_subjects_play_no_part_in_the_correction(kind):
     turned[test] = case.targets[test][::-1]
     other = Evidence(case.name, case.task, case.scans, turned, case.models)
     outputs = case.models[0].outputs[0]
-    one, two = (calibration.correction(each, outputs) for each in (case, other))
+    everybody = np.ones(len(test), bool)
+    one, two = (calibration.correction(each, outputs, everybody) for each in (case, other))
     assert (one(outputs) == two(outputs)).all()
 
 
