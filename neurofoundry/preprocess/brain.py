@@ -23,6 +23,8 @@ EMPTY, RIPPLE = 1e-3, 0.05
 from it the ripples of splines reach around a stripped brain."""
 LEAST_SHARE = 0.4
 """Share of the template's brain below which a scan does not show one there."""
+SETTLED_MM = 2.0
+"""Voxels in which a brain is told from what it touches: bridges to it are 6 mm wide."""
 OUTSIDE_MM, DEEP_MM, CORE_MM = 5.0, 10.0, 14.0
 """How far beyond the template's edge a brain may reach; from where inside it on a scan shows next
 to nothing but brain; and from where on all is brain, a lesion or a ventricle too."""
@@ -74,7 +76,7 @@ class Brain:
 
 def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     """Find the brain as the parameters say. Raises UnusableScanError where there is none."""
-    spacing = min(surface.SPACING_MM, params.registration_spacing)
+    spacing = min(SETTLED_MM, params.registration_spacing)
     mask = stripped(scan) if params.mask is None else mask_command.run(scan, params.mask)
     if mask is not None and params.mask is None:
         scan = Image(np.maximum(scan.values, np.float32(surroundings(scan))), scan.affine)
