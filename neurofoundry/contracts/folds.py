@@ -52,6 +52,8 @@ def in_fold(scans: pd.DataFrame, number: int) -> pd.DataFrame:
 def would_do(task: Task, scans: pd.DataFrame) -> str:
     """Return how many folds of the persons of train, val and test would serve a task, as a
     sentence; '' where none would."""
+    if task.column not in scans:
+        return ""
     inside = task.select(scans[scans["split"].isin(["train", "val", "test"])])
     targets = task.targets(inside)
     everybody = np.ones(len(inside), bool)

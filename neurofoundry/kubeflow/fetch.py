@@ -116,6 +116,7 @@ def _run(words: Sequence[str], folder: Path, name: str) -> tuple[int, str]:
         words,
         cwd=folder,
         stdin=subprocess.DEVNULL,  # nobody answers a question for a password
+        stdout=sys.stderr,  # what is asked for is ours to say
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

@@ -208,16 +208,18 @@ def _unfolded(velocity: torch.Tensor, in_unit: torch.Tensor, affine: Matrix) -> 
     """Return the warp of a velocity (1, 3, x, y, z), blurred until it folds nowhere.
 
     The exact flow never folds; one between voxels does where the velocity changes too much from one
-    voxel to the next.
+    voxel to the next. Both directions count, so that exchanging the images inverts the warp.
     """
     for attempt in range(SOFTENINGS):
-        there = exponential(velocity, FINAL_SQUARINGS)
-        forward = _as_stored(there, in_unit)
-        low, high = Warp(forward, forward, affine).jacobian()
-        if low >= LEAST_GROWTH and high <= MOST_GROWTH:
+        there, back = (exponential(each, FINAL_SQUARINGS) for each in (velocity, -velocity))
+        bounds = []
+        for field in (there, back):
+            stored = _as_stored(field, in_unit)
+            bounds.append(Warp(stored, stored, affine).jacobian())
+        if all(low >= LEAST_GROWTH and high <= MOST_GROWTH for low, high in bounds):
             break
         velocity = _blur(velocity, SOFTER * 1.5**attempt)
-    return Warp(forward, _as_stored(_back(there, velocity), in_unit), affine)
+    return Warp(_as_stored(there, in_unit), _as_stored(_back(there, velocity), in_unit), affine)
 
 
 def _as_stored(field: torch.Tensor, in_unit: torch.Tensor) -> NDArray[np.float32]:

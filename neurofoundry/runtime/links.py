@@ -8,8 +8,11 @@ from pathlib import Path
 
 from neurofoundry.errors import DataError
 
-CONTENT_STORE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/")
-"""Data versioning tools keep files under the hash of their content and may leave links to them."""
+CONTENT_STORE = re.compile(
+    r"/[0-9a-f]{2}/[0-9a-f]{30}$|/\.git/annex/objects/|/annex/objects/[^/]+/[^/]+/([^/]+)/\1$"
+)
+"""Data versioning tools keep files under the hash of their content and may leave links to them: DVC
+by 2 and 30 digits, git-annex under a key, twice, in a repository, a submodule or a RIA store."""
 
 
 def check_links(folder: Path) -> None:

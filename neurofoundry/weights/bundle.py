@@ -16,7 +16,7 @@ import neurofoundry
 from neurofoundry.contracts.encoder import HASHED_SUBJECTS, Plan, hash_person, read_pretrained
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
-from neurofoundry.nn.encoders import Encoder
+from neurofoundry.nn.encoders import ResNetEncoder
 from neurofoundry.runtime import templates
 from neurofoundry.runtime.files import atomic, hash_file, write_json
 from neurofoundry.runtime.stage import Workspace
@@ -148,7 +148,7 @@ def _network(plan: Plan) -> dict[str, Any]:
     if not _is_plain(plan):
         schema, values = type(params), params.model_dump(mode="json")
         return {
-            "_target_": f"{Encoder.__module__}.{Encoder.__qualname__}",
+            "_target_": f"{ResNetEncoder.__module__}.{ResNetEncoder.__qualname__}",
             "params": {"_target_": f"{schema.__module__}.{schema.__qualname__}", **values},
         }
     return {"_target_": "monai.networks.nets.resnet.ResNet", **encoders.monai_arguments(params)}

@@ -82,7 +82,8 @@ def test_configure_hands_each_stage_what_it_reads(command: Run, tmp_path: Path) 
 
 def test_what_the_steps_of_a_run_have_noted_becomes_a_page(command: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    told = {"inputs": {"parameterValues": {"store": str(store)}}, "outputs": {}}
+    outputs = {"outputFile": str(tmp_path / "outputs.json")}
+    told = {"inputs": {"parameterValues": {"store": str(store)}}, "outputs": outputs}
     run = {"NEUROFOUNDRY_RUN": "run-1"}
     command(
         "neurofoundry", "configure", "--params", "nowhere.yaml", "--executor-input",

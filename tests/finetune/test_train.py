@@ -33,6 +33,7 @@ def fit(
     *,
     scans: pd.DataFrame | None = None,
     freeze: int = 0,
+    rate: float | None = None,
     head: dict[str, torch.Tensor] | None = None,
     **change: Any,
 ) -> tuple[Network, pd.DataFrame, pd.DataFrame]:
@@ -54,7 +55,7 @@ def fit(
         read=lambda ids: read_batch(Volumes(volumes), ids),
         params=params,
         tuning=tuning,
-        learning_rate=tuning.learning_rates[0],
+        learning_rate=rate or tuning.learning_rates[0],
         seed=1,
         advance=lambda: None,
     )
@@ -138,7 +139,7 @@ def test_light_augmentation_changes_the_course_and_not_the_result(
 
 def test_a_loss_that_is_not_a_number_is_said_with_the_cure(volumes: Path, encoder: Path) -> None:
     with pytest.raises(UsageError, match=r"a run: in epoch 1 .* finetune.learning_rate below 1e\+"):
-        fit(volumes, encoder, AGE, learning_rate=1e30)
+        fit(volumes, encoder, AGE, rate=1e30)
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, 8), (8, 8), (3, 8), (9, 8)])

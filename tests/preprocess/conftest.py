@@ -60,7 +60,7 @@ def write_cohort(tmp_path: Path) -> WriteCohort:
                 "dataset": "heads",
                 "subject": name,
                 "session": "1",
-                "person": f"heads/{name}",
+                "person": f"heads/{hash_file(path)[:8]}",  # a copy is of the same
                 "source": "bids",
                 "path": str(path.relative_to("/")),
                 "sha256": hash_file(path),

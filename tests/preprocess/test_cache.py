@@ -15,7 +15,7 @@ def write_scan(folder: Path, scan_id: str, key: str, *, volume: bool = True) -> 
     for name in output_files("rigid")[:-1] if volume else ():
         (folder / name.format(scan_id)).write_text(f"{name} of {key}")
     sha256 = hash_file(folder / f"{scan_id}.nii") if volume else None
-    result = Result(key, None if volume else "no head", sha256)
+    result = Result(key, None if volume else "no head", volume_sha256=sha256)
     write_json(folder / f"{scan_id}.json", asdict(result))
 
 

@@ -32,14 +32,25 @@ def params_of(**values: object) -> PretrainParams:
     return PretrainParams.model_validate({**SMALL, **CONTRAST, **values})
 
 
-def run_stage(volumes: Path, work_dir: Path, method: str = "simclr", **values: object) -> Workspace:
-    """Run the stage's body alone, in this process."""
+def run_stage(
+    volumes: Path,
+    work_dir: Path,
+    method: str = "simclr",
+    rate: float | None = None,
+    **values: object,
+) -> Workspace:
+    """Run the stage's body alone, in this process; at a ``rate`` that params.yaml could not say."""
     work_dir.mkdir(exist_ok=True)
     with tracking_run(
         TrackingParams(mode="disabled"), stage="pretrain", key="0" * 16, group="g", config={}
     ) as tracker:
         work = Workspace(dir=work_dir, earlier=(), tracker=tracker, data_version="v1")
-        pretrain(work, volumes=volumes, method=method, params=params_of(**values), seed=7)
+        params = (
+            params_of(**values)
+            if rate is None
+            else params_of(**values).model_copy(update={"learning_rate": rate})
+        )
+        pretrain(work, volumes=volumes, method=method, params=params, seed=7)
     return work
 
 

@@ -179,7 +179,7 @@ class TestLoss:
         with seeds.seeded(1):
             encoder = encoders.build(params, seed=1)
             # Patches as large as a position of the last level, so that some there are hidden.
-            objective = Mae(encoder, MaeParams(patch_mm=192), spacing_mm=6.0)
+            objective = Mae(encoder, MaeParams(patch_mm=96), spacing_mm=3.0)
         visible = torch.stack([objective.draw_visible((64, 64, 64), scan) for scan in "ab"])
         predicted = objective.predict(random(2, 1, 64, 64, 64), visible[:, None].float())
         assert predicted.shape == (2, 1, 64, 64, 64)

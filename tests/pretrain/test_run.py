@@ -262,7 +262,7 @@ class TestFailures:
         self, volumes: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(UsageError, match=r"in step \d+.*sub-\d\d_ses-.*learning_rate"):
-            run_stage(volumes, tmp_path / "w", epochs=3, learning_rate=1e30, warmup=0)
+            run_stage(volumes, tmp_path / "w", rate=1e30, epochs=3, warmup=0)
         assert not (tmp_path / "w" / "encoder.safetensors").exists()
         # What the step began with is kept, where no later run goes on from it.
         (left,) = (tmp_path / "w" / "diverged").glob("step-*.pt")
@@ -330,6 +330,7 @@ class TestResume:
 
     def test_what_is_refused_is_not_lost(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
         left = shutil.copytree(whole / "checkpoint", tmp_path / ".out.partial" / "checkpoint")
+        (tmp_path / ".out.partial" / ".key").write_text("of the run before")
         before = sorted(left.iterdir())
         values = json.dumps({**SMALL, **CONTRAST, **RESUMED, "learning_rate": 0.002})
         with pytest.raises(UsageError, match=r"pretrain\.learning_rate was 0\.001, is 0\.002\."):
