@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import UNTRAINED, EncoderParams, Plan, check_volumes, read_plan
@@ -138,16 +138,19 @@ class Blueprint:
     def _finetuned(self, advance: Callable[[], None]) -> tuple[Network, pd.DataFrame]:
         """Train a copy of the encoder and a head with each learning rate of its tuning; keep the
         one with the least loss on 'val'."""
-        tries = [self._tried(rate, advance) for rate in self.tuning.learning_rates]
+        head = self._probed()[0].head if self.tuning.head == "probe" else None
+        tries = [self._tried(rate, head, advance) for rate in self.tuning.learning_rates]
         least = [history["val_loss"].min() for _, history in tries]
         network, _ = tries[int(np.argmin(least))]
         return network, pd.concat([history for _, history in tries], ignore_index=True)
 
-    def _tried(self, rate: float, advance: Callable[[], None]) -> tuple[Network, pd.DataFrame]:
-        """Train with one learning rate."""
+    def _tried(
+        self, rate: float, head: nn.Linear | None, advance: Callable[[], None]
+    ) -> tuple[Network, pd.DataFrame]:
+        """Train with one learning rate, from ``head`` if there is one, else from zeros."""
         network = Network(copy.deepcopy(self.origin.encoder), self.task)
-        if self.tuning.head == "probe":
-            network.head = copy.deepcopy(self._probed()[0].head).to(network.head.weight.device)
+        if head is not None:
+            network.head.load_state_dict(head.state_dict())
         with seeded(self.seed):  # dropout
             history = train(
                 network,

@@ -16,7 +16,7 @@ from typing import Any
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime import machine
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import atomic, read_json
 from neurofoundry.runtime.guard import guard_file
 from neurofoundry.runtime.store import read_circumstances
 
@@ -84,7 +84,7 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     Every output artifact of a component may be named after the stage's folder (cohort, volumes,
     encoder, models, evaluation), or be ``metrics`` (scalars) or ``roc`` (ClassificationMetrics).
     """
-    record = json.loads((folder / "stage.json").read_text())
+    record = read_json(folder / "stage.json")
     origin = {name: record[name] for name in ("stage", "key", "data_version")}
     origin["git_commit"] = read_circumstances(folder).get("git_commit", "")
     summary = record["summary"]

@@ -5,13 +5,13 @@ It is told from the notes of the run's steps (journal.py), as the states of Kube
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from neurofoundry.kubeflow.api import SERVICE_ACCOUNT
 from neurofoundry.kubeflow.journal import Note, run_name
+from neurofoundry.runtime.files import read_json
 from neurofoundry.runtime.store import read_circumstances
 
 LAST = "promote"
@@ -38,7 +38,7 @@ def describe(notes: Sequence[Note]) -> str:
 
 def _succeeded(last: Note) -> Iterator[str]:
     evaluation = Path(last.facts["evaluation"])
-    record = json.loads((evaluation / "stage.json").read_text())
+    record = read_json(evaluation / "stage.json")
     yield "# The run has succeeded"
     yield ""
     yield from _headlines(record["summary"])

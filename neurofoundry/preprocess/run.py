@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,10 +28,9 @@ from neurofoundry.preprocess.verdict import (
 )
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
-
-LOG = logging.getLogger(__name__)
 
 SIMILAR = "similar.tsv"
 TABLES = ("scans.tsv", SIMILAR, "grid.json", "qc.html", nyul.LANDMARKS)
@@ -105,7 +103,7 @@ def _without_copies(table: pd.DataFrame, folder: Path, params: PreprocessParams)
     similar = copies.find_similar(table, folder, params.grid)
     write_table(similar, folder / SIMILAR)
     for line in copies.describe(similar):
-        LOG.warning("%s", line)
+        LOGGER.warning("%s", line)
     return copies.refuse_copies(table, similar)
 
 
@@ -183,16 +181,16 @@ def _examples(table: pd.DataFrame, folder: Path) -> list[Path]:
 def _warn(table: pd.DataFrame, narrow: Sequence[Narrow], chosen: Mapping[str, str]) -> None:
     """Log what needs a look at qc.html, where the sites' names are."""
     for bound in narrow:
-        LOG.warning("At one site %s.", bound.describe())
+        LOGGER.warning("At one site %s.", bound.describe())
     if stand_ins := (table["sha256"] != table["scan_id"].map(chosen)).sum():
-        LOG.info(
+        LOGGER.info(
             "%d scans are other images of their sessions, as the first failed quality control; "
             "path and sha256 in scans.tsv are theirs.",
             stand_ins,
         )
     lacking = report.unmeasured(table, "ghosting")
     if lacking:
-        LOG.info(
+        LOGGER.info(
             "Motion could not be measured in %d of %d scans: too little air is in view, or a "
             "program has blanked it.",
             lacking,

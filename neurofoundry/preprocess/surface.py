@@ -67,11 +67,11 @@ def _settle_in(values: NDArray[np.float32]) -> Array:
     """Return the vertices, in voxels, of a surface that has grown from its own middle."""
     dark, bright = np.percentile(values[values > values.min()], [2, 98]).tolist()
     # Shares of brightness count from the background, wherever a scan has its zero.
-    values, dark, bright = values - np.float32(dark), 0.0, bright - dark
-    threshold = dark + 0.1 * (bright - dark)
+    values, bright = values - np.float32(dark), bright - dark
+    threshold = 0.1 * bright
     tissue = _without_neck(values > threshold)
     voxels = np.argwhere(tissue)
-    centre = np.average(voxels, axis=0, weights=np.minimum(values[tissue], bright) - dark)
+    centre = np.average(voxels, axis=0, weights=np.minimum(values[tissue], bright))
     radius = (3 / (4 * np.pi) * len(voxels)) ** (1 / 3)
     ball = voxels[((voxels - centre) ** 2).sum(axis=1) < radius**2]
     typical = float(np.median(values[tuple(ball.T)]))
@@ -79,7 +79,7 @@ def _settle_in(values: NDArray[np.float32]) -> Array:
     for _ in range(STARTS):
         if typical <= threshold:
             raise UnusableScanError("no head: the middle of the image is as dark as its background")
-        profile = _Profile.of(values, dark, threshold, typical)
+        profile = _Profile.of(values, threshold, typical)
         vertices = _grow(profile, centre + sphere()[0] * radius / 2)
         inside = fill(vertices, np.eye(4), values.shape)
         grown.append((inside.sum() * SPACING_MM**3 / 1000, vertices))
@@ -199,30 +199,27 @@ class _Profile:
     """The last index along each axis, (3, 1, 1)."""
     depths: NDArray[np.float32]
     """Voxels below the surface, (steps, 1)."""
-    dark: float
     threshold: float
     typical: float
 
     @classmethod
-    def of(
-        cls, values: NDArray[np.float32], dark: float, threshold: float, typical: float
-    ) -> _Profile:
+    def of(cls, values: NDArray[np.float32], threshold: float, typical: float) -> _Profile:
+        """Return the profile of intensities above the background."""
         strides = np.array(values.strides) // values.itemsize
         last = np.array(values.shape, np.float32)[:, None, None] - 1
         steps = np.arange(1, INNER_STEPS + 1, dtype=np.float32)[:, None]
         depths = STEP_MM / SPACING_MM * steps
-        return cls(values.ravel(), strides, last, depths, dark, threshold, typical)
+        return cls(values.ravel(), strides, last, depths, threshold, typical)
 
     def push(self, vertices: Vertices, normal: Vertices) -> NDArray[np.float32]:
         """Return how strongly each vertex is pushed outwards (Smith's f3), (v,)."""
         below = np.rint(vertices[:, None] - self.depths * normal[:, None])
         x, y, z = np.minimum(np.maximum(below, 0), self.last).astype(np.int32)
         profile = self.flat[x * self.strides[0] + y * self.strides[1] + z * self.strides[2]]
-        lowest = np.minimum(np.maximum(profile.min(axis=0), self.dark), self.typical)
+        lowest = np.minimum(np.maximum(profile.min(axis=0), 0), self.typical)
         brightest = np.maximum(profile[:OUTER_STEPS].max(axis=0), self.threshold)
         highest = np.minimum(brightest, self.typical)
-        bound = self.dark + FRACTION * (highest - self.dark)
-        push: NDArray[np.float32] = 2 * (lowest - bound) / (highest - self.dark)
+        push: NDArray[np.float32] = 2 * (lowest - FRACTION * highest) / highest
         return push
 
 

@@ -6,14 +6,13 @@ A rank that dies ends the others too; the same command continues from the last c
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
-from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.tables import hash_table, write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
@@ -122,11 +121,6 @@ def made_of(
         "spacing": volumes.grid.spacing,
         "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
     }
-
-
-def hash_table(table: pd.DataFrame) -> str:
-    """Return the SHA-256 of a table's values, in their order."""
-    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def write_encoder(

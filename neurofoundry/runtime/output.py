@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import atomic, read_json
@@ -158,8 +156,7 @@ def _remove(folder: Path) -> None:
 def hand_over(folder: Path, out: Path) -> Path:
     """Leave a manifest at ``out`` when the output itself lies elsewhere, in a store."""
     if folder != out:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text())
-        write_manifest(out, folder, record)
+        write_manifest(out, folder, read_json(folder / "stage.json"))
     return folder
 
 

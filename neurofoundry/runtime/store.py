@@ -61,10 +61,9 @@ def circumstances_of(folder: Path) -> Path:
 def read_circumstances(folder: Path) -> dict[str, Any]:
     """Return when, where and how fast an output was made; nothing where that is not known."""
     try:
-        content = json.loads(circumstances_of(folder).read_text(encoding="utf-8"))
+        return read_json(circumstances_of(folder))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_manifest(path: Path, folder: Path, record: dict[str, Any]) -> None:
