@@ -14,7 +14,7 @@ from pydantic import Field
 
 from neurofoundry.errors import UsageError
 from neurofoundry.params import Section, read_yaml
-from neurofoundry.runtime.files import hash_json
+from neurofoundry.runtime.files import hash_json, short
 
 if TYPE_CHECKING:
     from neurofoundry.runtime.tracking import Tracker
@@ -63,13 +63,18 @@ class Experiment:
         It is that of Kubeflow's run, of the group that W&B is told, or of DVC's experiment; else it
         follows from parameters and data, so that a run that was killed goes on in it.
         """
-        return _given() or f"run-{hash_json([self.settings, data_version])[:10]}"
+        return _given() or _name(self.settings, data_version)
 
 
 def _given() -> str:
     """Return the name of the pipeline run that the environment tells; '' if it tells none."""
     names = ("NEUROFOUNDRY_RUN", "WANDB_RUN_GROUP", "DVC_EXP_NAME")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _name(*what: str) -> str:
+    """Return the name of the pipeline run that ``what`` makes."""
+    return f"run-{short(hash_json(list(what)))}"
 
 
 @contextmanager
@@ -81,7 +86,7 @@ def pipeline_run(*what: object) -> Iterator[None]:
     if _given():
         yield
         return
-    os.environ["NEUROFOUNDRY_RUN"] = f"run-{hash_json([str(each) for each in what])[:10]}"
+    os.environ["NEUROFOUNDRY_RUN"] = _name(*map(str, what))
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from neurofoundry.runtime.experiment import (
     public,
     switched,
 )
-from neurofoundry.runtime.files import hash_json
+from neurofoundry.runtime.files import hash_json, short
 from neurofoundry.runtime.log import LOGGER
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def _aliases(config: Mapping[str, Any]) -> list[str]:
     """Return the data version and the commit as names of versions of artifacts."""
     version, commit = (str(config.get(name, "")) for name in ("data_version", "git_commit"))
     changed = "-changed" * commit.endswith("+")
-    return [f"data-{version[:12]}"] * bool(version) + [f"commit-{commit[:10]}{changed}"] * bool(
+    return [f"data-{version[:12]}"] * bool(version) + [f"commit-{short(commit)}{changed}"] * bool(
         commit
     )
 

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 
 from neurofoundry.stats.intervals import (
     LEVEL,
+    NORMAL,
     Estimate,
     Jackknife,
     degrees_of_freedom,
@@ -197,7 +198,7 @@ def detectable(half_width: float, compared: int) -> float:
     With several comparisons the smallest p-value has to be below 0.05 / ``compared`` (Holm).
     """
     needed = stats.norm.ppf(1 - (1 - LEVEL) / 2 / compared) + stats.norm.ppf(POWER)
-    return float(half_width * needed / stats.norm.ppf((1 + LEVEL) / 2))
+    return float(half_width * needed / NORMAL)
 
 
 def holm(p: Sequence[float]) -> list[float]:
