@@ -29,7 +29,8 @@ symmetric template. Its diagnosis (CN or AD, an Alzheimer's-like atrophy), strok
 labels of the simulation and say nothing about patients. The scanners do not exist.
 
 `derivatives/truth` holds what the simulation knows: volumes, the rigid pose from the scanner to
-MNI space, and masks of lesions (infarcts and white matter lesions).
+MNI space, and masks: `label-lesion` (infarcts and white matter lesions, where there are any), and
+for every scan `label-infarct`, which is empty without a stroke, and `label-ventricle`.
 
 Template: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal
 Neurological Institute, McGill University. Fonov et al., NeuroImage 54 (2011) 313-327.
@@ -61,7 +62,7 @@ def dataset_name(site: Site) -> str:
 def write_scan(
     tree: Path, subject: Subject, session: str, atlas_folder: Path, spacing_mm: float | None
 ) -> dict[str, Any]:
-    """Scan one session and write image, sidecar and lesion mask; return its row of truth.tsv."""
+    """Scan one session and write image, sidecar and masks; return its row of truth.tsv."""
     site = SITES[subject.site_of(session)]
     scan = head(subject, session, site, _load_atlas(atlas_folder), spacing_mm)
     dataset = tree / dataset_name(site)
@@ -72,11 +73,12 @@ def write_scan(
     stored = np.clip(np.rint(scan.image), 0, np.iinfo(np.int16).max).astype(np.int16)
     _write_nifti(folder / f"{name}_T1w.nii.gz", stored, scan.affine)
     write_json(folder / f"{name}_T1w.json", _sidecar(site))
-    if scan.lesion.any():
-        folder = dataset / "derivatives" / "truth" / place
-        folder.mkdir(parents=True, exist_ok=True)
-        mask = scan.lesion.astype(np.uint8)
-        _write_nifti(folder / f"{name}_label-lesion_mask.nii.gz", mask, scan.affine)
+    folder = dataset / "derivatives" / "truth" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    masks = {"infarct": scan.infarct, "ventricle": scan.ventricle}
+    for label, mask in {**masks, **({"lesion": scan.lesion} if scan.lesion.any() else {})}.items():
+        path = folder / f"{name}_label-{label}_mask.nii.gz"
+        _write_nifti(path, mask.astype(np.uint8), scan.affine)
     return _truth(subject, session, scan)
 
 

@@ -210,6 +210,7 @@ class Head:
     ventricle: NDArray[np.bool_]
     lesion: NDArray[np.bool_]
     """Infarct or white matter lesion."""
+    infarct: NDArray[np.bool_]
     bias: Array
     """Multiplicative shading."""
     volumes_ml: dict[str, float]
@@ -252,6 +253,7 @@ def head(
         brain=truth.brain,
         ventricle=truth.ventricle,
         lesion=truth.lesion,
+        infarct=truth.infarct,
         bias=bias,
         volumes_ml=truth.volumes_ml,
     )
@@ -266,6 +268,7 @@ class _Truth:
         self.brain = np.zeros(shape, np.bool_)
         self.ventricle = np.zeros(shape, np.bool_)
         self.lesion = np.zeros(shape, np.bool_)
+        self.infarct = np.zeros(shape, np.bool_)
         self.volumes_ml = dict.fromkeys(VOLUMES, 0.0)
         self.voxel_mm3 = voxel_mm3
 
@@ -282,6 +285,7 @@ class _Truth:
         self.ventricle[slab].reshape(-1)[where] = painting.ventricle > 0.5
         lesion = np.maximum(painting.infarct, painting.white_lesion)
         self.lesion[slab].reshape(-1)[where] = lesion > 0.5
+        self.infarct[slab].reshape(-1)[where] = painting.infarct > 0.5
         for name, share in _shares(painting).items():
             self.volumes_ml[name] += float(share.sum(dtype=np.float64)) * self.voxel_mm3 / 1000
 

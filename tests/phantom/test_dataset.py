@@ -61,7 +61,7 @@ def test_the_command_makes_the_same_bytes_on_every_machine(tmp_path: Path) -> No
     assert re.search(r"generating heads: (\d+)/\1 heads", run.stderr)
     content = repr(sorted(hashes(tmp_path / "data").items())).encode()
     assert hashlib.sha256(content).hexdigest() == (
-        "d78c026c43fb7aa73b47ddd603f09dd54f6d654a195c7164e8403d91674af47b"
+        "b7aeb7dba08bc0197fd63cd16ac4b699b03823b703e90e5a63b7d8977a4e126f"
     )
 
 
@@ -94,7 +94,7 @@ class TestTree:
         assert written - masks == expected
         pattern = (
             r"phantom(-external)?/derivatives/truth/(sub-\d{4})/(ses-\d)/anat/"
-            r"\2_\3_label-lesion_mask\.nii\.gz"
+            r"\2_\3_label-(lesion|infarct|ventricle)_mask\.nii\.gz"
         )
         assert all(re.fullmatch(pattern, name) for name in masks)
         assert not list(data.parent.glob(".*"))
@@ -190,8 +190,8 @@ class TestTree:
         scans = list((data / "phantom").glob("sub-*/ses-*/anat/*_T1w.nii.gz"))
         assert len(truth) == len(scans)
 
-    def test_lesion_masks_lie_on_the_grid_of_their_scan(self, data: Path) -> None:
-        masks = list(data.rglob("*_label-lesion_mask.nii.gz"))
+    def test_masks_lie_on_the_grid_of_their_scan(self, data: Path) -> None:
+        masks = list(data.rglob("*_mask.nii.gz"))
         assert masks
         for path in masks:
             mask = nibabel.load(path)
@@ -202,16 +202,34 @@ class TestTree:
             )
             assert mask.shape == scan.shape
             np.testing.assert_array_equal(mask.affine, scan.affine)
-            assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
+            assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
 
-    def test_every_infarct_has_a_mask(self, data: Path) -> None:
+    def test_every_scan_has_masks_of_infarct_and_ventricles_as_large_as_the_truth(
+        self, data: Path
+    ) -> None:
         for dataset in ("phantom", "phantom-external"):
             truth = data / dataset / "derivatives/truth"
             rows = table(truth / "truth.tsv")
             assert ((rows["infarct_ml"] > 0) == (rows["stroke"] == "yes")).all()
-            for row in rows[rows["stroke"] == "yes"].itertuples():
-                name = f"{row.participant_id}_{row.session_id}_label-lesion_mask.nii.gz"
-                assert next(truth.rglob(name)).exists()
+            for row in rows.itertuples():
+                for label in ("infarct", "ventricle"):
+                    name = f"{row.participant_id}_{row.session_id}_label-{label}_mask.nii.gz"
+                    mask = nibabel.load(next(truth.rglob(name)))
+                    voxel = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+                    volume = np.count_nonzero(mask.dataobj) * voxel
+                    # A voxel of the mask is more than half filled.
+                    assert volume == pytest.approx(getattr(row, f"{label}_ml"), rel=0.25, abs=0.5)
+
+    def test_lesions_are_masked_where_there_are_any(self, data: Path) -> None:
+        lesions = list(data.rglob("*_label-lesion_mask.nii.gz"))
+        assert lesions
+        for path in lesions:
+            lesion, infarct = (
+                np.asarray(nibabel.load(path.with_name(name)).dataobj)
+                for name in (path.name, path.name.replace("lesion", "infarct"))
+            )
+            assert lesion.any()
+            assert (lesion >= infarct).all()
 
 
 class TestReproducibility:
