@@ -19,7 +19,8 @@ from pathlib import Path
 
 LOCK = Path(__file__).with_name("requirements.lock")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-GLIBC = (17, 24, 26, 27, 28, 31, 34, 35)
+GLIBC = range(5, 37)
+"""Minor versions that wheels may ask for, up to Debian bookworm's. pip takes none as another's."""
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in GLIBC),
     *("manylinux2014_x86_64", "manylinux1_x86_64", "linux_x86_64", "any"),

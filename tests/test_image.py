@@ -34,8 +34,10 @@ def script(tmp_path: Path) -> Path:
     (tmp_path / "docker/requirements.lock").write_text("small==1.0\ntorch==9.9.9\n")
     plain = tmp_path / "plain"
     wheel(plain, "small", "1.0", tag="py3-none-any")
-    wheel(plain, "torch", "9.9.9", needs="nvidia-cublas")
+    wheel(plain, "torch", "9.9.9", needs="nvidia-cublas, nvidia-nccl")
     wheel(plain, "nvidia_cublas", "13.1", tag="py3-none-manylinux_2_27_x86_64")
+    # NCCL asks for a glibc that nobody else asks for.
+    wheel(plain, "nvidia_nccl", "2.29", tag="py3-none-manylinux_2_18_x86_64")
     return tmp_path / "docker/wheels.py"
 
 
@@ -76,7 +78,10 @@ def test_else_the_index_of_pytorch_is_asked(script: Path, tmp_path: Path) -> Non
 def test_else_the_build_for_cuda_comes_with_its_libraries_and_a_sentence(script: Path) -> None:
     """It cannot be imported without them."""
     found, said = download(script)
-    libraries = "nvidia_cublas-13.1-py3-none-manylinux_2_27_x86_64.whl"
-    assert found == {SMALL, "torch-9.9.9", libraries}
+    libraries = {
+        "nvidia_cublas-13.1-py3-none-manylinux_2_27_x86_64.whl",
+        "nvidia_nccl-2.29-py3-none-manylinux_2_18_x86_64.whl",
+    }
+    assert found == {SMALL, "torch-9.9.9", *libraries}
     assert "torch 9.9.9 comes here as its build for CUDA only" in said
     assert "TORCH_INDEX=" in said

@@ -21,7 +21,10 @@ def wheel(
     said = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
         archive.writestr(f"{name}.py", code)
-        archive.writestr(f"{about}/METADATA", said + (f"Requires-Dist: {needs}\n" if needs else ""))
+        archive.writestr(
+            f"{about}/METADATA",
+            said + "".join(f"Requires-Dist: {each}\n" for each in needs.split(", ") if each),
+        )
         said = f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"
         archive.writestr(f"{about}/WHEEL", said)
         archive.writestr(f"{about}/RECORD", "")
