@@ -75,6 +75,8 @@ class Pretraining(Section):
     scans: int
     epochs: int
     seed: int
+    sizes: bool = False
+    """Whether the sizes of simple morphometry were targets: it is then no independent baseline."""
 
 
 class Plan(Section):

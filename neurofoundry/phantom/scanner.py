@@ -238,11 +238,41 @@ def head(
     """
     rng = generator(subject.seed, "scan", subject.index, session)
     anatomy = grow(subject, dict(subject.sessions)[session], atlas)
-    spacing = site.spacing if spacing_mm is None else (spacing_mm,) * 3
-    affine, shape = _voxels(site, spacing)
+    affine, shape = _voxels(site, site.spacing if spacing_mm is None else (spacing_mm,) * 3)
     affine[:3, 3] += rng.uniform(-4, 4, 3)
-    to_head = _placement(rng, site, atlas)
-    truth = _Truth(shape, voxel_mm3=float(np.prod(spacing)))
+    return _scanned(rng, anatomy, site, affine, shape, _placement(rng, site, atlas))
+
+
+def head_on_grid(
+    subject: Subject,
+    session: str,
+    site: Site,
+    atlas: Atlas,
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> Head:
+    """Scan one session as if faultless preprocessing had put it on a grid of MNI space.
+
+    ``affine`` leads from the grid's voxels to MNI millimetres. There is no error of masks,
+    registration or interpolation; contrast, shading, blur (in voxels) and noise are the site's.
+    """
+    rng = generator(subject.seed, "scan", subject.index, session)
+    anatomy = grow(subject, dict(subject.sessions)[session], atlas)
+    to_head: NDArray[np.float64] = np.linalg.inv(closest_rigid(anatomy))
+    return _scanned(rng, anatomy, site, affine, shape, to_head)
+
+
+def _scanned(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    site: Site,
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+    to_head: NDArray[np.float64],
+) -> Head:
+    """Paint the voxels and measure them; ``to_head`` is rigid, from where ``affine`` leads."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    truth = _Truth(shape, voxel_mm3=float(np.prod(edges)))
     _paint_all(truth, anatomy, site, to_head @ affine)
     bias = _shading(rng, shape, site.shading)
     return Head(

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from neurofoundry.contracts.volumes import SLOPE, Grid
+from neurofoundry.morphometry import sizes_of
 from neurofoundry.nn import encoders, seeds
 from neurofoundry.pretrain import memory, objectives
 from neurofoundry.pretrain.optimizer import make_optimizer, train_step
@@ -42,11 +43,13 @@ def measure_step(
     objective = objectives.build(
         method, encoder, params.section(method), spacing_mm=grid.spacing, seed=0
     )
+    names = [str(number) for number in range(scans)]
+    stored = _noise(grid, scans)
+    sizes = np.array([sizes_of(volume, grid) for volume in stored[:, 0].numpy()])
+    objective.prepare(names, lambda _: sizes, params.augment, seed=0)
     objective.to(ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = make_optimizer(objective.train(), params)
-    names = [str(number) for number in range(scans)]
     batch = pd.DataFrame({"scan_id": names, "person": names})
-    stored = _noise(grid, scans)
     gpu = ranks.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -56,6 +59,7 @@ def measure_step(
         zscores = stored.to(ranks.device) * SLOPE
         with memory.enough(params, own=scans, views=objective.views, shape=zscores.shape[2:]):
             inputs = objective.inputs(zscores, names, params.augment, 0, step)
+            objective.expect(names, params.augment, 0, step)
             train_step(
                 objective,
                 optimizer,

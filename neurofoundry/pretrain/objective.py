@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from neurofoundry.nn import augment
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import Section
+from neurofoundry.stats.metrics import Values
 
 
 class Objective(nn.Module, ABC):
@@ -37,6 +38,30 @@ class Objective(nn.Module, ABC):
         """Take ``encoder`` and ``params``, which are `Params`; voxels are of ``spacing_mm``."""
         super().__init__()
         self.encoder = encoder
+
+    @property
+    def learns_sizes(self) -> bool:
+        """Whether the sizes of morphometry are among the targets."""
+        return False
+
+    def prepare(
+        self,
+        scans: Sequence[str],
+        measure: Callable[[Sequence[str]], Values],
+        params: AugmentParams,
+        *,
+        seed: int,
+    ) -> None:
+        """Learn of all ``scans``, before the first step, what `loss` needs beside the views.
+
+        ``measure`` returns their sizes (scans, morphometry.SIZES), which need no labels.
+        """
+
+    def expect(self, scans: Sequence[str], params: AugmentParams, *key: int) -> None:
+        """Take note that the next `loss` is of these scans, those of all ranks, in this order.
+
+        ``key`` is (seed, epoch), with which their views are drawn.
+        """
 
     def check(self, device: torch.device) -> None:
         """Raise UsageError where ``device``, or several ranks, cannot do what is asked."""
@@ -87,4 +112,5 @@ def draw_views(
         augment.draw(params, seed=seed, epoch=epoch, scans=scans, view=view, shape=(z, y, x))
         for view in range(views)
     ]
-    return torch.stack([augment.apply(zscores, draws) for draws in drawn])
+    shown = augment.apply(zscores, augment.Draws.joined(drawn))
+    return shown.view(views, *zscores.shape)

@@ -6,17 +6,18 @@ A rank that dies ends the others too; the same command continues from the last c
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from neurofoundry import morphometry
 from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
 from neurofoundry.contracts.tables import hash_table, write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
-from neurofoundry.nn.encoders import Encoder
 from neurofoundry.nn.selfcheck import check_convolutions
 from neurofoundry.pretrain import objectives
 from neurofoundry.pretrain.batches import Batches
@@ -52,6 +53,9 @@ def pretrain(
         check_convolutions(encoder, shape, ranks.device, bf16=bf16, stage="pretrain")
         objective = objectives.build(method, encoder, section, spacing_mm=spacing, seed=seed)
         fit_to_ranks(objective, params, ranks)
+        objective.prepare(
+            list(scans["scan_id"]), partial(morphometry.measure, source), params.augment, seed=seed
+        )
         trainer = Trainer(
             work,
             objective,
@@ -62,7 +66,7 @@ def pretrain(
             probe=probe,
         )
         trainer.train()
-    write_encoder(work, encoder, method, params, source, scans, seed=seed)
+    write_encoder(work, objective, params, source, scans, seed=seed)
     last = {k: value for k, value in trainer.history[-1].items() if k not in ("epoch", "step")}
     if probe and trainer.evaluations:
         last |= {k: value for k, value in trainer.evaluations[-1].items() if k in probe.scores}
@@ -125,8 +129,7 @@ def made_of(
 
 def write_encoder(
     work: Workspace,
-    encoder: Encoder,
-    method: str,
+    objective: Objective,
     params: PretrainParams,
     volumes: Volumes,
     scans: pd.DataFrame,
@@ -134,7 +137,7 @@ def write_encoder(
     seed: int,
 ) -> None:
     """Write the weights, their plan, and whom and what they have seen."""
-    persons = sorted(scans["person"].unique())
+    persons, encoder, method = sorted(scans["person"].unique()), objective.encoder, objective.name
     plan = Plan(
         name=method,
         encoder=params.encoder,
@@ -150,6 +153,7 @@ def write_encoder(
             scans=len(scans),
             epochs=params.epochs,
             seed=seed,
+            sizes=objective.learns_sizes,
         ),
     )
     encoders.save(work.dir, encoder, plan)

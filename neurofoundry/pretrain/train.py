@@ -134,9 +134,9 @@ class Trainer:
             with memory.enough(
                 self.params, own=len(own), views=self.objective.views, shape=zscores.shape[2:]
             ):
-                inputs = self.objective.inputs(
-                    zscores, own, self.params.augment, self.batches.seed, epoch
-                )
+                views = (self.params.augment, self.batches.seed, epoch)
+                inputs = self.objective.inputs(zscores, own, *views)
+                self.objective.expect(list(batch["scan_id"]), *views)
                 values = train_step(
                     self.objective,
                     self.optimizer,

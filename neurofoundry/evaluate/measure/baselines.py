@@ -12,10 +12,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from neurofoundry import morphometry
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.inputs import Inputs, site_of
-from neurofoundry.evaluate.measure import morphometry
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Classification, Regression, Task
 from neurofoundry.tasks.base import BASELINE

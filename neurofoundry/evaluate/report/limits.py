@@ -28,6 +28,7 @@ def limits(results: Results) -> list[str]:
         _few_to_test(estimated),
         _seeds(results.measured),
         _missing_covariates(results),
+        _morphometry_was_taught(results),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -114,6 +115,20 @@ def _seeds(measured: Measured) -> str:
     return (
         f"Models were trained up to {seeds} times and their metrics averaged; the intervals "
         f"cover the choice of subjects, not that of training runs{moved}."
+    )
+
+
+def _morphometry_was_taught(results: Results) -> str:
+    taught = [
+        each.name
+        for each in results.inputs.encoders
+        if each.plan.pretraining and each.plan.pretraining.sizes
+    ]
+    if not taught:
+        return ""
+    return (
+        f"Simple brain volumes are no independent baseline for {', '.join(taught)}: pretraining "
+        "taught these sizes to the encoder, without labels."
     )
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from neurofoundry.nn.augment.draws import Draws, draw
+    from neurofoundry.nn.augment.draws import Draws, draw, magnifications
 
-__all__ = ["Draws", "apply", "draw"]
+__all__ = ["Draws", "apply", "draw", "magnifications"]
 
 
 def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -21,6 +21,8 @@ def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     In this order: crop, flip and rotation; blur and slice thickness; gamma and a curve of contrast;
     bias field; noise. ``volumes`` and views are (batch, 1, z, y, x) with background 0; in the brain
     of a view the mean is 0 and the standard deviation 1. A crop that misses the brain gives zeros.
+
+    ``draws`` may be of several views of all volumes, one batch after the other; so are the views.
     """
     from neurofoundry.nn.augment import batched, cpu
 
@@ -32,7 +34,7 @@ def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name not in ("Draws", "draw"):
+        if name not in ("Draws", "draw", "magnifications"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from neurofoundry.nn.augment import draws
 

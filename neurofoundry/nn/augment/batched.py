@@ -16,12 +16,15 @@ AT_ONCE = 16
 
 def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Return views as `augment.apply` does, on any device."""
-    parts = zip(torch.split(volumes, AT_ONCE), draws.split(AT_ONCE), strict=True)
-    return torch.cat([_transform(some, theirs.to(volumes.device)) for some, theirs in parts])
+    rows = torch.arange(len(draws.gamma), device=volumes.device) % len(volumes)
+    parts = zip(torch.split(rows, AT_ONCE), draws.to(volumes.device).split(AT_ONCE), strict=True)
+    return torch.cat([_transform(volumes[some], theirs) for some, theirs in parts])
 
 
 def _transform(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     zscores, brain = resample(volumes, draws.affine)
+    shown = inside(draws.shown, volumes.shape[2:])
+    zscores, brain = zscores * shown, brain & shown
     zscores = soften(zscores, draws.blur, draws.coarse)
     intensities = (zscores / (2 * WINDOW) + 0.5).clamp(0, 1)
     intensities = bend(change_gamma(intensities, draws.gamma, draws.negative), draws.remap)
@@ -44,6 +47,16 @@ def resample(volumes: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor,
     both = F.grid_sample(torch.cat([volumes, brain], 1), places, align_corners=False)
     image, share = both[:, :1], both[:, 1:]
     return torch.where(share >= 0.5, image / share.clamp(min=0.5), 0), share >= 0.5
+
+
+def inside(shown: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return where a view may show something, (batch, 1, z, y, x), from `Draws.shown`."""
+    z, y, x = (
+        (sample >= shown[:, axis, :1]) & (sample < shown[:, axis, 1:])
+        for axis, n in enumerate(shape)
+        for sample in [torch.arange(n, device=shown.device)]
+    )
+    return (z[:, :, None, None] & y[:, None, :, None] & x[:, None, None, :])[:, None]
 
 
 def soften(zscores: torch.Tensor, blur: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ The steps are those of batched.py, on the lines of a view that show brain.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -43,11 +44,11 @@ Box = tuple[slice, slice, slice]
 
 def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Return views as `augment.apply` does, of volumes on the CPU."""
-    views = torch.zeros_like(volumes)
-    each = zip(volumes[:, 0], draws.each(), views[:, 0], strict=True)
+    views = volumes.new_zeros((len(draws.gamma), *volumes.shape[1:]))
+    each = zip(itertools.cycle(volumes[:, 0]), draws.each(), views[:, 0], strict=False)
     # One thread a view, however many there are: that scales better than threads within a step, and
     # sums do not depend on their number.
-    with one_thread_each(torch.get_num_threads(), len(volumes)) as threads:
+    with one_thread_each(torch.get_num_threads(), len(views)) as threads:
         deque(threads.map(_view, *zip(*each, strict=True)), maxlen=0)
     return views
 
@@ -107,7 +108,7 @@ def _pieces(lines: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _view(volume: torch.Tensor, draws: Draws, view: torch.Tensor) -> None:
     """Write a view of a volume, (z, y, x), into zeros. A step that is not drawn costs nothing."""
-    seen = resample(volume, draws.affine)
+    seen = resample(volume, draws.affine, draws.shown.tolist())
     if seen is None:
         return
     if draws.blur.any() or draws.coarse.tolist() != list(volume.shape):
@@ -135,8 +136,12 @@ def _deviation(seen: Seen) -> float:
     return float((values.dot(values) / seen.voxels - mean.square()).clamp_(min=0).sqrt_())
 
 
-def resample(volume: torch.Tensor, affine: torch.Tensor) -> Seen | None:
+def resample(
+    volume: torch.Tensor, affine: torch.Tensor, shown: Sequence[Sequence[int]] | None = None
+) -> Seen | None:
     """Return what a view shows of the brain of a volume, both (z, y, x); None if nothing.
+
+    ``shown`` is `Draws.shown` of the view; None: all.
 
     Trilinear interpolation. A voxel shows brain when at least half of what it is interpolated from
     is brain, and then shows that half alone: the background does not bleed in.
@@ -158,15 +163,29 @@ def resample(volume: torch.Tensor, affine: torch.Tensor) -> Seen | None:
     middles = _middles(matrix, offset, volume.shape)
     around = F.pad(brain[inner], [more for more in margin[::-1] for _ in "ab"])
     kinds = _kinds(_surroundings(around, reach), middles, reach)
-    if volume.shape[2] % LINE:  # the last of each row reach beyond the view
-        kinds[..., -1] |= OUTSIDE
+    window = [range(*ends) for ends in shown or [(0, n) for n in volume.shape]]
+    _close(kinds, window)
     box = _extent(kinds & INSIDE)
     if box is None:
         return None
     image, mask = (_Slices(each[inner], margin) for each in (volume, brain))
     middles = image.scale([each[box].flatten() for each in middles])
     within = image.scale([STEPS * float(step) for step in matrix[:, 2]], vectors=True)
-    return _read(image, mask, kinds[box].flatten(), (middles, within), box, volume.shape[2])
+    return _read(image, mask, kinds[box].flatten(), (middles, within), box, window[2])
+
+
+def _close(kinds: torch.Tensor, window: Sequence[range]) -> None:
+    """Make background of the lines that no voxel of ``window`` (z, y, x) is in; those that are in
+    it in part hold background too."""
+    z, y, x = window
+    first, last = x.start // LINE, -(-x.stop // LINE)
+    for axis, (start, stop) in enumerate([(z.start, z.stop), (y.start, y.stop), (first, last)]):
+        kinds.narrow(axis, 0, start).fill_(OUTSIDE)
+        kinds.narrow(axis, stop, kinds.shape[axis] - stop).fill_(OUTSIDE)
+    if x.start % LINE:
+        kinds[..., first] |= OUTSIDE
+    if x.stop % LINE:
+        kinds[..., last - 1] |= OUTSIDE
 
 
 def _middles(
@@ -205,9 +224,9 @@ def _read(
     kinds: torch.Tensor,
     places: tuple[list[torch.Tensor], list[torch.Tensor]],
     box: Box,
-    width: int,
+    columns: range,
 ) -> Seen:
-    """Interpolate the lines of ``box`` that show brain; voxels beyond ``width`` do not.
+    """Interpolate the lines of ``box`` that show brain; voxels outside ``columns`` do not.
 
     ``places`` are the middles of all lines of the box, and a line's voxels from its middle.
     """
@@ -230,7 +249,7 @@ def _read(
         share = mask.read(*at, out=shown)
         values.div_(share.clamp(min=0.5))
         column = ((some % x[1] + x[0]) * LINE)[:, None] + (STEPS + HALF)
-        shown.copy_((share >= 0.5) & (column < width))
+        shown.copy_((share >= 0.5) & (column >= columns.start) & (column < columns.stop))
     seen.clear()
     return seen
 

@@ -34,6 +34,9 @@ class Draws:
 
     affine: torch.Tensor
     """(batch, 3, 4): from the view's to the volume's coordinates, x y z in -1…1 at the faces."""
+    shown: torch.Tensor
+    """(batch, 3, 2) int64: along z, y, x the first voxel that is shown and the one past the last;
+    the others are background."""
     gamma: torch.Tensor
     """(batch,) exponent."""
     negative: torch.Tensor
@@ -64,9 +67,22 @@ class Draws:
             yield Draws(**{name: each[start : start + size] for name, each in columns.items()})
 
     def to(self, device: torch.device) -> Draws:
-        """Return the same parameters on ``device``; seeds stay where they are, for generators."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return Draws(**moved | {"noise_seed": self.noise_seed})
+        """Return the same parameters on ``device``; seeds stay where they are, for generators.
+
+        From pinned memory, for which a GPU does not wait.
+        """
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise_seed"}
+        if device.type == "cuda":
+            columns = {name: each.pin_memory() for name, each in columns.items()}
+        moved = {name: each.to(device, non_blocking=True) for name, each in columns.items()}
+        return Draws(**moved, noise_seed=self.noise_seed)
+
+    @staticmethod
+    def joined(several: Sequence[Draws]) -> Draws:
+        """Return the parameters of several batches as one batch."""
+        return Draws(
+            **{f.name: torch.cat([getattr(one, f.name) for one in several]) for f in fields(Draws)}
+        )
 
 
 def draw(
@@ -87,20 +103,56 @@ def draw(
     return Draws(**{f.name: torch.stack([one[f.name] for one in draws]) for f in fields(Draws)})
 
 
+def magnifications(
+    params: AugmentParams, *, seed: int, epoch: int, scans: Sequence[str], view: int
+) -> NDArray[np.float64]:
+    """Return by how much view number ``view`` of each scan magnifies it, (scans, 3), x y z.
+
+    Along x it is negative where left and right are exchanged. These are the views of `draw`.
+    """
+    frame = _frame_paper if params.preset == "paper" else _frame_robust
+    rows = []
+    for scan in scans:
+        _, (edges, _), mirrored = frame(params, (seed, epoch, scan), view)
+        factors = 1 / edges if params.zoom else np.ones(3)
+        rows.append(factors * [-1.0 if mirrored else 1.0, 1.0, 1.0])
+    return np.array(rows)
+
+
+Crop = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Edges and centre along (x, y, z), as shares of the box."""
+
+Frame = tuple[np.random.Generator, Crop, bool]
+"""The source of what else is drawn; the crop; whether left and right are exchanged."""
+
+
+def _frame_robust(params: AugmentParams, sample: tuple[object, ...], view: int) -> Frame:
+    random = generator(*sample, view)
+    first = _crop(params, generator(*sample, 0), near=None) if view else None
+    crop = _crop(params, random, near=first)
+    return random, crop, bool(random.random() < params.flip)
+
+
+def _frame_paper(params: AugmentParams, sample: tuple[object, ...], view: int) -> Frame:
+    random = generator(*sample, view)
+    edges = random.uniform(LEAST_OF_PAPER, 1)
+    centre = edges / 2 + (1 - edges) * random.random(3)
+    return random, (edges, centre), bool(random.random() < 0.5)
+
+
 def _draw_robust(
     params: AugmentParams, sample: tuple[object, ...], view: int, shape: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
-    random = generator(*sample, view)
-    first = _crop(params, generator(*sample, 0), near=None) if view else None
-    edges, centre = _crop(params, random, near=first)
-    mirrored = random.random() < params.flip
+    random, (edges, centre), mirrored = _frame_robust(params, sample, view)
     turn = _turn(random.uniform(-params.rotation, params.rotation, 3))
     slices = np.array(shape)
     axis = random.integers(3)
     slices[axis] = round(shape[axis] / random.uniform(1, params.coarse))
     slopes = np.exp(params.remap * random.standard_normal(KNOTS - 1))
+    size = edges if params.zoom else np.ones(3)
     return {
-        "affine": _affine(turn @ _scale(edges, mirrored), centre, shape),
+        "affine": _affine(turn @ _scale(size, mirrored), centre, shape),
+        "shown": _shown(edges / size, shape),
         "gamma": torch.tensor(params.gamma ** random.uniform(-1, 1), dtype=torch.float32),
         "negative": torch.tensor(random.random() < 0.5),
         "remap": curve_of(slopes),
@@ -120,15 +172,13 @@ def _draw_paper(
     Its volumes are (z, y, x) and MONAI's ``range_x`` turns about the first axis of the array: z.
     It turns what a crop has become once it is resized, so that an elongated crop is sheared.
     """
-    random = generator(*sample, view)
-    edges = random.uniform(LEAST_OF_PAPER, 1)
-    centre = edges / 2 + (1 - edges) * random.random(3)
-    mirrored = random.random() < 0.5
+    random, (edges, centre), mirrored = _frame_paper(params, sample, view)
     angle = random.uniform(-45, 45) if random.random() < 0.5 else 0.0
     gamma = random.uniform(0.5, 1.5) if random.random() < 0.8 else 1.0
     linear = _scale(edges, mirrored) @ _turn([0, 0, angle])
     return {
         "affine": _affine(linear, centre, shape),
+        "shown": _shown(np.ones(3), shape),
         "gamma": torch.tensor(gamma, dtype=torch.float32),
         "negative": torch.tensor(False),
         "remap": curve_of(np.ones(KNOTS - 1)),
@@ -138,10 +188,6 @@ def _draw_paper(
         "noise": torch.tensor(0.0),
         "noise_seed": torch.tensor(random.integers(2**63)),
     }
-
-
-Crop = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Edges and centre along (x, y, z), as shares of the box."""
 
 
 def _crop(params: AugmentParams, random: np.random.Generator, *, near: Crop | None) -> Crop:
@@ -162,6 +208,14 @@ def _crop(params: AugmentParams, random: np.random.Generator, *, near: Crop | No
 
 def _scale(edges: NDArray[np.float64], mirrored: bool) -> NDArray[np.float64]:
     return np.diag(edges * [-1.0 if mirrored else 1.0, 1.0, 1.0])
+
+
+def _shown(shares: NDArray[np.float64], shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return the voxels of ``shares`` (x, y, z) of a view about its middle, as `Draws.shown`."""
+    size = np.array(shape)
+    count = np.maximum(1, np.rint(shares[::-1] * size)).astype(np.int64)
+    first = (size - count) // 2
+    return torch.from_numpy(np.stack([first, first + count], axis=1))
 
 
 def _turn(degrees: ArrayLike) -> NDArray[np.float64]:

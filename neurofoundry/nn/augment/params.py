@@ -20,7 +20,10 @@ class AugmentParams(Section):
     of the crop is repeated. Every view is drawn anew, as its authors meant; their workers repeat
     936 draws."""
     crop: tuple[float, float] = (0.7, 1.0)
-    """Smallest and largest edge of the crop, as a share of the box; it is resized to the box."""
+    """Smallest and largest edge of the crop, as a share of the box."""
+    zoom: bool = True
+    """The crop is resized to the box, whereby the size of a head is lost. false: it keeps its
+    millimetres, in the middle of an empty box."""
     stretch: float = Field(default=1.1, ge=1, le=1.5)
     """Largest ratio of one edge's share to another's."""
     min_overlap: float = Field(default=0.5, ge=0, lt=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,13 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from neurofoundry.errors import UsageError
+from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.nn.selfcheck import check_compiler
 from neurofoundry.params import Section
+from neurofoundry.pretrain.anatomy import Anatomy
 from neurofoundry.pretrain.measures import alignment, effective_rank, uniformity
 from neurofoundry.pretrain.norm import RankBatchNorm
 from neurofoundry.pretrain.ntxent import nt_xent
 from neurofoundry.pretrain.objective import Objective
+from neurofoundry.stats.metrics import Values
 
 COLLAPSED = 2.0
 """Effective rank of the embeddings below which they hardly tell one scan from another."""
@@ -36,6 +39,10 @@ class SimclrParams(Section):
     same_person: Literal["positive", "excluded"] = "excluded"
     """Other scans of a person: attracted like views of one scan, or neither attracted nor repelled.
     Positive also unlearns what changes between the visits of a person, such as atrophy."""
+    anatomy: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of predicting each view's own anatomy: the sizes that simple morphometry measures in
+    its volume, no label among them, times the zoom of the view. 0: not. Morphometry is then no
+    independent baseline of what the encoder has learned."""
     compile: bool = False
     """Compile the encoder (torch.compile): needs a C++ compiler, and Triton on a GPU, and a minute
     or more at every start. Losses differ by rounding. Worth trying on a GPU; no gain on a CPU."""
@@ -63,6 +70,27 @@ class Simclr(Objective):
             nn.Linear(encoder.features, params.projection, bias=not plain),
         )
 
+        self.anatomy = Anatomy(encoder.features) if params.anatomy else None
+
+    @property
+    def learns_sizes(self) -> bool:
+        return self.anatomy is not None
+
+    def prepare(
+        self,
+        scans: Sequence[str],
+        measure: Callable[[Sequence[str]], Values],
+        params: AugmentParams,
+        *,
+        seed: int,
+    ) -> None:
+        if self.anatomy:
+            self.anatomy.learn_of(scans, measure(scans), params, seed=seed, views=self.views)
+
+    def expect(self, scans: Sequence[str], params: AugmentParams, *key: int) -> None:
+        if self.anatomy:
+            self.anatomy.expect(scans, params, *key, views=self.views)
+
     def check(self, device: torch.device) -> None:
         if not self.params.compile:
             return
@@ -89,11 +117,16 @@ class Simclr(Objective):
             same_person=self.params.same_person,
         )
         embeddings = embeddings.detach()
-        return loss, {
+        measures = {
             "alignment": alignment(embeddings),
             "uniformity": uniformity(embeddings),
             "effective_rank": effective_rank(embeddings),
         }
+        if self.anatomy:
+            error = self.anatomy.error(encoded)
+            loss = loss + self.params.anatomy * error
+            measures["anatomy_error"] = error.detach()
+        return loss, measures
 
     def alarm(self, means: Mapping[str, float]) -> str | None:
         rank = means["effective_rank"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from neurofoundry import morphometry
 from neurofoundry.contracts.volumes import SLOPE, Grid
-from neurofoundry.evaluate.measure import morphometry
 from tests.evaluate.conftest import GRID, head
 
 
