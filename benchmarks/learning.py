@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learning_study.claims import report
+from learning_study.cohort import Counts, paint
 
-from benchmarks.learning_claims import report
-from benchmarks.learning_cohort import Counts, paint
 from neurofoundry.contracts.encoder import read_plan
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.run import finetune

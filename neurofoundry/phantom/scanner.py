@@ -258,7 +258,7 @@ def head_on_grid(
     """
     rng = generator(subject.seed, "scan", subject.index, session)
     anatomy = grow(subject, dict(subject.sessions)[session], atlas)
-    to_head: NDArray[np.float64] = np.linalg.inv(closest_rigid(anatomy))
+    to_head = np.linalg.inv(closest_rigid(anatomy)).astype(np.float64)
     return _scanned(rng, anatomy, site, affine, shape, to_head)
 
 

@@ -13,7 +13,7 @@ from neurofoundry.phantom.anatomy import CSF, GREY, WHITE, sample_subject
 from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.outside import SHELL_CHANNELS
 from neurofoundry.phantom.params import PhantomParams
-from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, head
+from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, head, head_on_grid
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,27 @@ class TestEverySite:
         assert bias.min() > 0
         assert bias.std() < 2.5 * SITES[site].shading
         assert max(np.abs(np.diff(bias, axis=axis)).max() for axis in range(3)) < 0.05
+
+
+def test_a_head_on_a_grid_is_the_scanned_head_without_a_pose(
+    heads: dict[str, Head], atlas: Atlas
+) -> None:
+    """The same brain, by its true volumes and where it lies, on the voxels that were asked for."""
+    scan = heads["alder"]
+    subject = next(
+        s for i in range(4) if (s := sample_subject(PhantomParams(seed=1), i)).site == "alder"
+    )
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-94, -134, -90)
+    shape = (48, 54, 48)
+    placed = head_on_grid(subject, "1", SITES["alder"], atlas, affine, shape)
+    assert placed.image.shape == shape
+    np.testing.assert_allclose(placed.pose, np.eye(4), atol=1e-9)
+    for name in ("brain", "ventricle", "grey", "white"):
+        assert placed.volumes_ml[name] == pytest.approx(scan.volumes_ml[name], rel=0.06)
+    ours, theirs = (in_mni(each, each.brain, each.pose) for each in (placed, scan))
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.5)
+    np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.02)
 
 
 class TestHead:

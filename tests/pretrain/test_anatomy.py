@@ -145,7 +145,7 @@ def test_pretraining_learns_sizes_and_says_so(volumes: Path, tmp_path: Path) -> 
         tmp_path / "with",
         simclr=simclr,
         augment=STRAIGHT.model_dump(),
-        epochs=15,
+        epochs=10,
         learning_rate=3e-3,
     )
     history = pd.read_csv(tmp_path / "with" / "history.tsv", sep="\t")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.learning_cohort import Counts
+from learning_study.cohort import Counts
 from neurofoundry import morphometry
 from neurofoundry.contracts.models import run_folder
 from neurofoundry.contracts.volumes import Volumes
