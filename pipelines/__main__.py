@@ -222,9 +222,11 @@ def _follow(
 ) -> None:
     """Start a run and follow it to its end, ``again`` times more while its failure may pass."""
     before: cluster.StepsFailedError | None = None
+    text = arguments.get("params")  # the smoke test has none
+    methods = load_text(text, Project, origin="params").pretrain.methods if text else ()
     for number in range(again + 1):
         try:
-            client.wait(start(number), documents, arguments)
+            client.wait(start(number), documents, arguments, methods=methods)
             return
         except cluster.StepsFailedError as error:
             if number == again or not error.may_pass(before):

@@ -47,12 +47,6 @@ POLL_S = 10
 PATIENCE = 30
 """Requests in a row that may go unanswered, such as while a cluster is updated."""
 
-SHARDS = {
-    "preprocess a shard": "preprocess_shards",
-    "finetune a shard": "finetune_shards",
-}
-"""Step to the parameter that says how many there are of it."""
-
 
 def by_digest(image: str) -> str:
     """Return ``image`` if it names its content. Raises UsageError."""
@@ -179,13 +173,15 @@ class Cluster:
         documents: list[dict[str, Any]],
         given: Mapping[str, Any] | None = None,
         *,
+        methods: Sequence[str] = (),
         poll_s: float = POLL_S,
     ) -> None:
         """Follow a run and say what each step does. Raises StepsFailedError.
 
-        ``given`` are the run's parameters. Silence and answers of 5xx and 429 are borne.
+        ``given`` are the run's parameters, ``methods`` those of pretraining. Silence and answers
+        of 5xx and 429 are borne.
         """
-        told = Told(documents, given or {})
+        told = Told(documents, given or {}, methods)
         missed = 0
         while True:
             try:
@@ -223,14 +219,14 @@ class Cluster:
                 "are taken over, and one that was stopped continues.",
                 terminated=True,
             )
-        failed = [step for step in steps.read(nodes, told.names) if step.state == "failed"]
-        where = [f"{step.name} (log: {self._log(step)})" for step in failed]
+        failed = [step for step in told.steps(nodes) if step.state == "failed"]
+        where = [f"{step.title} (log: {self._log(step)})" for step in failed]
         where = where or [f"{name}, before its step began" for name in steps.failed_before(nodes)]
         raise StepsFailedError(
             f"The run has failed{' in ' if where else ''}{', '.join(where)}: {self.url(run)}. "
             "Fix what the log says and submit again: finished steps are taken over, and one that "
             "was stopped continues.",
-            quick=tuple(sorted(step.name for step in failed if step.lasted < steps.QUICK)),
+            quick=tuple(sorted(step.title for step in failed if step.lasted < steps.QUICK)),
         )
 
     def _log(self, step: steps.Step) -> str:
@@ -351,33 +347,47 @@ class Cluster:
 class Told:
     """What has been said of a run, so that each thing is said once."""
 
-    def __init__(self, documents: list[dict[str, Any]], given: Mapping[str, Any]) -> None:
-        self.names = steps.names(documents)
+    def __init__(
+        self, documents: list[dict[str, Any]], given: Mapping[str, Any], methods: Sequence[str]
+    ) -> None:
+        self._names = steps.names(documents)
         self._documents = documents
         self._given = given
+        self._items = {
+            "preprocess a shard": _shards(documents, given, "preprocess_shards"),
+            "pretrain on nodes": methods,
+            "pretrain": methods,
+            "finetune a shard": _shards(documents, given, "finetune_shards"),
+        }
         self._lines: dict[str, str] = {}
         self._waiting: set[str] = set()
-        declared = compiled.parameters(documents)
-        self._totals = {
-            name: int(given.get(shards, declared.get(shards, {}).get("defaultValue", 0)))
-            for name, shards in SHARDS.items()
-        }
+
+    def steps(self, nodes: Sequence[Any]) -> list[steps.Step]:
+        """Return the steps that have begun."""
+        return steps.read(nodes, self._names, self._items)
 
     def tell(self, nodes: Sequence[Any], kubectl: Callable[..., str]) -> None:
         """Log what has changed since the last time."""
-        begun = steps.read(nodes, self.names)
-        for line in steps.changes(begun, self._lines, self._totals):
+        begun = self.steps(nodes)
+        for line in steps.changes(begun, self._lines, self._items):
             LOGGER.info("%s", line)
         for step in steps.long_waiting(begun):
-            if step.name not in self._waiting:
-                self._waiting.add(step.name)
+            if step.title not in self._waiting:
+                self._waiting.add(step.title)
                 machine = steps.machine_of(self._documents, step.name, self._given)
                 LOGGER.warning(
                     "%s: has waited for a machine for %.0f minutes (%s). %s says why.",
-                    step.name,
+                    step.title,
                     steps.PATIENT.total_seconds() / 60,
                     machine,
                     kubectl("describe pod", step.pod)
                     if step.pod
                     else kubectl("get events", "--field-selector reason=FailedScheduling"),
                 )
+
+
+def _shards(documents: list[dict[str, Any]], given: Mapping[str, Any], name: str) -> list[str]:
+    """Return the shards of a run, in the words of `configure`."""
+    declared = compiled.parameters(documents).get(name, {})
+    number = int(given.get(name, declared.get("defaultValue", 0)))
+    return [f"{index}/{number}" for index in range(1, number + 1)]

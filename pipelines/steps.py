@@ -1,28 +1,29 @@
 """What a run's details say of the pipeline's steps.
 
 The API of Kubeflow Pipelines lists the nodes of Argo: for each step its driver, its executor, and
-wrappers of loops and of retries (`executor(0)`), for some without a name or a state. They name the
-nodes that they lead to but not themselves, so a step's executor is the one that began with it.
+wrappers of loops and of retries (`executor(0)`), for some without a name or a state.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
-from pipelines import compiled
+from pipelines import compiled, nodes
 
 TOGETHER = timedelta(seconds=2)
-"""Between the start of a step and that of its executor."""
+"""Between the start of a step and that of the pod that waits for a machine."""
 PATIENT = timedelta(minutes=10)
 """For which a step may wait for a machine before it is said."""
 QUICK = timedelta(minutes=5)
 """In which a step fails whose parameters or files are wrong."""
 
 FAILED = ("FAILED", "ERROR")
+FEW = 4
+"""Shards or methods in the same state that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,17 @@ class Step:
     name: str
     """As the pipeline displays it."""
     state: str
+    item: str = ""
+    """The shard or the method, if it is one of a loop."""
     """waiting, running, done or failed."""
     pod: str = ""
     since: datetime | None = None
     lasted: timedelta = timedelta()
+
+    @property
+    def title(self) -> str:
+        """Name and item."""
+        return f"{self.name} {self.item}".rstrip()
 
 
 def names(documents: list[dict[str, Any]]) -> dict[str, str]:
@@ -49,27 +57,37 @@ def names(documents: list[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
-def read(nodes: Sequence[Any], known: Mapping[str, str]) -> list[Step]:
-    """Return the steps that have begun, in the order in which they did."""
-    executors = [node for node in nodes if node.display_name == "executor"]
+def read(
+    listed: Sequence[Any],
+    known: Mapping[str, str],
+    items: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Step]:
+    """Return the steps that have begun, in the order in which they did.
+
+    ``items`` are what the step of each name is done for, if it is done in a loop.
+    """
+    found = nodes.full_names(listed)
+    # A pod that waits leads nowhere, so that its id is not known: it began with its step.
     pending = [
         node
-        for node in nodes
+        for node in listed
         if str(node.display_name).startswith("executor") and node.state == "PENDING"
     ]
     steps = []
     for node in sorted(
-        (node for node in nodes if node.display_name in known and node.state), key=_start
+        (node for node in listed if node.display_name in known and node.state), key=_start
     ):
-        executor = _beginning_with(node, executors)
+        name, place = known[node.display_name], nodes.full_name(node, found)
         state = "failed" if node.state in FAILED else "done"
         if node.state in ("RUNNING", "PENDING"):
-            state = "waiting" if _beginning_with(node, pending) else "running"
+            state = "waiting" if _taken_of(pending, node) else "running"
+        number, of = nodes.iteration(place), items.get(name, ())
         steps.append(
             Step(
-                known[node.display_name],
+                name,
                 state,
-                _pod(executor or node),
+                of[number] if number is not None and number < len(of) else "",
+                _pod(nodes.last_try(place, found)),
                 node.start_time,
                 _end(node) - _start(node),
             )
@@ -77,31 +95,32 @@ def read(nodes: Sequence[Any], known: Mapping[str, str]) -> list[Step]:
     return steps
 
 
-def failed_before(nodes: Sequence[Any]) -> list[str]:
+def failed_before(listed: Sequence[Any]) -> list[str]:
     """Return the drivers that failed: what prepares a step, before its container begins."""
-    named = (str(node.display_name) for node in nodes if node.state in FAILED)
+    named = (str(node.display_name) for node in listed if node.state in FAILED)
     return [name for name in named if name.endswith("-driver")]
 
 
 def changes(
-    steps: Sequence[Step], told: dict[str, str], totals: Mapping[str, int]
+    steps: Sequence[Step], told: dict[str, str], items: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
     """Yield a line for each kind of step whose count has changed, and note it in ``told``."""
     for name in dict.fromkeys(step.name for step in steps):
-        counts = Counter(step.state for step in steps if step.name == name)
-        line = _line(name, counts, totals.get(name, 0))
+        line = _line(name, [step for step in steps if step.name == name], len(items.get(name, ())))
         if told.get(name) != line:
             told[name] = line
             yield line
 
 
-def _line(name: str, counts: Mapping[str, int], total: int) -> str:
-    number = max(sum(counts.values()), total)
+def _line(name: str, steps: Sequence[Step], total: int) -> str:
+    number = max(len(steps), total)
     if number == 1:
-        return f"{name}: {next(iter(counts))}"
-    parts = [f"{counts.get('done', 0)} of {number} done"]
-    parts += [f"{counts[state]} {state}" for state in ("running", "waiting", "failed")
-              if counts.get(state)]  # fmt: skip
+        return f"{name}: {steps[0].state}"
+    parts = [f"{sum(step.state == 'done' for step in steps)} of {number} done"]
+    for state in ("running", "waiting", "failed"):
+        of = [step.item for step in steps if step.state == state]
+        which = f" ({', '.join(of)})" if of and all(of) and len(of) <= FEW else ""
+        parts += [f"{len(of)} {state}{which}"] if of else []
     return f"{name}: {', '.join(parts)}"
 
 
@@ -144,25 +163,19 @@ def machine_of(documents: list[dict[str, Any]], name: str, given: Mapping[str, A
     return f"selector {selector}, tolerations {tolerations}, accelerator {accelerator}"
 
 
-def _beginning_with(node: Any, candidates: list[Any]) -> Any:
-    """Return the candidate that began with ``node``, and take it from the list."""
-    for candidate in candidates:
-        if abs(_start(candidate) - _start(node)) <= TOGETHER:
-            candidates.remove(candidate)
-            return candidate
-    return None
+def _taken_of(pending: list[Any], step: Any) -> bool:
+    """Say whether a pod that waits began with the step, and take it from the list."""
+    for node in pending:
+        if abs(_start(node) - _start(step)) <= TOGETHER:
+            pending.remove(node)
+            return True
+    return False
 
 
-def _pod(node: Any) -> str:
-    """Return the name of the pod of an executor's last try, from the node that it leads to.
-
-    Argo names a pod WORKFLOW-TEMPLATE-HASH and its node WORKFLOW-HASH.
-    """
-    children = getattr(node, "child_tasks", None) or []
-    if node.display_name != "executor" or not children:
-        return ""
-    workflow, _, number = str(children[-1].pod_name).rpartition("-")
-    return f"{workflow}-system-container-impl-{number}"
+def _pod(node: str) -> str:
+    """Return the name of the pod of an executor: WORKFLOW-TEMPLATE-HASH for WORKFLOW-HASH."""
+    workflow, _, number = node.rpartition("-")
+    return f"{workflow}-system-container-impl-{number}" if node else ""
 
 
 def _start(node: Any) -> datetime:

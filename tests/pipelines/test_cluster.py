@@ -152,7 +152,7 @@ class TestWait:
             connect(stub).wait(RUN, documents, given_shards, poll_s=0)
         said = [record.getMessage() for record in caplog.records]
         assert "configure: done" in said
-        assert "preprocess a shard: 23 of 100 done, 1 waiting" in said
+        assert "preprocess a shard: 23 of 100 done, 1 waiting (24/100)" in said
         assert "finetune a shard: 2 of 2 done" in said
         assert said[-1] == f"The run has succeeded: {connect(stub).url(RUN)}"
         assert not any(re.search(r"executor|driver|iteration|\(0\)", line) for line in said)
