@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
@@ -148,9 +149,20 @@ class Params(Section):
                 f"evaluate.promotion.task: no task '{promotion.task}'; there is "
                 f"{', '.join(self.tasks) or 'none'}. Name one of them, or remove evaluate.promotion"
             )
-        if promotion and promotion.initialization not in self.finetune.initializations:
-            raise ValueError(f"evaluate.promotion: no initialization '{promotion.initialization}'")
+        if promotion:
+            self._check_promoted(promotion.initialization)
         return self
+
+    def _check_promoted(self, name: str) -> None:
+        """Raise ValueError unless finetune makes what is to be promoted."""
+        if initialization_of(name) not in self.finetune.initializations:
+            raise ValueError(f"evaluate.promotion: no initialization '{name}'")
+        members = len(self.finetune.seeds) * self.ingest.splits.rounds
+        if initialization_of(name) != name and members < 2:
+            raise ValueError(
+                f"evaluate.promotion: {name} would be one model. Give several finetune.seeds, such "
+                "as [0, 1, 2], or folds (ingest.splits)"
+            )
 
     def read_by(self, sections: type[Sections]) -> Sections:
         """Return only what a stage reads."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pandera.pandas as pa
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.documents import read_document, write_document
@@ -41,10 +41,54 @@ def _run_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in ("task", "init", "fraction", "seed", "fold") if name in table]
 
 
+FILES = ("model.safetensors", "plan.json", "trust.npz")
+"""The files that a prediction is made of."""
+
+
 def run_folder(task: str, init: str, fraction: float, seed: int, fold: int = 0) -> Path:
     """Return the folder of a model within models/; ``fold`` is 0 without cross-validation."""
-    folder = Path(task, init, str(fraction), str(seed))
+    folder = group_folder(task, init, fraction) / str(seed)
     return folder / f"fold-{fold}" if fold else folder
+
+
+def group_folder(task: str, init: str, fraction: float) -> Path:
+    """Return the folder of the models of all seeds and folds within models/."""
+    return Path(task, init, str(fraction))
+
+
+ENSEMBLE = "-ensemble"
+"""End of the names of ensembles, after that of the initialization of their models."""
+
+
+def initialization_of(name: str) -> str:
+    """Return the initialization of the models of an ensemble, or of a single one."""
+    return name.removesuffix(ENSEMBLE)
+
+
+def counterpart(name: str, reference: str) -> str:
+    """Return what a model is compared with: with the reference, or an ensemble with the reference's
+    ensemble, which is averaged over as many."""
+    return f"{reference}{ENSEMBLE}" if name.endswith(ENSEMBLE) else reference
+
+
+def ensembles(runs: pd.DataFrame) -> list[str]:
+    """Return the names of the ensembles that the rows of runs.tsv can make: of each initialization
+    that has models of several seeds or folds."""
+    made = [name for name in ("seed", "fold") if name in runs]
+    counts = runs.drop_duplicates(["init", *made])["init"].value_counts(sort=False)
+    return [f"{init}{ENSEMBLE}" for init in dict.fromkeys(runs["init"]) if counts[init] > 1]
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """Return the files that make a model, or an ensemble of models, by their path in ``folder``.
+
+    Raises DataError.
+    """
+    together = read_ensemble(folder)
+    if together is None:
+        return FILES
+    members = (f"{member}/{name}" for member in together.members for name in FILES)
+    return ("ensemble.json", *members)
 
 
 DESCRIBED = ("scan_id", "dataset", "person", "session", "split", "site", "label")
@@ -106,9 +150,13 @@ class ModelPlan(Section):
     initialization: Start
     fraction: float
     seed: int
+    fold: int = 0
+    """Of a cross-validation, from 1."""
     learned_from: LearnedFrom
     encoder: Plan
     volumes: ModelVolumes
+    test_time_augmentation: Literal["none", "mirror"] = "none"
+    """mirror: predictions are those for a scan and for its mirror image, averaged."""
 
     @field_validator("task")
     @classmethod
@@ -144,9 +192,43 @@ def read_model_plan(folder: Path) -> ModelPlan:
         folder / "plan.json",
         ModelPlan,
         what="the plan of a model",
-        remedy="Give a folder models/TASK/INIT/FRACTION/SEED or an output of promote; if it is "
-        "older, run finetune again",
+        remedy="Give a folder models/TASK/INIT/FRACTION/SEED (of a cross-validation, a fold in "
+        "it), models/TASK/INIT/FRACTION for all of its models as one, or an output of promote; if "
+        "it is older, run finetune again",
     )
+
+
+class EnsemblePlan(Section):
+    """ensemble.json: the models of all seeds and folds as one, whose predictions are averaged."""
+
+    schema_version: Literal[1] = 1
+    members: tuple[Annotated[str, Field(pattern=r"^[0-9]+(/fold-[0-9]+)?$")], ...] = Field(
+        min_length=2
+    )
+    """The folders of its models, within that of ensemble.json."""
+    temperature: float | None
+    """As in trust.npz of a model, of the averaged predictions for the validation scans; null where
+    there is none."""
+    half_width: float | None
+    distance_limit: float
+
+
+def read_ensemble(folder: Path) -> EnsemblePlan | None:
+    """Read ensemble.json; None where the folder is that of a single model. Raises DataError."""
+    if not (folder / "ensemble.json").exists():
+        return None
+    check_links(folder)
+    return read_document(
+        folder / "ensemble.json",
+        EnsemblePlan,
+        what="an ensemble of models",
+        remedy="Give a folder models/TASK/INIT/FRACTION or an output of promote",
+    )
+
+
+def write_ensemble(folder: Path, plan: EnsemblePlan) -> None:
+    """Write ensemble.json into the folder of a share of the labels."""
+    write_document(folder / "ensemble.json", plan, EnsemblePlan)
 
 
 def write_model_plan(folder: Path, plan: ModelPlan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT
-from neurofoundry.contracts.models import DONE, FITTED, PREDICTIONS, run_folder
+from neurofoundry.contracts.models import DONE, ENSEMBLE, FITTED, PREDICTIONS, run_folder
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Inputs
@@ -28,7 +28,8 @@ TESTED = ("test", "ood")
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The predictions behind one row of a table: all seeds of an initialization, or a baseline."""
+    """The predictions behind one row of a table: all seeds of an initialization, their ensemble, or
+    a baseline."""
 
     name: str
     fraction: float
@@ -42,6 +43,13 @@ class Model:
     fitted: tuple[Mapping[int, tuple[Values, Values]], ...] = ()
     """For each seed of a regression, by the fold of its models (0: no cross-validation), the labels
     and outputs (scans,) of the scans learned from; nothing where finetune has not kept them."""
+    members: int = 1
+    """Trained models whose predictions are averaged behind each output for a new person."""
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether this is the ensemble of an initialization's models."""
+        return self.name.endswith(ENSEMBLE)
 
     @property
     def is_baseline(self) -> bool:
@@ -116,7 +124,7 @@ class Evidence:
 
     @property
     def trained(self) -> tuple[Model, ...]:
-        """The initializations, trained with all labels (``fraction``)."""
+        """The initializations, trained with all labels (``fraction``), and their ensembles."""
         return tuple(m for m in self.models if not m.is_baseline and m.fraction == self.fraction)
 
 
@@ -132,10 +140,13 @@ def read_evidence(name: str, task: Task, inputs: Inputs, models: Path) -> Eviden
         scans, fold_of = _judged_by_fold(scans)
     evidence = Evidence(name, task, scans, task.targets(scans), (), fold_of)
     runs = inputs.runs[inputs.runs["task"] == name]
-    made = [
-        _read_model(str(names[0]), rows, evidence, models)
-        for names, rows in runs.groupby(["init", "fraction"], sort=False)
-    ]
+    largest = runs["fraction"].max()
+    made: list[Model] = []
+    for (init, fraction), rows in runs.groupby(["init", "fraction"], sort=False):
+        model, read = _read_model(str(init), rows, evidence, models)
+        made.append(model)
+        if fraction == largest and (ensemble := _ensemble(model, read, evidence)):
+            made.append(ensemble)
     return replace(evidence, models=tuple(made))
 
 
@@ -150,7 +161,21 @@ def _judged_by_fold(scans: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.int64
     return both, np.concatenate([own, before[validating]]).T
 
 
-def _read_model(init: str, runs: pd.DataFrame, evidence: Evidence, models: Path) -> Model:
+@dataclass(frozen=True, eq=False)
+class _Seed:
+    """What the models of one seed, of a cross-validation in one repeat, have left."""
+
+    outputs: Values
+    """(scans, …): of each scan the output of the model that `made_by` names."""
+    elsewhere: Values
+    """(folds, scans of ood, …): the outputs of all of them for new sites."""
+    fitted: Mapping[int, tuple[Values, Values]]
+    """As in Model."""
+
+
+def _read_model(
+    init: str, runs: pd.DataFrame, evidence: Evidence, models: Path
+) -> tuple[Model, list[_Seed]]:
     """Read the seeds of an initialization with one share of the labels."""
     if init.startswith(BASELINE):
         raise DataError(
@@ -168,32 +193,72 @@ def _read_model(init: str, runs: pd.DataFrame, evidence: Evidence, models: Path)
         _read_seed(init, fraction, seed, repeat, evidence, models) for seed, repeat in seeds
     ]
     reasons = runs["reason"].dropna()
-    return Model(
+    model = Model(
         name=init,
         fraction=fraction,
         seeds=tuple(seed for seed, _ in seeds),
-        outputs=np.array([outputs for outputs, _ in of_seeds]),
+        outputs=np.array([each.outputs for each in of_seeds]),
         reason="" if seeds else str(reasons.iloc[0] if len(reasons) else "no run done"),
-        fitted=tuple(fitted for _, fitted in of_seeds),
+        fitted=tuple(each.fitted for each in of_seeds),
     )
+    return model, of_seeds
+
+
+def _ensemble(model: Model, read: Sequence[_Seed], evidence: Evidence) -> Model | None:
+    """Return the models of all seeds and folds as one; None where there is one, or all agree.
+
+    Each output averages those of the models that have not learned from the person: in a cross-
+    validation the ones of a fold of every repeat, at new sites all.
+    """
+    members = sum(len(each.elsewhere) for each in read)
+    agree = len(read) > 1 and (model.outputs == model.outputs[:1]).all()
+    if members < 2 or (agree and evidence.fold_of is None):
+        return None
+    outputs = evidence.task.average(model.outputs).copy()
+    outputs[evidence.inside("ood")] = evidence.task.average(
+        np.concatenate([each.elsewhere for each in read])
+    )
+    return replace(
+        model,
+        name=f"{model.name}{ENSEMBLE}",
+        seeds=model.seeds[:1],
+        outputs=outputs[None],
+        fitted=_fitted_together(evidence.task, model.fitted),
+        members=members,
+    )
+
+
+def _fitted_together(
+    task: Task, fitted: Sequence[Mapping[int, tuple[Values, Values]]]
+) -> tuple[Mapping[int, tuple[Values, Values]], ...]:
+    """Return ``fitted`` of an ensemble: averages, of models that have learned from the same scans;
+    nothing where seeds have drawn other shares of the labels."""
+    together = {}
+    for fold, (labels, _) in fitted[0].items():
+        same = [each[fold] for each in fitted if fold in each]
+        if all(np.array_equal(each, labels) for each, _ in same):
+            together[fold] = labels, task.average(np.array([outputs for _, outputs in same]))
+    return (together,)
 
 
 def _read_seed(
     init: str, fraction: float, seed: int, repeat: int, evidence: Evidence, models: Path
-) -> tuple[Values, Mapping[int, tuple[Values, Values]]]:
-    """Read the outputs of a seed for all scans, each from the model that `made_by` names, and what
-    these models have been fitted to."""
+) -> _Seed:
+    """Read the outputs of a seed, and what its models have been fitted to."""
     outputs: Values = np.empty(0)
-    fitted = {}
-    for fold, rows in evidence.by_fold(repeat):
+    elsewhere, fitted = [], {}
+    ood = evidence.inside("ood")
+    for fold, made in evidence.by_fold(repeat):
         folder = models / run_folder(evidence.name, init, fraction, seed, fold)
+        rows = made | ood
         values = _read_outputs(folder, evidence, rows)
         if not len(outputs):
             outputs = np.empty((len(rows), *values.shape[1:]))
-        outputs[rows] = values
+        outputs[made] = values[made[rows]]
+        elsewhere.append(values[ood[rows]])
         if "train" in evidence.task.corrected_on and (pair := _read_fitted(folder)):
             fitted[fold] = pair
-    return outputs, fitted
+    return _Seed(outputs, np.array(elsewhere), fitted)
 
 
 def _read_outputs(folder: Path, evidence: Evidence, rows: NDArray[np.bool_]) -> Values:
@@ -229,8 +294,6 @@ def _align(
             "The models belong to other parameters: run finetune again."
         )
     table = table.set_index("scan_id")
-    if evidence.fold_of is not None:  # models of every fold predict all out-of-distribution scans
-        table = table[(table["split"] != "ood") | table.index.isin(scan_ids)]
     absent, surplus = scan_ids[~scan_ids.isin(table.index)], len(table) - len(scan_ids)
     if len(absent) or surplus:
         raise DataError(

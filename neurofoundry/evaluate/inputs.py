@@ -23,7 +23,7 @@ from neurofoundry.contracts.encoder import (
     read_plan,
     read_pretrained,
 )
-from neurofoundry.contracts.models import RUNS
+from neurofoundry.contracts.models import RUNS, initialization_of
 from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import Volumes
@@ -85,10 +85,11 @@ class Inputs:
         return bool(self.scans["dataset"].str.startswith("phantom").all())
 
     def starts_from(self, initialization: str) -> str | None:
-        """Return the encoder of an initialization; None where finetune has not recorded it."""
+        """Return the encoder of an initialization, or of an ensemble's; None where finetune has not
+        recorded it."""
         try:
             declared = self.records["finetune"]["params"]["finetune"]["initializations"]
-            return str(declared[initialization]["encoder"])
+            return str(declared[initialization_of(initialization)]["encoder"])
         except (KeyError, TypeError):
             return None
 

@@ -38,10 +38,13 @@ class Promotion(Section):
 
     task: str
     initialization: str
+    """An initialization, or with -ensemble at its end the models of all its seeds and folds as one,
+    such as simclr-ensemble."""
     metric: MetricName
     over: str
-    """Another initialization, or a baseline: baseline-prevalence (regression: baseline-mean),
-    baseline-age-sex-site (without what the task predicts) or baseline-morphometry."""
+    """Another initialization or ensemble, or a baseline: baseline-prevalence (regression:
+    baseline-mean), baseline-age-sex-site (without what the task predicts) or
+    baseline-morphometry."""
     split: Literal["test", "ood"] = "test"
     champion: Path | None = None
     """The evaluation of the model that was promoted before: this one must be better than it, too,

@@ -23,9 +23,9 @@ def write(folder: Path, evidence: Evidence) -> None:
 
     Arrays: ``scan``, ``person`` (a number), ``split``, ``target`` (index of the class, or value),
     each (scans,); in a cross-validation ``made_by`` (repeats, scans), the fold whose model has made
-    the output; ``init``, ``fraction``, ``reason`` (why there is no output), each (models,);
-    and of the model at place K ``seeds_K`` (seeds,) and ``outputs_K``, (seeds, scans, classes)
-    probabilities or (seeds, scans) values.
+    the output; ``init``, ``fraction``, ``reason`` (why there is no output) and ``members`` (trained
+    models behind an output), each (models,); and of the model at place K ``seeds_K`` (seeds,) and
+    ``outputs_K``, (seeds, scans, classes) probabilities or (seeds, scans) values.
     """
     scan = np.array([hash_scan(sha256) for sha256 in evidence.scans["sha256"]], "U64")
     order = np.argsort(scan, kind="stable")
@@ -40,6 +40,7 @@ def write(folder: Path, evidence: Evidence) -> None:
         "init": np.array([model.name for model in models], str),
         "fraction": np.array([model.fraction for model in models], float),
         "reason": np.array([model.reason for model in models], str),
+        "members": np.array([model.members for model in models], int),
     }
     if evidence.fold_of is not None:
         content["made_by"] = evidence.fold_of[:, order]
@@ -65,6 +66,7 @@ def read(folder: Path, name: str, task: Task) -> Evidence:
                     seeds=tuple(int(seed) for seed in content[f"seeds_{place}"]),
                     outputs=content[f"outputs_{place}"],
                     reason=str(content["reason"][place]),
+                    members=int(content["members"][place]),
                 )
                 for place, init in enumerate(content["init"])
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from neurofoundry.contracts.models import ensembles
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, outputs, promotion
@@ -57,4 +58,5 @@ def _check(
             f"{models / 'runs.tsv'} ({', '.join(initializations)})."
         )
     if params.promotion:
-        promotion.check(params.promotion, tasks, initializations)
+        names = [*initializations, *ensembles(earlier.runs)]
+        promotion.check(params.promotion, tasks, names)

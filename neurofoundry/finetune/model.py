@@ -20,8 +20,8 @@ from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
-from neurofoundry.finetune import probe, reference, subsets
-from neurofoundry.finetune.network import Network, Reader, infer
+from neurofoundry.finetune import probe, subsets, trust
+from neurofoundry.finetune.network import Mirrored, Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams, Tuning
 from neurofoundry.finetune.train import train
 from neurofoundry.nn import encoders
@@ -41,16 +41,21 @@ class Origin:
     plan: Plan
     weights: str
     """What the weights are a function of: the hash of their file, or a seed."""
-    _features: dict[str, Tensor] = field(default_factory=dict)
-    """The features of each scan that have been asked for so far."""
+    _known: dict[tuple[bool, str], Tensor] = field(default_factory=dict)
+    """The features that have been asked for so far: whether mirrored, and of which scan."""
 
-    def features(self, scan_ids: Iterable[str], read: Reader) -> Tensor:
-        """Return the features (scans, features) of the frozen encoder, computed once per scan."""
-        scan_ids = list(scan_ids)
-        new = [scan_id for scan_id in scan_ids if scan_id not in self._features]
+    def features(self, scan_ids: Iterable[str], read: Reader, *, mirror: bool = False) -> Tensor:
+        """Return the features (scans, features) of the frozen encoder, computed once per scan.
+
+        ``mirror`` averages those of a scan and of its mirror image.
+        """
+        keys = [(mirror, scan_id) for scan_id in scan_ids]
+        new = [key for key in keys if key not in self._known]
         if new:
-            self._features.update(zip(new, infer(self.encoder, new, read), strict=True))
-        return torch.stack([self._features[scan_id] for scan_id in scan_ids])
+            extractor = Mirrored(self.encoder) if mirror else self.encoder
+            found = infer(extractor, [scan_id for _, scan_id in new], read)
+            self._known.update(zip(new, found, strict=True))
+        return torch.stack([self._known[key] for key in keys])
 
 
 def find_origins(
@@ -109,7 +114,7 @@ class Blueprint:
     seed: int
 
     def make(self, folder: Path, advance: Callable[[], None]) -> None:
-        """Make the model: weights, history.tsv, reference.npz, fitted.tsv and predictions.tsv.
+        """Make the model: weights, history.tsv, trust.npz, fitted.tsv and predictions.tsv.
 
         ``advance`` is called after every epoch of fine-tuning, or once the probe is fitted. Scans
         of test and ood are opened only when the weights are on disk.
@@ -121,14 +126,14 @@ class Blueprint:
             network, history = self._finetuned(advance)
         encoders.write_weights(folder / "model.safetensors", network)
         write_table(history, folder / "history.tsv")
-        self._write_reference(folder, network)
+        self._write_trust(folder, network)
         self._write_predictions(folder, network)
 
     def _probed(self) -> tuple[Network, pd.DataFrame]:
         """Fit a linear model to the features of the frozen encoder."""
-        network = Network(self.origin.encoder, self.task)
+        network = Network(self.origin.encoder, self.task, mirror=self.params.mirror)
         network.head, history = probe.fit(
-            self.origin.features(self.learn["scan_id"], self.read).numpy(),
+            self._frozen_features(self.learn).numpy(),
             self.learn["target"].to_numpy(),
             subsets.folds(self.learn, self.task),
             self.task,
@@ -148,7 +153,7 @@ class Blueprint:
         self, rate: float, head: nn.Linear | None, advance: Callable[[], None]
     ) -> tuple[Network, pd.DataFrame]:
         """Train with one learning rate, from ``head`` if there is one, else from zeros."""
-        network = Network(copy.deepcopy(self.origin.encoder), self.task)
+        network = Network(copy.deepcopy(self.origin.encoder), self.task, mirror=self.params.mirror)
         if head is not None:
             network.head.load_state_dict(head.state_dict())
         with seeded(self.seed):  # dropout
@@ -171,11 +176,14 @@ class Blueprint:
     def _features(self, network: Network, scans: pd.DataFrame) -> Tensor:
         """Return the features (scans, features) that the head gets, on the CPU."""
         if self.mode == "probe":
-            return self.origin.features(scans["scan_id"], self.read)
-        return infer(network.encoder, scans["scan_id"], self.read)
+            return self._frozen_features(scans)
+        return infer(network.extractor, scans["scan_id"], self.read)
 
-    def _write_reference(self, folder: Path, network: Network) -> None:
-        """Write reference.npz, and fitted.tsv with the outputs for the scans of ``learn``."""
+    def _frozen_features(self, scans: pd.DataFrame) -> Tensor:
+        return self.origin.features(scans["scan_id"], self.read, mirror=self.params.mirror)
+
+    def _write_trust(self, folder: Path, network: Network) -> None:
+        """Write trust.npz, and fitted.tsv with the outputs for the scans of ``learn``."""
         val = self.rows[self.rows["split"] == "val"]
         features, val_features = (self._features(network, scans) for scans in (self.learn, val))
         with torch.no_grad():
@@ -183,14 +191,14 @@ class Blueprint:
             outputs, val_outputs = (
                 network.head(values.to(device)).cpu() for values in (features, val_features)
             )
-        fitted = reference.fit(
+        fitted = trust.fit(
             features.numpy(),
             val_features.numpy(),
             val_outputs.numpy(),
             val["target"].to_numpy(np.float64),
             self.task,
         )
-        reference.write(folder / "reference.npz", fitted)
+        trust.write(folder / "trust.npz", fitted)
         columns = self.task.columns(outputs)
         table = self.learn[["scan_id", "person", "label"]].assign(**columns)
         write_table(table, folder / "fitted.tsv")
@@ -200,7 +208,7 @@ class Blueprint:
         held_out = self.rows[self.rows["split"].isin(HELD_OUT)]
         if self.mode == "probe":
             with torch.no_grad():
-                outputs = network.head(self.origin.features(held_out["scan_id"], self.read))
+                outputs = network.head(self._frozen_features(held_out))
         else:
             outputs = infer(network, held_out["scan_id"], self.read)
         predictions = held_out[[*DESCRIBED]].assign(**self.task.columns(outputs))

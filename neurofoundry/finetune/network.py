@@ -18,10 +18,26 @@ Reader = Callable[[Sequence[str]], Tensor]
 """A function from scan ids to volumes (batch, 1, z, y, x), int16 steps of ``SLOPE``."""
 
 
+class Mirrored(nn.Module):
+    """The features of a scan and of its mirror image, left and right exchanged, averaged.
+
+    What a linear head outputs for them is the average of its outputs for the two.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Return features (batch, features)."""
+        features: Tensor = (self.encoder(volumes) + self.encoder(volumes.flip(-1))) / 2
+        return features
+
+
 class Network(nn.Module):
     """Maps z-scores (batch, 1, z, y, x) to logits (batch, classes) or values (batch, 1)."""
 
-    def __init__(self, encoder: Encoder, task: Task) -> None:
+    def __init__(self, encoder: Encoder, task: Task, *, mirror: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         device = next(encoder.parameters()).device
@@ -29,10 +45,17 @@ class Network(nn.Module):
         # From zeros, all models of a task start with the same predictions, whatever the encoder.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.mirror = mirror
+
+    @property
+    def extractor(self) -> nn.Module:
+        """What gives the head the features of a scan that is predicted."""
+        return Mirrored(self.encoder) if self.mirror else self.encoder
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Return the outputs of the head."""
-        output: Tensor = self.head(self.encoder(volumes))
+        """Return the outputs of the head; it learns from scans as they are."""
+        extractor = self.encoder if self.training else self.extractor
+        output: Tensor = self.head(extractor(volumes))
         return output
 
 

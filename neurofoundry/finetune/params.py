@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from neurofoundry.contracts.encoder import UNTRAINED
+from neurofoundry.contracts.models import ENSEMBLE
 from neurofoundry.params import MANY, Name, Section, Seed
 from neurofoundry.tasks.base import BASELINE
 
@@ -81,11 +82,13 @@ class Frozen(NamedTuple):
     """The seed of its weights if it is untrained."""
 
 
-def _not_a_baseline(name: str) -> str:
+def _not_reserved(name: str) -> str:
     if name.startswith(BASELINE):
         raise ValueError(
             f"names that begin with '{BASELINE}' are reserved for the baselines of evaluate"
         )
+    if name.endswith(ENSEMBLE):
+        raise ValueError(f"names that end with '{ENSEMBLE}' are reserved for ensembles")
     return name
 
 
@@ -105,7 +108,7 @@ class ExplainParams(Section):
 class FinetuneParams(Section):
     """One model is trained for every task, initialization, fraction of the labels and seed."""
 
-    initializations: dict[Annotated[Name, AfterValidator(_not_a_baseline)], Initialization] = Field(
+    initializations: dict[Annotated[Name, AfterValidator(_not_reserved)], Initialization] = Field(
         min_length=1
     )
     """Where models start from, by name (of a folder, and of a row in every table)."""
@@ -129,6 +132,9 @@ class FinetuneParams(Section):
     """Factor on the learning rate from each level of the network to the one below it."""
     augmentation: Literal["light", "none"] = "light"
     """light: random views as in pretraining, but milder. On a CPU it doubles the time."""
+    test_time_augmentation: Literal["none", "mirror"] = "none"
+    """mirror: predictions are those for a scan and for its mirror image, averaged; twice the time
+    of a prediction, and no more randomness. A probe learns from such features, too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of fine-tuning. bf16 halves the memory on a GPU; not every CPU supports it."""
     weight_decay: float = Field(default=0.01, ge=0, le=10)
@@ -173,6 +179,11 @@ class FinetuneParams(Section):
             freeze=start.freeze,
             head=start.head,
         )
+
+    @property
+    def mirror(self) -> bool:
+        """Whether predictions are averaged over a scan and its mirror image."""
+        return self.test_time_augmentation == "mirror"
 
     def frozen(self, init: str, seed: int) -> Frozen | None:
         """Return the encoder that a probe leaves frozen; None if the whole network is trained."""

@@ -34,7 +34,7 @@ from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import hash_table, write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
-from neurofoundry.finetune import explain, runs
+from neurofoundry.finetune import ensemble, explain, runs
 from neurofoundry.finetune.model import Blueprint, Origin, find_origins, write_features
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import FinetuneParams
@@ -87,6 +87,7 @@ def finetune(
         for run in possible:
             progress.advance(0, note=run.name)
             study.provide(run, work, progress)
+    _write_ensembles(work.dir, runs.ensembles(possible, everyone), tasks)
     _track(work, possible)
     if described:
         names = dict.fromkeys(run.task for run in everyone)
@@ -181,6 +182,7 @@ class Study:
             initialization=Start(name=run.init, encoder=init.encoder, mode=init.mode),
             fraction=run.fraction,
             seed=run.seed,
+            fold=run.fold,
             learned_from=LearnedFrom(
                 persons=blueprint.learn["person"].nunique(),
                 scans=len(blueprint.learn),
@@ -188,6 +190,7 @@ class Study:
             ),
             encoder=blueprint.origin.plan,
             volumes=ModelVolumes(grid=self.volumes.grid.describe(), preprocess=self.volumes.recipe),
+            test_time_augmentation=self.params.test_time_augmentation,
         )
 
     def ingredients(self, run: Run, plan: ModelPlan, blueprint: Blueprint) -> dict[str, Any]:
@@ -212,7 +215,9 @@ class Study:
             return
         explain.write(
             folder,
-            Network(copy.deepcopy(blueprint.origin.encoder), blueprint.task),
+            Network(
+                copy.deepcopy(blueprint.origin.encoder), blueprint.task, mirror=self.params.mirror
+            ),
             blueprint.task,
             rows=blueprint.rows,
             read=self.read,
@@ -280,6 +285,16 @@ def _key_of_model(folder: Path) -> str | None:
     """Return the hash of run.json, which is written last; None without it."""
     path = folder / "run.json"
     return hash_json(json.loads(path.read_text())) if path.exists() else None
+
+
+def _write_ensembles(
+    root: Path, ensembles: Mapping[str, Sequence[str]], tasks: Mapping[str, Task]
+) -> None:
+    """Write the ensembles whose members are all here, and remove what is none any more."""
+    for path in root.glob("*/*/*/ensemble.json"):
+        path.unlink()
+    for group, members in ensembles.items():
+        ensemble.write(root / group, members, tasks[Path(group).parts[0]])
 
 
 def _remove_models_above(folders: Iterable[Path]) -> None:

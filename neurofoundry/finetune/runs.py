@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from neurofoundry.contracts import folds
-from neurofoundry.contracts.models import DONE, NOT_ESTIMABLE, RUNS, run_folder
+from neurofoundry.contracts.models import DONE, NOT_ESTIMABLE, RUNS, group_folder, run_folder
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.params import FinetuneParams
@@ -33,6 +34,11 @@ class Run:
         """The folder of the model within the output."""
         return str(run_folder(self.task, self.init, self.fraction, self.seed, self.fold))
 
+    @property
+    def group(self) -> str:
+        """The folder of all seeds and folds."""
+        return str(group_folder(self.task, self.init, self.fraction))
+
 
 def declared(tasks: Iterable[str], params: FinetuneParams, *, folds: int = 0) -> list[Run]:
     """Return all runs in the order of their declaration, a run a fold in a cross-validation."""
@@ -42,6 +48,20 @@ def declared(tasks: Iterable[str], params: FinetuneParams, *, folds: int = 0) ->
         Run(*values)
         for values in itertools.product(tasks, starts, params.fractions, params.seeds, numbers)
     ]
+
+
+def ensembles(made: Iterable[Run], of_all: Iterable[Run]) -> dict[str, list[str]]:
+    """Return the folders in which the models of all seeds and folds lie, ``made`` here without a
+    gap, each with those of its models, where there are several."""
+    here = set(made)
+    groups: dict[str, list[Run]] = {}
+    for run in of_all:
+        groups.setdefault(run.group, []).append(run)
+    return {
+        group: [Path(run.name).relative_to(group).as_posix() for run in members]
+        for group, members in groups.items()
+        if len(members) > 1 and here.issuperset(members)
+    }
 
 
 def of_shard(runs: Sequence[Run], params: FinetuneParams, shard: Shard) -> list[Run]:

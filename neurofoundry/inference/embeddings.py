@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
@@ -30,7 +31,6 @@ from neurofoundry.inference.feature_cache import FeatureCache
 from neurofoundry.inference.scans import InputScan, find_scans
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
-from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import validate
 from neurofoundry.preprocess.cache import make_key, source_hash
 from neurofoundry.preprocess.intensity import PERCENTILES as LANDMARKS
@@ -58,9 +58,10 @@ WriteTable = Callable[[pd.DataFrame], None]
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder, and how its volumes are made."""
+    """What gives scans their features, and how its volumes are made."""
 
-    encoder: Encoder
+    encoder: nn.Module
+    """An encoder, or several side by side."""
     plan: Plan
     sha256: str
     recipe: Mapping[str, Any]
@@ -386,7 +387,7 @@ def _read_recipe(weights: Weights, mask: MaskParams | None) -> PreprocessParams:
 class _Batch:
     """Volumes that wait until there are enough of them for the encoder."""
 
-    encoder: Encoder
+    encoder: nn.Module
     volumes: VolumeFolder
     cache: FeatureCache
     files: Sequence[str]
@@ -414,7 +415,9 @@ def _batch_size() -> int:
     return BATCH if torch.cuda.is_available() else 1
 
 
-def _forward(encoder: Encoder, volumes: VolumeFolder, names: Sequence[str]) -> NDArray[np.float32]:
+def _forward(
+    encoder: nn.Module, volumes: VolumeFolder, names: Sequence[str]
+) -> NDArray[np.float32]:
     """Return features (scans, features)."""
     read = partial(read_batch, volumes)
     features: NDArray[np.float32] = infer(encoder, names, read, size=_batch_size()).numpy()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from neurofoundry.contracts.models import read_model_plan
+from neurofoundry.contracts.models import ModelPlan, files_of, read_ensemble, read_model_plan
 from neurofoundry.contracts.origin import check_contents
-from neurofoundry.finetune import reference
+from neurofoundry.errors import DataError
+from neurofoundry.finetune import trust
 from neurofoundry.finetune.network import Network
-from neurofoundry.finetune.reference import Reference
+from neurofoundry.finetune.trust import Trust
 from neurofoundry.inference.embeddings import (
     DESCRIBED,
     Weights,
@@ -23,13 +26,59 @@ from neurofoundry.inference.embeddings import (
     open_table,
 )
 from neurofoundry.nn import encoders
-from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.files import hash_file, hash_json
 from neurofoundry.runtime.guard import guard_table
 from neurofoundry.runtime.links import check_links
 from neurofoundry.tasks import Task
 
-MODEL_FILES = ("model.safetensors", "plan.json", "reference.npz")
-"""What a prediction is made of."""
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A trained network, and how far to trust it alone."""
+
+    plan: ModelPlan
+    network: Network
+    trust: Trust
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One trained network or several, whose predictions are averaged."""
+
+    members: tuple[Member, ...]
+    temperature: float
+    half_width: float
+    distance_limit: float
+
+    @property
+    def plan(self) -> ModelPlan:
+        """What all members have in common is what the first one says."""
+        return self.members[0].plan
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.plan.predicts
+
+    @property
+    def weights(self) -> Weights:
+        """What gives scans the features that the heads of all members take, side by side."""
+        extractor = SideBySide([member.network.extractor for member in self.members])
+        sha256 = hash_json([self.plan.test_time_augmentation, *(m.sha256 for m in self.members)])
+        return Weights(extractor, self.plan.weights, sha256, self.plan.volumes.preprocess)
+
+
+class SideBySide(nn.Module):
+    """The features of several extractors (batch, extractors × features)."""
+
+    def __init__(self, extractors: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.extractors = nn.ModuleList(extractors)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Return the features, those of the first extractor first."""
+        return torch.cat([extractor(volumes) for extractor in self.extractors], dim=1)
 
 
 def predict(
@@ -43,27 +92,19 @@ def predict(
 ) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: prediction, or why there is none.
 
-    ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED) or a promoted one.
-    ``places`` are raw scans, or outputs of preprocess; ``template`` is the folder of a template
-    that is not nilearn's, and ``mask_command`` the program that finds the brain, as in `embed`.
-    Raises DataError and UsageError.
+    ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED), all of its seeds and folds
+    (models/TASK/INIT/FRACTION), or a promoted one. ``places`` are raw scans, or outputs of
+    preprocess; ``template`` is the folder of a template that is not nilearn's, and ``mask_command``
+    the program that finds the brain, as in `embed`. Raises DataError and UsageError.
     """
     read = [*places, model, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
-    check_links(model)  # before anything is hashed: a link may lead to a device
-    check_contents(model, MODEL_FILES)
-    declared = read_model_plan(model)
-    plan, task = declared.weights, declared.predicts
-    network = Network(encoders.build(plan.encoder, seed=0), task)
-    encoders.read_weights(model / "model.safetensors", network)
-    known = reference.read(model / "reference.npz")
-    sha256 = hash_file(model / "model.safetensors")
-    weights = Weights(network.encoder, plan, sha256, declared.volumes.preprocess)
+    loaded = read_model(model)
     with open_table(out) as (work, write):
         rows = list(
             embed_scans(
                 places,
-                weights,
+                loaded.weights,
                 work=work,
                 workers=workers,
                 template=template,
@@ -73,30 +114,73 @@ def predict(
         table = describe_scans(rows)
         embedded = {n: row.features for n, row in enumerate(rows) if row.features is not None}
         if embedded:
-            features = np.stack(list(embedded.values()))
-            predictions = predict_from_features(features, network.cpu(), known, task)
+            predictions = predict_from_features(np.stack(list(embedded.values())), loaded)
             predictions.index = pd.Index(embedded)
             table = table.join(predictions)
         write(table)
 
 
-def predict_from_features(
-    features: NDArray[np.float32], network: Network, known: Reference, task: Task
-) -> pd.DataFrame:
-    """Return what a model says of scans, from their features (scans, features).
+def read_model(folder: Path) -> Model:
+    """Read one model of finetune, or an ensemble of several. Raises DataError."""
+    check_links(folder)  # before anything is hashed: a link may lead to a device
+    check_contents(folder, files_of(folder))
+    together = read_ensemble(folder)
+    names = together.members if together else ("",)
+    members = tuple(_read_member(folder / name) for name in names)
+    first = members[0]
+    for member, name in zip(members, names, strict=True):
+        if _in_common(member.plan) != _in_common(first.plan):
+            raise DataError(
+                f"{folder / name}: not a model of the same task, start and volumes as "
+                f"{folder / names[0]}, though ensemble.json puts them together. Run finetune again."
+            )
+    judged = together or first.trust
+    nothing = float("nan")
+    return Model(
+        members,
+        temperature=nothing if judged.temperature is None else judged.temperature,
+        half_width=nothing if judged.half_width is None else judged.half_width,
+        distance_limit=judged.distance_limit,
+    )
+
+
+def _read_member(folder: Path) -> Member:
+    plan = read_model_plan(folder)
+    encoder = encoders.build(plan.encoder.encoder, seed=0)
+    network = Network(encoder, plan.predicts, mirror=plan.test_time_augmentation == "mirror")
+    encoders.read_weights(folder / "model.safetensors", network)
+    sha256 = hash_file(folder / "model.safetensors")
+    return Member(plan, network, trust.read(folder / "trust.npz"), sha256)
+
+
+def _in_common(plan: ModelPlan) -> ModelPlan:
+    """Return a plan without what members of an ensemble differ in."""
+    own = ("fraction", "seed", "fold", "learned_from")
+    return plan.model_copy(update=dict.fromkeys(own))
+
+
+def predict_from_features(features: NDArray[np.float32], model: Model) -> pd.DataFrame:
+    """Return what a model says of scans, from their features (scans, members × features).
 
     Classification: ``prediction``, ``p_CLASS`` as finetune writes it, ``calibrated_p_CLASS``, and
     ``entropy`` of the latter (0 certain, 1 undecided). Regression: ``prediction`` with the ends of
     its interval, ``low`` and ``high``. Both: ``distance`` to the training scans, its limit, and
-    ``out_of_distribution``, whether it is above the limit.
+    ``out_of_distribution``, whether it is above the limit. Of an ensemble predictions are averaged
+    as its evaluation has done, and distances are means.
     """
-    with torch.no_grad():
-        outputs = network.head(torch.from_numpy(features))
-    distance = known.distance(features)
+    task, parts = model.task, np.split(features, len(model.members), axis=1)
+    of_members, distances = [], []
+    for member, part in zip(model.members, parts, strict=True):
+        with torch.no_grad():
+            columns = task.columns(member.network.head.cpu()(torch.from_numpy(part)))
+        of_members.append(np.stack(list(columns.values()), axis=1))
+        distances.append(member.trust.distance(part))
+    outputs = torch.from_numpy(task.network_outputs(task.average(np.stack(of_members))))
+    distance = np.mean(distances, axis=0)
     predictions = {
-        **task.state(outputs, temperature=known.temperature, half_width=known.half_width),
+        **task.state(outputs, temperature=model.temperature, half_width=model.half_width),
         "distance": distance,
-        "distance_limit": known.distance_limit,
-        "out_of_distribution": pd.array(distance > known.distance_limit, dtype="boolean"),
+        "distance_limit": model.distance_limit,
+        "out_of_distribution": pd.array(distance > model.distance_limit, dtype="boolean"),
     }
     return pd.DataFrame(predictions)

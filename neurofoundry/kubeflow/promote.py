@@ -6,14 +6,22 @@ import shutil
 from pathlib import Path
 
 from neurofoundry.contracts.evaluation import PromotionRule, read_decision
-from neurofoundry.contracts.models import DONE, RUNS, read_model_plan, run_folder
+from neurofoundry.contracts.models import (
+    DONE,
+    RUNS,
+    files_of,
+    group_folder,
+    initialization_of,
+    read_model_plan,
+    run_folder,
+)
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.stage import Workspace
 
 
 def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
-    """Copy weights, plan, reference, model card and decision.
+    """Copy weights, plan, trust, model card and decision; of an ensemble those of all its members.
 
     Of several seeds, and folds of a cross-validation, it is the first, as it was declared: choosing
     the best would be a choice made on the test set. Raises DataError when nothing was promoted, or
@@ -23,10 +31,25 @@ def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
     if not decision.promoted or decision.rule is None:
         raise DataError(f"{evaluation}: no model is promoted. {decision.reason}")
     rule = PromotionRule.model_validate(decision.rule)
+    folder = _folder_of(rule, models, evaluation)
+    sources = {name: folder / name for name in files_of(folder)}
+    sources |= {name: evaluation / name for name in ("promotion.json", "model_card.md")}
+    if missing := [str(path) for path in sources.values() if not path.is_file()]:
+        raise DataError(f"{', '.join(missing)}: missing. Run finetune and evaluate again.")
+    for name, path in sources.items():
+        if path.name == "plan.json":
+            read_model_plan(path.parent)
+        (work.dir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, work.dir / name)
+    work.summary |= {"task": rule.task, "initialization": rule.initialization}
+
+
+def _folder_of(rule: PromotionRule, models: Path, evaluation: Path) -> Path:
+    """Return the folder of the model, or of the ensemble, that the rule names."""
     runs = read_table(models / "runs.tsv", RUNS)
     chosen = runs[
         (runs["task"] == rule.task)
-        & (runs["init"] == rule.initialization)
+        & (runs["init"] == initialization_of(rule.initialization))
         & (runs["status"] == DONE)
     ]
     if chosen.empty:
@@ -36,15 +59,7 @@ def promote(work: Workspace, *, models: Path, evaluation: Path) -> None:
             "evaluation has judged."
         )
     run = chosen.sort_values("fraction", ascending=False, kind="stable").iloc[0]
-    fold = int(run.get("fold", 0))
-    folder = models / run_folder(
-        run["task"], run["init"], float(run["fraction"]), int(run["seed"]), fold
-    )
-    read_model_plan(folder)
-    sources = [folder / name for name in ("model.safetensors", "plan.json", "reference.npz")]
-    sources += [evaluation / name for name in ("promotion.json", "model_card.md")]
-    if missing := [str(path) for path in sources if not path.is_file()]:
-        raise DataError(f"{', '.join(missing)}: missing. Run finetune and evaluate again.")
-    for path in sources:
-        shutil.copyfile(path, work.dir / path.name)
-    work.summary |= {"task": rule.task, "initialization": rule.initialization}
+    group = (run["task"], run["init"], float(run["fraction"]))
+    if initialization_of(rule.initialization) != rule.initialization:
+        return models / group_folder(*group)
+    return models / run_folder(*group, int(run["seed"]), int(run.get("fold", 0)))

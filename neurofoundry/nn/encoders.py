@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import safetensors.torch
 import torch
@@ -22,6 +22,8 @@ from neurofoundry.errors import DataError
 from neurofoundry.nn.seeds import seeded
 from neurofoundry.runtime.files import atomic, write_json
 from neurofoundry.runtime.stage import ENCODER_FILES
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 BLOCKS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4, 6, 3])}
 
@@ -149,8 +151,8 @@ def build(params: EncoderParams, *, seed: int) -> Encoder:
         return Sfcn(params) if params.architecture == "sfcn" else ResNetEncoder(params)
 
 
-def place(encoder: Encoder) -> Encoder:
-    """Move an encoder to the GPU if there is one, and its weights into the faster memory format."""
+def place(encoder: Placed) -> Placed:
+    """Move a network to the GPU if there is one, and its weights into the faster memory format."""
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     # A quarter less time than in the default format, on a CPU too.
     encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -69,7 +69,8 @@ STAGES = {
             "runs.tsv",
             "**/plan.json",
             "**/model.safetensors",
-            "**/reference.npz",
+            "**/trust.npz",
+            "**/ensemble.json",
             "**/fitted.tsv",
             "**/predictions.tsv",
             "**/explanation.npz",
@@ -79,7 +80,8 @@ STAGES = {
     ),
     "evaluate": Stage("neurofoundry.evaluate.run", ("metrics.json", "promotion.json")),
     "promote": Stage(
-        "neurofoundry.kubeflow.promote", ("model.safetensors", "plan.json", "reference.npz")
+        "neurofoundry.kubeflow.promote",
+        ("ensemble.json", "**/model.safetensors", "**/plan.json", "**/trust.npz"),
     ),
     "import": Stage("neurofoundry.weights.published", ENCODER_FILES),
     "export": Stage("neurofoundry.weights.bundle", ENCODER_FILES),

@@ -160,6 +160,15 @@ class Task(Section, ABC):
         """Return the outputs of a network (scans, outputs) as ``output_columns``."""
 
     @abstractmethod
+    def network_outputs(self, predictions: Values) -> Values:
+        """Return outputs (scans, outputs) of a network whose `columns` are these predictions."""
+
+    @abstractmethod
+    def average(self, predictions: Values) -> Values:
+        """Return what an ensemble predicts (scans, …), from what its members do (members, scans,
+        …), as probabilities or values."""
+
+    @abstractmethod
     def strata(self, persons: pd.Series[Any]) -> pd.Series:
         """Return the stratum of each person, from targets that are indexed by person."""
 

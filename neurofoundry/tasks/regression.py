@@ -54,6 +54,13 @@ class Regression(Task):
     def columns(self, outputs: Tensor) -> dict[str, Values]:
         return {"output": outputs[:, 0].double().numpy()}
 
+    def network_outputs(self, predictions: Values) -> Values:
+        return predictions.reshape(-1, 1)
+
+    def average(self, predictions: Values) -> Values:
+        mean: Values = predictions.mean(axis=0)
+        return mean
+
     def strata(self, persons: pd.Series[Any]) -> pd.Series:
         """Return the quarter that each person's mean value lies in."""
         means = persons.groupby(level=0).mean()

@@ -80,8 +80,8 @@ class TestOutputs:
                 "model.safetensors",
                 "plan.json",
                 "predictions.tsv",
-                "reference.npz",
                 "run.json",
+                "trust.npz",
             ]
         table = pd.read_csv(models / "runs.tsv", sep="\t", dtype=str)
         assert list(table) == ["task", "init", "fraction", "seed", "status", "reason"]

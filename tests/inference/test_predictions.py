@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from scipy.stats import entropy
 
 from neurofoundry.contracts.volumes import write_volume
 from neurofoundry.errors import DataError
-from neurofoundry.finetune import reference
+from neurofoundry.finetune import trust
 from neurofoundry.inference.predictions import predict
 from neurofoundry.runtime.files import write_json
 from tests.support import tiny
@@ -58,7 +60,7 @@ class TestPredictions:
         more_ill = np.where(found["p_AD"] > found["p_CN"], "AD", "CN")
         assert found["prediction"].tolist() == more_ill.tolist()
         # Dividing logits by a temperature divides their difference.
-        t = reference.read(model / "reference.npz").temperature
+        t = trust.read(model / "trust.npz").temperature
         odds = np.log(calibrated[:, 1] / calibrated[:, 0])
         np.testing.assert_allclose(
             odds * t, np.log(expected["p_AD"] / expected["p_CN"]), atol=2e-3, rtol=1e-3
@@ -108,6 +110,62 @@ class TestRawScans:
         assert found.loc["torn.nii.gz", "reason"].startswith("cut short")
         # Phantoms are no relatives of the cubes and spheres that it has learned.
         assert found["out_of_distribution"][:2].tolist() == [True, True]
+
+
+@pytest.fixture(scope="module")
+def several(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    encoder = tiny.write_encoder(folder / "encoder")
+    params = {**TUNED, "seeds": [0, 1, 2], "test_time_augmentation": "mirror"}
+    tasks = {"diagnosis": tiny.DIAGNOSIS, "age": tiny.AGE}
+    return tiny.run(folder / "models", volumes, encoder, params, tasks)
+
+
+class TestEnsemble:
+    def test_it_predicts_the_mean_of_log_odds_of_its_members(
+        self, several: Path, volumes: Path, tmp_path: Path
+    ) -> None:
+        folder = several / "diagnosis/scratch/1.0"
+        found = predicted(folder, volumes, tmp_path / "out.tsv").set_index("scan_id")
+        own = [tiny.predictions(folder / str(n)).set_index("scan_id") for n in range(3)]
+        found = found.loc[own[0].index]
+        odds = np.mean([np.log(each["p_AD"] / each["p_CN"]) for each in own], axis=0)
+        np.testing.assert_allclose(np.log(found["p_AD"] / found["p_CN"]), odds, atol=1e-3)
+        plan = json.loads((folder / "ensemble.json").read_text())
+        calibrated = np.log(found["calibrated_p_AD"] / found["calibrated_p_CN"])
+        np.testing.assert_allclose(calibrated * plan["temperature"], odds, atol=1e-3)
+        assert found["distance_limit"].to_numpy() == pytest.approx(plan["distance_limit"])
+
+    def test_a_distance_is_the_mean_of_the_members(
+        self, several: Path, volumes: Path, tmp_path: Path
+    ) -> None:
+        folder = several / "age/scratch/1.0"
+        found = predicted(folder, volumes, tmp_path / "out.tsv")["distance"]
+        own = [
+            predicted(folder / str(n), volumes, tmp_path / f"{n}.tsv")["distance"] for n in range(3)
+        ]
+        np.testing.assert_allclose(found, np.mean(own, axis=0), rtol=1e-4)
+
+    def test_members_of_two_tasks_are_refused(
+        self, several: Path, volumes: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "mixed"
+        shutil.copytree(several / "age/scratch/1.0", folder)
+        shutil.rmtree(folder / "1")
+        shutil.copytree(several / "diagnosis/scratch/1.0/1", folder / "1")
+        with pytest.raises(DataError, match=r"1: not a model of the same task.*Run finetune again"):
+            predict([volumes], model=folder, out=tmp_path / "x.tsv", workers=1)
+
+    @pytest.mark.parametrize("member", ["../0", "/etc", "0/../../1"])
+    def test_a_member_outside_the_folder_is_refused(
+        self, several: Path, volumes: Path, tmp_path: Path, member: str
+    ) -> None:
+        folder = tmp_path / "outside"
+        shutil.copytree(several / "age/scratch/1.0", folder)
+        plan = json.loads((folder / "ensemble.json").read_text())
+        write_json(folder / "ensemble.json", plan | {"members": [member, "1"]})
+        with pytest.raises(DataError, match="not an ensemble of models"):
+            predict([volumes], model=folder, out=tmp_path / "x.tsv", workers=1)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

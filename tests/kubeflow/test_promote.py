@@ -8,10 +8,13 @@ import pytest
 from neurofoundry.errors import DataError
 from neurofoundry.kubeflow import promote
 from neurofoundry.runtime import stage
+from neurofoundry.runtime.files import write_json
 from tests.support.plans import model_plan
 
 
-def promoted_from(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
+def promoted_from(
+    tmp_path: Path, *, promoted: bool, initialization: str = "simclr"
+) -> stage.Workspace:
     models, evaluation = tmp_path / "models", tmp_path / "evaluation"
     rows = ["task\tinit\tfraction\tseed\tstatus\treason"]
     for fraction in ("0.2", "1.0"):
@@ -20,11 +23,13 @@ def promoted_from(tmp_path: Path, *, promoted: bool) -> stage.Workspace:
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_text(f"{fraction} {seed}")
             (folder / "plan.json").write_text(json.dumps(model_plan()))
-            (folder / "reference.npz").touch()
+            (folder / "trust.npz").touch()
             rows.append(f"sex\tsimclr\t{fraction}\t{seed}\tdone\tn/a")
+        together = {"members": ["3", "1"], "temperature": 1.5, "half_width": None}
+        write_json(folder.parent / "ensemble.json", together | {"distance_limit": 9.0})
     (models / "runs.tsv").write_text("\n".join(rows) + "\n")
     evaluation.mkdir()
-    rule = {"task": "sex", "initialization": "simclr"}
+    rule = {"task": "sex", "initialization": initialization}
     decision = {"promoted": promoted, "reason": "not better by 0.01.", "rule": rule}
     decision["difference"] = None
     (evaluation / "promotion.json").write_text(json.dumps(decision))
@@ -42,10 +47,22 @@ def test_the_model_of_all_labels_and_the_first_seed_is_handed_on(tmp_path: Path)
     assert names == {
         "model.safetensors",
         "plan.json",
-        "reference.npz",
+        "trust.npz",
         "model_card.md",
         "promotion.json",
     }
+
+
+def test_an_ensemble_is_handed_on_with_all_its_members(tmp_path: Path) -> None:
+    work = promoted_from(tmp_path, promoted=True, initialization="simclr-ensemble")
+    names = {path.relative_to(work.dir).as_posix() for path in work.dir.rglob("*.*")}
+    members = {
+        f"{seed}/{name}"
+        for seed in (1, 3)
+        for name in ("model.safetensors", "plan.json", "trust.npz")
+    }
+    assert names == members | {"ensemble.json", "model_card.md", "promotion.json"}
+    assert (work.dir / "1/model.safetensors").read_text() == "1.0 1"
 
 
 def test_a_model_that_was_not_promoted_is_refused(tmp_path: Path) -> None:
@@ -61,7 +78,7 @@ def test_an_evaluation_of_other_models_is_refused(tmp_path: Path) -> None:
         promote.promote(work, models=tmp_path / "models", evaluation=tmp_path / "evaluation")
 
 
-@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "reference.npz"])
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "trust.npz"])
 def test_a_model_that_lacks_a_file_is_refused(tmp_path: Path, name: str) -> None:
     work = promoted_from(tmp_path, promoted=True)
     (tmp_path / "models/sex/simclr/1.0/3" / name).unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import logit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -46,6 +48,32 @@ def test_its_columns_are_those_it_names_and_have_no_fault(task: Task) -> None:
     outputs = outputs_of(task)
     assert outputs.shape == (60, len(task.output_columns))
     assert task.fault(outputs, [f"s{i}" for i in range(60)]) is None
+
+
+@KINDS
+def test_an_ensemble_predicts_the_mean_of_log_odds_or_of_values(task: Task) -> None:
+    members = np.stack([outputs_of(task, seed=seed) for seed in range(3)])
+    together = task.average(members)
+    if not task.classes:
+        assert together == pytest.approx(members.mean(axis=0))
+        return
+    assert together.sum(axis=1) == pytest.approx(1)
+    for one, other in itertools.combinations(range(len(task.classes)), 2):
+        odds = [logit(each[:, one] / (each[:, one] + each[:, other])) for each in members]
+        own = together[:, one] / (together[:, one] + together[:, other])
+        assert logit(own) == pytest.approx(np.mean(odds, axis=0))
+
+
+@KINDS
+def test_a_network_with_the_outputs_of_predictions_predicts_them(task: Task) -> None:
+    predictions = outputs_of(task)
+    again = task.columns(torch.from_numpy(task.network_outputs(predictions)))
+    assert np.stack(list(again.values()), axis=1) == pytest.approx(predictions, abs=1e-12)
+
+
+def test_a_member_that_is_certain_leaves_numbers() -> None:
+    certain = np.array([[[1.0, 0.0]], [[0.4, 0.6]]])
+    assert np.isfinite(TWO.average(certain)).all()
 
 
 @pytest.mark.parametrize(("column", "row"), [([0.7, 0.7], 0), ([-0.1, 1.1], 0)])

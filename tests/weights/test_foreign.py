@@ -129,10 +129,10 @@ class TestLinks:
         model = tmp_path / "model"
         model.mkdir()
         (model / "plan.json").write_text("{}")
-        (model / "reference.npz").symlink_to(outside)
+        (model / "trust.npz").symlink_to(outside)
         ended = command("predict", volumes, "--model", model, "--out", tmp_path / "p.tsv")
         assert isinstance(ended, DataError)
-        assert "reference.npz: a link out of its folder" in str(ended)
+        assert "trust.npz: a link out of its folder" in str(ended)
 
 
 class TestRecord:

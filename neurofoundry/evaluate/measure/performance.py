@@ -3,13 +3,15 @@ differences, and of changes out of distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurofoundry.contracts.models import ENSEMBLE, counterpart, initialization_of
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
@@ -20,7 +22,7 @@ from neurofoundry.stats.metrics import METRICS, Values
 
 MEASURES = [
     *("task", "init", "fraction", "split", "metric", "value", "low", "high"),
-    *("seed_sd", "seeds", "subjects", "scans", "reason"),
+    *("seed_sd", "seeds", "members", "subjects", "scans", "reason"),
 ]
 DIFFERENCES = [
     *("task", "init", "versus", "fraction", "versus_fraction", "split", "metric"),
@@ -66,7 +68,6 @@ class Measured:
 
 def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> Measured:
     """Measure every model of every task on val, test and ood, and compare them in pairs."""
-    against = {params.reference, *([params.promotion.over] if params.promotion else [])}
     measures: list[dict[str, object]] = []
     differences: list[dict[str, object]] = []
     gaps: list[dict[str, object]] = []
@@ -79,7 +80,7 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams, seed: int) -> 
                 samples[split] = drawn
                 measures += values(evidence, split, drawn, thresholds, params=params)
                 if split != "val":
-                    differences += compare(evidence, split, drawn, _pairs(evidence, against))
+                    differences += compare(evidence, split, drawn, _pairs(evidence, params))
             gaps += _gaps(evidence, samples)
             progress.advance()
     return Measured(
@@ -252,6 +253,7 @@ def values(
         for name in evidence.task.metric_names:
             head = {"task": evidence.name, "init": model.name, "fraction": model.fraction}
             head |= {"split": split, "metric": name, "seeds": len(model.seeds)}
+            head["members"] = model.members
             estimate, spread = Estimate(None, None, None, reason), None
             if sampled and not reason:
                 missing = _why_missing(name, split, thresholds[model], len(persons))
@@ -301,21 +303,27 @@ def _why_missing(name: str, split: str, thresholds: Sequence[Values | None], sca
     return ""
 
 
-def _pairs(evidence: Evidence, against: Set[str]) -> list[tuple[Model, Model]]:
-    """Pair every initialization with others on as many labels, with all labels with the baselines,
-    and with fewer labels with others on all of them."""
-    return [
-        (model, other)
-        for model in evidence.models
-        for other in evidence.models
-        if not model.is_baseline
-        and model is not other
-        and (
-            model.fraction == evidence.fraction
-            if other.is_baseline
-            else other.name in against and other.fraction in (model.fraction, evidence.fraction)
-        )
-    ]
+def _pairs(evidence: Evidence, params: EvaluateParams) -> list[tuple[Model, Model]]:
+    """Pair every initialization with the reference on as many labels, with all labels with the
+    baselines, and with fewer labels with the reference on all of them; every ensemble with that of
+    the reference, the baselines, and its own models one by one. All with what is promoted over."""
+    over = {params.promotion.over} if params.promotion else set()
+    pairs = []
+    for model in evidence.models:
+        own = {initialization_of(model.name)} if model.is_ensemble else set()
+        named = {counterpart(model.name, params.reference)} | own | over
+        pairs += [
+            (model, other)
+            for other in evidence.models
+            if not model.is_baseline
+            and model is not other
+            and (
+                model.fraction == evidence.fraction
+                if other.is_baseline
+                else other.name in named and other.fraction in (model.fraction, evidence.fraction)
+            )
+        ]
+    return pairs
 
 
 def compare(
@@ -420,18 +428,23 @@ def _verdict(estimate: Estimate, name: str) -> str | None:
 def _adjust(differences: pd.DataFrame, tasks: Sequence[Evidence], reference: str) -> pd.DataFrame:
     """Adjust the p-values of the comparisons that a reader draws conclusions from.
 
-    Two families a split, both against the reference with all labels and by the primary metric of
-    the task: every initialization with all labels, and every one with fewer.
+    Three families a split, by the primary metric of the task: every initialization with all labels
+    against the reference with all labels, every one with fewer, and every ensemble against that of
+    the reference.
     """
     all_labels = differences["task"].map({each.name: each.fraction for each in tasks})
     primary = differences["task"].map({each.name: each.task.primary for each in tasks})
     headline = (
         (differences["metric"] == primary)
-        & (differences["versus"] == reference)
+        & (
+            differences["versus"]
+            == differences["init"].map(partial(counterpart, reference=reference))
+        )
         & (differences["versus_fraction"] == all_labels)
         & differences["p"].notna()
     )
     fewer = differences["fraction"] < all_labels
-    for _, family in differences[headline].groupby([differences["split"], fewer]):
+    ensemble = differences["init"].str.endswith(ENSEMBLE)
+    for _, family in differences[headline].groupby([differences["split"], fewer, ensemble]):
         differences.loc[family.index, "p_holm"] = comparisons.holm(family["p"].tolist())
     return differences

@@ -45,6 +45,12 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         **cohort.describe(results),
         **provenance.describe(results, figures),
         "tasks": tasks,
+        "ensembles": [
+            {"task": each["name"], "name": row["name"], "words": row["origin"]}
+            for each in tasks
+            for row in each["rows"]
+            if row["ensemble"]
+        ],
         "title": _title(tasks, results.params.reference, crossed=folds.count(inputs.scans) > 0),
         "reference": results.params.reference,
         "bootstraps": results.params.bootstraps,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from neurofoundry.contracts.models import ENSEMBLE, counterpart, initialization_of
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
@@ -113,7 +114,8 @@ def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[s
     scores = {}
     for model in evidence.models:
         row = find_row(measured.measures, init=model.name, split="test", **where)
-        if not model.is_baseline and model.name != reference and row and row["value"] is not None:
+        single = not model.is_baseline and not model.is_ensemble
+        if single and model.name != reference and row and row["value"] is not None:
             scores[model.name] = on_validation(evidence, model)
     if not scores:
         return None
@@ -152,7 +154,10 @@ def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusi
     ):
         verdict = versus["verdict"]
         sure = verdict != "none" and versus["p_holm"] < SIGNIFICANT
-        family = "split == 'test' and p_holm == p_holm and fraction == versus_fraction"
+        family = (
+            "split == 'test' and p_holm == p_holm and fraction == versus_fraction "
+            f"and not init.str.endswith('{ENSEMBLE}')"
+        )
         compared = len(measured.differences.query(family))
         headline, because = _compared(name, reference, versus, reference_row, compared)
         sentences = [f"{reached}, {reference} {with_interval(reference_row, metric)}. {because}"]
@@ -372,11 +377,13 @@ def note(
         "split": split,
     }
     notes = []
-    versus = find_row(measured.differences, init=name, versus=reference, **where)
+    other = counterpart(name, reference)
+    versus = find_row(measured.differences, init=name, versus=other, **where)
     if versus is not None and versus["verdict"] in ("better", "worse"):
         sure = versus["p_holm"] < SIGNIFICANT
-        words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {reference}"
+        words = f"{'' if sure else 'perhaps '}{versus['verdict']} than {other}"
         notes.append((versus["verdict"], words))
+    notes += ensembling(measured, name, where)
     verdicts: dict[str, list[str]] = {"worse": [], "none": []}
     for baseline in _baselines(evidence):
         versus = find_row(measured.differences, init=name, versus=baseline, **where)
@@ -387,6 +394,18 @@ def note(
     if verdicts["none"]:
         notes.append(("doubt", f"not shown to beat {_list(verdicts['none'], 'or')}"))
     return notes
+
+
+def ensembling(measured: Measured, name: str, where: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the remark on what averaging has changed: (verdict, words); none of a single model."""
+    single = initialization_of(name)
+    versus = find_row(measured.differences, init=name, versus=single, **where)
+    if single == name or versus is None or not versus["verdict"]:
+        return []
+    if versus["value"] == 0:
+        return [("none", f"for these subjects the same as {single}")]
+    change = with_interval(versus, str(where["metric"]), signed=True)
+    return [(versus["verdict"], f"{change} against {single}, its models one by one")]
 
 
 def baselines_ahead(value: float, baselines: Mapping[str, float | None], metric: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
 from neurofoundry.evaluate.measure import baselines, calibration
 from neurofoundry.evaluate.measure.performance import persons_per_class
@@ -97,15 +98,28 @@ def _rows(
             "baseline": model.is_baseline,
             "morphometry": model.name == baselines.MORPHOMETRY,
             "reference": model.name == reference,
-            "origin": initializations.get(model.name, ""),
+            "origin": (
+                _averaged(evidence, model)
+                if model.is_ensemble
+                else initializations.get(model.name, "")
+            ),
             "values": {
                 split: _values(evidence, results, model, split) for split in evidence.splits
             },
             "notes": narrative.note(evidence, results.measured, model.name, reference),
             "seeds": len(model.seeds),
+            "ensemble": model.is_ensemble,
         }
         for model in shown
     ]
+
+
+def _averaged(evidence: Evidence, model: Model) -> str:
+    """Say what an ensemble is."""
+    words = f"the predictions of {model.members} models of {initialization_of(model.name)} averaged"
+    if evidence.fold_of is None:
+        return words
+    return f"{words}, at familiar sites of those that have not learned from the subject"
 
 
 def _values(evidence: Evidence, results: Results, model: Model, split: str) -> dict[str, Cell]:

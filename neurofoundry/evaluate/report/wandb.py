@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve
 
+from neurofoundry.contracts.models import files_of, group_folder, initialization_of, run_folder
 from neurofoundry.evaluate import predictions
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
@@ -22,9 +23,6 @@ from neurofoundry.runtime.tracking import ENCODER, Made, Tracker, encoder_artifa
 from neurofoundry.tasks import Task
 
 REPORT = (*build.PAGES, "metrics.json", "promotion.json")
-MODEL = ("model.safetensors", "plan.json", "reference.npz")
-"""Files of a model's artifact; fitted.tsv and predictions.tsv name scans and are not sent."""
-
 MOST_POINTS = 200
 """Points of a curve; more of them cannot be seen."""
 
@@ -60,7 +58,8 @@ def record(
 
 
 def _judged(models: Path, results: Results, registry: str) -> Iterator[Made]:
-    """Yield the models that the promotion rule names, the first seed of each."""
+    """Yield the models that the promotion rule names: ensembles, and of others the first seed and
+    fold, as `promote` does. fitted.tsv and predictions.tsv name scans and are not sent."""
     rule, decision = results.params.promotion, results.decision
     if rule is None:
         return
@@ -69,15 +68,18 @@ def _judged(models: Path, results: Results, registry: str) -> Iterator[Made]:
         if model.name not in (rule.initialization, rule.over) or not model.seeds:
             continue
         promoted = decision.promoted and model.name == rule.initialization
-        folder = models / rule.task / model.name / str(model.fraction) / str(min(model.seeds))
-        if not all((folder / name).is_file() for name in MODEL):
+        group = (rule.task, initialization_of(model.name), model.fraction)
+        first = run_folder(*group, min(model.seeds), 0 if evidence.fold_of is None else 1)
+        folder = models / (group_folder(*group) if model.is_ensemble else first)
+        files = files_of(folder)
+        if not all((folder / name).is_file() for name in files):
             continue
         scores = headline.scores(results, evidence, model.name)
         yield Made(
             f"model-{rule.task}-{model.name}",
             "model",
             folder,
-            MODEL,
+            files,
             description=f"{rule.task}, from {model.name}. {decision.reason}",
             metadata={"task": rule.task, "initialization": model.name, **scores},
             aliases=["promoted"] if promoted else [],

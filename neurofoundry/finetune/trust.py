@@ -28,8 +28,8 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """What new scans and predictions for them are compared with."""
+class Trust:
+    """How far to trust what a model says of a new scan."""
 
     mean: Values
     """The mean of the training scans, (features,)."""
@@ -42,6 +42,9 @@ class Reference:
     half_width: float
     """The half-width of the interval of a regression, in the label's unit; NaN for a
     classification, infinite if val has too few scans."""
+    val_distance: Values
+    """(scans,): the distances of the validation scans, in the order of predictions.tsv, from which
+    an ensemble has its limit."""
 
     def distance(self, features: NDArray[np.floating]) -> Values:
         """Return the Mahalanobis distance of scans (scans, features) to the training scans."""
@@ -57,7 +60,7 @@ def fit(
     outputs: NDArray[np.floating],
     targets: Values,
     task: Task,
-) -> Reference:
+) -> Trust:
     """Fit to features (scans, features) of train and val, and to outputs and targets of val.
 
     - Familiarity: the Mahalanobis distance (Lee et al. 2018) under the covariance of Ledoit and
@@ -65,24 +68,30 @@ def fit(
     - Uncertainty: a temperature or the half-width of an interval, as the task defines it.
     """
     covariance = LedoitWolf().fit(learn.astype(np.float64))
-    reference = Reference(
+    trust = Trust(
         mean=covariance.location_,
         precision=covariance.precision_,
         distance_limit=np.inf,
         **task.uncertainty(outputs.astype(np.float64), targets, COVERAGE),
+        val_distance=np.empty(0),
     )
-    limit = float(np.quantile(reference.distance(val), FAMILIAR, method="higher"))
-    return replace(reference, distance_limit=limit)
+    distance = trust.distance(val)
+    return replace(trust, val_distance=distance, distance_limit=distance_limit(distance))
 
 
-def write(path: Path, reference: Reference) -> None:
-    """Write reference.npz, as a whole or not at all."""
+def distance_limit(distance: Values) -> float:
+    """Return the distance that a share ``FAMILIAR`` of validation scans do not exceed."""
+    return float(np.quantile(distance, FAMILIAR, method="higher"))
+
+
+def write(path: Path, trust: Trust) -> None:
+    """Write trust.npz, as a whole or not at all."""
     with atomic(path) as temporary:
-        np.savez(temporary, **asdict(reference))
+        np.savez(temporary, **asdict(trust))
 
 
-def read(path: Path) -> Reference:
-    """Read reference.npz. Raises DataError."""
+def read(path: Path) -> Trust:
+    """Read trust.npz. Raises DataError."""
     try:
         with np.load(path, allow_pickle=False) as content:
             values = {name: content[name] for name in content.files}
@@ -92,7 +101,12 @@ def read(path: Path) -> Reference:
         if not (np.isfinite(mean).all() and np.isfinite(precision).all()):
             raise ValueError("mean or precision is not finite")
         scalars = ("distance_limit", "temperature", "half_width")
-        return Reference(mean, precision, **{name: float(values[name]) for name in scalars})
+        return Trust(
+            mean,
+            precision,
+            **{name: float(values[name]) for name in scalars},
+            val_distance=values["val_distance"],
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: cannot be read ({error}), and says how far to trust the model. Run finetune "

@@ -9,16 +9,16 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 
 from neurofoundry.errors import DataError
-from neurofoundry.finetune import reference
-from neurofoundry.finetune.reference import Reference
+from neurofoundry.finetune import trust
+from neurofoundry.finetune.trust import Trust
 from tests.support.tiny import AGE, DIAGNOSIS
 
 
-def regression(residuals: np.ndarray, random: np.random.Generator) -> Reference:
+def regression(residuals: np.ndarray, random: np.random.Generator) -> Trust:
     n = len(residuals)
     features = random.normal(size=(n, 3))
     targets = random.normal(50, 10, n)
-    return reference.fit(features, features, (targets + residuals)[:, None], targets, AGE)
+    return trust.fit(features, features, (targets + residuals)[:, None], targets, AGE)
 
 
 class TestDistance:
@@ -27,17 +27,17 @@ class TestDistance:
         mix = random.normal(size=(4, 4))
         learn = random.normal(size=(20000, 4)) @ mix + 5
         val = random.normal(size=(400, 4)) @ mix + 5
-        found = reference.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        found = trust.fit(learn, val, val[:, :1], val[:, 0], AGE)
         inverse = np.linalg.inv(mix.T @ mix)
         expected = [mahalanobis(scan, np.full(4, 5.0), inverse) for scan in val]
         np.testing.assert_allclose(found.distance(val), expected, rtol=0.05)
-        assert (found.distance(val) > found.distance_limit).mean() <= 1 - reference.FAMILIAR
+        assert (found.distance(val) > found.distance_limit).mean() <= 1 - trust.FAMILIAR
 
     def test_fewer_scans_than_features_and_features_that_never_change(self) -> None:
         random = np.random.default_rng(1)
         learn, val = random.normal(size=(12, 64)), random.normal(size=(8, 64))
         learn[:, :10] = val[:, :10] = 0
-        found = reference.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        found = trust.fit(learn, val, val[:, :1], val[:, 0], AGE)
         far = found.distance(val + 20)
         assert np.isfinite(far).all()
         assert (far > found.distance_limit).all()
@@ -48,7 +48,7 @@ class TestTemperature:
         random = np.random.default_rng(2)
         targets = random.integers(0, 2, 300)
         logits = random.normal(size=(300, 2)) + 2 * np.eye(2)[targets]
-        found = reference.fit(logits, logits, 3 * logits, targets.astype(float), DIAGNOSIS)
+        found = trust.fit(logits, logits, 3 * logits, targets.astype(float), DIAGNOSIS)
         grid = np.linspace(0.5, 10, 200)
         losses = [log_loss(targets, softmax(3 * logits / t, axis=1)) for t in grid]
         assert found.temperature == pytest.approx(grid[np.argmin(losses)], abs=0.05)
@@ -58,7 +58,7 @@ class TestTemperature:
         random = np.random.default_rng(3)
         logits = random.normal(size=(20000, 2)) * 2
         targets = (random.random(20000) < softmax(logits, axis=1)[:, 1]).astype(float)
-        found = reference.fit(logits[:50], logits, logits, targets, DIAGNOSIS)
+        found = trust.fit(logits[:50], logits, logits, targets, DIAGNOSIS)
         assert found.temperature == pytest.approx(1, abs=0.05)
 
 
@@ -77,14 +77,14 @@ class TestInterval:
             abs(random.standard_t(4)) <= regression(random.standard_t(4, 29), random).half_width
             for _ in range(1000)
         ]
-        assert np.mean(covered) == pytest.approx(reference.COVERAGE, abs=0.03)
+        assert np.mean(covered) == pytest.approx(trust.COVERAGE, abs=0.03)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     found = regression(np.arange(20.0), np.random.default_rng(7))
-    reference.write(tmp_path / "reference.npz", found)
-    again = reference.read(tmp_path / "reference.npz")
+    trust.write(tmp_path / "trust.npz", found)
+    again = trust.read(tmp_path / "trust.npz")
     assert np.array_equal(again.precision, found.precision)
     assert (again.half_width, again.distance_limit) == (found.half_width, found.distance_limit)
     with pytest.raises(DataError, match="Run finetune again"):
-        reference.read(tmp_path / "gone.npz")
+        trust.read(tmp_path / "gone.npz")
