@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from neurofoundry.contracts.models import ENSEMBLE
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import predictions
@@ -279,8 +280,8 @@ def compare_task(
 
 
 def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) -> pd.DataFrame:
-    """Adjust p-values for their number: one family a split, of the primary metric of each task with
-    all labels, without the baselines."""
+    """Adjust p-values for their number: a family of single models and one of ensembles a split, of
+    the primary metric of each task with all labels, without the baselines."""
     headline = pd.Series(False, index=differences.index)
     for name in tasks:
         evidence = first.tasks[name].evidence
@@ -290,7 +291,8 @@ def _adjust(differences: pd.DataFrame, first: Evaluation, tasks: Sequence[str]) 
             & (differences["fraction"] == evidence.fraction)
         )
     headline &= ~differences["init"].str.startswith(BASELINE) & differences["p"].notna()
-    for _, family in differences[headline].groupby("split"):
+    ensemble = differences["init"].str.endswith(ENSEMBLE)
+    for _, family in differences[headline].groupby([differences["split"], ensemble]):
         differences.loc[family.index, "p_holm"] = comparisons.holm(family["p"].tolist())
     return differences
 
