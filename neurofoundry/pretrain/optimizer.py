@@ -69,10 +69,14 @@ def train_step(
         bf16=params.precision == "bf16",
     )
     norm = nn.utils.clip_grad_norm_(objective.parameters(), params.clip)
-    for what, value in (("loss", loss), ("gradient", norm)):
-        if not value.isfinite():
+    tensors = {"loss": loss, "gradient": norm, **measures}
+    # All in one transfer, the only one of a step: a GPU would be waited for each time.
+    numbers = torch.stack([value.detach().double() for value in tensors.values()]).tolist()
+    values: dict[str, float] = dict(zip(tensors, numbers, strict=True))
+    for what in ("loss", "gradient"):
+        if not math.isfinite(values[what]):
             raise DivergedError(
-                f"The {what} became {value.item()} in step {step + 1}, with the scans "
+                f"The {what} became {values[what]} in step {step + 1}, with the scans "
                 f"{', '.join(batch['scan_id'])}. Lower pretrain.learning_rate "
                 f"({params.learning_rate:g}) or raise pretrain.warmup. The state before this step "
                 "is in the folder diverged."
@@ -82,5 +86,5 @@ def train_step(
     optimizer.step()
     with torch.no_grad():
         objective.after_step(step + 1, steps)
-    values = {name: value.item() for name, value in measures.items()}
-    return {"loss": loss.item(), "learning_rate": rate, **values}
+    del values["gradient"]
+    return {"loss": values.pop("loss"), "learning_rate": rate, **values}

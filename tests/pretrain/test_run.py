@@ -77,6 +77,7 @@ class TestOutputs:
             "scans": 14,
             "epochs": 3,
             "seed": 7,
+            "sizes": False,
         }
         subjects = pd.read_csv(work.dir / "subjects.tsv", sep="\t")["person"].tolist()
         assert subjects == [f"heads/{person:02d}" for person in range(12)]

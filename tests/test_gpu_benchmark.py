@@ -1,0 +1,61 @@
+"""benchmarks/gpu.py at toy size: all that it needs is there on the day that a GPU is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("gpu")
+    done = run("--toy", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    numbers: dict[str, dict[str, Any]] = json.loads((out / "gpu.json").read_text())
+    rows = (out / "gpu.md").read_text().splitlines()[2:]
+    assert len(rows) == sum(len(part) for part in numbers.values())
+    return numbers
+
+
+def test_convolutions_are_right_where_they_can_be(found: dict[str, dict[str, Any]]) -> None:
+    assert 0 < found["convolutions"]["fp32_features_error"] < 1e-4
+    assert (
+        found["convolutions"]["fp32_features_error"] < found["convolutions"]["bf16_features_error"]
+    )
+
+
+def test_views_made_together_are_those_made_one_by_one(found: dict[str, dict[str, Any]]) -> None:
+    for preset in ("robust", "paper"):
+        assert found["views"][f"{preset}_largest_difference"] < 1e-4
+        assert found["views"][f"{preset}_views_per_s"] > 1
+
+
+def test_a_resumed_run_is_the_same_to_the_bit_on_a_cpu(found: dict[str, dict[str, Any]]) -> None:
+    assert found["resume"] == {
+        "again_largest_difference": 0.0,
+        "resumed_largest_difference": 0.0,
+    }
+
+
+def test_rates_are_rates(found: dict[str, dict[str, Any]]) -> None:
+    assert found["steps"]["fp32_scans_per_s"] > 0.1
+    assert found["registration"]["together_per_s"] > 0
+    assert found["machine"]["device"]
+
+
+def test_a_part_that_does_not_exist_is_named() -> None:
+    done = run("--parts", "views,nothing")
+    assert done.returncode == 2
+    assert "no part nothing" in done.stderr
