@@ -129,11 +129,12 @@ class Params(Section):
         splits = self.ingest.splits
         learned_from = {"pretrain", *(["train"] if splits.mode != "folds" else [])}
         empty = set() if splits.pretrain or splits.mode == "published" else {"pretrain"}
-        if not learned_from & set(self.pretrain.splits) - empty:
+        if self.pretrain.methods and not learned_from & set(self.pretrain.splits) - empty:
             raise ValueError(
                 f"pretrain.splits: ingest.splits gives nobody to {', '.join(self.pretrain.splits)} "
                 "to pretrain on. Set ingest.splits.pretrain, such as 0.2"
                 + ("" if splits.mode == "folds" else ", or pretrain.splits to [train]")
+                + ", or pretrain.methods to [] where weights come from elsewhere (--encoder)"
             )
         if self.evaluate.reference not in self.finetune.initializations:
             raise ValueError(

@@ -50,6 +50,28 @@ def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
         validate(values, Params, origin="params.yaml")
 
 
+def test_who_does_not_pretrain_needs_nobody_to_pretrain_on(whole: Params) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    values["ingest"]["splits"] = {"mode": "folds", "folds": 5}
+    with pytest.raises(UsageError, match=r"or pretrain\.methods to \[\]"):
+        validate(values, Params, origin="params.yaml")
+    values["pretrain"]["methods"] = []
+    validate(values, Params, origin="params.yaml")
+
+
+def test_what_is_promoted_is_made(whole: Params) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    rule = values["evaluate"]["promotion"] | {"initialization": "simclr-ensemble"}
+    values["evaluate"]["promotion"] = rule
+    with pytest.raises(UsageError, match=r"simclr-ensemble would be one model[\s\S]*\[0, 1, 2\]"):
+        validate(values, Params, origin="params.yaml")
+    values["finetune"]["seeds"] = [0, 1, 2]
+    validate(values, Params, origin="params.yaml")
+    rule["initialization"] = "nobody-ensemble"
+    with pytest.raises(UsageError, match="no initialization 'nobody-ensemble'"):
+        validate(values, Params, origin="params.yaml")
+
+
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 
 
