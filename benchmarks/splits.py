@@ -91,11 +91,6 @@ def measure(params: Splits, *, cohorts: int, exact: bool) -> dict[str, float]:
     }
 
 
-def _place(dealt: pd.DataFrame) -> pd.Series:
-    """Return the split of each person, of a cross-validation with the fold."""
-    return dealt["split"] + (dealt["fold"].fillna("") if "fold" in dealt else "")
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
