@@ -12,14 +12,12 @@ from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.ingest.params import IngestParams
-from neurofoundry.params import Name, Section, Seed
+from neurofoundry.params import Section, Seed
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.runtime.experiment import Experiment, TrackingParams
 from neurofoundry.runtime.files import hash_json
-from neurofoundry.tasks import AnyTask
-
-Tasks = dict[Name, AnyTask]
+from neurofoundry.tasks import Tasks, of_one_label
 
 
 class StageSections(Section):
@@ -141,14 +139,15 @@ class Params(Section):
                 f"evaluate.reference: '{self.evaluate.reference}' is not one of "
                 f"finetune.initializations ({', '.join(self.finetune.initializations)})"
             )
+        single = of_one_label(self.tasks)
         for name in self.evaluate.prevalence:
-            if name not in self.tasks or len(self.tasks[name].classes) != 2:
+            if name not in single or len(single[name].classes) != 2:
                 raise ValueError(f"evaluate.prevalence.{name}: not one of the two-class tasks")
         promotion = self.evaluate.promotion
-        if promotion and promotion.task not in self.tasks:
+        if promotion and promotion.task not in single:
             raise ValueError(
-                f"evaluate.promotion.task: no task '{promotion.task}'; there is "
-                f"{', '.join(self.tasks) or 'none'}. Name one of them, or remove evaluate.promotion"
+                f"evaluate.promotion.task: no task '{promotion.task}' of one label a scan; there "
+                f"is {', '.join(single) or 'none'}. Name one of them, or remove evaluate.promotion"
             )
         if promotion:
             self._check_promoted(promotion.initialization)
@@ -181,7 +180,12 @@ def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:
     """Raise ValueError when a task needs a column that the cohort will not have."""
     known = {*SCANS.columns, *ingest.columns}
     for name, task in tasks.items():
-        for column in (task.column, *task.eligible):
+        if task.column not in task.declared_columns and (task.column != name or name in known):
+            raise ValueError(
+                f"tasks.{name}: the column of label images has the name of their task, which no "
+                "other column may have. Rename the task, and leave out its 'column'"
+            )
+        for column in task.declared_columns:
             if column not in known:
                 raise ValueError(
                     f"tasks.{name}: no column '{column}'; ingest.columns declares "

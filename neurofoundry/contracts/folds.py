@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 
 def count(scans: pd.DataFrame) -> int:
@@ -49,7 +49,7 @@ def in_fold(scans: pd.DataFrame, number: int) -> pd.DataFrame:
     return scans.assign(split=split)
 
 
-def would_do(task: Task, scans: pd.DataFrame) -> str:
+def would_do(task: Labelled, scans: pd.DataFrame) -> str:
     """Return how many folds of the persons of train, val and test would serve a task, as a
     sentence; '' where none would."""
     if task.column not in scans:
@@ -64,7 +64,7 @@ def would_do(task: Task, scans: pd.DataFrame) -> str:
     return ""
 
 
-def gap(task: Task, scans: pd.DataFrame) -> str | None:
+def gap(task: Labelled, scans: pd.DataFrame) -> str | None:
     """Return why these scans cannot serve a task, in words; None if they can.
 
     Of a cross-validation ``min_subjects`` are needed to train on in every fold, and to test over

@@ -16,7 +16,7 @@ from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.volumes import check_described
 from neurofoundry.params import Section
 from neurofoundry.runtime.links import check_links
-from neurofoundry.tasks import Task, parse_task
+from neurofoundry.tasks import Segmentation, Task, parse_task
 
 DONE, NOT_ESTIMABLE = "done", "not estimable"
 
@@ -167,7 +167,7 @@ class ModelPlan(Section):
         return values
 
     @property
-    def predicts(self) -> Task:
+    def predicts(self) -> Task | Segmentation:
         """The task as an object."""
         return _task(self.task)
 
@@ -177,7 +177,7 @@ class ModelPlan(Section):
         return self.encoder.model_copy(update={"grid": self.volumes.grid})
 
 
-def _task(values: dict[str, Any]) -> Task:
+def _task(values: dict[str, Any]) -> Task | Segmentation:
     return parse_task({name: value for name, value in values.items() if name != "name"})
 
 

@@ -40,7 +40,7 @@ from neurofoundry.runtime.guard import guard_output
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
 from neurofoundry.stats.metrics import METRICS
-from neurofoundry.tasks import PRIMARY_METRICS, parse_task
+from neurofoundry.tasks import PRIMARY_METRICS, of_one_label, parse_task
 from neurofoundry.tasks.base import BASELINE
 
 VALUES = ["evaluation", *performance.MEASURES]
@@ -142,7 +142,7 @@ def _read(folder: Path, letter: str, title: str) -> Evaluation:
     record = stage.read_record("evaluate", folder)
     try:
         given = record["params"]
-        tasks = {name: parse_task(task) for name, task in given["tasks"].items()}
+        tasks = of_one_label({name: parse_task(task) for name, task in given["tasks"].items()})
         params = validate(given["evaluate"], EvaluateParams, origin=f"{title}/stage.json")
         stages = json.loads((folder / "provenance.json").read_text())
         own = {**record, "params": public(given)}

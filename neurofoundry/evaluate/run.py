@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from neurofoundry.contracts.models import ensembles
@@ -13,8 +14,9 @@ from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import build, figures, headline, wandb
 from neurofoundry.evaluate.results import measure
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled, Task, of_one_label, segmentations
 
 
 def evaluate(
@@ -25,20 +27,27 @@ def evaluate(
     encoder: Sequence[Path],
     models: Path,
     params: EvaluateParams,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Labelled],
     seed: int,
 ) -> None:
     """Write metrics.json, tables, plots, promotion.json, and report, model card and checklist."""
+    single = of_one_label(tasks)
     opened = Volumes(volumes)
     earlier = inputs.read(cohort_dir=cohort, volumes=opened, encoder=encoder, models=models)
-    _check(params, tasks, earlier, models)
-    results = measure(earlier, opened, models, tasks=tasks, params=params, seed=seed)
+    if outlined := segmentations(tasks):
+        LOGGER.warning(
+            "%s: models outline it (masks.npz); the report does not judge that yet.",
+            ", ".join(outlined),
+        )
+        earlier = replace(earlier, runs=earlier.runs[earlier.runs["task"].isin(single)])
+    _check(params, single, earlier, models)
+    results = measure(earlier, opened, models, tasks=single, params=params, seed=seed)
     outputs.write(work.dir, results)
     drawn = figures.draw(results)
     build.write(work.dir, results, drawn)
     wandb.record(work.tracker, work.dir, models, results, drawn)
     work.summary |= headline.numbers(results) | {"promoted": results.decision.promoted}
-    work.answer = wandb.answer(results, params, tasks, seed)
+    work.answer = wandb.answer(results, params, single, seed)
 
 
 def _check(

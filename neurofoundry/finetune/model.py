@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -112,6 +112,9 @@ class Blueprint:
     params: FinetuneParams
     tuning: Tuning
     seed: int
+
+    contents: ClassVar[tuple[str, ...]] = ("volume_sha256",)
+    """The columns of ``rows`` with hashes of what is learned from."""
 
     def make(self, folder: Path, advance: Callable[[], None]) -> None:
         """Make the model: weights, history.tsv, trust.npz, fitted.tsv and predictions.tsv.

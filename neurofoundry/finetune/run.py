@@ -21,6 +21,7 @@ import torch
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import UNTRAINED, find_encoders, read_pretrained
+from neurofoundry.contracts.labels import CARRIED, read_labels
 from neurofoundry.contracts.models import (
     DESCRIBED,
     RUNS,
@@ -39,6 +40,7 @@ from neurofoundry.finetune.model import Blueprint, Origin, find_origins, write_f
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.runs import Run
+from neurofoundry.finetune.segment import Outline
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.seeds import generator
 from neurofoundry.nn.selfcheck import check_convolutions
@@ -48,7 +50,7 @@ from neurofoundry.runtime.files import hash_json, write_json
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import encoder_artifact
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Segmentation, Task
 
 DEMANDS = {"min_subjects", "required"}
 """What a task demands of a cohort; no model depends on it."""
@@ -60,7 +62,7 @@ def finetune(
     volumes: Path,
     encoder: Sequence[Path],
     params: FinetuneParams,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Task | Segmentation],
     seed: int,
 ) -> None:
     """Make or reuse every declared model, which predicts val, test and ood.
@@ -75,6 +77,7 @@ def finetune(
         work.tracker.used(encoder_artifact(name, folder))
     declared = runs.declared(tasks, params, folds=folds.count(study.scans))
     gaps = runs.find_gaps(declared, tasks, study.scans, seed=seed)
+    gaps |= {run: why for run in declared if (why := study.unfit(run)) and run not in gaps}
     chosen = runs.of_shard(declared, params, work.shard)
     possible = [run for run in chosen if run not in gaps]
     everyone = [run for run in declared if run not in gaps]
@@ -109,10 +112,8 @@ class Study:
     origins: Mapping[tuple[str, int], Origin]
     """What models start from, by the name of the encoder and the seed of the run."""
     params: FinetuneParams
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Task | Segmentation]
     seed: int
-    code: str
-    """The hash of the code that decides a model."""
     sound: set[int] = field(default_factory=set)
     """The origins, by identity, whose precision has been checked."""
 
@@ -144,7 +145,7 @@ class Study:
             write_json(folder / "run.json", ingredients)
         self.explain(run, folder, blueprint)
 
-    def check_precision(self, run: Run, blueprint: Blueprint) -> None:
+    def check_precision(self, run: Run, blueprint: Blueprint | Outline) -> None:
         """See that this machine computes what the model of a run needs. Raises UsageError.
 
         Only where a model is made: a machine that takes shards together may be one that cannot.
@@ -156,24 +157,40 @@ class Study:
             check_convolutions(origin.encoder, shape, device, bf16=True, stage="finetune")
             self.sound.add(id(origin))
 
-    def blueprint(self, run: Run) -> Blueprint:
+    def unfit(self, run: Run) -> str | None:
+        """Return why an encoder cannot serve a task, in words; None if it can."""
+        origin = self.origins[self.params.initializations[run.init].encoder, run.seed]
+        outlined = isinstance(self.tasks[run.task], Segmentation)
+        if outlined and origin.plan.encoder.architecture == "sfcn":
+            return "the encoder sfcn has no stages for the skips of a decoder"
+        return None
+
+    def blueprint(self, run: Run) -> Blueprint | Outline:
         """Return what the model of a run is made from."""
         task, init = self.tasks[run.task], self.params.initializations[run.init]
         rows = runs.labelled(folds.in_fold(self.scans, run.fold), task)
-        return Blueprint(
-            name=run.name,
-            origin=self.origins[init.encoder, run.seed],
-            mode=init.mode,
-            task=task,
-            rows=rows,
-            learn=runs.learned_from(rows, run, task, self.seed),
-            read=self.read,
-            params=self.params,
-            tuning=self.params.tuning(run.init),
-            seed=int(generator(self.seed, run.seed, run.task).integers(2**63)),
-        )
+        common: dict[str, Any] = {
+            "name": run.name,
+            "origin": self.origins[init.encoder, run.seed],
+            "mode": init.mode,
+            "learn": runs.learned_from(rows, run, task, self.seed),
+            "read": self.read,
+            "params": self.params,
+            "tuning": self.params.tuning(run.init),
+            "seed": int(generator(self.seed, run.seed, run.task).integers(2**63)),
+        }
+        if isinstance(task, Segmentation):
+            outlined = self._outlined(rows, task)
+            return Outline(**common, task=task, rows=outlined, volumes=self.volumes)
+        return Blueprint(**common, task=task, rows=rows)
 
-    def plan(self, run: Run, blueprint: Blueprint) -> ModelPlan:
+    def _outlined(self, rows: pd.DataFrame, task: Segmentation) -> pd.DataFrame:
+        """Return scans with the hashes of their label images on the grid."""
+        labels = read_labels(self.volumes.folder, CARRIED)
+        of_task = labels[labels["task"] == task.column].set_index("scan_id")["label_sha256"]
+        return rows.assign(label_sha256=rows["scan_id"].map(of_task))
+
+    def plan(self, run: Run, blueprint: Blueprint | Outline) -> ModelPlan:
         """Return what a user of the model must know."""
         task = self.tasks[run.task].model_dump(mode="json", exclude=DEMANDS)
         init = self.params.initializations[run.init]
@@ -193,19 +210,23 @@ class Study:
             test_time_augmentation=self.params.test_time_augmentation,
         )
 
-    def ingredients(self, run: Run, plan: ModelPlan, blueprint: Blueprint) -> dict[str, Any]:
+    def ingredients(
+        self, run: Run, plan: ModelPlan, blueprint: Blueprint | Outline
+    ) -> dict[str, Any]:
         """Return what decides the model of a run, in plain values; its hash is the key."""
         return {
             **plan.model_dump(mode="json"),
             "stage_seed": self.seed,
             "training": self.params.training(run.init) if self._is_tuned(run) else None,
             "weights": blueprint.origin.weights,
-            "scans_sha256": hash_table(blueprint.rows[[*DESCRIBED, "volume_sha256"]]),
-            "code_sha256": self.code,
+            "scans_sha256": hash_table(blueprint.rows[[*DESCRIBED, *blueprint.contents]]),
+            "code_sha256": code_hash(type(blueprint).__module__),
         }
 
-    def explain(self, run: Run, folder: Path, blueprint: Blueprint) -> None:
+    def explain(self, run: Run, folder: Path, blueprint: Blueprint | Outline) -> None:
         """Explain a model if the parameters ask for it; else remove its explanation."""
+        if isinstance(blueprint, Outline):
+            return  # it shows where, by itself
         params = self.params.explain
         largest = run.fraction == max(self.params.fractions)
         _, parts = folds.places(self.scans)
@@ -242,14 +263,16 @@ class Study:
             write_features(work.dir / file, origin, rows, self.read, earlier)
 
     def _is_tuned(self, run: Run) -> bool:
-        return self.params.initializations[run.init].mode == "finetune"
+        """Return whether a model is trained, and not fitted."""
+        outlined = isinstance(self.tasks[run.task], Segmentation)
+        return outlined or self.params.initializations[run.init].mode == "finetune"
 
 
 def open_study(
     volumes: Volumes,
     encoders: Mapping[str, Path],
     params: FinetuneParams,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Task | Segmentation],
     seed: int,
 ) -> Study:
     """Load and check what models start from. Raises DataError and UsageError."""
@@ -262,8 +285,7 @@ def open_study(
     origins = find_origins(encoders, params.seeds, volumes, seed=seed)
     for folder in encoders.values():
         guard_leaks(volumes.usable, pretrained=read_pretrained(folder))
-    code = code_hash("neurofoundry.finetune.model")
-    return Study(volumes, volumes.usable, encoders, origins, params, tasks, seed, code)
+    return Study(volumes, volumes.usable, encoders, origins, params, tasks, seed)
 
 
 def _track(work: Workspace, done: Sequence[Run]) -> None:
@@ -288,13 +310,16 @@ def _key_of_model(folder: Path) -> str | None:
 
 
 def _write_ensembles(
-    root: Path, ensembles: Mapping[str, Sequence[str]], tasks: Mapping[str, Task]
+    root: Path,
+    ensembles: Mapping[str, Sequence[str]],
+    tasks: Mapping[str, Task | Segmentation],
 ) -> None:
     """Write the ensembles whose members are all here, and remove what is none any more."""
     for path in root.glob("*/*/*/ensemble.json"):
         path.unlink()
     for group, members in ensembles.items():
-        ensemble.write(root / group, members, tasks[Path(group).parts[0]])
+        if isinstance(task := tasks[Path(group).parts[0]], Task):
+            ensemble.write(root / group, members, task)
 
 
 def _remove_models_above(folders: Iterable[Path]) -> None:

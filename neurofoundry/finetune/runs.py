@@ -15,7 +15,7 @@ from neurofoundry.errors import DataError
 from neurofoundry.finetune import subsets
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.runtime.stage import Shard
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,21 @@ def encoders_to_describe(
     return [name for name in used if name in here]
 
 
-def labelled(scans: pd.DataFrame, task: Task) -> pd.DataFrame:
+def labelled(scans: pd.DataFrame, task: Labelled) -> pd.DataFrame:
     """Return the scans of a task with their ``label`` and its number, ``target``."""
     chosen = task.select(scans)
     target = task.targets(chosen)
     return chosen.assign(label=target if task.numeric_label else chosen[task.column], target=target)
 
 
-def learned_from(rows: pd.DataFrame, run: Run, task: Task, seed: int) -> pd.DataFrame:
+def learned_from(rows: pd.DataFrame, run: Run, task: Labelled, seed: int) -> pd.DataFrame:
     """Return those of the labelled scans ``rows`` from which the model of a run learns."""
     key = f"{seed} {run.seed} {run.task}"
     return subsets.fraction_of(rows[rows["split"] == "train"], task, run.fraction, key=key)
 
 
 def find_gaps(
-    runs: Iterable[Run], tasks: Mapping[str, Task], scans: pd.DataFrame, *, seed: int
+    runs: Iterable[Run], tasks: Mapping[str, Labelled], scans: pd.DataFrame, *, seed: int
 ) -> dict[Run, str]:
     """Return the runs whose models cannot be made, and why, in words.
 
@@ -153,7 +153,7 @@ def draw_of(run: Run) -> tuple[str, float, int]:
     return run.task, run.fraction, run.seed
 
 
-def _shortage(run: Run, task: Task, scans: pd.DataFrame, seed: int) -> str | None:
+def _shortage(run: Run, task: Labelled, scans: pd.DataFrame, seed: int) -> str | None:
     rows = labelled(folds.in_fold(scans, run.fold), task)
     shortage = subsets.shortage(learned_from(rows, run, task, seed), task)
     where = f"in fold {run.fold}, " if run.fold else ""

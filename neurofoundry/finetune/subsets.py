@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled, Task
 
 FOLDS = 5
 """Folds of a probe's cross-validation; fewer if a class has fewer persons."""
 
 
-def fraction_of(rows: pd.DataFrame, task: Task, fraction: float, *, key: str) -> pd.DataFrame:
+def fraction_of(rows: pd.DataFrame, task: Labelled, fraction: float, *, key: str) -> pd.DataFrame:
     """Return the scans of a ``fraction`` of the persons, stratified by target.
 
     A fraction is the beginning of one order of the persons, a function of ``key`` and the targets,
@@ -32,7 +32,7 @@ def fraction_of(rows: pd.DataFrame, task: Task, fraction: float, *, key: str) ->
     return rows[rows["person"].isin(kept)]
 
 
-def in_turn(rows: pd.DataFrame, task: Task, count: int, *, key: str) -> pd.DataFrame:
+def in_turn(rows: pd.DataFrame, task: Labelled, count: int, *, key: str) -> pd.DataFrame:
     """Return one scan each of up to ``count`` persons, from the classes (or quarters of the values)
     in turn. The order of the persons is a function of ``key``."""
     persons = _strata(rows, task, key)
@@ -43,7 +43,7 @@ def in_turn(rows: pd.DataFrame, task: Task, count: int, *, key: str) -> pd.DataF
     return last.set_index("person", drop=False).loc[order]
 
 
-def shortage(rows: pd.DataFrame, task: Task) -> str | None:
+def shortage(rows: pd.DataFrame, task: Labelled) -> str | None:
     """Return what these scans lack to be learned from, in words; None if they suffice."""
     return task.shortage(_strata(rows, task, key="")["stratum"], rows["target"])
 
@@ -59,7 +59,7 @@ def folds(rows: pd.DataFrame, task: Task) -> NDArray[np.int64]:
     return rows["person"].map(fold).to_numpy(np.int64)
 
 
-def _strata(rows: pd.DataFrame, task: Task, key: str) -> pd.DataFrame:
+def _strata(rows: pd.DataFrame, task: Labelled, key: str) -> pd.DataFrame:
     """Return the persons, sorted by ``digest``, with their ``stratum``."""
     stratum = task.strata(rows.set_index("person")["target"])
     digest = [hashlib.sha256(f"{key}\0{person}".encode()).hexdigest() for person in stratum.index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from neurofoundry.finetune.network import Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams, Tuning
 from neurofoundry.nn import augment, seeds
 from neurofoundry.nn.augment.params import AugmentParams
+from neurofoundry.nn.encoders import Encoder
 from neurofoundry.tasks import Task
 
 LIGHT = AugmentParams(
@@ -79,6 +81,17 @@ def train(
     return pd.DataFrame(history)
 
 
+class Encoded(Protocol):
+    """A network on an encoder; the parameters of the rest are called ``head.…``."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What is pretrained."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all parameters."""
+
+
 class Trainer:
     """The parts of fine-tuning: schedule, order of the scans, and loss."""
 
@@ -116,7 +129,7 @@ class Trainer:
         self.network.train()
         for module in self.frozen:
             module.eval()
-        _forget_statistics(self.network)
+        forget_statistics(self.network)
         mean = 0.0
         for step in range(epoch * self.steps, (epoch + 1) * self.steps):
             mean += self._step(step) / self.steps
@@ -181,7 +194,7 @@ def batches(
 
 
 def make_optimizer(
-    network: Network, params: FinetuneParams, tuning: Tuning, learning_rate: float
+    network: Encoded, params: FinetuneParams, tuning: Tuning, learning_rate: float
 ) -> torch.optim.AdamW:
     """Return AdamW with the learning rate of each level; biases and norms are not decayed, and the
     levels that are frozen are left out."""
@@ -205,7 +218,7 @@ def make_optimizer(
     )
 
 
-def frozen_modules(network: Network, levels: int) -> list[nn.Module]:
+def frozen_modules(network: Encoded, levels: int) -> list[nn.Module]:
     """Return the modules of the lowest ``levels`` of the encoder, each without its children."""
     trained = len(network.encoder.levels) - levels
     return [
@@ -215,7 +228,7 @@ def frozen_modules(network: Network, levels: int) -> list[nn.Module]:
     ]
 
 
-def depth_of(network: Network, name: str) -> int:
+def depth_of(network: Encoded, name: str) -> int:
     """Return how many levels a parameter or module lies below the output; 0: beside the head."""
     name = name.removeprefix("encoder.")
     depths = enumerate(() if name.startswith("head.") else network.encoder.levels, 1)
@@ -240,7 +253,7 @@ def _light_view(volumes: Tensor, scan_ids: list[str], *, seed: int, epoch: int) 
     return augment.apply(volumes, draws)
 
 
-def _forget_statistics(network: Network) -> None:
+def forget_statistics(network: nn.Module) -> None:
     """Let batch norm average over the batches of this epoch.
 
     With few steps, a running average would lag behind the weights, or stay with the statistics

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neurofoundry.contracts.models import ModelPlan, files_of, read_ensemble, read_model_plan
 from neurofoundry.contracts.origin import check_contents
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import trust
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.trust import Trust
@@ -37,6 +37,7 @@ class Member:
     """A trained network, and how far to trust it alone."""
 
     plan: ModelPlan
+    task: Task
     network: Network
     trust: Trust
     sha256: str
@@ -59,7 +60,7 @@ class Model:
     @property
     def task(self) -> Task:
         """What is predicted."""
-        return self.plan.predicts
+        return self.members[0].task
 
     @property
     def weights(self) -> Weights:
@@ -146,11 +147,14 @@ def read_model(folder: Path) -> Model:
 
 def _read_member(folder: Path) -> Member:
     plan = read_model_plan(folder)
+    task = plan.predicts
+    if not isinstance(task, Task):
+        raise UsageError(f"{folder}: predicts no label of a scan, it is a {task.kind}.")
     encoder = encoders.build(plan.encoder.encoder, seed=0)
-    network = Network(encoder, plan.predicts, mirror=plan.test_time_augmentation == "mirror")
+    network = Network(encoder, task, mirror=plan.test_time_augmentation == "mirror")
     encoders.read_weights(folder / "model.safetensors", network)
     sha256 = hash_file(folder / "model.safetensors")
-    return Member(plan, network, trust.read(folder / "trust.npz"), sha256)
+    return Member(plan, task, network, trust.read(folder / "trust.npz"), sha256)
 
 
 def _in_common(plan: ModelPlan) -> ModelPlan:

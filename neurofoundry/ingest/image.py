@@ -52,10 +52,13 @@ class ImageHashes:
     """How the file is read where it is not quite as it should be."""
 
 
-def inspect_image(file: Path) -> ImageHashes | UnusableError:
-    """Hash a .nii or .nii.gz file; return why not when it cannot be used."""
+def inspect_image(file: Path, *, may_be_empty: bool = False) -> ImageHashes | UnusableError:
+    """Hash a .nii or .nii.gz file; return why not when it cannot be used.
+
+    A label image ``may_be_empty``: all zero, or constant.
+    """
     try:
-        return _inspect(file)
+        return _inspect(file, may_be_empty)
     except UnusableError as reason:
         return reason
     except PermissionError:
@@ -64,7 +67,7 @@ def inspect_image(file: Path) -> ImageHashes | UnusableError:
         return UnusableError(f"unreadable file: {os.strerror(error.errno or 0)}")
 
 
-def _inspect(file: Path) -> ImageHashes:
+def _inspect(file: Path, may_be_empty: bool) -> ImageHashes:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UnusableError("not a file: expected an image file, found a folder or a device")
@@ -89,7 +92,7 @@ def _inspect(file: Path) -> ImageHashes:
             content.add(voxels)
         for _ in pieces:  # what follows the voxels counts for the hash of the file
             pass
-    notes += content.check()
+    notes += content.check(may_be_empty)
     return ImageHashes(digest.hexdigest(), content.digest.hexdigest(), tuple(notes))
 
 
@@ -367,12 +370,12 @@ class _Content:
             low, high = float(voxels.min()), float(voxels.max())
             self._ends = np.array([min(low, self._ends[0]), max(high, self._ends[1])])
 
-    def check(self) -> list[str]:
+    def check(self, may_be_empty: bool) -> list[str]:
         """Return what readers should know of the values.
 
         NaN that can be reached from the faces of the image through NaN alone lies outside the head.
-        Raises UnusableError for NaN elsewhere, for infinite values, for values that show nothing,
-        and for those that float32 cannot hold.
+        Raises UnusableError for NaN elsewhere, for infinite values, for values that show nothing
+        (unless the image ``may_be_empty``), and for those that float32 cannot hold.
         """
         notes = []
         if self._nan is not None:
@@ -385,7 +388,7 @@ class _Content:
                 )
             notes.append(f"NaN outside the head ({bad} voxels): read as the lowest value")
         low, high = self._ends
-        if low == high:
+        if low == high and not may_be_empty:
             raise UnusableError(
                 "all zero: every voxel is 0" if not high else f"constant: every voxel is {high:g}"
             )
@@ -397,7 +400,7 @@ class _Content:
                 f"scaling overflow: values {low:g} to {high:g} times slope {slope:g} plus "
                 f"{intercept:g} exceed what float32 holds. Convert the scan again from its source"
             )
-        if np.float32(ends[0]) == np.float32(ends[1]):
+        if np.float32(ends[0]) == np.float32(ends[1]) and not may_be_empty:
             raise UnusableError(f"constant: every voxel is {ends[0]:g} after scaling by {slope:g}")
         return notes
 

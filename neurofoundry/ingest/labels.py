@@ -27,7 +27,7 @@ from neurofoundry.ingest.delimited import Columns, is_missing
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural_key
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 _IDENTITY = ("scan_id", "dataset", "subject", "session", "person", "source", "path", "sha256")
 _TOLERANCE_YEARS = 0.1
@@ -36,7 +36,7 @@ _TWINS = 3
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
 
 
-def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Task]) -> None:
+def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Labelled]) -> None:
     """Raise UsageError when a task has a class that its column can never hold."""
     for name, task in tasks.items():
         declared = columns[task.column].values if task.column in columns else {}
@@ -52,7 +52,7 @@ def tabulate(
     scans: Sequence[Scan],
     *,
     columns: Mapping[str, Column],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Labelled],
     findings: Findings,
 ) -> pd.DataFrame:
     """Return one row per scan, with all columns of the cohort but ``split``.

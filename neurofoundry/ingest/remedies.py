@@ -10,14 +10,14 @@ import pandas as pd
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.ingest import splits
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 FOLDS = (5, 10, 4, 3)
 """Numbers of folds to try, the usual first."""
 
 
 def find(
-    rows: pd.DataFrame, params: Splits, name: str, tasks: Mapping[str, Task], *, seed: int
+    rows: pd.DataFrame, params: Splits, name: str, tasks: Mapping[str, Labelled], *, seed: int
 ) -> str:
     """Return what would let the scans ``rows`` serve a task, as a sentence.
 
@@ -53,7 +53,7 @@ def _candidates(params: Splits) -> Iterator[Splits]:
                 yield Splits(mode="folds", folds=count, pretrain=share, ood=ood)
 
 
-def _describe(params: Splits, dealt: pd.DataFrame, task: Task) -> str:
+def _describe(params: Splits, dealt: pd.DataFrame, task: Labelled) -> str:
     """Return a way to split, and how many persons of the smallest class it gives, in words."""
     label, members = _smallest_class(task, dealt)
     if params.mode == "folds":
@@ -68,7 +68,7 @@ def _describe(params: Splits, dealt: pd.DataFrame, task: Task) -> str:
     return f"{{mode: {params.mode}}} with the same shares, which gives {given} persons with {label}"
 
 
-def _smallest_class(task: Task, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+def _smallest_class(task: Labelled, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Return the class with the fewest persons, in words, and its scans."""
     chosen = task.select(rows)
     classes = {
@@ -77,7 +77,7 @@ def _smallest_class(task: Task, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return min(classes.items(), key=lambda each: each[1]["person"].nunique())
 
 
-def _too_few(rows: pd.DataFrame, params: Splits, task: Task) -> str:
+def _too_few(rows: pd.DataFrame, params: Splits, task: Labelled) -> str:
     outside = [rows[column].isin(names) for column, names in params.ood.items()]
     inside = rows[~pd.concat(outside, axis=1).any(axis=1)] if outside else rows
     label, members = _smallest_class(task, inside)

@@ -17,7 +17,7 @@ from neurofoundry.ingest import remedies
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings
 from neurofoundry.runtime.log import LOGGER
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 NOTES = ["dataset", "path", "note"]
 _SHOWN = 10
@@ -33,7 +33,7 @@ def write_findings(findings: Findings, folder: Path) -> None:
 
 
 def gaps(
-    scans: pd.DataFrame, tasks: Mapping[str, Task], params: Splits, *, seed: int
+    scans: pd.DataFrame, tasks: Mapping[str, Labelled], params: Splits, *, seed: int
 ) -> tuple[list[str], dict[str, str]]:
     """Return why there is no cohort, if so, and why optional tasks cannot be estimated; with what
     would help."""
@@ -83,7 +83,7 @@ def log_summary(
     datasets: Sequence[Dataset],
     scans: pd.DataFrame,
     findings: Findings,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Labelled],
     not_estimable: Mapping[str, str],
 ) -> None:
     """Log what was read, what was excluded, and how the splits are made up."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from neurofoundry.contracts import labels as label_tables
 from neurofoundry.contracts.cohort import ALTERNATES, SCANS
 from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.ingest import bids, dicom, labels, report, sources, splits, table
+from neurofoundry.ingest import bids, dicom, label_images, labels, report, sources, splits, table
 from neurofoundry.ingest.choose import choose
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.params import Column, Dataset, IngestParams
@@ -25,7 +26,7 @@ from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threa
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.experiment import data_reference
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 
 def ingest(
@@ -33,7 +34,7 @@ def ingest(
     *,
     data: Path,
     params: IngestParams,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Labelled],
     seed: int,
     workers: int | None = None,
 ) -> None:
@@ -54,6 +55,8 @@ def ingest(
     scans = splits.exclude_unknown_splits(params, findings)
     scans = choose(inspect_images(scans, findings, workers), findings)
     rows = labels.tabulate(scans, columns=params.columns, tasks=tasks, findings=findings)
+    outlined = label_images.find(scans, datasets, tasks, findings, workers=workers)
+    rows = label_images.add_columns(rows, outlined, tasks)
     came_with = [scan.published for scan in scans]
     rows = splits.assign(rows, params.splits, tasks, seed=seed, came_with=came_with)
 
@@ -67,6 +70,7 @@ def ingest(
     _remove_unused(nifti, scans)
     write_table(rows, work.dir / "scans.tsv", SCANS)
     write_table(_alternates(scans), work.dir / "alternates.tsv", ALTERNATES)
+    write_table(outlined, work.dir / label_tables.TABLE, label_tables.LABELS)
     write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
     work.data_version = _data_version(scans, findings)
     work.data_reference = data_reference(data, work.data_version)
@@ -151,7 +155,8 @@ def _data_version(chosen: Sequence[Scan], findings: Findings) -> str:
 def _clear(folder: Path) -> None:
     """Remove what a run that was killed, or that failed, has left."""
     shutil.rmtree(folder / "nifti", ignore_errors=True)
-    for name in ("scans.tsv", "alternates.tsv", "splits.tsv", "excluded.tsv", "notes.tsv"):
+    tables = ("scans.tsv", "alternates.tsv", label_tables.TABLE, "splits.tsv")
+    for name in (*tables, "excluded.tsv", "notes.tsv"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.ingest import labels, published, stratified
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 
 def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list[Scan]:
@@ -81,7 +81,7 @@ def exclude_unknown_splits(params: IngestParams, findings: Findings) -> list[Sca
 def assign(
     rows: pd.DataFrame,
     params: Splits,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Labelled],
     *,
     seed: int,
     came_with: Sequence[str | None] = (),
@@ -133,7 +133,12 @@ def _published_or_hashed(
 
 
 def _in_folds(
-    rows: pd.DataFrame, outside: set[str], params: Splits, tasks: Mapping[str, Task], *, seed: int
+    rows: pd.DataFrame,
+    outside: set[str],
+    params: Splits,
+    tasks: Mapping[str, Labelled],
+    *,
+    seed: int,
 ) -> pd.DataFrame:
     """Return the rows with ``split`` and ``fold`` (contracts/folds.py)."""
     persons = rows["person"]
@@ -165,7 +170,7 @@ def _in_folds(
     return made
 
 
-def balance(frame: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
+def balance(frame: pd.DataFrame, tasks: Mapping[str, Labelled]) -> pd.DataFrame:
     """Count persons and scans by split, site, and the value of every classification's label."""
     columns = dict.fromkeys(task.column for task in tasks.values() if task.classes)
     counts = []

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Labelled
 
 TRIES = 20
 """Orders of the persons to try where several rare classes leave a split short of one of them."""
@@ -41,7 +41,7 @@ class Group:
     """Of a class: how many each split that needs some must have."""
 
 
-def groups(scans: pd.DataFrame, tasks: Mapping[str, Task]) -> list[Group]:
+def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
     """Return the classes of the tasks (of a regression, quarters of the values), the sites, sexes
     and ages of the persons of ``scans``."""
     found = []

@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from neurofoundry.contracts.cohort import SCANS, read_alternates
+from neurofoundry.contracts.labels import TABLE as LABEL_TABLE
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, write_record
 from neurofoundry.errors import DataError
-from neurofoundry.preprocess import copies, nyul, report
+from neurofoundry.preprocess import copies, label_images, nyul, report
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.cache import ScanCache, make_key, scan_settings
 from neurofoundry.preprocess.params import PreprocessParams
@@ -33,7 +34,7 @@ from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
 
 SIMILAR = "similar.tsv"
-TABLES = ("scans.tsv", SIMILAR, "grid.json", "qc.html", nyul.LANDMARKS)
+TABLES = ("scans.tsv", LABEL_TABLE, SIMILAR, "grid.json", "qc.html", nyul.LANDMARKS)
 FEWEST_SCANS = 2
 EXAMPLES = 6
 """Pictures that the tracker gets."""
@@ -86,6 +87,9 @@ def preprocess(
         table = decide(_join(scans, results, alternates), params, overrides, whole=work.shard.whole)
         if work.shard.whole:
             table = _without_copies(table, work.dir, params)
+        table = label_images.carry(
+            table, work.dir, data=data, cohort=cohort, params=params, workers=workers
+        )
         narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard))
         write_table(table, work.dir / "scans.tsv", VOLUMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -53,3 +54,14 @@ def write_warp(forward: Path, inverse: Path, warp: Warp) -> None:
         image.set_qform(warp.affine, code="mni")
         with atomic(path) as temporary:
             nib.save(image, temporary)
+
+
+def read_warp(forward: Path, inverse: Path) -> Warp:
+    """Read what `write_warp` wrote."""
+    images: list[Any] = [nib.load(path) for path in (forward, inverse)]
+    there, back = (
+        np.asarray(image.dataobj, np.float32)[..., 0, :]
+        * np.diag(RAS_TO_LPS)[:3].astype(np.float32)
+        for image in images
+    )
+    return Warp(there, back, images[0].affine)

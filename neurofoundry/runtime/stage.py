@@ -55,11 +55,11 @@ ENCODER_FILES = ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv
 STAGES = {
     "ingest": Stage(
         "neurofoundry.ingest.run",
-        ("scans.tsv", "alternates.tsv", "excluded.tsv", "splits.tsv"),
+        ("scans.tsv", "alternates.tsv", "labels.tsv", "excluded.tsv", "splits.tsv"),
     ),
     "preprocess": Stage(
         "neurofoundry.preprocess.run",
-        ("scans.tsv", "grid.json", "landmarks.json"),
+        ("scans.tsv", "labels.tsv", "grid.json", "landmarks.json"),
         keeps_items=True,
     ),
     "pretrain": Stage("neurofoundry.pretrain.run", ENCODER_FILES, keeps_items=True),
@@ -73,6 +73,7 @@ STAGES = {
             "**/ensemble.json",
             "**/fitted.tsv",
             "**/predictions.tsv",
+            "**/masks.npz",
             "**/explanation.npz",
             "features/*.npz",
         ),

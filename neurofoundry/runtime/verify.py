@@ -16,8 +16,13 @@ from neurofoundry.runtime import machine
 from neurofoundry.runtime.files import hash_file, read_json
 from neurofoundry.runtime.progress import Progress
 
-ITEMS = {"preprocess": ("scans.tsv", "{scan_id}.nii", "volume_sha256")}
-"""By stage: the table that lists its items, the file of each, and the column of its hash."""
+ITEMS = {
+    "preprocess": (
+        ("scans.tsv", "{scan_id}.nii", "volume_sha256"),
+        ("labels.tsv", "{scan_id}.label-{task}.nii", "label_sha256"),
+    )
+}
+"""By stage: the tables that list its items, the file of each, and the column of its hash."""
 
 SHOWN = 5
 """Files that a message names; it counts the others."""
@@ -33,24 +38,28 @@ def recorded(folder: Path) -> dict[str, str]:
 
 def recorded_items(folder: Path) -> dict[str, str]:
     """Return the files of the items of an output, such as volumes, with their hashes."""
-    table, name, column = ITEMS.get(str(_record(folder).get("stage")), ("", "", ""))
-    if not table or not (folder / table).is_file():
-        return {}
-    with (folder / table).open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return {
-            name.format(**row): row[column] for row in rows if row.get(column) not in (None, "n/a")
-        }
+    items: dict[str, str] = {}
+    for table, name, column in ITEMS.get(str(_record(folder).get("stage")), ()):
+        if not (folder / table).is_file():
+            continue
+        with (folder / table).open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            items |= {
+                name.format(**row): row[column]
+                for row in rows
+                if row.get(column) not in (None, "n/a")
+            }
+    return items
 
 
 def differences(folder: Path, *, items: bool) -> list[str]:
     """Return which files of an output are not what was written, and how.
 
-    Its ``items`` count, too, unless the table that lists them has changed itself.
+    Its ``items`` count, too, unless a table that lists them has changed itself.
     """
     changed = list(_compare(folder, recorded(folder)))
-    table = ITEMS.get(str(_record(folder).get("stage")), ("",))[0]
-    listed = not any(line.startswith(f"{table} ") for line in changed)
+    tables = [table for table, _, _ in ITEMS.get(str(_record(folder).get("stage")), ())]
+    listed = not any(line.startswith(f"{table} ") for line in changed for table in tables)
     return changed + item_differences(folder) if items and listed else changed
 
 

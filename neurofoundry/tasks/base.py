@@ -1,8 +1,9 @@
 """What every kind of task shares: which scans take part, and what a kind has to define.
 
-A kind is one class in a file of its own. It defines how labels become numbers, how a model learns
-and outputs them, and how the outputs are evaluated. Nothing else in the package asks which kind a
-task is. Heavy packages (torch, scikit-learn, the statistics) are imported where they are used, as
+A kind is one class in a file of its own. What all kinds share is `Labelled`: which scans take part.
+Kinds that predict one label a scan are `Task`s, which define how labels become numbers, how a model
+learns and outputs them, and how the outputs are evaluated; nothing else asks which kind such a task
+is. Heavy packages (torch, scikit-learn, the statistics) are imported where they are used, as
 parameters are checked before any of them is loaded.
 """
 
@@ -58,33 +59,36 @@ class Condition(Section):
         return numbers.between(low, np.inf if self.max is None else self.max)
 
 
-class Task(Section, ABC):
-    """Something to predict from a scan: declared in params.yaml, never in code."""
+class Labelled(Section, ABC):
+    """Something to predict from a scan: declared in params.yaml, never in code.
+
+    It says which scans take part, and how labels are spread over splits, folds and fractions. A
+    `Task` predicts one label a scan; a `Segmentation` (neurofoundry/tasks/segmentation.py) a class
+    for every voxel.
+    """
 
     kind: str
     column: str
     """The column of scans.tsv that holds the label."""
     classes: tuple[str, ...] = ()
-    """Classification: the values of the column, the class of interest last."""
+    """Classification: the values of the column, the class of interest last. Segmentation: what is
+    outlined, without the background."""
     eligible: dict[str, Condition] = Field(default_factory=dict)
     """Which scans take part: a condition for each named column."""
     min_subjects: int = Field(default=2, ge=1, le=MANY)
-    """Subjects that each of train, val, test (and ood, if the cohort has one) must have; for
-    classification, of every class."""
+    """Subjects that each of train, val, test (and ood, if the cohort has one) must have; of
+    every class, if there are classes."""
     required: bool = True
     """Whether a cohort that cannot serve the task is refused (exit 3); else the task is reported
     as not estimable."""
 
-    primary: ClassVar[str]
-    """The metric by which models are compared."""
-    curves: ClassVar[frozenset[str]]
-    """The plots of predictions: some of roc, confusion, reliability and predicted_vs_true."""
-    corrected_on: ClassVar[tuple[str, ...]]
-    """The splits from which a correction of calibration can be learned."""
-    constant_baseline: ClassVar[str]
-    """The name of the baseline that predicts the same for everyone."""
     numeric_label: ClassVar[bool]
     """Whether the column of the label holds numbers."""
+
+    @property
+    def declared_columns(self) -> tuple[str, ...]:
+        """The columns of the cohort that the task reads, which ingest.columns must declare."""
+        return (self.column, *self.eligible)
 
     # Which scans
 
@@ -116,11 +120,7 @@ class Task(Section, ABC):
             fewest = dict.fromkeys(needed, self.min_subjects)
         for split, least in fewest.items():
             inside = chosen[chosen["split"] == split]
-            groups = {
-                f"{self.column}={name}": inside[inside[self.column] == name]
-                for name in self.classes
-            }
-            for group, rows in (groups or {"a label": inside}).items():
+            for group, rows in (self.groups(inside) or {"a label": inside}).items():
                 subjects = rows["person"].nunique()
                 if subjects < least:
                     need = f"{least} {'is' if least == 1 else 'are'} needed"
@@ -138,17 +138,55 @@ class Task(Section, ABC):
             len(set(persons[inside & (targets == index)])) for index in range(len(self.classes))
         ]
 
-    # Labels
+    def groups(self, scans: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Return selected scans by class, named as messages name them; nothing without classes."""
+        return {f"{self.column}={name}": scans[scans[self.column] == name] for name in self.classes}
 
     @abstractmethod
     def numbers(self, labels: pd.Series) -> pd.Series:
         """Return labels as numbers, NaN for a missing one: the index of the class, or the value."""
 
     @abstractmethod
+    def strata(self, persons: pd.Series[Any]) -> pd.Series:
+        """Return the stratum of each person, from targets that are indexed by person."""
+
+    @abstractmethod
+    def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
+        """Return what training scans lack, in words; None if they suffice."""
+
+    @property
+    @abstractmethod
+    def question(self) -> str:
+        """The question that the task asks, as a sentence."""
+
+    @abstractmethod
+    def describe_labels(self, scans: pd.DataFrame) -> str:
+        """Summarize the labels of selected scans for the cell of a table."""
+
+
+class Task(Labelled):
+    """Predicts one label a scan: a class or a value."""
+
+    primary: ClassVar[str]
+    """The metric by which models are compared."""
+    curves: ClassVar[frozenset[str]]
+    """The plots of predictions: some of roc, confusion, reliability and predicted_vs_true."""
+    corrected_on: ClassVar[tuple[str, ...]]
+    """The splits from which a correction of calibration can be learned."""
+    constant_baseline: ClassVar[str]
+    """The name of the baseline that predicts the same for everyone."""
+
+    # Labels
+
+    @abstractmethod
     def typed(self, targets: Values) -> NDArray[Any]:
         """Return ``targets`` in the type that the metrics take."""
 
     # Learning
+
+    @abstractmethod
+    def max_folds(self, strata: pd.Series) -> int:
+        """Return the largest number of folds of persons in which each fold has every class."""
 
     @property
     @abstractmethod
@@ -167,18 +205,6 @@ class Task(Section, ABC):
     def average(self, predictions: Values) -> Values:
         """Return what an ensemble predicts (scans, …), from what its members do (members, scans,
         …), as probabilities or values."""
-
-    @abstractmethod
-    def strata(self, persons: pd.Series[Any]) -> pd.Series:
-        """Return the stratum of each person, from targets that are indexed by person."""
-
-    @abstractmethod
-    def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
-        """Return what training scans lack, in words; None if they suffice."""
-
-    @abstractmethod
-    def max_folds(self, strata: pd.Series) -> int:
-        """Return the largest number of folds of persons in which each fold has every class."""
 
     @abstractmethod
     def standardization(self, targets: pd.Series[Any]) -> tuple[float, float]:
@@ -299,15 +325,6 @@ class Task(Section, ABC):
         """Return why these columns of predictions.tsv cannot be outputs; None if they can."""
 
     # Words
-
-    @property
-    @abstractmethod
-    def question(self) -> str:
-        """The question that the task asks, as a sentence."""
-
-    @abstractmethod
-    def describe_labels(self, scans: pd.DataFrame) -> str:
-        """Summarize the labels of selected scans for the cell of a table."""
 
     @abstractmethod
     def explained_unit(self, unit: str) -> str:

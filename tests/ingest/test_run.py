@@ -31,6 +31,7 @@ def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "alternates.tsv",
         "excluded.tsv",
+        "labels.tsv",
         "notes.tsv",
         "scans.tsv",
         "splits.tsv",

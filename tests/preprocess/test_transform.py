@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from neurofoundry.preprocess.resample import Array
-from neurofoundry.preprocess.transform import read_affine, write_affine, write_warp
+from neurofoundry.preprocess.transform import read_affine, read_warp, write_affine, write_warp
 from neurofoundry.preprocess.warp import Warp
 
 POINTS = np.random.default_rng(0).uniform([-50, -80, -30], [50, 40, 60], (50, 3))
@@ -56,6 +56,9 @@ def test_a_warp_and_its_inverse_move_points_as_ours_do(tmp_path: Path, warp: War
         field = SimpleITK.DisplacementFieldTransform(image)
         np.testing.assert_allclose(moved_by_itk(field), expected, atol=1e-5)
         assert np.abs(expected - POINTS).max() > 1
+    again = read_warp(forward, inverse)
+    np.testing.assert_array_equal(again(POINTS), warp(POINTS))
+    np.testing.assert_array_equal(again.back(POINTS), warp.back(POINTS))
     header = nib.load(forward).header
     assert header.get_intent()[0] == "vector"
     assert header.get_value_label("sform_code") == "mni"

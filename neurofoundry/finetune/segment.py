@@ -1,0 +1,229 @@
+"""One model of a segmentation: an encoder with a decoder, how they learn, and what they outline.
+
+Models are trained on whole volumes. Of a frozen encoder (mode probe) the decoder alone is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.contracts.labels import FILE, open_classes
+from neurofoundry.contracts.masks import MASKS, pack, write_masks
+from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
+from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.volumes import SLOPE, VolumeFolder
+from neurofoundry.errors import UsageError
+from neurofoundry.finetune.model import Origin
+from neurofoundry.finetune.network import Reader
+from neurofoundry.finetune.params import FinetuneParams, Tuning
+from neurofoundry.finetune.train import (
+    LIGHT,
+    batches,
+    forget_statistics,
+    frozen_modules,
+    make_optimizer,
+    warm_up_and_cosine,
+)
+from neurofoundry.nn import augment, encoders, seeds
+from neurofoundry.nn.seeds import seeded
+from neurofoundry.nn.segmenter import Segmenter
+from neurofoundry.tasks import Segmentation
+
+AT_ONCE = 2
+"""Scans in a forward pass without gradients: the decoder's finest maps are large."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a model of a segmentation is made from."""
+
+    name: str
+    """What error messages call it."""
+    origin: Origin
+    mode: Literal["finetune", "probe"]
+    task: Segmentation
+    rows: pd.DataFrame
+    """The scans of the task in all splits."""
+    learn: pd.DataFrame
+    """Those of split 'train' whose label images may be used."""
+    volumes: VolumeFolder
+    read: Reader
+    params: FinetuneParams
+    tuning: Tuning
+    seed: int
+
+    contents: ClassVar[tuple[str, ...]] = ("volume_sha256", "label_sha256")
+    """The columns of ``rows`` with hashes of what is learned from."""
+
+    def make(self, folder: Path, advance: Callable[[], None]) -> None:
+        """Make the model: weights, history.tsv, predictions.tsv and masks.npz.
+
+        ``advance`` is called after every epoch. Scans of test and ood are opened only when the
+        weights are on disk.
+        """
+        tries = [self._tried(rate, advance) for rate in self.tuning.learning_rates]
+        least = [history["val_loss"].min() for _, history in tries]
+        network, _ = tries[int(np.argmin(least))]
+        encoders.write_weights(folder / "model.safetensors", network)
+        history = pd.concat([history for _, history in tries], ignore_index=True)
+        write_table(history, folder / "history.tsv")
+        held_out = self.rows[self.rows["split"].isin(HELD_OUT)]
+        masks = {
+            scan_id: pack(self._outlined(network, scan_id), len(self.task.classes))
+            for scan_id in held_out["scan_id"]
+        }
+        write_masks(folder / MASKS, masks)
+        write_table(held_out[[*DESCRIBED]], folder / "predictions.tsv", PREDICTIONS)
+
+    def _outlined(self, network: Segmenter, scan_id: str) -> NDArray[np.uint8]:
+        shares = class_shares(network, self.read([scan_id]), mirror=self.params.mirror)
+        classes: NDArray[np.uint8] = shares[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return classes
+
+    def _tried(self, rate: float, advance: Callable[[], None]) -> tuple[Segmenter, pd.DataFrame]:
+        """Train with one learning rate."""
+        with seeded(self.seed):  # the same decoder, whatever the encoder
+            network = Segmenter(copy.deepcopy(self.origin.encoder), len(self.task.classes))
+            trainer = Trainer(network, self, rate)
+            history = trainer.train(self.rows[self.rows["split"] == "val"], advance)
+        return network, history
+
+
+class Trainer:
+    """The parts of the training of a segmentation: schedule, order of the scans, views, loss."""
+
+    def __init__(self, network: Segmenter, of: Outline, rate: float) -> None:
+        self.network, self.of, self.rate = network, of, rate
+        self.device = next(network.parameters()).device
+        whole = len(network.encoder.levels)
+        tuning = replace(of.tuning, freeze=whole) if of.mode == "probe" else of.tuning
+        self.frozen = frozen_modules(network, tuning.freeze)
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.scan_ids = of.learn["scan_id"].to_numpy()
+        network.head.expect(self._shares())
+        self.steps = math.ceil((of.rows["split"] == "train").sum() / of.params.batch_size)
+        """Steps per epoch, as many for a fraction of the labels as for all."""
+        order = seeds.generator(of.seed, "order")
+        self.batches = batches(len(of.learn), of.params.batch_size, order)
+        self.optimizer = make_optimizer(network, of.params, tuning, rate)
+        factor = warm_up_and_cosine(tuning.epochs * self.steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    def train(self, val: pd.DataFrame, advance: Callable[[], None]) -> pd.DataFrame:
+        """Keep the epoch of the least loss on ``val``; return the history, one row an epoch.
+
+        Raises UsageError if a loss is not a finite number.
+        """
+        history: list[dict[str, float]] = []
+        best: dict[str, Tensor] = {}
+        for epoch in range(self.of.tuning.epochs):
+            train_loss, val_loss = self.run_epoch(epoch), self.loss_on(val)
+            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+                raise UsageError(
+                    f"{self.of.name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
+                    f"{val_loss:g} on val. Set finetune.learning_rate below {self.rate:g}."
+                )
+            if not history or val_loss < min(row["val_loss"] for row in history):
+                best = {name: value.clone() for name, value in self.network.state_dict().items()}
+            losses = {"train_loss": train_loss, "val_loss": val_loss}
+            history.append({"epoch": epoch + 1, "learning_rate": self.rate, **losses})
+            advance()
+        self.network.load_state_dict(best)
+        return pd.DataFrame(history)
+
+    def run_epoch(self, epoch: int) -> float:
+        """Train for an epoch and return the mean loss of its steps."""
+        self.network.train()
+        for module in self.frozen:
+            module.eval()
+        forget_statistics(self.network)
+        losses = [self._step(step) for step in range(epoch * self.steps, (epoch + 1) * self.steps)]
+        return sum(losses) / self.steps
+
+    @torch.no_grad()
+    def loss_on(self, scans: pd.DataFrame) -> float:
+        """Return the loss on other scans, all of them together, in evaluation mode."""
+        self.network.eval()
+        overlaps = []
+        for start in range(0, len(scans), AT_ONCE):
+            scan_ids = list(scans["scan_id"][start : start + AT_ONCE])
+            volumes, classes = self._read(scan_ids)
+            overlaps.append(self.of.task.overlap(self.network(volumes), classes))
+        return float(self.of.task.loss(torch.stack(overlaps).sum(0)))
+
+    def _step(self, step: int) -> float:
+        """Train on one batch and return its loss."""
+        scan_ids = list(self.scan_ids[next(self.batches)])
+        volumes, classes = self._read(scan_ids)
+        if self.of.params.augmentation == "light":
+            volumes, classes = _light_view(volumes, classes, scan_ids, seed=self.of.seed, step=step)
+        bf16 = self.of.params.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.network(volumes)
+        loss = self.of.task.loss(self.of.task.overlap(logits.float(), classes))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    def _read(self, scan_ids: list[str]) -> tuple[Tensor, Tensor]:
+        volumes = self.of.read(scan_ids).to(self.device).float() * SLOPE
+        classes = read_classes(self.of.volumes, self.of.task.column, scan_ids)
+        return volumes, classes.to(self.device)
+
+    def _shares(self) -> Tensor:
+        """Return the shares of background and classes among all voxels to learn from."""
+        counts = torch.zeros(1 + len(self.of.task.classes), dtype=torch.float64)
+        for scan_id in self.scan_ids:
+            classes = read_classes(self.of.volumes, self.of.task.column, [scan_id])
+            counts += classes.flatten().bincount(minlength=len(counts))
+        return (counts / counts.sum()).float()
+
+
+def read_classes(volumes: VolumeFolder, task: str, scan_ids: Sequence[str]) -> Tensor:
+    """Read label images of the grid, shape (batch, z, y, x), uint8. Raises DataError."""
+    batch = torch.empty((len(scan_ids), *volumes.grid.shape[::-1]), dtype=torch.uint8)
+    for classes, scan_id in zip(batch, scan_ids, strict=True):
+        path = volumes.folder / FILE.format(scan_id=scan_id, task=task)
+        np.copyto(classes.numpy(), open_classes(path, volumes.grid))
+    return batch
+
+
+@torch.no_grad()
+def class_shares(network: Segmenter, volumes: Tensor, *, mirror: bool) -> Tensor:
+    """Return the probabilities (batch, 1 + classes, z, y, x) of volumes in steps of ``SLOPE``; with
+    ``mirror`` their mean with those of the mirrored volumes."""
+    network.eval()
+    zscores = volumes.to(next(network.parameters()).device).float() * SLOPE
+    shares: Tensor = network(zscores).softmax(1)
+    if mirror:
+        shares = (shares + network(zscores.flip(-1)).softmax(1).flip(-1)) / 2
+    return shares
+
+
+def _light_view(
+    volumes: Tensor, classes: Tensor, scan_ids: list[str], *, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Return a random view of volumes, and of their classes where it shows each voxel."""
+    z, y, x = volumes.shape[2:]
+    draws = augment.draw(LIGHT, seed=seed, epoch=step, scans=scan_ids, view=0, shape=(z, y, x))
+    places = F.affine_grid(draws.affine, list(volumes.shape), align_corners=False)
+    shown = F.grid_sample(
+        classes[:, None].float(), places.to(classes.device), mode="nearest", align_corners=False
+    )
+    return augment.apply(volumes, draws), shown[:, 0].round().to(torch.uint8)

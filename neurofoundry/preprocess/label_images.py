@@ -1,0 +1,210 @@
+"""Carries label images to the standard grid, once, with the transform of their scan.
+
+A voxel of the grid gets the class that has the largest share, the background's included, of where
+its centre lies between the voxels of the label image (trilinear). Unlike the scan, shares are not
+smoothed to the grid's resolution first: that would shrink what is convex, and small lesions most
+(docs/decisions/segmentation.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+
+from neurofoundry.contracts.cohort import SCANS, scan_path
+from neurofoundry.contracts.labels import (
+    CARRIED,
+    FILE,
+    LABELS,
+    TABLE,
+    classify,
+    geometry,
+    read_labels,
+    read_placed,
+    write_classes,
+)
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import Grid
+from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.placement import Placement
+from neurofoundry.preprocess.resample import Image, Matrix, look_up, resample
+from neurofoundry.preprocess.scan import TRANSFORM, WARPS
+from neurofoundry.preprocess.transform import read_affine, read_warp
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.progress import Progress
+
+ROUNDING = 1e-6
+"""By how much a share must be larger than another to count."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A label image to carry."""
+
+    task: str
+    scan_id: str
+    values: str
+    label: Path
+    sha256: str
+    """Of the label image, as ingest saw it."""
+    scan: Path
+    """The image of its scan."""
+    problem: str | None
+    """Why it cannot be carried, as far as the tables tell."""
+
+
+@dataclass(frozen=True)
+class _Carried:
+    label_sha256: str | None
+    grid_ml: float
+    voxel_ml: float
+    reason: str | None
+
+
+def carry(
+    table: pd.DataFrame,
+    folder: Path,
+    *,
+    data: Path,
+    cohort: Path,
+    params: PreprocessParams,
+    workers: int,
+) -> pd.DataFrame:
+    """Write the label images of the scans of ``table`` (volumes/scans.tsv), and labels.tsv; return
+    the table without what could not be carried.
+
+    ``folder`` has the transforms of the scans.
+    """
+    labels = read_labels(cohort, LABELS)
+    labels = labels[labels["scan_id"].isin(table["scan_id"])].reset_index(drop=True)
+    jobs = _jobs(labels, table, data=data, cohort=cohort)
+    carried = list(_carry_all(jobs, partial(_carry, folder=folder, params=params), workers))
+    labels = labels.assign(
+        label_sha256=pd.Series([each.label_sha256 for each in carried], dtype=object),
+        grid_ml=pd.Series([each.grid_ml for each in carried], dtype=float),
+        voxel_ml=pd.Series([each.voxel_ml for each in carried], dtype=float),
+        reason=pd.Series([each.reason for each in carried], dtype=object),
+    )
+    write_table(labels, folder / TABLE, CARRIED)
+    return _without(table, labels[labels["reason"].notna()])
+
+
+def _carry_all(
+    jobs: Sequence[_Job], carry: Callable[[_Job], _Carried], workers: int
+) -> Iterator[_Carried]:
+    """Yield what becomes of each job, in their order."""
+    if not jobs:
+        return
+    with (
+        Progress("carry label images", len(jobs), unit="images") as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for each in pool.map(carry, jobs):
+            yield each
+            progress.advance(failed=each.reason is not None)
+
+
+def _without(table: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
+    """Return the scans without the label images that are ``lost``, and log how many are."""
+    table = table.copy()
+    for task, rows in lost.groupby("task"):
+        table.loc[table["scan_id"].isin(rows["scan_id"]), task] = None
+        LOGGER.warning(
+            "task '%s': %d label images could not be carried; labels.tsv says why.", task, len(rows)
+        )
+    return table
+
+
+def _jobs(labels: pd.DataFrame, table: pd.DataFrame, *, data: Path, cohort: Path) -> list[_Job]:
+    rows: list[dict[Any, Any]] = table.to_dict("records")
+    scans = {row["scan_id"]: row for row in rows}
+    ingested = read_table(cohort / "scans.tsv", SCANS).set_index("scan_id")["sha256"]
+    jobs = []
+    for label in labels.to_dict("records"):
+        scan = scans[label["scan_id"]]
+        problem = None
+        if not isinstance(scan["volume_sha256"], str):
+            problem = "the scan has no volume"
+        elif scan["sha256"] != ingested[label["scan_id"]]:
+            problem = "another image of the session stands in for the one that was labelled"
+        jobs.append(
+            _Job(
+                task=label["task"],
+                scan_id=label["scan_id"],
+                values=label["values"],
+                label=data / label["path"],
+                sha256=label["sha256"],
+                scan=scan_path(scan, data=data, cohort=cohort),
+                problem=problem,
+            )
+        )
+    return jobs
+
+
+def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
+    """Write one label image on the grid."""
+    if job.problem:
+        return _Carried(None, np.nan, np.nan, job.problem)
+    if not job.label.exists() or hash_file(job.label) != job.sha256:
+        changed = "the label image has changed since ingest: run ingest again"
+        return _Carried(None, np.nan, np.nan, changed)
+    placement = read_placement(folder, job.scan_id, params)
+    classes = classify(read_placed(job.label).voxels, job.values)
+    # The label image has the voxels of the scan: what little its own affine differs is rounding.
+    _, affine = geometry(job.scan)
+    on_grid = to_grid(classes, affine, placement, params.grid)
+    path = folder / FILE.format(scan_id=job.scan_id, task=job.task)
+    write_classes(path, on_grid, params.grid.affine)
+    voxel_ml = params.grid.spacing**3 / 1000 * float(abs(np.linalg.det(placement.to_scan)))
+    grid_ml = round(np.count_nonzero(on_grid) * voxel_ml, 4)
+    return _Carried(hash_file(path), grid_ml, voxel_ml, None)
+
+
+def read_placement(folder: Path, scan_id: str, params: PreprocessParams) -> Placement:
+    """Read the transform that preprocess has found for a scan."""
+    to_scan = read_affine(folder / TRANSFORM.format(scan_id))
+    warp = None
+    if params.registration == "syn":
+        forward, inverse = (folder / name.format(scan_id) for name in WARPS)
+        warp = read_warp(forward, inverse)
+    return Placement(to_scan, to_scan, warp)
+
+
+def to_grid(
+    classes: NDArray[np.uint8], affine: Matrix, placement: Placement, grid: Grid
+) -> NDArray[np.uint8]:
+    """Return the classes (x, y, z) of a scan, whose voxels ``affine`` takes to mm, on the grid."""
+    best = np.zeros(grid.shape, np.uint8)
+    if not classes.any():
+        return best
+    shares = {
+        number: _share(classes == number, affine, placement, grid)
+        for number in np.unique(classes[classes > 0]).tolist()
+    }
+    most = 1 - sum(shares.values(), np.zeros(grid.shape, np.float32))
+    for number, share in shares.items():
+        more = share > most + ROUNDING
+        best[more], most[more] = number, share[more]
+    return best
+
+
+def _share(
+    inside: NDArray[np.bool_], affine: Matrix, placement: Placement, grid: Grid
+) -> NDArray[np.float32]:
+    """Return which share of its place at each voxel of the grid is ``inside``."""
+    image = Image(inside.astype(np.float32), affine)
+    if placement.warp is None:
+        return resample(image, grid.affine, grid.shape, transform=placement.to_scan).values
+    voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+    points = placement.in_scan(apply_affine(grid.affine, voxels))
+    return look_up(image, points).reshape(grid.shape)

@@ -1,0 +1,216 @@
+"""Models of a segmentation learn to outline what was outlined, resume, and are reused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, write_classes
+from neurofoundry.contracts.masks import open_masks, pack, write_masks
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.errors import DataError
+from neurofoundry.finetune.segment import Trainer
+from neurofoundry.nn import encoders
+from neurofoundry.nn.segmenter import Segmenter
+from neurofoundry.runtime.files import hash_file
+from neurofoundry.tasks import Segmentation
+from tests.support import tiny
+from tests.support.tiny import GRID
+
+TASK = Segmentation.model_validate(
+    {"kind": "segmentation", "column": "hole", "classes": ["hole"], "label": {"suffix": "mask"}}
+)
+PARAMS: dict[str, Any] = {
+    "initializations": {
+        "simclr": {"encoder": "simclr", "mode": "finetune"},
+        "scratch": {"encoder": "random", "mode": "finetune"},
+        "frozen": {"encoder": "simclr", "mode": "probe"},
+        "sfcn": {"encoder": "sfcn", "mode": "finetune"},
+    },
+    "epochs": 6,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "augmentation": "none",
+}
+MADE = ("simclr", "scratch", "frozen")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volumes with a dark ventricle that is outlined, but for every fifth scan, of nobody."""
+    folder = tmp_path_factory.mktemp("labelled") / "volumes"
+    scans = tiny.scans_table(28)
+    tiny.write_volumes(folder, scans)
+    middle = ((np.array(GRID.shape) - 1) / 2)[:, None, None, None]
+    radius = np.sqrt((((np.indices(GRID.shape) - middle) / middle) ** 2).sum(0)) / 0.8
+    rows, shows = [], []
+    for number, scan in enumerate(scans.itertuples()):
+        classes = (radius < (0.5 if scan.diagnosis == "AD" else 0.35)).astype(np.uint8)
+        if number % 5 == 4:
+            shows.append(None)
+            continue
+        path = folder / FILE.format(scan_id=scan.scan_id, task="hole")
+        write_classes(path, classes, GRID.affine)
+        shows.append("hole")
+        ml = classes.sum() * 0.216
+        row = ("hole", scan.scan_id, "a.nii", "0" * 64, "1", "hole", ml, hash_file(path), ml)
+        rows.append((*row, 0.216, None))
+    write_table(pd.DataFrame(rows, columns=list(CARRIED.columns)), folder / "labels.tsv", CARRIED)
+    return tiny.with_scans(folder, scans.assign(hole=shows))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, labelled: Path, encoder: Path) -> Path:
+    out = tmp_path_factory.mktemp("models") / "models"
+    return tiny.run(out, labelled, encoder, PARAMS, {"hole": TASK})
+
+
+def dice(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(2 * ((one == 1) & (other == 1)).sum() / ((one == 1).sum() + (other == 1).sum()))
+
+
+@pytest.mark.parametrize("init", MADE)
+def test_a_model_outlines_what_was_outlined(models: Path, labelled: Path, init: str) -> None:
+    folder = models / "hole" / init / "1.0" / "0"
+    read = open_masks(folder / "masks.npz", GRID)
+    table = tiny.predictions(folder)
+    assert set(table["split"]) == {"val", "test", "ood"}
+    truth = [
+        open_classes(labelled / FILE.format(scan_id=scan_id, task="hole"), GRID)
+        for scan_id in table["scan_id"]
+    ]
+    overlaps = [
+        dice(read(scan_id), each) for scan_id, each in zip(table["scan_id"], truth, strict=True)
+    ]
+    assert np.median(overlaps) > 0.85
+    history = pd.read_csv(folder / "history.tsv", sep="\t")
+    assert history["val_loss"].min() < 0.5 * history["val_loss"][0]
+
+
+def test_files_and_rows_are_those_that_are_declared(models: Path) -> None:
+    for init in MADE:
+        folder = models / "hole" / init / "1.0" / "0"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "history.tsv",
+            "masks.npz",
+            "model.safetensors",
+            "plan.json",
+            "predictions.tsv",
+            "run.json",
+        ]
+    runs = pd.read_csv(models / "runs.tsv", sep="\t").set_index("init")
+    assert runs["status"].to_dict() == {
+        **dict.fromkeys(MADE, "done"),
+        "sfcn": "not estimable",
+    }
+    assert "skips" in runs["reason"]["sfcn"]
+
+
+def test_a_frozen_encoder_stays_as_it_was(models: Path, encoder: Path) -> None:
+    before = encoders.load(encoder)[0]
+    network = Segmenter(encoders.load(encoder)[0], 1)
+    for init, same in (("frozen", True), ("simclr", False)):
+        path = models / "hole" / init / "1.0" / "0" / "model.safetensors"
+        encoders.read_weights(path, network)
+        assert tiny.same_weights(before.state_dict(), network.encoder.state_dict()) == same
+
+
+def test_a_model_is_made_again_where_an_outline_changes_and_not_otherwise(
+    models: Path, labelled: Path, encoder: Path, tmp_path: Path
+) -> None:
+    few = {**PARAMS, "initializations": {"frozen": PARAMS["initializations"]["frozen"]}}
+    of_run = Path("hole/frozen/1.0/0/model.safetensors")
+    again = tiny.run(tmp_path / "again", labelled, encoder, few, {"hole": TASK}, reuse=[models])
+    assert (again / of_run).read_bytes() == (models / of_run).read_bytes()
+    assert (again / of_run).stat().st_ino == (models / of_run).stat().st_ino
+    own = Path(shutil.copytree(labelled, tmp_path / "volumes"))
+    table = read_table(own / "labels.tsv", CARRIED)
+    path = own / FILE.format(scan_id=table["scan_id"][0], task="hole")
+    write_classes(path, np.zeros(GRID.shape, np.uint8), GRID.affine)
+    table.loc[0, "label_sha256"] = hash_file(path)
+    write_table(table, own / "labels.tsv", CARRIED)
+    other = tiny.run(tmp_path / "other", own, encoder, few, {"hole": TASK}, reuse=[models])
+    assert (other / of_run).read_bytes() != (models / of_run).read_bytes()
+
+
+def naive_loss(logits: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
+    """Sums over one voxel after another."""
+    count = logits.shape[1]
+    both, predicted, true = np.zeros(count), np.zeros(count), np.zeros(count)
+    entropy = 0.0
+    for place in np.ndindex(classes.shape):
+        scores = np.exp(logits[(place[0], slice(None), *place[1:])])
+        shares, label = scores / scores.sum(), classes[place]
+        entropy -= np.log(shares[label])
+        predicted += shares
+        both[label] += shares[label]
+        true[label] += 1
+    overlap = (2 * both + 1) / (predicted + true + 1)
+    return float(1 - overlap[1:].mean() + entropy / classes.size)
+
+
+def test_the_loss_is_that_of_a_naive_loop_and_adds_up_over_batches() -> None:
+    random = np.random.default_rng(0)
+    task = TASK.model_copy(update={"classes": ("a", "b")})
+    logits, classes = random.normal(size=(3, 3, 4, 5, 6)), random.integers(0, 3, (3, 4, 5, 6))
+    parts = [
+        task.overlap(torch.from_numpy(logits[part]), torch.from_numpy(classes[part]))
+        for part in (slice(0, 2), slice(2, 3))
+    ]
+    assert task.loss(torch.stack(parts).sum(0)).item() == pytest.approx(
+        naive_loss(logits, classes), rel=1e-9
+    )
+
+
+def test_masks_are_read_as_they_were_written(tmp_path: Path) -> None:
+    shape = GRID.shape[::-1]
+    classes = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    write_masks(tmp_path / "masks.npz", {"a": pack(classes, 2)})
+    read = open_masks(tmp_path / "masks.npz", GRID)
+    np.testing.assert_array_equal(read("a"), classes)
+    with pytest.raises(DataError, match=r"masks\.npz: no masks"):
+        read("b")
+
+
+def test_views_move_outlines_with_the_volume(
+    labelled: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a view, as in the volume, what is outlined is dark, and nothing else of the brain is."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def spy(network: Segmenter, volumes: torch.Tensor) -> torch.Tensor:
+        seen.append((volumes, torch.empty(0)))
+        return torch.zeros(len(volumes), 2, *volumes.shape[2:], requires_grad=True)
+
+    overlap = Segmentation.overlap
+
+    def noted(task: Segmentation, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        seen[-1] = (seen[-1][0], classes)
+        return overlap(task, logits, classes)
+
+    monkeypatch.setattr(Segmenter, "forward", spy)
+    monkeypatch.setattr(Segmentation, "overlap", noted)
+    monkeypatch.setattr(Trainer, "loss_on", lambda *_: 1.0)
+    params = {
+        **PARAMS,
+        "augmentation": "light",
+        "epochs": 1,
+        "initializations": {"scratch": {"encoder": "random", "mode": "finetune"}},
+    }
+    tiny.run(labelled.parent / "views", labelled, encoder, params, {"hole": TASK})
+    views = [pair for pair in seen if pair[1].numel()]
+    assert views
+    for volumes, classes in views:
+        brain = volumes[:, 0] != 0
+        inside, outside = (
+            volumes[:, 0][brain & (classes == 1)],
+            volumes[:, 0][brain & (classes == 0)],
+        )
+        assert inside.median() < outside.quantile(0.2)
