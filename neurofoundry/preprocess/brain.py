@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -60,12 +60,22 @@ class Brain:
 
     def intensities(self) -> Image:
         """Return the brain alone, 0..1, and 0 outside. Raises UnusableScanError if it is empty."""
+        head = self._in_head()
+        return Image(head.values * self.inside, head.affine)
+
+    def uncut(self) -> Image:
+        """Return what a mask of our own has not decided, 0..1: the whole head, or the brain whose
+        mask was given."""
+        given = self.mask is not None and not self.settled
+        return self.intensities() if given else self._in_head()
+
+    def _in_head(self) -> Image:
         if not self.inside.any():
             raise UnusableScanError("no brain: the surface that should hold it is empty")
         low, high = self.brightness()
         if high <= low:
             raise UnusableScanError("no brain: what should be it is as dark as the background")
-        values = ((self.head.values - low) / (high - low)).clip(0, 1) * self.inside
+        values = ((self.head.values - low) / (high - low)).clip(0, 1)
         return Image(values.astype(np.float32), self.head.affine)
 
     def centroid(self) -> Array:
@@ -175,7 +185,8 @@ def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mas
     near = depth > -OUTSIDE_MM
     if not (depth > DEEP_MM).any():
         return inside
-    room = round(np.ceil(SULCUS_MM / head.affine[0, 0])) + 1
+    spacing = float(voxel_sizes(head.affine)[0])
+    room = round(np.ceil(SULCUS_MM / spacing)) + 1
     box = tuple(
         slice(max(0, int(n.min()) - room), int(n.max()) + room + 1) for n in np.nonzero(near)
     )
@@ -185,7 +196,7 @@ def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mas
     alike = (values > DARK * typical) & ((values < BRIGHT * typical) | (depth > 0))
     tissue = (alike & near) | (depth > CORE_MM)
     bridge, regain, sulcus = (
-        ball(mm / head.affine[0, 0]) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM)
+        ball(mm / spacing) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM)
     )
     core = largest_component(ndimage.binary_erosion(tissue, bridge))
     found = ndimage.binary_dilation(core, regain) & tissue

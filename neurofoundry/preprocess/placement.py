@@ -16,9 +16,9 @@ from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.warp import Warp
 
-FOUND = 0.6
-"""Mutual information, in nats at 8 mm, below which a brain is sought elsewhere, too. Old and noisy
-heads have 0.77 and more there, and what is no brain at most 0.49."""
+FOUND = 0.15
+"""Mutual information with the whole head, in nats at 4 mm, below which a brain is sought elsewhere,
+too. Old heads have 0.26 and more where they are placed right, and at most 0.13 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,19 @@ def brain_mask(brain: Brain, grid: Matrix, shape: tuple[int, ...], placement: Pl
 def _locate(
     brains: Sequence[Brain], intensities: Sequence[Image], template: Template, device: torch.device
 ) -> list[_Located]:
-    """Find where brains lie, to the level that tells orientations apart."""
-    levels, centre = template.levels, template.centre
-    centroids = [brain.centroid() for brain in brains]
-    affines = registration.orient(intensities, centroids, levels, centre, device)
-    found = [_settle(brain, a, template) for brain, a in zip(brains, affines, strict=True)]
-    shown = [brain.intensities() for brain in found]
-    judged = registration.finer(levels)[:1]
-    affines, fits = registration.refine(shown, affines, judged, centre, device)
+    """Find where brains lie, by the whole heads: no mask of ours has a say in which is right."""
+    affines, fits = registration.orient(
+        intensities,
+        [brain.uncut() for brain in brains],
+        [brain.centroid() for brain in brains],
+        template.levels,
+        template.judged,
+        template.centre,
+        device,
+    )
     return [
         _Located(_settle(brain, affine, template), affine, fit)
-        for brain, affine, fit in zip(found, affines, fits, strict=True)
+        for brain, affine, fit in zip(brains, affines, fits, strict=True)
     ]
 
 

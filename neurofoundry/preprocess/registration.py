@@ -38,19 +38,20 @@ BRAIN_RADIUS_MM = 70.0
 BRAIN_SCALE = 0.9
 """Size of a brain relative to the template, as a start: the template is larger than most."""
 CHECKPOINT_MM = 8.0
-"""The level at which the fit from the header's orientation is judged."""
-GOOD_FIT = 0.8
-"""Mutual information, in nats, at that level, above which nothing else is tried: misplaced heads
-have at most 0.78. Young heads have 0.9 to 1.3, old and noisy ones 0.41 to 0.99, and trying others
-in vain costs half a second."""
+"""The level down to which orientations are followed before they are compared."""
+GOOD_FIT = 0.28
+"""Mutual information, in nats, with the whole head at 4 mm, above which no other orientation is
+tried: old heads that are placed right have 0.26 to 0.49, one that was 9 mm off had 0.22, and
+misplaced ones have at most 0.13."""
 CONVINCING = 1.2
-"""How many times the fit from the header's orientation another's must be. Of heads that the header
-places right, another plausible one had at most 1.02 of it; of heads that it places wrong, the right
-one had at least 1.34."""
-TILT_DEGREES = 30.0
-"""Tilts that are tried within the header's orientation."""
-PURSUED = 8
-"""Starts that are followed beyond the coarsest level."""
+"""How many times the fit from the header's orientation another's must be. Right ones have about
+twice the fit of wrong ones."""
+TILT_DEGREES = 25.0
+"""About each axis, of the tilts that are tried within the header's orientation: heads are tilted by
+up to 30°, about several axes at once."""
+PURSUED, COMPARED, SAME_MM = 8, 4, 12.0
+"""Starts that are followed beyond the coarsest level; of those that end up farther apart than this,
+how many are compared."""
 PLAUSIBLE = QualityParams()
 """The bounds of stretch and determinant that an orientation other than the header's must keep."""
 
@@ -78,30 +79,38 @@ def register(
     ``brains`` have intensities 0..1 and 0 outside; ``centroids`` are theirs, (3,) in mm, and
     ``centre`` is the template's.
     """
-    affines = orient(brains, centroids, levels, centre, device)
+    affines, _ = orient(brains, brains, centroids, levels, levels[-1], centre, device)
     affines, _ = refine(brains, affines, finer(levels), centre, device)
     return affines
 
 
 def orient(
     brains: Sequence[Image],
+    heads: Sequence[Image],
     centroids: Sequence[Array],
     levels: Sequence[Level],
+    judged: Level,
     centre: Array,
     device: torch.device = CPU,
-) -> list[Matrix]:
-    """Return the affine maps at ``CHECKPOINT_MM``; arguments are those of `register`.
+) -> tuple[list[Matrix], list[float]]:
+    """Return the affine maps at the level ``judged``, and their mutual information there, in nats.
 
-    The header's orientation is tried first; where it does not fit, tilts of it and the other 23
-    right-angled ones, of which one must fit far better.
+    ``heads`` are what surrounds the ``brains``, too: what a mask has wrongly included or left out
+    draws a fit along with it, and only the head around it tells. The header's orientation is tried
+    first; where it does not fit, tilts of it and the other 23 right-angled ones, of which one must
+    fit far better. Other arguments are those of `register`.
     """
     levels = [level for level in levels if level.spacing >= CHECKPOINT_MM]
     starts = np.stack([initial_poses(centroid, [np.eye(3)]) for centroid in centroids])
-    poses, fits = optimize_poses(brains, levels, starts, device)
+    poses, _ = optimize_poses(brains, levels, starts, device)
+    poses, fits = optimize_poses(heads, [judged], poses, device)
     for n in np.flatnonzero(fits[:, 0] < GOOD_FIT).tolist():
-        header = poses[n, 0], float(fits[n, 0])
-        poses[n, 0] = _reorient(brains[n], centroids[n], levels, header, device)
-    return [_as_map(pose, centre) for pose in poses[:, 0]]
+        others = _other_poses(brains[n], centroids[n], levels, device)
+        found, information = optimize_poses([heads[n]], [judged], others[None], device)
+        tried = np.concatenate([poses[n], found[0]]), np.concatenate([fits[n], information[0]])
+        best = _best(*tried)
+        poses[n, 0], fits[n, 0] = (each[best] for each in tried)
+    return [_as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
 
 
 def finer(levels: Sequence[Level]) -> list[Level]:
@@ -153,9 +162,9 @@ def right_angled_rotations() -> list[Array]:
 
 
 def tilts() -> list[Array]:
-    """Return the 6 rotations by ``TILT_DEGREES`` about an axis, to either side."""
-    vectors = np.radians(TILT_DEGREES) * np.concatenate([np.eye(3), -np.eye(3)])
-    return [Rotation.from_rotvec(vector).as_matrix() for vector in vectors]
+    """Return the 26 rotations that combine ``TILT_DEGREES`` about each axis, to either side, or none."""
+    vectors = [np.array(each) for each in itertools.product((-1, 0, 1), repeat=3) if any(each)]
+    return [Rotation.from_rotvec(np.radians(TILT_DEGREES) * each).as_matrix() for each in vectors]
 
 
 def plausible(poses: Array) -> Mask:
@@ -166,12 +175,11 @@ def plausible(poses: Array) -> Mask:
 
 
 def near_header(poses: Array) -> Mask:
-    """Return which of the poses (n, 3, 4) are nearer to the header's orientation than to any other
-    right-angled one."""
-    turns = np.stack(right_angled_rotations())
-    alike = np.einsum("nij,tij->nt", poses[:, :, :3], turns)
-    nearest: Mask = alike.argmax(axis=1) == 0
-    return nearest
+    """Return which of the poses (n, 3, 4) are turned from the header's orientation by no more than
+    quality control allows."""
+    left, _, right = np.linalg.svd(poses[:, :, :3])
+    cosine = (np.trace(left @ right, axis1=1, axis2=2) - 1) / 2
+    return _within(PLAUSIBLE.rotation_deg, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def optimize_poses(
@@ -249,23 +257,34 @@ def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     return counts.view(batch, BINS, BINS) / count
 
 
-def _reorient(
-    brain: Image,
-    centroid: Array,
-    levels: Sequence[Level],
-    header: tuple[Array, float],
-    device: torch.device,
+def _other_poses(
+    brain: Image, centroid: Array, levels: Sequence[Level], device: torch.device
 ) -> Array:
-    """Return the pose (3, 4) that fits best: ``header``, a pose and its fit, a tilt of it, or one
-    of another orientation, which must be ``CONVINCING`` times better."""
+    """Return the poses (n, 3, 4) at which a brain fits best from all tilts and other orientations,
+    one of those that have come to the same place."""
     starts = initial_poses(centroid, [*tilts(), *right_angled_rotations()[1:]])[None]
     poses, fits = optimize_poses([brain], levels[:1], starts, device)
     if levels[1:]:
         best = np.argsort(-fits[0])[:PURSUED]
         poses, fits = optimize_poses([brain], levels[1:], poses[:, best], device)
-    gain = np.where(near_header(poses[0]), 1, 1 / CONVINCING) * fits[0] * plausible(poses[0])
-    pose: Array = poses[0, gain.argmax()] if gain.max() > header[1] else header[0]
-    return pose
+    apart: list[Array] = []
+    for pose in poses[0, np.argsort(-fits[0])]:
+        if all(_distance(pose, other) > SAME_MM for other in apart):
+            apart.append(pose)
+    return np.stack(apart[:COMPARED])
+
+
+def _best(poses: Array, fits: Array) -> int:
+    """Return which pose (n, 3, 4) is best: the first, unless another plausible one fits better, and
+    one beyond the header's orientation ``CONVINCING`` times."""
+    gain = np.where(near_header(poses), 1, 1 / CONVINCING) * fits * plausible(poses)
+    return int(gain.argmax()) if gain.max() > fits[0] else 0
+
+
+def _distance(first: Array, second: Array) -> float:
+    """Return how far apart, mm, two poses (3, 4) put what lies at the brain's radius."""
+    difference = (first - second) * ([BRAIN_RADIUS_MM] * 3 + [1.0])
+    return float(np.linalg.norm(difference))
 
 
 def _as_map(pose: Array, centre: Array) -> Matrix:

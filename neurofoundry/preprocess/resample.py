@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -25,16 +25,26 @@ class Image:
     """From voxel indices to mm, in any orientation."""
 
     def cubic_grid(self, spacing: float) -> tuple[Matrix, tuple[int, int, int]]:
-        """Return affine and shape of the smallest RAS+ grid of cubic voxels of ``spacing`` mm that
-        holds the whole image."""
+        """Return affine and shape of the smallest grid of cubic voxels of ``spacing`` mm, along
+        the axes of the image, that holds it whole."""
+        axes = self._axes()
         faces = [(-0.5, size - 0.5) for size in self.values.shape]
         corners = np.stack(np.meshgrid(*faces, indexing="ij"), axis=-1).reshape(-1, 3)
-        world = apply_affine(self.affine, corners)
-        low, high = world.min(axis=0), world.max(axis=0)
+        along = apply_affine(self.affine, corners) @ axes
+        low, high = along.min(axis=0), along.max(axis=0)
         i, j, k = np.ceil((high - low) / spacing - 1e-6).astype(int).tolist()
-        affine = np.diag([spacing, spacing, spacing, 1.0])
-        affine[:3, 3] = (low + high - spacing * (np.array([i, j, k]) - 1)) / 2
-        return affine, (i, j, k)
+        first = (low + high - spacing * (np.array([i, j, k]) - 1)) / 2
+        return from_matvec(spacing * axes, axes @ first), (i, j, k)
+
+    def _axes(self) -> Array:
+        """Return the directions of the axes, in columns: where an affine shears, the closest that
+        are at right angles."""
+        linear = self.affine[:3, :3] / voxel_sizes(self.affine)
+        if np.allclose(linear, np.eye(3), atol=1e-6):
+            return np.eye(3)
+        left, _, right = np.linalg.svd(linear)
+        axes: Array = left @ right
+        return axes
 
 
 def antialias(image: Image, spacing: float) -> Image:
@@ -75,7 +85,10 @@ def resample(
 
 
 def coarsen(image: Image, spacing: float, *, outside: float = 0.0) -> Image:
-    """Sample a whole image on an RAS+ grid of cubic voxels of ``spacing`` mm, without aliasing."""
+    """Sample a whole image in cubic voxels of ``spacing`` mm along its axes, without aliasing.
+
+    Along them nothing is mixed but neighbours, however oblique the image is to the scanner.
+    """
     affine, shape = image.cubic_grid(spacing)
     onto = np.linalg.inv(image.affine) @ affine
     if not np.allclose(onto[:3, :3], np.diag(np.diag(onto[:3, :3])), atol=1e-6):

@@ -49,7 +49,7 @@ Vertices = NDArray[np.float32]
 def find_surface(head: Image, up: tuple[int, int] = DIRECTIONS[0]) -> Array:
     """Return the vertices (v, 3), in mm, of a closed surface around the brain, as in `sphere`.
 
-    ``head`` is on an RAS+ grid of cubic voxels of ``SPACING_MM``; ``up`` is the axis, and its
+    ``head`` has cubic voxels of ``SPACING_MM`` on axes nearest to RAS+; ``up`` is the axis, and its
     direction, in which the vertex is sought. Raises UnusableScanError where nothing in it can be a
     head.
     """

@@ -58,6 +58,8 @@ class Template:
     """Centroid of the brain, mm."""
     levels: tuple[Level, ...]
     """The template as registration sees it, coarse to fine."""
+    judged: Level
+    """The one at which orientations are told apart, at ``COMPARISON_MM``."""
     fine: Image
     """Intensity, 0..1, around the brain at the spacing of registration; even numbers of voxels."""
     t1: Image
@@ -111,6 +113,7 @@ def build(registration_spacing: float, folder: Path | None = None) -> Template:
         centre=centre,
         fine=_around(t1, inside, registration_spacing),
         levels=levels_of(t1, centre, registration_spacing),
+        judged=_level(t1, centre, COMPARISON_MM),
         t1=comparison,
         grey=resample(antialias(maps.grey, COMPARISON_MM), *grid),
         white=resample(antialias(maps.white, COMPARISON_MM), *grid),
