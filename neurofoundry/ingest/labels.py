@@ -7,7 +7,8 @@
 - **Age that goes backwards** from one numbered session to the next becomes n/a in all sessions of
   that subject, for the same reason.
 - Ages are years from 0 to 120, '18 months' too; '90+' counts as 90. Field strengths are tesla up to
-  30.
+  30. Labels that are numbers have the range and the codes for 'missing' that are declared; what
+  lies far from all others is used and noted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from neurofoundry.errors import UsageError
-from neurofoundry.ingest import ages
+from neurofoundry.ingest import ages, numbers
 from neurofoundry.ingest.delimited import Columns, is_missing
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import DESCRIBED, Column
@@ -33,11 +34,21 @@ _IDENTITY = ("scan_id", "dataset", "subject", "session", "person", "source", "pa
 _TOLERANCE_YEARS = 0.1
 _TWINS = 3
 """Fewer equal subjects of two datasets may be chance."""
+LONGEST_CODE = 5
+"""Characters of a number, such as -9999, that is shown: longer ones may be dates of birth."""
 _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
 
 
 def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Labelled]) -> None:
-    """Raise UsageError when a task has a class that its column can never hold."""
+    """Raise UsageError when a task has a class that its column can never hold, or a column a range
+    that has no effect."""
+    numeric = {"age", "field_strength"} | {t.column for t in tasks.values() if t.numeric_label}
+    for name, column in columns.items():
+        if column.range and name not in numeric:
+            raise UsageError(
+                f"ingest.columns.{name}: `range` has no effect, as no task predicts {name} as a "
+                "number. Remove it, or add a task of kind regression."
+            )
     for name, task in tasks.items():
         declared = columns[task.column].values if task.column in columns else {}
         for label in task.classes:
@@ -59,7 +70,7 @@ def tabulate(
 
     A declared label column that no dataset has is left out.
     """
-    numbers = {"age", "field_strength"} | {
+    numeric = {"age", "field_strength"} | {
         task.column for task in tasks.values() if task.numeric_label
     }
     tables = {row.columns for scan in scans for row in scan.rows}
@@ -68,9 +79,11 @@ def tabulate(
     for name in (*DESCRIBED, *(name for name in columns if name not in DESCRIBED)):
         column = columns.get(name) or Column.model_validate({"from": [name]})
         if name in DESCRIBED or {source.casefold() for source in column.from_} & names:
-            reader = _Reader(name, column, numeric=name in numbers)
+            reader = _Reader(name, column, numeric=name in numeric, scans=scans)
             labelled[name] = [reader.value(scan) for scan in scans]
             reader.note_unknown(findings)
+            if name in numeric and name not in DESCRIBED:
+                _note_strays(name, scans, labelled[name], findings)
     _note_misnamed(scans, columns, findings)
     labelled["site"] = [
         site or scan.dataset for site, scan in zip(labelled["site"], scans, strict=True)
@@ -86,7 +99,7 @@ def tabulate(
 
 def sites(scans: Sequence[Scan], columns: Mapping[str, Column]) -> set[str]:
     """Return the sites of the scans; a scan without one has the name of its dataset as its site."""
-    reader = _Reader("site", columns["site"], numeric=False)
+    reader = _Reader("site", columns["site"], numeric=False, scans=scans)
     return {str(reader.value(scan) or scan.dataset) for scan in scans}
 
 
@@ -127,16 +140,23 @@ def _note_misnamed(
 class _Reader:
     """Reads one column of the cohort from the tables and headers of the scans."""
 
-    def __init__(self, name: str, column: Column, *, numeric: bool) -> None:
+    def __init__(self, name: str, column: Column, *, numeric: bool, scans: Sequence[Scan]) -> None:
         self.name, self.numeric = name, numeric
         self.sources, self.classes = column.from_, tuple(column.values)
-        self.low, self.high = _RANGES.get(name, (-math.inf, math.inf))
+        possible, declared = (
+            (-math.inf, math.inf) if ends is None else ends
+            for ends in (_RANGES.get(name), column.range)
+        )
+        self.low, self.high = max(possible[0], declared[0]), min(possible[1], declared[1])
+        self.missing = {code.strip().casefold() for code in column.missing}
+        self.missing_numbers = {numbers.read(code, None) for code in column.missing} - {None}
         self.meanings = {theirs: ours for ours, many in column.values.items() for theirs in many}
         self.unknown: Counter[tuple[str, str]] = Counter()
         """Dataset, what was found there: how often."""
         self._by_folded: dict[str, set[str]] = {}
         for theirs, ours in self.meanings.items():
             self._by_folded.setdefault(theirs.casefold(), set()).add(ours)
+        self._commas = self._read_commas(scans) if numeric and name != "age" else {}
 
     def value(self, scan: Scan) -> str | float | None:
         """Return the value of a scan; None where there is none, or one that is not understood."""
@@ -144,9 +164,11 @@ class _Reader:
         if value is not None and (not isinstance(value, float) or self._in_range(value)):
             return value
         text = cell(scan, self.sources, self.meanings)
-        if text is None or not (self.numeric or self.meanings):
+        if text is None or self._is_missing(text):
+            return None
+        if not (self.numeric or self.meanings):
             return text
-        value = self._number(text) if self.numeric else self._class(text)
+        value = self._number(text, scan.dataset) if self.numeric else self._class(text)
         if value is None:
             # Tables of patients are not quoted: a cell may hold what belongs in another column.
             hidden = self.numeric or scan.source == "dicom"
@@ -156,8 +178,10 @@ class _Reader:
     def note_unknown(self, findings: Findings) -> None:
         """Record the values that were not understood."""
         expected = "a number" if self.numeric else f"one of {', '.join(self.classes)}"
-        if self.name in _RANGES:
+        if math.isfinite(self.high - self.low):
             expected = f"{self.low:g} to {self.high:g}"
+        elif any(",999" in shown for _, shown in self.unknown):
+            expected += " that cannot be another (1,234 may be 1.234: write it without the comma)"
         for (dataset, shown), count in self.unknown.items():
             findings.note(
                 dataset,
@@ -165,14 +189,32 @@ class _Reader:
                 f"{self.name} is {shown} in {count} scans, expected {expected}: set to n/a",
             )
 
-    def _number(self, text: str) -> float | None:
+    def _read_commas(self, scans: Sequence[Scan]) -> dict[str, numbers.Comma | None]:
+        """Return what commas stand for in the column, by dataset."""
+        cells: dict[str, list[str]] = {}
+        for scan in scans:
+            cells.setdefault(scan.dataset, []).append(cell(scan, self.sources) or "")
+        return {dataset: numbers.comma(texts) for dataset, texts in cells.items()}
+
+    def _is_missing(self, text: str) -> bool:
+        """Return whether a cell holds a code that was declared: -9 is -9.0, too."""
+        if not self.missing:
+            return False
+        number = numbers.read(text, None)
+        return text.strip().casefold() in self.missing or (
+            number is not None and number in self.missing_numbers
+        )
+
+    def _number(self, text: str, dataset: str) -> float | None:
         """Read a number as tables have it: 45, 45.5, 45,5; ages also with a unit, and 90+."""
         if self.name == "age":
-            number = ages.in_years(text)
+            readings = {ages.in_years(text)}
         else:
-            match = re.fullmatch(r"-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?", text.strip(), re.IGNORECASE)
-            number = float(match[0].replace(",", ".")) if match else None
-        return number if number is not None and self._in_range(number) else None
+            known = self._commas.get(dataset)
+            commas = (known,) if known else numbers.COMMAS
+            readings = {numbers.read(text, comma) for comma in commas}
+        possible = [each for each in readings if each is not None and self._in_range(each)]
+        return possible[0] if len(possible) == 1 else None
 
     def _class(self, text: str) -> str | None:
         """Translate their value to ours: as spelled, else in any case if that is unambiguous."""
@@ -182,6 +224,32 @@ class _Reader:
 
     def _in_range(self, number: float) -> bool:
         return math.isfinite(number) and self.low <= number <= self.high
+
+
+def _note_strays(
+    name: str, scans: Sequence[Scan], values: Sequence[Any], findings: Findings
+) -> None:
+    """Record numbers that lie far from all others of a dataset: most likely codes."""
+    by_dataset: dict[str, list[float]] = {}
+    for scan, value in zip(scans, values, strict=True):
+        if value is not None:
+            by_dataset.setdefault(scan.dataset, []).append(float(value))
+    for dataset, known in by_dataset.items():
+        apart = numbers.strays(known)
+        if apart:
+            shown = ", ".join(f"{_short(value)} ({count})" for value, count in apart.items())
+            findings.note(
+                dataset,
+                dataset,
+                f"{name} is far from all other values in {sum(apart.values())} scans: {shown}. "
+                f"They are used. If they are codes, list them in ingest.columns.{name}.missing; "
+                f"if they are wrong, give ingest.columns.{name}.range",
+            )
+
+
+def _short(number: float) -> str:
+    text = f"{number:.10g}"
+    return text if len(text) <= LONGEST_CODE else _pattern(text)
 
 
 def _pattern(text: str) -> str:

@@ -53,10 +53,32 @@ class Column(Section):
     """Column names in the datasets' tables; the first that holds a value is used."""
     values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Our value to theirs. Any other value becomes n/a. By default, values are kept as they are."""
+    missing: tuple[str, ...] = ()
+    """Codes for a value that is missing, such as [-4, -9, 999]: they become n/a."""
+    range: tuple[float, float] | None = None
+    """The lowest and the highest number that can be true, as [0, 30]; others become n/a."""
 
     def names(self, column: str) -> bool:
         """Return whether a column of a table, in any case, is one of ``from``."""
         return column.casefold() in {source.casefold() for source in self.from_}
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _codes(cls, codes: Any) -> Any:
+        return [str(code) for code in _listed(codes)]
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends is not None and not ends[0] < ends[1]:
+            raise ValueError("expected the lowest and the highest number, in this order")
+        return ends
+
+    @model_validator(mode="after")
+    def _classes_have_no_range(self) -> Column:
+        if self.values and self.range:
+            raise ValueError("`range` is of numbers and `values` of classes: give one of them")
+        return self
 
     @field_validator("values", mode="before")
     @classmethod

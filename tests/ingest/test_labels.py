@@ -82,6 +82,60 @@ def test_a_regression_label_must_be_a_number(tmp_path: Path) -> None:
     assert b"Meier" not in outcome.bytes()
 
 
+def with_scores(tmp_path: Path, cells: list[str], **column: Any) -> Outcome:
+    return with_column(
+        tmp_path,
+        "score",
+        cells,
+        columns={"score": {"from": ["score"], **column}},
+        tasks={"score": {"kind": "regression", "column": "score", "required": False}},
+    )
+
+
+def test_codes_for_missing_and_numbers_out_of_range_become_na(tmp_path: Path) -> None:
+    cells = ["24", "30", "-4", "-9.0", "999", "31", "28"]
+    outcome = with_scores(tmp_path, cells, missing=[-4, -9, "999"], range=[0, 30])
+    assert same(values(outcome, "score"), ["24", "30", None, None, None, None, "28"])
+    assert "score is of the form '99' in 1 scans, expected 0 to 30: set to n/a" in outcome.notes
+    assert "far from" not in outcome.notes
+
+
+def test_codes_that_nobody_declared_are_used_and_noted(tmp_path: Path) -> None:
+    cells = [str(20 + n % 11) for n in range(16)] + ["-4", "999", "999", "19500203"]
+    outcome = with_scores(tmp_path, cells)
+    assert values(outcome, "score")[-4:] == ["-4", "999", "999", "19500203"]
+    assert "score is far from all other values in 4 scans: -4 (1), 999 (2), of the" in outcome.notes
+    assert "ingest.columns.score.missing" in outcome.notes
+    assert "1950" not in outcome.notes
+
+
+def test_a_comma_is_what_the_column_says_or_the_range_allows(tmp_path: Path) -> None:
+    unclear = with_scores(tmp_path / "a", ["1,234", "12"])
+    assert same(values(unclear, "score"), [None, "12"])
+    assert "1,234 may be 1.234" in unclear.notes
+    decimal = with_scores(tmp_path / "b", ["1,234", "2,5"])
+    assert values(decimal, "score") == ["1.234", "2.5"]
+    thousands = with_scores(tmp_path / "c", ["1,234", "12,345,678.5"])
+    assert values(thousands, "score") == ["1234", "12345678.5"]
+    bounded = with_scores(tmp_path / "d", ["1,234", "12"], range=[0, 100])
+    assert values(bounded, "score") == ["1.234", "12"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"range": [30, 0]}, "the lowest and the highest"),
+        ({"range": [0, 30], "values": {"low": [1]}}, "give one of them"),
+        ({"range": [0, 30]}, "`range` has no effect"),
+    ],
+)
+def test_a_range_that_cannot_hold_is_an_error(
+    tmp_path: Path, column: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((UsageError, ValueError), match=message):
+        with_column(tmp_path, "a", ["1"], columns={"a": {"from": ["a"], **column}})
+
+
 def test_field_strengths_that_no_magnet_has_become_na(tmp_path: Path) -> None:
     outcome = with_column(tmp_path, "field_strength", ["3", "0", "-1", "15000", "1.5"])
     assert same(values(outcome, "field_strength"), [3, None, None, None, 1.5])
