@@ -4,8 +4,8 @@
 
 FOLDER is a BIDS dataset with T1w scans and, in derivatives/dlmuse, labels of the DLMUSE network on
 the grids of the scans: above 1 is brain, closed by 4 mm and filled. Every head is preprocessed as
-it is, and ``--tilts`` times with a header that tilts it by up to 30° about each axis, as ``--seed``
-says. One table:
+it is, and ``--tilts`` times as if it had lain in the scanner tilted by up to 30° about each axis,
+as ``--seed`` says: resampled by splines onto voxels that are parallel to the scanner. One table:
 
 - kept: usable scans; dice: of the brain mask with the labels' brain, in the volume;
 - pose: mean distance, mm, between where a tilted head's brain and the upright one's are put;
@@ -73,9 +73,15 @@ class Head:
     brain: Image
 
     def tilted(self, turn: Matrix) -> Head:
-        """Return the head with headers that move it by ``turn``."""
-        moved = [Image(i.values, turn @ i.affine) for i in (self.scan, self.labels, self.brain)]
-        return Head(self.name, *moved)
+        """Return the head as it looks in the scanner's axes when it is moved by ``turn``."""
+        air = float(np.median(self.scan.values[0]))
+        scan = _turned(self.scan, turn, order=3, outside=air)
+        return Head(
+            self.name,
+            Image(np.maximum(scan.values, self.scan.values.min()), scan.affine),
+            _turned(self.labels, turn, order=0),
+            _turned(self.brain, turn, order=1),
+        )
 
 
 def main() -> None:
@@ -136,7 +142,7 @@ def measure(head: Head, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for tilt in (np.zeros(3), *angles):
         turn = _about_middle(head.scan, tilt)
         row = {"head": head.name, "tilt": tilt.round(1).tolist()}
-        row |= ours(head.tilted(turn), params, prepared)
+        row |= ours(head.tilted(turn) if tilt.any() else head, params, prepared)
         if rows and "map" in row and "map" in rows[0]:
             upright = np.linalg.inv(turn) @ np.array(row["map"])
             row["pose_mm"] = apart(upright, np.array(rows[0]["map"]), prepared)
@@ -288,6 +294,23 @@ def _about_middle(scan: Image, angles: Array) -> Matrix:
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     matrix: Matrix = from_matvec(turn, middle - turn @ middle)
     return matrix
+
+
+def _turned(image: Image, turn: Matrix, *, order: int, outside: float = 0.0) -> Image:
+    """Return an image moved by ``turn``, on a grid as fine as its own along the scanner's axes."""
+    spacing = float(np.linalg.norm(image.affine[:3, 0]))
+    box = Image(image.values, turn @ image.affine)
+    corners = apply_affine(
+        box.affine, list(itertools.product(*((-0.5, n - 0.5) for n in image.values.shape)))
+    )
+    low = corners.min(axis=0)
+    shape = np.ceil((corners.max(axis=0) - low) / spacing).astype(int)
+    affine = from_matvec(np.eye(3) * spacing, low + spacing / 2)
+    onto = np.linalg.inv(box.affine) @ affine
+    values = ndimage.affine_transform(
+        image.values, onto[:3, :3], onto[:3, 3], tuple(shape), order=order, cval=outside
+    )
+    return Image(values.astype(np.float32), affine)
 
 
 def _read(path: Path) -> Image:

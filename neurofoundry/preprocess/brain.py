@@ -195,9 +195,7 @@ def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mas
     typical = float(np.median(values[depth > DEEP_MM]))
     alike = (values > DARK * typical) & ((values < BRIGHT * typical) | (depth > 0))
     tissue = (alike & near) | (depth > CORE_MM)
-    bridge, regain, sulcus = (
-        ball(mm / spacing) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM)
-    )
+    bridge, regain, sulcus = (ball(mm / spacing) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM))
     core = largest_component(ndimage.binary_erosion(tissue, bridge))
     found = ndimage.binary_dilation(core, regain) & tissue
     closed = ndimage.binary_closing(np.pad(found, room), sulcus)

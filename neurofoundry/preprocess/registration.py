@@ -162,7 +162,7 @@ def right_angled_rotations() -> list[Array]:
 
 
 def tilts() -> list[Array]:
-    """Return the 26 rotations that combine ``TILT_DEGREES`` about each axis, to either side, or none."""
+    """Return the 26 rotations by ``TILT_DEGREES`` about one axis to three, to either side."""
     vectors = [np.array(each) for each in itertools.product((-1, 0, 1), repeat=3) if any(each)]
     return [Rotation.from_rotvec(np.radians(TILT_DEGREES) * each).as_matrix() for each in vectors]
 
