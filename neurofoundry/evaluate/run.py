@@ -11,12 +11,14 @@ from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import UsageError
 from neurofoundry.evaluate import inputs, outputs, promotion
 from neurofoundry.evaluate.inputs import Inputs
+from neurofoundry.evaluate.measure import outlines
+from neurofoundry.evaluate.measure.outlines import Outlines
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import build, figures, headline, wandb
 from neurofoundry.evaluate.results import measure
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.stage import Workspace
-from neurofoundry.tasks import Labelled, Task, of_one_label, segmentations
+from neurofoundry.tasks import Labelled, Segmentation, Task, of_one_label, segmentations
 
 
 def evaluate(
@@ -34,15 +36,12 @@ def evaluate(
     single = of_one_label(tasks)
     opened = Volumes(volumes)
     earlier = inputs.read(cohort_dir=cohort, volumes=opened, encoder=encoder, models=models)
-    if outlined := segmentations(tasks):
-        LOGGER.warning(
-            "%s: models outline it (masks.npz); the report does not judge that yet.",
-            ", ".join(outlined),
-        )
-        earlier = replace(earlier, runs=earlier.runs[earlier.runs["task"].isin(single)])
-    _check(params, single, earlier, models)
-    results = measure(earlier, opened, models, tasks=single, params=params, seed=seed)
+    of_single = replace(earlier, runs=earlier.runs[earlier.runs["task"].isin(single)])
+    _check(params, tasks, single, earlier, models)
+    results = measure(of_single, opened, models, tasks=single, params=params, seed=seed)
     outputs.write(work.dir, results)
+    if outlined := segmentations(tasks):
+        outlines.write(work.dir, _outlines(outlined, earlier, opened, models, params))
     drawn = figures.draw(results)
     build.write(work.dir, results, drawn)
     wandb.record(work.tracker, work.dir, models, results, drawn)
@@ -50,8 +49,33 @@ def evaluate(
     work.answer = wandb.answer(results, params, single, seed)
 
 
+def _outlines(
+    tasks: Mapping[str, Segmentation],
+    earlier: Inputs,
+    volumes: Volumes,
+    models: Path,
+    params: EvaluateParams,
+) -> Outlines:
+    """Measure what models outline, and log how well."""
+    measured = outlines.measure(
+        tasks,
+        earlier.runs,
+        volumes,
+        models,
+        reference=params.reference,
+        fewest=params.min_subjects,
+    )
+    for line in outlines.describe(measured):
+        LOGGER.info("%s", line)
+    return measured
+
+
 def _check(
-    params: EvaluateParams, tasks: Mapping[str, Task], earlier: Inputs, models: Path
+    params: EvaluateParams,
+    tasks: Mapping[str, Labelled],
+    single: Mapping[str, Task],
+    earlier: Inputs,
+    models: Path,
 ) -> None:
     """Refuse parameters that ask for what the models do not have. Raises UsageError."""
     initializations = list(dict.fromkeys(earlier.runs["init"]))
@@ -68,4 +92,4 @@ def _check(
         )
     if params.promotion:
         names = [*initializations, *ensembles(earlier.runs)]
-        promotion.check(params.promotion, tasks, names)
+        promotion.check(params.promotion, single, names)

@@ -1,0 +1,264 @@
+"""Segmentations: how well each model and each floor outlines held-out scans, and what differs.
+
+Floors need no network. **baseline-otsu** outlines the darker, or the brighter, part of the brain by
+Otsu's threshold (IEEE Trans. SMC 9, 1979), whichever fits the training scans better; only of one
+class. **baseline-atlas** outlines the same for everyone: where the class is in so many training
+scans that its overlap with them is largest. A cross-validation has no floors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK
+from numpy.typing import NDArray
+
+from neurofoundry.contracts import folds
+from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, read_labels
+from neurofoundry.contracts.masks import MASKS, open_masks
+from neurofoundry.contracts.models import DONE, PREDICTIONS, run_folder
+from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.evaluate.evidence import TESTED
+from neurofoundry.stats.comparisons import t_test
+from neurofoundry.stats.intervals import mean_with_error
+from neurofoundry.stats.outlines import OUTLINE_METRICS, compare
+from neurofoundry.tasks import Segmentation
+from neurofoundry.tasks.base import BASELINE
+
+OUTLINES = (
+    *("task", "class", "init", "fraction", "split", "metric", "value", "low", "high"),
+    *("persons", "scans", "reason"),
+)
+"""Columns of tables/outlines.tsv."""
+
+OUTLINE_DIFFERENCES = (
+    *("task", "class", "init", "versus", "fraction", "split", "metric"),
+    *("value", "low", "high", "p", "persons", "scans", "reason"),
+)
+"""Columns of tables/outline_differences.tsv."""
+
+SCANS = ("task", "class", "init", "fraction", "scan_id", "person", "split", *OUTLINE_METRICS)
+"""Columns of the table of single scans; it stays in memory, as it names scans."""
+
+OTSU, ATLAS = f"{BASELINE}otsu", f"{BASELINE}atlas"
+SHARES = ("dice", "lesion_f1", "nothing_found")
+"""Metrics that end at 0 and 1, beside the sensitivities."""
+
+Reader = Callable[[str], NDArray[np.uint8]]
+"""A function from a scan id to classes (z, y, x)."""
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What is measured of all segmentations."""
+
+    measures: pd.DataFrame
+    """``OUTLINES``."""
+    differences: pd.DataFrame
+    """``OUTLINE_DIFFERENCES``."""
+
+
+def measure(
+    tasks: Mapping[str, Segmentation],
+    runs: pd.DataFrame,
+    volumes: Volumes,
+    models: Path,
+    *,
+    reference: str,
+    fewest: int,
+) -> Outlines:
+    """Measure every model and floor of every segmentation.
+
+    Splits with fewer than ``fewest`` persons for a metric get a reason instead of a number.
+    """
+    rows = [
+        row
+        for name, task in tasks.items()
+        for row in _Study(name, task, volumes, models).scans(runs[runs["task"] == name])
+    ]
+    scans = pd.DataFrame(rows, columns=list(SCANS))
+    keys = ["task", "class", "init", "fraction", "scan_id", "person", "split"]
+    # A scan that several seeds or folds have predicted counts once.
+    scans = scans.groupby(keys, sort=False)[list(OUTLINE_METRICS)].mean().reset_index()
+    widening = _widening(volumes.scans)
+    return Outlines(
+        pd.DataFrame(_measures(scans, fewest, widening), columns=list(OUTLINES)),
+        pd.DataFrame(
+            _differences(scans, reference, fewest, widening), columns=list(OUTLINE_DIFFERENCES)
+        ),
+    )
+
+
+def write(folder: Path, measured: Outlines) -> None:
+    """Write tables/outlines.tsv and tables/outline_differences.tsv."""
+    (folder / "tables").mkdir(exist_ok=True)
+    write_table(measured.measures, folder / "tables/outlines.tsv")
+    write_table(measured.differences, folder / "tables/outline_differences.tsv")
+
+
+def describe(measured: Outlines) -> Iterator[str]:
+    """Yield a line for the Dice of every model and floor."""
+    table = measured.measures
+    for row in table[table["metric"] == "dice"].to_dict("records"):
+        about = f"{row['task']} ({row['class']}), {row['split']}, {row['init']}"
+        if pd.isna(row["value"]):
+            yield f"{about}: {row['reason']}"
+        elif pd.isna(row["low"]):
+            yield f"{about}: Dice {row['value']:.2f}"
+        else:
+            interval = f"({row['low']:.2f} to {row['high']:.2f})"
+            yield f"{about}: Dice {row['value']:.2f} {interval}, {row['persons']} persons"
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One task, with what it was learned from and is judged on."""
+
+    name: str
+    task: Segmentation
+    volumes: Volumes
+    models: Path
+
+    def scans(self, runs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+        """Yield the rows of ``SCANS`` of all runs that are done, then of the floors."""
+        for run in runs[runs["status"] == DONE].to_dict("records"):
+            folder = self.models / run_folder(
+                self.name, run["init"], run["fraction"], run["seed"], run.get("fold", 0)
+            )
+            table = read_table(folder / "predictions.tsv", PREDICTIONS)
+            read = open_masks(folder / MASKS, self.volumes.grid)
+            yield from self._compared(str(run["init"]), float(run["fraction"]), table, read)
+        if folds.count(self.volumes.scans):
+            return
+        chosen = self.task.select(self.volumes.usable)
+        learn, judged = (chosen[chosen["split"].isin(names)] for names in (["train"], TESTED))
+        floors = {ATLAS: self._atlas(learn)}
+        if len(self.task.classes) == 1:
+            floors[OTSU] = self._otsu(learn)
+        for init, read in floors.items():
+            yield from self._compared(init, 1.0, judged, read)
+
+    def _compared(
+        self, init: str, fraction: float, table: pd.DataFrame, read: Reader
+    ) -> Iterator[tuple[object, ...]]:
+        labels = read_labels(self.volumes.folder, CARRIED)
+        voxel_ml = labels[labels["task"] == self.name].set_index("scan_id")["voxel_ml"]
+        for scan in table[table["split"].isin(TESTED)].to_dict("records"):
+            found, truth = read(scan["scan_id"]), self.truth(scan["scan_id"])
+            for number, name in enumerate(self.task.classes, 1):
+                compared = compare(
+                    found == number,
+                    truth == number,
+                    spacing=self.volumes.grid.spacing,
+                    voxel_ml=float(voxel_ml[scan["scan_id"]]),
+                )
+                about = (self.name, name, init, fraction, scan["scan_id"], scan["person"])
+                yield (*about, scan["split"], *(compared[each] for each in OUTLINE_METRICS))
+
+    def truth(self, scan_id: str) -> NDArray[np.uint8]:
+        """Return the label image of a scan."""
+        path = self.volumes.folder / FILE.format(scan_id=scan_id, task=self.name)
+        return open_classes(path, self.volumes.grid)
+
+    def _otsu(self, learn: pd.DataFrame) -> Reader:
+        """Return what outlines one side of Otsu's threshold."""
+
+        def side(scan_id: str, dark: bool) -> NDArray[np.bool_]:
+            volume = self.volumes.open(scan_id)
+            below = volume <= otsu(np.asarray(volume[volume != 0]))
+            chosen: NDArray[np.bool_] = (volume != 0) & (below == dark)
+            return chosen
+
+        def fit(dark: bool) -> float:
+            inside = [
+                (side(scan_id, dark), self.truth(scan_id) > 0) for scan_id in learn["scan_id"]
+            ]
+            return sum(float((found & true).sum() / found.sum()) for found, true in inside)
+
+        dark = fit(True) >= fit(False)
+        return lambda scan_id: side(scan_id, dark).astype(np.uint8)
+
+    def _atlas(self, learn: pd.DataFrame) -> Reader:
+        """Return what outlines the same for everyone."""
+        atlas = np.zeros(self.volumes.grid.shape[::-1], np.uint8)
+        for number in range(1, len(self.task.classes) + 1):
+            there = [self.truth(scan_id) == number for scan_id in learn["scan_id"]]
+            share: NDArray[np.float32] = np.stack(there).mean(axis=0, dtype=np.float32)
+            levels = np.unique(share[share > 0])
+            if len(levels):
+                # The Dice of the sums over all training scans.
+                fits = [
+                    2 * share[share >= level].sum() / ((share >= level).sum() + share.sum())
+                    for level in levels
+                ]
+                atlas[share >= levels[int(np.argmax(fits))]] = number
+        return lambda _: atlas
+
+
+def otsu(values: NDArray[np.generic]) -> float:
+    """Return Otsu's threshold of values (n,)."""
+    otsu = SimpleITK.OtsuThresholdImageFilter()
+    otsu.Execute(SimpleITK.GetImageFromArray(values.astype(np.float32)[None]))
+    return float(otsu.GetThreshold())
+
+
+def _measures(scans: pd.DataFrame, fewest: int, widening: float) -> Iterator[tuple[object, ...]]:
+    for key, rows in scans.groupby(["task", "class", "init", "fraction", "split"], sort=False):
+        for metric in OUTLINE_METRICS:
+            value, low, high, _ = _estimated(rows, metric, fewest, widening)
+            yield (*key, metric, value, low, high, *_counted(rows, metric, fewest))
+
+
+def _differences(
+    scans: pd.DataFrame, reference: str, fewest: int, widening: float
+) -> Iterator[tuple[object, ...]]:
+    keys = ["task", "class", "fraction", "split", "scan_id", "person"]
+    against = scans[scans["init"] == reference].drop(columns="init")
+    if against.empty:
+        return
+    for init, rows in scans[scans["init"] != reference].groupby("init", sort=False):
+        pairs = rows.merge(against, on=keys, suffixes=("", "_reference"))
+        for metric in OUTLINE_METRICS:
+            pairs[metric] = pairs[metric] - pairs[f"{metric}_reference"]
+        for key, of_split in pairs.groupby(["task", "class", "fraction", "split"], sort=False):
+            task, name, fraction, split = key
+            for metric in OUTLINE_METRICS:
+                about = (task, name, init, reference, fraction, split, metric)
+                value, low, high, p = _estimated(of_split, metric, fewest, widening, paired=True)
+                yield (*about, value, low, high, p, *_counted(of_split, metric, fewest))
+
+
+def _estimated(
+    rows: pd.DataFrame, metric: str, fewest: int, widening: float, *, paired: bool = False
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Return mean, interval and p-value of a metric over scans, clustered by person."""
+    known = rows.dropna(subset=metric)
+    if known["person"].nunique() < fewest:
+        return None, None, None, None
+    value, error = mean_with_error(known[metric].to_numpy(float), known["person"].to_numpy())
+    factor = widening if (rows["split"] == "test").all() else 1.0
+    estimate = t_test(value, error * factor, [known["person"].nunique()])
+    low, high = estimate.low, estimate.high
+    if low is not None and high is not None and not paired:
+        share = metric in SHARES or metric.startswith("sensitivity")
+        low, high = max(0.0, low), min(1.0, high) if share else high
+    return value, low, high, estimate.p
+
+
+def _counted(rows: pd.DataFrame, metric: str, fewest: int) -> tuple[int, int, str | None]:
+    known = rows.dropna(subset=metric)
+    persons = known["person"].nunique()
+    reason = None if persons >= fewest else f"{persons} persons, {fewest} are needed"
+    return persons, len(known), reason
+
+
+def _widening(scans: pd.DataFrame) -> float:
+    """Return by how much intervals of a cross-validation are wider (`Evidence.widening`)."""
+    _, count = folds.places(scans)
+    return math.sqrt(count / (count - 2)) if count > 2 else 1.0
