@@ -5,6 +5,7 @@
     4  RunFailedError    a run of the pipeline, of which a step failed
     5  RefusedError      a cluster that refuses a request
     6  UnreachableError  a cluster that does not answer
+    130                  the user, with Ctrl-C
 
 Everything else is a defect of ours: a traceback, and exit code 1.
 """
@@ -60,6 +61,15 @@ FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What an operating system refuses until a person makes room or gives permission."""
 
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has ended, as of a shell: 128 and the signal's number."""
+
+
+INTERRUPTION = (
+    "interrupted. Nothing is lost: run the same command again, and it goes on from there."
+)
+
+
 def complain(message: str) -> None:
     """Say on stderr what a person has to fix."""
     from rich.console import Console
@@ -84,3 +94,9 @@ def run_app(app: Callable[[], object], tell: Callable[[str], object] = complain)
             "give write permission, then run the same command again; it resumes."
         )
         sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer has made an exit of the interrupt, unless that came while a module was imported.
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        tell(INTERRUPTION)
+        sys.exit(INTERRUPTED)

@@ -20,7 +20,7 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.guard import guard_output
-from neurofoundry.runtime.processes import end_with_parent
+from neurofoundry.runtime.processes import deaf_children, end_with_parent, ended_by_interrupt
 from neurofoundry.runtime.progress import Progress
 
 _FINE_MM = 1.8
@@ -120,16 +120,23 @@ def _scan(
         mp_context=multiprocessing.get_context("spawn"),
         initializer=end_with_parent,
     ) as pool:
-        records: Mapping[Future[dict[str, Any]], Path] = {
-            pool.submit(
-                write_scan, partial.tree, session.subject, session.name, partial.atlas, spacing_mm
-            ): partial.record(session)
-            for session in sessions
-        }
+        with deaf_children():
+            records: Mapping[Future[dict[str, Any]], Path] = {
+                pool.submit(
+                    write_scan,
+                    partial.tree,
+                    session.subject,
+                    session.name,
+                    partial.atlas,
+                    spacing_mm,
+                ): partial.record(session)
+                for session in sessions
+            }
         try:
-            for future in as_completed(records):
-                write_json(records[future], future.result())
-                progress.advance()
+            with ended_by_interrupt():
+                for future in as_completed(records):
+                    write_json(records[future], future.result())
+                    progress.advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

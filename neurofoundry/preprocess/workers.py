@@ -32,7 +32,7 @@ from neurofoundry.preprocess.scan import (
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime import log
 from neurofoundry.runtime.log import LOGGER, log_defect
-from neurofoundry.runtime.processes import end_with_parent
+from neurofoundry.runtime.processes import end_with_parent, ended_by_interrupt
 from neurofoundry.runtime.progress import Progress
 
 LARGE = 2**26
@@ -203,7 +203,8 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
         initargs=(worker, bool(LOGGER.handlers)),
     )
     try:
-        yield executor
+        with ended_by_interrupt():
+            yield executor
     except BrokenProcessPool as error:
         raise WorkerKilledError(
             "A worker process was killed, as happens when memory runs out. Run the same command "

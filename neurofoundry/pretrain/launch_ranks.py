@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neurofoundry.errors import complain
+from neurofoundry.errors import INTERRUPTION, complain
 
 LAUNCHED = "NEUROFOUNDRY_LAUNCHED"
 """Environment variable that is set in the processes that `launch` starts."""
@@ -37,6 +37,8 @@ def launch(arguments: Sequence[str]) -> int:
     try:
         start(parse(list(arguments)))
     except SignalException as signalled:  # as were the processes, which have left a checkpoint
+        if signalled.sigval == signal.SIGINT:
+            complain(INTERRUPTION)
         return 128 + signalled.sigval
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda each: _priority(each[1].exitcode))
