@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,13 +110,28 @@ class Output:
         _remove(target._replaced)
 
 
+LEFT_BY_SYSTEMS = re.compile(
+    r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.(nfs|fuse_hidden)[0-9a-f]+"
+)
+"""Names of files that systems and network disks leave in folders: nobody's own."""
+
+
 def names_of(folder: Path) -> list[str]:
-    """Return the files of a folder, below it too, that are not hidden."""
+    """Return the files of a folder, below it too, but for those that systems leave."""
     return [
         file.relative_to(folder).as_posix()
-        for file in sorted(folder.rglob("[!.]*"))
-        if not file.is_dir()
+        for file in sorted(folder.rglob("*"))
+        if (file.is_symlink() or not file.is_dir()) and not LEFT_BY_SYSTEMS.fullmatch(file.name)
     ]
+
+
+def remove_temporaries(partial: Path) -> None:
+    """Remove all that is hidden below a partial folder but its key: no output has hidden files."""
+    for path in sorted(partial.rglob(".*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != partial / ".key" and not LEFT_BY_SYSTEMS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def hash_name(name: str) -> str:
@@ -129,7 +145,7 @@ def _foreign(folder: Path) -> list[str]:
         known = str(read_json(folder / "stage.json")["files"]).split()
     except (OSError, ValueError, KeyError):
         return []
-    ours = {*known, hash_name("stage.json")}
+    ours = {*known, hash_name("stage.json"), hash_name(".key")}
     return [name for name in names_of(folder) if hash_name(name) not in ours]
 
 
@@ -138,7 +154,8 @@ def _is_ours(place: Path) -> bool:
     if place.is_symlink() or not place.is_dir():
         return False
     marks = (place / ".key", place / "stage.json")
-    return any(mark.exists() for mark in marks) or not any(place.glob("[!.]*"))
+    # A kill may have come before the key had its name.
+    return any(mark.exists() for mark in marks) or set(names_of(place)) <= {"..tmp.key"}
 
 
 def _remove(folder: Path) -> None:

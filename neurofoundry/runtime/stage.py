@@ -26,7 +26,7 @@ from neurofoundry.runtime.files import hash_file, hash_json, read_json, to_plain
 from neurofoundry.runtime.guard import guard_manifest, guard_output
 from neurofoundry.runtime.links import check_links
 from neurofoundry.runtime.log import LOGGER
-from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of
+from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of, remove_temporaries
 from neurofoundry.runtime.store import circumstances_of, folder_of, outputs, recorded_key
 from neurofoundry.runtime.tracking import PIPELINE, Made, Tracker
 
@@ -416,6 +416,7 @@ class _Job:
 
     def write_record(self, work: Workspace) -> str:
         """Write stage.json, last of all, and return the key of the output."""
+        remove_temporaries(work.dir)  # of kills
         contents = {
             file.relative_to(work.dir).as_posix(): hash_file(file)
             for pattern in STAGES[self.name].publishes
@@ -434,7 +435,7 @@ class _Job:
             "data_reference": work.data_reference,
             "summary": work.summary,
             "contents": contents,
-            "files": " ".join(map(hash_name, names_of(work.dir))),
+            "files": " ".join(hash_name(name) for name in names_of(work.dir) if name != ".key"),
         }
         write_json(work.dir / "stage.json", record)
         return key

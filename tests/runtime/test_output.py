@@ -11,7 +11,13 @@ import pytest
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import write_json
-from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of
+from neurofoundry.runtime.output import (
+    Output,
+    hand_over,
+    hash_name,
+    names_of,
+    remove_temporaries,
+)
 from neurofoundry.runtime.store import locate, recorded_key
 
 
@@ -40,6 +46,14 @@ def begin(out: Path, key: str) -> Path:
     with Output(out).lock(key, keep=False) as partial:
         (partial / "work").write_text(key)
     return partial
+
+
+def test_what_kills_have_left_hidden_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".key", "nifti/a.nii.gz", "nifti/.a.tmp.nii.gz", "nifti/.convert-x/in/1.dcm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert names_of(tmp_path) == [".key", "nifti/a.nii.gz"]
 
 
 class TestPublish:
@@ -242,11 +256,15 @@ class TestNothingIsLost:
             write_json(partial / "stage.json", {"key": key, "files": files})
             output.publish(out)
 
-    @pytest.mark.parametrize("name", ["thesis.docx", "plots/mine.png", "new/folder/x"])
+    @pytest.mark.parametrize(
+        "name",
+        ["thesis.docx", "plots/mine.png", "new/folder/x", ".hidden", "plots/.notes", ".git/config"],
+    )
     def test_a_file_in_a_finished_output(self, tmp_path: Path, name: str) -> None:
         out = tmp_path / "evaluation"
         self.finish(out, "k1")
-        (out / ".DS_Store").touch()  # what systems leave stops nothing
+        for left in (".DS_Store", "._scans.tsv", "Thumbs.db", "desktop.ini", ".nfs00ab"):
+            (out / left).touch()  # what systems leave stops nothing
         self.finish(out, "k2")
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("precious")
@@ -257,6 +275,12 @@ class TestNothingIsLost:
         (out / name).rename(tmp_path / "elsewhere")  # the remedy
         self.finish(out, "k3")
         assert (out / "scans.tsv").read_text() == "k3"
+
+    def test_a_link_in_a_finished_output(self, tmp_path: Path) -> None:
+        self.finish(tmp_path / "cohort", "k1")
+        (tmp_path / "cohort/mine").symlink_to(tmp_path)
+        with pytest.raises(UsageError, match=r"no run has written \(mine\)"):
+            self.finish(tmp_path / "cohort", "k2")
 
     def test_a_file_that_comes_while_the_work_is_done(self, tmp_path: Path) -> None:
         out = tmp_path / "evaluation"
@@ -287,6 +311,13 @@ class TestNothingIsLost:
         assert sorted(map(str, tmp_path.rglob("*"))) == before
         (tmp_path / name).rename(tmp_path / "elsewhere")
         self.finish(tmp_path / "cohort", "k1")
+
+    def test_what_a_kill_at_the_very_beginning_leaves_is_known(self, tmp_path: Path) -> None:
+        (tmp_path / ".cohort.partial").mkdir()
+        (tmp_path / ".cohort.partial/..tmp.key").write_text("k")
+        self.finish(tmp_path / "cohort", "k1")
+        assert names(tmp_path) == ["cohort"]
+        assert "..tmp.key" not in names(tmp_path / "cohort")
 
     def test_what_a_kill_in_the_removal_of_the_old_output_leaves_is_known(
         self, tmp_path: Path
