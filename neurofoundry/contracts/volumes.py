@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk: one standard grid, int16, read as memory maps.
+"""Preprocessed volumes on disk: one standard grid, int16.
 
 A voxel's value is a z-score divided by ``SLOPE``. It is 0 outside the brain and never 0 inside, so
 that the brain mask is ``volume != 0``.
@@ -7,7 +7,6 @@ that the brain mask is ``volume != 0``.
 from __future__ import annotations
 
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def write_volume(
 
 
 def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
-    """Memory-map a volume: int16 steps of ``SLOPE``, axes (z, y, x) as the networks take them.
+    """Read a volume: int16 steps of ``SLOPE``, axes (z, y, x) as the networks take them.
 
     Raises DataError when the file is not a whole volume on ``grid``.
     """
@@ -109,7 +108,9 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
         proxy: Any = image.dataobj
         shape, dtype, slope, offset = image.shape, image.get_data_dtype(), proxy.slope, proxy.offset
         same_affine = np.allclose(image.affine, grid.affine, atol=1e-4)
-        size = os.stat(path).st_size
+        # Not mapped into memory: where somebody cuts a mapped file short, the kernel ends the
+        # process that reads on (SIGBUS), without a word.
+        steps = np.fromfile(path, np.int16, int(np.prod(grid.shape)), offset=offset)
     except (
         OSError,
         nib.filebasedimages.ImageFileError,
@@ -117,18 +118,18 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
-    expected = int(np.prod(grid.shape)) * 2 + offset
     if (shape, dtype) != (grid.shape, np.int16) or not np.isclose(slope, SLOPE) or not same_affine:
         raise DataError(
             f"{path.name}: found shape {shape}, {dtype}, affine {image.affine.tolist()}; "
             f"expected {grid.shape}, int16, {grid.affine.tolist()}. Run preprocess again."
         )
-    if size < expected:
+    if steps.size < np.prod(grid.shape):
         raise DataError(
-            f"{path.name}: cut short, {size} of {expected} bytes. Run preprocess again."
+            f"{path.name}: cut short, {steps.size} of {np.prod(grid.shape)} voxels. "
+            "Run preprocess again."
         )
     # NIfTI stores x fastest, so the C-order view of the same bytes is (z, y, x).
-    return np.memmap(path, np.int16, "r", offset=offset, shape=grid.shape[::-1])
+    return steps.reshape(grid.shape[::-1])
 
 
 VOLUMES = SCANS.add_columns(
@@ -187,7 +188,7 @@ class VolumeFolder:
         self.folder, self.grid = folder, grid
 
     def open(self, scan_id: str) -> NDArray[np.int16]:
-        """Memory-map a volume as `open_volume` does. Raises DataError."""
+        """Read a volume as `open_volume` does. Raises DataError."""
         return open_volume(self.folder / f"{scan_id}.nii", self.grid)
 
 

@@ -188,7 +188,7 @@ def write_weights(path: Path, model: nn.Module) -> None:
 def read_weights(path: Path, model: nn.Module) -> None:
     """Fill ``model`` with weights that fit it in every name, shape and type, or raise DataError."""
     try:
-        weights = safetensors.torch.load_file(path)
+        weights = safetensors.torch.load(path.read_bytes())  # a mapped file could be cut
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be read ({error}).") from error
     fill(model, weights, origin=path, remedy="Give the plan.json that was written with them")

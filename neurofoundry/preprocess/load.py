@@ -41,7 +41,7 @@ def read_scan(path: Path) -> Image:
     the disk fails.
     """
     try:
-        stored: Any = nib.load(path)
+        stored: Any = nib.load(path, mmap=False)  # a mapped file may be cut short: SIGBUS
         shape = stored.shape[:3]
         if len(shape) < 3 or np.prod(stored.shape) != np.prod(shape):
             raise UnusableScanError(f"not one volume: its shape is {stored.shape}")

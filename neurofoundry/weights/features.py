@@ -91,7 +91,7 @@ class FrozenEncoder:
         name = Path(image).name if isinstance(image, str | PathLike) else "The image"
         if isinstance(image, str | PathLike):
             try:
-                image = nib.load(image)
+                image = nib.load(image, mmap=False)
             except (OSError, nib.filebasedimages.ImageFileError) as error:
                 raise DataError(f"{name}: cannot be read ({error}).") from error
         self._check(name, image.shape, image.affine)

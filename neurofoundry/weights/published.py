@@ -222,7 +222,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from error
     if path.suffix == ".safetensors":
         try:
-            return dict(safetensors.torch.load_file(path))
+            return dict(safetensors.torch.load(path.read_bytes()))
         except SafetensorError as error:
             raise _damaged(path, error) from None
     _check_start(path, start)
