@@ -1,4 +1,7 @@
-"""Contract tables: tab-separated, with a header, 'n/a' for missing values, checked both ways."""
+"""Contract tables: tab-separated, with a header, 'n/a' for missing values, checked both ways.
+
+A text that a spreadsheet would run as a formula has an apostrophe before it (cells.py).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from neurofoundry.errors import DataError
+from neurofoundry.runtime.cells import guard_cell, read_cell
 from neurofoundry.runtime.files import atomic
 
 
@@ -18,6 +22,7 @@ def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the table cannot be read ({error}).") from error
+    table = table.map(read_cell, na_action="ignore")
     if "usable" in table:
         table["usable"] = table["usable"].map({"true": True, "false": False})
     return _check(table, schema, path)
@@ -28,6 +33,9 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
     checked = table if schema is None else _check(table, schema, path)
     for column in checked.columns[[dtype.kind == "b" for dtype in checked.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
+    for column in table.columns[[dtype.kind == "O" for dtype in table.dtypes]]:
+        guarded = [guard_cell(cell) if isinstance(cell, str) else cell for cell in table[column]]
+        table = table.assign(**{column: pd.Series(guarded, table.index, dtype=object)})
     with atomic(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
 

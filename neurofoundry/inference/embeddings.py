@@ -39,6 +39,7 @@ from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.scan import RESULT, Job, output_files
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
+from neurofoundry.runtime.cells import read_cell
 from neurofoundry.runtime.files import atomic, hash_file
 from neurofoundry.runtime.guard import guard_table
 from neurofoundry.runtime.links import check_links
@@ -155,6 +156,7 @@ def features_of(
         read = [Path(place) for place in places]
         embed(read, weights=Path(weights), out=out, workers=workers, **options)
         table = pd.read_csv(out, sep="\t", keep_default_na=False, na_values=["n/a"])
+        table[["scan", "reason"]] = table[["scan", "reason"]].map(read_cell, na_action="ignore")
     return table.set_index("scan")
 
 

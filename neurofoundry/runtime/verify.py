@@ -13,6 +13,7 @@ from typing import Any
 
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import machine
+from neurofoundry.runtime.cells import read_cell
 from neurofoundry.runtime.files import hash_file, read_json
 from neurofoundry.runtime.progress import Progress
 
@@ -45,7 +46,7 @@ def recorded_items(folder: Path) -> dict[str, str]:
         with (folder / table).open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             items |= {
-                name.format(**row): row[column]
+                read_cell(name.format(**row)): row[column]
                 for row in rows
                 if row.get(column) not in (None, "n/a")
             }

@@ -48,6 +48,16 @@ def test_truth_values_in_a_column_of_objects_read_back(tmp_path: Path) -> None:
     assert read_table(tmp_path / "scans.tsv", VOLUMES)["usable"].tolist() == [True, False]
 
 
+def test_no_cell_is_a_formula_and_all_read_back(tmp_path: Path) -> None:
+    paths, sites = ["=HYPERLINK(1)/a.nii", "@b.nii"], ["-3", "+site"]
+    write_table(scans(path=paths, site=sites), tmp_path / "scans.tsv", SCANS)
+    text = (tmp_path / "scans.tsv").read_text()
+    assert all(f"\t'{cell}\t" in text for cell in (*paths, "+site"))
+    assert "\t-3\t" in text
+    found = read_table(tmp_path / "scans.tsv", SCANS)
+    assert (found["path"].tolist(), found["site"].tolist()) == (paths, sites)
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [

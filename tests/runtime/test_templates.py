@@ -11,14 +11,15 @@ LOOP = "{% for name in names %}\n  {% if name %}\n{{ name }}\n  {% endif %}\n{% 
 
 
 @pytest.mark.parametrize(
-    ("suffix", "written"), [(".html", "&lt;b&gt;\nA &amp; B\nend"), (".md", "<b>\nA & B\nend")]
+    ("suffix", "written"),
+    [(".html", "&lt;b&gt;\nA &amp; B\np &lt; 1\nend"), (".md", "&lt;b>\nA & B\np < 1\nend")],
 )
-def test_values_are_escaped_in_html_alone_and_tags_leave_no_blank_lines(
+def test_values_are_no_html_and_tags_of_the_template_leave_no_blank_lines(
     tmp_path: Path, suffix: str, written: str
 ) -> None:
     template = tmp_path / f"page{suffix}"
     template.write_text(LOOP)
-    assert render(template, {"names": ["<b>", "", "A & B"]}) == written
+    assert render(template, {"names": ["<b>", "", "A & B", "p < 1"]}) == written
 
 
 def test_a_name_that_the_context_lacks_is_an_error(tmp_path: Path) -> None:
