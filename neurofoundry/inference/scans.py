@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.ingest import sources
+from neurofoundry.ingest import listing, sources
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.run import inspect_images, read_dataset
 from neurofoundry.ingest.scan import Findings, Scan, slug
@@ -62,7 +62,7 @@ def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
         datasets = sources.find((), findings)
     except DataError:
         findings = Findings(place)  # what is not a dataset may be a folder of images
-        images = sources.files(place, skip=set(), closed=[])
+        images = listing.files(place, skip=set(), closed=[])
         findings.scans = [_single(file, place) for file in images if file.name.endswith(IMAGE)]
         if not findings.scans:
             raise

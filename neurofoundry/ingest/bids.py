@@ -33,10 +33,11 @@ from typing import Any
 import nibabel as nib
 
 from neurofoundry.errors import DataError
-from neurofoundry.ingest import contrast, delimited
+from neurofoundry.ingest import contrast, delimited, vocabulary
 from neurofoundry.ingest.bids_tables import People, Tables
 from neurofoundry.ingest.delimited import MisnamedColumnError
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
+from neurofoundry.ingest.listing import holds_dicom
 from neurofoundry.ingest.params import Column, Dataset
 from neurofoundry.ingest.scan import (
     Findings,
@@ -114,10 +115,7 @@ class _Reader:
 
     def read(self) -> None:
         table = self.tables.participants_file()
-        folders = {
-            unicodedata.normalize("NFC", folder.name): folder
-            for folder in _folders(self.root, "sub-")
-        }
+        folders = {unicodedata.normalize("NFC", folder.name): folder for folder in self._subjects()}
         try:
             participants = self.tables.participants(list(folders))
         except MisnamedColumnError as reason:
@@ -141,6 +139,19 @@ class _Reader:
         for subject, row in participants.unmatched.items():
             missing = f"no image: {subject} is listed, but there is no such folder"
             self._exclude(table, row.problem or missing)
+
+    def _subjects(self) -> list[Path]:
+        """Return the folders of subjects; leave out those that somebody has called so."""
+        folders = _folders(self.root, "sub-")
+        subjects = [folder for folder in folders if not _is_of_dicom(folder)]
+        if hidden := len(folders) - len(subjects):
+            self._exclude(
+                self.root,
+                f"not NIfTI: {hidden} folders sub-* hold DICOM alone; their names, which may be "
+                "those of patients, are not shown. Convert them, or put them into a folder of "
+                "their own",
+            )
+        return subjects
 
     def _note_missing(self, participants: People, subjects: Sequence[str], others: bool) -> None:
         """Record that subjects have no row; ``others`` says that other tables tell something."""
@@ -372,14 +383,25 @@ def _merged(entities: set[str], sidecars: Sidecars) -> Mapping[str, Any]:
 
 
 def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
-    """Return scanner and field strength, as a sidecar has them."""
+    """Return scanner and field strength, as far as what a sidecar says is known to be that."""
     names = [merged.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
-    scanner = " ".join(" ".join(name.split()) for name in names if isinstance(name, str))
+    scanner = vocabulary.scanner(" ".join(name for name in names if isinstance(name, str)))
     field = merged.get("MagneticFieldStrength")
     header: dict[str, str | float] = {"scanner": scanner} if scanner else {}
     if isinstance(field, int | float) and not isinstance(field, bool) and field > 0:
         header["field_strength"] = float(field)
     return header
+
+
+def _is_of_dicom(folder: Path) -> bool:
+    """Return whether the folder of a subject has nothing of BIDS, and DICOM files in it."""
+    try:
+        below = [child.name for child in folder.iterdir()]
+    except OSError:  # for the reader to say
+        return False
+    if any(name == "anat" or name.startswith("ses-") for name in below):
+        return False
+    return holds_dicom(folder)
 
 
 def _suffix(name: str) -> str:

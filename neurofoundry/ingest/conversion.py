@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 import zlib
@@ -18,6 +19,8 @@ from neurofoundry.runtime.files import atomic
 _TIMEOUT_SECONDS = 900
 _OPTIONS = ("-b", "n", "-z", "n", "-g", "i", "-f", "volume")
 """No sidecar, no compression, none of the user's own defaults."""
+_OVERLAY = re.compile(r"_ROI\d+$")
+"""What dcm2niix calls the volume of an overlay plane, such as a region that somebody has drawn."""
 
 
 def convert(sources: Iterable[Path], target: Path) -> None:
@@ -48,7 +51,7 @@ def _run_dcm2niix(sources: Iterable[Path], folder: Path) -> Path:
         raise UnusableError(
             f"not convertible: dcm2niix took more than {_TIMEOUT_SECONDS} s"
         ) from None
-    volumes = list(made.glob("*.nii"))
+    volumes = [file for file in made.glob("*.nii") if not _OVERLAY.search(file.stem)]
     if code or len(volumes) != 1:
         raise UnusableError(
             f"not convertible: dcm2niix made {len(volumes)} volumes, expected one "

@@ -26,6 +26,7 @@ from neurofoundry.ingest import delimited
 from neurofoundry.ingest.conversion import convert
 from neurofoundry.ingest.dicom_header import read_header
 from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+from neurofoundry.ingest.listing import files
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.pseudonyms import pseudonym, read_key
 from neurofoundry.ingest.scan import (
@@ -36,7 +37,6 @@ from neurofoundry.ingest.scan import (
     map_in_threads,
     slug,
 )
-from neurofoundry.ingest.sources import files
 from neurofoundry.runtime.progress import Progress
 
 

@@ -1,30 +1,27 @@
 """Finds the datasets below the data root.
 
 `auto` searches the root, then its folders down to the third level: a BIDS dataset has ``sub-*``
-folders; a table is the only .tsv or .csv in a folder that has a column ``path``. All DICOM files
-that lie elsewhere are one dataset called ``dicom``: folders of DICOM are often named after people,
-and their names must not get into a table. Hospitals that number their patients alike have to be
-declared separately.
+folders, which do not all hold DICOM and nothing else; a table is the only .tsv or .csv in a folder
+that has a column ``path``. All DICOM files that lie elsewhere are one dataset called ``dicom``:
+folders of DICOM are often named after people, and their names must not get into a table. Hospitals
+that number their patients alike have to be declared separately.
 
 A dataset at the root itself is called ``data``; others after their folders.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import delimited, table, vocabulary
 from neurofoundry.ingest.derivatives import why_derivative
-from neurofoundry.ingest.dicom_header import looks_like_dicom
+from neurofoundry.ingest.listing import files, holds_dicom, is_dicom, is_ignored
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError, printable
 from neurofoundry.runtime.progress import Progress
 
-_IGNORED = ("derivatives", "derivative", "sourcedata", "code")
-"""Folders of a BIDS dataset that hold no raw scans, in any case."""
 _DEPTH = 3
 _NONE = "not a dataset"
 _SHOWN = 5
@@ -178,46 +175,16 @@ def _holds_dicom(data: Path, taken: set[Path]) -> bool:
     return False
 
 
-def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path]:
-    """Yield all visible files below ``folder``, in a fixed order.
-
-    Folders in ``skip``, those of other datasets, are left out; folders that cannot be opened are
-    added to ``closed``.
-    """
-    for parent, folders, names in os.walk(
-        folder, onerror=lambda error: closed.append(Path(error.filename))
-    ):
-        folders[:] = sorted(
-            name for name in folders if not _is_ignored(name) and Path(parent, name) not in skip
-        )
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(parent, name)
-
-
-def is_dicom(file: Path) -> bool:
-    """Return whether a file begins as DICOM does."""
-    try:
-        if not file.is_file():
-            return False
-        with file.open("rb") as stream:
-            return looks_like_dicom(stream.read(132))
-    except OSError:
-        return False
-
-
 def _is_bids(folder: Path) -> bool:
-    return any(child.name.startswith("sub-") for child in _folders(folder))
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _IGNORED
+    subjects = [child for child in _folders(folder) if child.name.startswith("sub-")]
+    # Somebody may have called folders so that are named after patients.
+    return any(not holds_dicom(subject) for subject in subjects)
 
 
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(
-            child for child in folder.iterdir() if child.is_dir() and not _is_ignored(child.name)
+            child for child in folder.iterdir() if child.is_dir() and not is_ignored(child.name)
         )
     except PermissionError:
         return []

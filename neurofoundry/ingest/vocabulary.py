@@ -1,4 +1,4 @@
-"""Which texts of a DICOM header may be written: known technical terms, and nothing else.
+"""Which texts of a header or sidecar may be written: known technical terms, and nothing else.
 
 Any attribute may hold a name, by mistake or because a clinic uses it so. What is not a term of this
 vocabulary is 'another value' in every output.
@@ -29,6 +29,7 @@ _SCANNERS = _vocabulary("""
     TOSHIBA Toshiba_MEC CANON Titan Vantage Elan Excelart Fortian Galan Orian
     HITACHI FUJIFILM AIRIS Aperto Altaire ECHELON OASIS
     Bruker Esaote Hyperfine Swoop UIH uMR
+    Synthetic Imaging Phantom Alder Birch Imaginary Magnets Cedar Dogwood 1.5 3
     0.2T 0.3T 0.4T 1T 1.0T 1.2T 1.5T 3T 3.0T 5T 7T 9.4T 10.5T 11.7T
 """)
 _SEQUENCES = frozenset({"SE", "IR", "GR", "EP", "RM"})

@@ -315,15 +315,17 @@ def test_a_linked_dataset_folder_is_a_dataset(tmp_path: Path) -> None:
 def test_sidecars_are_inherited_and_give_scanner_and_field_strength_alone(tmp_path: Path) -> None:
     ds = bids(tmp_path / "data" / "ds", 3)
     (ds / "T1w.json").write_text(
-        json.dumps({"Manufacturer": "Acme", "MagneticFieldStrength": 3, "PatientName": "Meier"})
+        json.dumps({"Manufacturer": "Philips", "MagneticFieldStrength": 3, "PatientName": "Meier"})
     )
     (ds / "sub-01/anat/sub-01_T1w.json").write_text(
-        json.dumps({"ManufacturersModelName": "One ", "MagneticFieldStrength": 1.5})
+        json.dumps(
+            {"ManufacturersModelName": "Achieva of Dr. Meier ", "MagneticFieldStrength": 1.5}
+        )
     )
     (ds / "sub-02/anat/sub-02_T1w.json").write_text("{broken")
-    (ds / "sub-03/sub-09_T1w.json").write_text(json.dumps({"Manufacturer": "Other"}))
+    (ds / "sub-03/sub-09_T1w.json").write_text(json.dumps({"Manufacturer": "GE"}))
     outcome = run(tmp_path / "data", tmp_path / "out")
-    assert outcome.scans["scanner"].tolist() == ["Acme One", "Acme", "Acme"]
+    assert outcome.scans["scanner"].tolist() == ["Philips Achieva", "Philips", "Philips"]
     assert outcome.scans["field_strength"].tolist() == [1.5, 3, 3]
     assert "ds/sub-02/anat/sub-02_T1w.json\tnot valid JSON" in outcome.notes
     assert b"Meier" not in outcome.bytes()

@@ -201,6 +201,28 @@ def test_closed_folders_and_files_are_counted_without_their_names() -> None:
         assert b"JONES" not in everything_written(outcome)
 
 
+def test_a_drawing_on_an_image_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "an example of a key, 0123456789abcdef")
+    for number in (0, 1):
+        person = {"PatientID": f"P{number}"}
+        for file in write_series(tmp_path / f"data/{number}", MPRAGE, person=person, seed=number):
+            content = pydicom.dcmread(file)
+            if number:  # an overlay plane, of which dcm2niix makes a volume of its own
+                shape = {0x10: content.Rows, 0x11: content.Columns, 0x100: 1, 0x102: 0}
+                for element, value in shape.items():
+                    content.add_new((0x6000, element), "US", value)
+                content.add_new((0x6000, 0x40), "CS", "G")
+                content.add_new((0x6000, 0x50), "SS", [1, 1])
+                content.add_new((0x6000, 0x3000), "OW", bytes(150) + b"\xff" * 50)
+            content.save_as(file)
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    images = [nib.load(outcome.folder / path) for path in outcome.scans["path"]]
+    seen = [np.asarray(nib.as_closest_canonical(image).dataobj) for image in images]
+    assert any(np.array_equal(voxels, head(1)[::-1]) for voxels in seen)
+
+
 def test_placeholders_of_ages_are_na_with_a_note(tmp_path: Path) -> None:
     for number, tags in enumerate(
         [

@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 
 from neurofoundry.errors import NeurofoundryError
 from neurofoundry.ingest.pseudonyms import KEY
-from tests.support.building import run
+from tests.support.building import bids, run
 from tests.support.dicom_files import LOCALIZER, MPRAGE, T2, write_series
 
 NUMBER = 47114711
@@ -160,6 +160,37 @@ def test_a_folder_without_a_dataset_is_described_without_names_that_may_be_of_pa
     assert "1 folders and 1 files (other)" in str(refused.value)
     for name in ("GEHEIM", "19470711", "ller"):
         assert name not in str(refused.value)
+
+
+@pytest.mark.parametrize("beside", ["nothing", "BIDS", "a folder that is empty"])
+def test_a_folder_of_dicom_that_is_called_as_bids_calls_one_is_named_nowhere(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    beside: str,
+    capfd: pytest.CaptureFixture[str],
+    logged: io.StringIO,
+) -> None:
+    monkeypatch.setenv(KEY, "an example of a key, 0123456789abcdef")
+    data = tmp_path / "data"
+    for number, name in enumerate(("sub-GEHEIMQ", "sub-MeierQ^Hans")):
+        person = {"PatientID": f"P{number}"}
+        write_series(data / "cd" / name / "1", MPRAGE, person=person, seed=number)
+    if beside == "BIDS":
+        bids(data / "cd", 2)
+    elif beside != "nothing":
+        (data / "cd/sub-01").mkdir()
+        bids(data / "other", 2)
+    outcome = run(data, tmp_path / "out")
+    assert set(outcome.scans["source"]) == ({"dicom"} if beside == "nothing" else {"bids"})
+    if beside != "nothing":
+        assert outcome.excluded["cd"].startswith("not NIfTI: 2 folders sub-* hold DICOM alone")
+        for folder in list((data / "cd").glob("sub-*Q*")):  # the remedy
+            folder.rename(data / folder.name.replace("sub", "own"))
+        again = run(data, tmp_path / "again")
+        assert set(again.scans["source"]) == {"dicom", "bids"}
+    printed = capfd.readouterr()
+    said = printed.out + printed.err + logged.getvalue() + outcome.bytes().decode()
+    assert not [name for name in ("GEHEIMQ", "MeierQ") if name in said]
 
 
 def test_known_terms_of_scanners_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""What lies below a folder of raw data, and whether it is DICOM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from neurofoundry.ingest.dicom_header import looks_like_dicom
+
+_IGNORED = ("derivatives", "derivative", "sourcedata", "code")
+"""Folders of a BIDS dataset that hold no raw scans, in any case."""
+
+
+def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path]:
+    """Yield all visible files below ``folder``, in a fixed order.
+
+    Folders in ``skip``, those of other datasets, are left out; folders that cannot be opened are
+    added to ``closed``.
+    """
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: closed.append(Path(error.filename))
+    ):
+        folders[:] = sorted(
+            name for name in folders if not is_ignored(name) and Path(parent, name) not in skip
+        )
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(parent, name)
+
+
+def is_dicom(file: Path) -> bool:
+    """Return whether a file begins as DICOM does."""
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb") as stream:
+            return looks_like_dicom(stream.read(132))
+    except OSError:
+        return False
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Return whether there are DICOM files below a folder, and no NIfTI file."""
+    found = False
+    for file in files(folder, skip=set(), closed=[]):
+        if file.name.lower().endswith((".nii", ".nii.gz")):
+            return False
+        found = found or is_dicom(file)
+    return found
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name holds no raw scans."""
+    return name.startswith(".") or name.casefold() in _IGNORED
