@@ -107,7 +107,7 @@ class Placed:
 
 def geometry(file: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Return shape and affine of a NIfTI image, its axes nearest to RAS+."""
-    stored: Any = nib.load(file)
+    stored: Any = nib.load(file, mmap=False)  # a mapped file may be cut short: SIGBUS
     shape = stored.shape[:3]
     orientation = nib.io_orientation(stored.affine)
     turned = tuple(np.array(shape)[np.argsort(orientation[:, 0])].tolist())
@@ -116,7 +116,7 @@ def geometry(file: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 def read_placed(file: Path) -> Placed:
     """Read a NIfTI image that `inspect_image` of ingest has found sound."""
-    stored: Any = nib.load(file)
+    stored: Any = nib.load(file, mmap=False)  # a mapped file may be cut short: SIGBUS
     shape = stored.shape[:3]
     orientation = nib.io_orientation(stored.affine)
     voxels = np.asanyarray(stored.dataobj).reshape(shape)
@@ -137,14 +137,16 @@ def write_classes(path: Path, classes: NDArray[np.uint8], affine: NDArray[np.flo
 
 
 def open_classes(path: Path, grid: Grid) -> NDArray[np.uint8]:
-    """Memory-map what `write_classes` wrote, axes (z, y, x) as the networks take them.
+    """Read what `write_classes` wrote, axes (z, y, x) as the networks take them.
 
     Raises DataError when the file is not a whole image on ``grid``.
     """
     try:
         image: Any = nib.Nifti1Image.from_filename(path)
         found, offset = (image.shape, image.get_data_dtype()), image.dataobj.offset
-        return np.memmap(path, np.uint8, "r", offset=offset, shape=_on(grid, *found))
+        shape = _on(grid, *found)
+        classes = np.fromfile(path, np.uint8, int(np.prod(shape)), offset=offset)
+        return classes.reshape(shape)  # a ValueError where it is cut short
     except DAMAGED as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
 
