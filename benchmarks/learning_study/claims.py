@@ -5,7 +5,7 @@ The comparisons are those of docs/decisions/claims-of-the-learning-study.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ from neurofoundry.stats.metrics import METRICS, Values
 from neurofoundry.tasks import Task
 
 SPLITS = {"test": "familiar", "ood": "new"}
+SITES = ("Familiar sites", "New site")
+ENDS = ("", "_low", "_high")
 LINEAR = ("morphometry", "true volumes", "same for all")
 NOT_WORSE = 0.02
 """AUC that 'at least as good' allows for."""
@@ -180,10 +182,10 @@ def compare(study: Study, pair: Pair) -> Estimate | None:
     return comparisons.difference(first.sample, second.sample, metric, first.persons)
 
 
-def claims(study: Study, arm: str) -> pd.DataFrame:
-    """A row a comparison, with Holm's p-values within each claim."""
+def claims(study: Study, *arms: str) -> pd.DataFrame:
+    """A row a comparison, with Holm's p-values within each claim, over all ``arms`` together."""
     rows: list[dict[str, Any]] = []
-    for pair in pairs(study, arm):
+    for pair in (pair for arm in arms for pair in pairs(study, arm)):
         found = compare(study, pair)
         if found and found.value is not None:
             row = {"claim": pair.claim, "task": pair.task, "sites": SPLITS[pair.split]}
@@ -258,10 +260,78 @@ def report(
         "arms": arms_table(study, arms),
         "claims": claims(study, arm),
         "features": features_table(study, arms),
+        "every_arm": claims(study, *(each for each in arms if each.startswith("simclr"))),
     }
-    text = [f"SimCLR is spoken for by {arm} (validation)."]
-    for name, table in tables.items():
-        shown = table.drop(columns=[c for c in table if str(c).endswith("_seeds")])
-        text.append(f"\n{name}\n{shown.round(3).to_csv(sep='|', index=False)}")
+    text = [f"SimCLR is spoken for by `{arm}`, which validation chose.", ""]
+    text += [*claims_in_markdown(study, tables["claims"]), "", *arms_in_markdown(tables["arms"])]
+    text += [
+        "",
+        *features_in_markdown(tables["features"]),
+        "",
+        "Every SimCLR arm, Holm over all:",
+        "",
+    ]
+    text += claims_in_markdown(study, tables["every_arm"])
     values = {name: table.to_dict("records") for name, table in tables.items()}
     return "\n".join(text), {"speaks_for_simclr": arm, **values}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+def numbers(value: float, low: float, high: float, *, digits: int) -> str:
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def claims_in_markdown(study: Study, table: pd.DataFrame) -> list[str]:
+    """A row for each claim, task and rival; both kinds of sites beside each other."""
+    rows = []
+    keys = ["claim", "task", "ours", "labels", "theirs", "their_labels"]
+    for key, of_sites in table.groupby(keys, sort=False):
+        claim, task, ours, labels, theirs, their_labels = key
+        digits = 3 if study.tasks[str(task)].classes else 2
+        row = [claim, task, f"{ours}, {labels}", f"{theirs}, {their_labels}"]
+        for sites in SPLITS.values():
+            for found in of_sites[of_sites["sites"] == sites].to_dict("records"):
+                shown = numbers(found["value"], found["low"], found["high"], digits=digits)
+                p = "" if claim == "c" else f", p {found['p_holm']:.2g}"
+                row.append(f"**{shown}**{p}" if found["shown"] else f"{shown}{p}")
+        rows.append(row)
+    return markdown(["Claim", "Task", "Ours, labels", "Theirs, labels", *SITES], rows)
+
+
+def arms_in_markdown(table: pd.DataFrame) -> list[str]:
+    """A table for each task: a row an arm."""
+    lines: list[str] = []
+    for task, of_task in table.groupby("task", sort=False):
+        counts = sorted(of_task["labels"].unique())
+        rows = []
+        for arm, of_arm in of_task.groupby("arm", sort=False):
+            cells = {int(row["labels"]): row for row in of_arm.to_dict("records")}
+            digits = 1 if task == "age" else 3
+            rows.append(
+                [arm]
+                + [
+                    numbers(*(cells[n][f"{s}{end}"] for end in ENDS), digits=digits)
+                    if n in cells
+                    else ""
+                    for n in counts
+                    for s in SPLITS.values()
+                ]
+            )
+        head = [f"{n} labels, {s}" for n in counts for s in SPLITS.values()]
+        lines += [*markdown([str(task), *head], rows), ""]
+    return lines
+
+
+def features_in_markdown(table: pd.DataFrame) -> list[str]:
+    """Claim e."""
+    rows = [
+        [row["encoder"], row["seed"]]
+        + [numbers(*(row[f"{name}{end}"] for end in ENDS), digits=2) for name in ("icc", "site")]
+        for row in table.to_dict("records")
+    ]
+    return markdown(["Encoder", "Seed", "Median feature ICC(3,1)", "Site read"], rows)
