@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -90,6 +89,14 @@ STAGES = {
 
 RECORDED_AS = {"import": "pretrain"}
 """Commands whose output takes the place of another stage's, and is recorded as that stage's."""
+
+LIBRARIES = (
+    *("dcm2niix", "jinja2", "matplotlib", "monai", "nibabel", "nilearn", "numpy", "pandas"),
+    *("pandera", "pydantic", "pydicom", "ruamel.yaml", "safetensors", "scikit-learn", "scipy"),
+    *("SimpleITK", "threadpoolctl", "torch"),
+)
+"""What of pyproject.toml can decide an output. The metadata of an installation say what it needs,
+too, but those of an editable one are of the day it was made, and outputs would differ by them."""
 
 UNTRACKED = Experiment(TrackingParams(mode="disabled"))
 
@@ -457,13 +464,8 @@ class _Job:
 
 @cache
 def _libraries() -> dict[str, str]:
-    """Return the versions of Python and of what this package needs, as on a CPU and a GPU alike."""
-    names = [
-        re.split(r"[^A-Za-z0-9_.-]", each)[0]
-        for each in metadata.requires("neurofoundry") or ()
-        if "extra ==" not in each
-    ]
-    versions = {name: metadata.version(name).partition("+")[0] for name in sorted(names)}
+    """Return the versions of Python and of ``LIBRARIES``, as on a CPU and a GPU alike."""
+    versions = {name: metadata.version(name).partition("+")[0] for name in LIBRARIES}
     return {"python": platform.python_version(), **versions}
 
 

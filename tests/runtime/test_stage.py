@@ -3,15 +3,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage
@@ -20,6 +23,8 @@ from neurofoundry.runtime.experiment import Answer
 from neurofoundry.runtime.files import hash_file, hash_json
 from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.runtime.tracking import Tracker
+
+ROOT = Path(__file__).parents[2]
 
 
 def publish(
@@ -354,3 +359,12 @@ def test_an_output_is_the_same_bytes_whenever_it_is_made(
     assert (noted["image"], noted["git_commit"]) == ("other@sha256:1", "f" * 40)
     assert noted["key"] == json.loads(first)["key"]
     assert noted["started"] <= noted["ended"]
+
+
+def test_an_output_says_with_which_versions_of_all_that_can_decide_it(tmp_path: Path) -> None:
+    publish(tmp_path / "cohort")
+    versions = json.loads((tmp_path / "cohort/stage.json").read_text())["libraries"]
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w.-]", each)[0] for each in project["dependencies"]}
+    assert versions.keys() == needed - {"rich", "typer", "wandb"} | {"python"}
