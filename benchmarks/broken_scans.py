@@ -40,11 +40,12 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.preprocess import template
 from neurofoundry.preprocess.brain import find_brain
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix
-from neurofoundry.preprocess.scan import TRANSFORM, Job, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.surface import fill
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import read_affine
@@ -311,7 +312,7 @@ def process(image: Image, work: Path, params: PreprocessParams = PARAMS) -> Outc
     result = made[0]
     if result.reason:
         return Outcome(result.reason)
-    to_scan = read_affine(work / TRANSFORM.format("copy"))
+    to_scan = read_affine(work / Layout.of(params).transform.format("copy"))
     return Outcome(judge(result.measures, params.quality) or "", to_scan, result.measures)
 
 

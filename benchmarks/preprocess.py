@@ -55,6 +55,7 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, head
 from neurofoundry.preprocess import intensity, registration, template
 from neurofoundry.preprocess.brain import find_brain
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, Matrix, coarsen, resample
@@ -233,7 +234,7 @@ def mask(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         assert scan.brain is not None
         to_scan = _ours(scan.path, params, prepared, work).to_scan
         assert to_scan is not None
-        volume: Any = nib.load(work / "ours.nii")
+        volume: Any = nib.load(work / Layout.of(params).volume.format("ours"))
         inside = volume.dataobj.get_unscaled() != 0
         image: Any = nib.as_closest_canonical(nib.load(scan.brain))
         filled = ndimage.binary_fill_holes(np.asarray(image.dataobj) > 0)
@@ -360,11 +361,12 @@ def _ours(
         assert result.volume_sha256, result.reason
 
     seconds = _cpu(process)
-    affine = work / "ours_to-mni.txt"
-    volume: Any = nib.load(work / "ours.nii")
+    layout = Layout.of(params)
+    affine = work / layout.transform.format("ours")
+    volume: Any = nib.load(work / layout.volume.format("ours"))
     image = Image(np.asarray(volume.dataobj, np.float32), volume.affine)
     if params.registration == "syn":
-        warp = str(work / "ours_warp.nii.gz")
+        warp = str(work / layout.warps[0].format("ours"))
         return Registered(seconds, None, image, [warp, str(affine)], warp)
     return Registered(seconds, read_affine(affine), image, [str(affine)], None)
 

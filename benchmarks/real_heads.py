@@ -44,10 +44,11 @@ from scipy.spatial.transform import Rotation
 
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.preprocess import template
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.resample import Array, Image, Matrix, look_up, resample
-from neurofoundry.preprocess.scan import TRANSFORM, VOLUME, Job, preprocess_scans
+from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
 from neurofoundry.runtime.files import hash_file
 
@@ -172,8 +173,9 @@ def ours(head: Head, params: PreprocessParams, prepared: template.Template) -> d
         row["reason"] = result.reason or judge(result.measures, params.quality) or ""
         if result.reason:
             return row
-        to_scan = read_affine(work / TRANSFORM.format("scan"))
-        volume: Any = nib.load(work / VOLUME.format("scan"))
+        layout = Layout.of(params)
+        to_scan = read_affine(work / layout.transform.format("scan"))
+        volume: Any = nib.load(work / layout.volume.format("scan"))
         found = volume.dataobj.get_unscaled() != 0
     row |= {n: result.measures[n] for n in result.measures if n.startswith("jacobian")}
     expected = resample(head.brain, volume.affine, found.shape, transform=to_scan).values > 0.5

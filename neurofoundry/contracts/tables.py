@@ -50,8 +50,13 @@ def _check(table: pd.DataFrame, schema: pa.DataFrameSchema, path: Path) -> pd.Da
         return schema.validate(table, lazy=True)
     except pa.errors.SchemaErrors as error:
         first = error.failure_cases.iloc[0]
+        if first["check"] == "column_in_dataframe":
+            raise DataError(
+                f"{path}: the column '{first['failure_case']}' is missing, as where an earlier "
+                "version wrote the table. Run its stage again."
+            ) from error
         raise DataError(
             f"{path}: {len(error.failure_cases)} values break the table's contract; the first: "
-            f"column '{first['column'] or first['failure_case']}', row {first['index']}, "
+            f"column '{first['column']}', row {first['index']}, "
             f"found {first['failure_case']!r}, expected {first['check']}."
         ) from error

@@ -136,12 +136,14 @@ VOLUMES = SCANS.add_columns(
     {
         "usable": pa.Column(bool),
         "reason": pa.Column(str, nullable=True),
+        "volume": pa.Column(str, nullable=True),
         "volume_sha256": pa.Column(str, SHA256, nullable=True),
         "sketch": pa.Column(str, nullable=True, required=False),
     }
 )
-"""volumes/scans.tsv: the cohort and, for every scan, whether its volume is usable and why not.
-Measures of quality follow as further columns."""
+"""volumes/scans.tsv: the cohort and, for every scan, whether its volume is usable and why not, and
+where it lies in the folder: nothing else knows the names of volumes. Measures of quality follow as
+further columns."""
 
 
 def check_described(described: dict[str, Any]) -> dict[str, Any]:
@@ -181,15 +183,24 @@ class VolumesRecord(BaseModel):
         return check_described(described)
 
 
-class VolumeFolder:
-    """A folder of volumes SCAN_ID.nii on one grid."""
+def picture_of(volume: str) -> str:
+    """Return the name of the picture beside a volume."""
+    return volume.removesuffix(".nii") + ".png"
 
-    def __init__(self, folder: Path, grid: Grid) -> None:
-        self.folder, self.grid = folder, grid
+
+class VolumeFolder:
+    """A folder of volumes on one grid, of which the names follow from ``name``."""
+
+    def __init__(self, folder: Path, grid: Grid, name: str = "{}.nii") -> None:
+        self.folder, self.grid, self._name = folder, grid, name
+
+    def path(self, scan_id: str) -> Path:
+        """Return the file of a volume."""
+        return self.folder / self._name.format(scan_id)
 
     def open(self, scan_id: str) -> NDArray[np.int16]:
         """Read a volume as `open_volume` does. Raises DataError."""
-        return open_volume(self.folder / f"{scan_id}.nii", self.grid)
+        return open_volume(self.path(scan_id), self.grid)
 
 
 class Volumes(VolumeFolder):
@@ -210,6 +221,15 @@ class Volumes(VolumeFolder):
     def scans(self) -> pd.DataFrame:
         """scans.tsv (``VOLUMES``): the whole cohort. Raises DataError."""
         return read_table(self.folder / "scans.tsv", VOLUMES)
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        table = self.scans[self.scans["volume"].notna()]
+        return dict(zip(table["scan_id"], table["volume"], strict=True))
+
+    def path(self, scan_id: str) -> Path:
+        """Return the file of a volume, as scans.tsv says it."""
+        return self.folder / self._files[scan_id]
 
     @property
     def usable(self) -> pd.DataFrame:

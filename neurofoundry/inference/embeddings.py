@@ -34,9 +34,10 @@ from neurofoundry.nn.batches import read_batch
 from neurofoundry.params import validate
 from neurofoundry.preprocess.cache import make_key, source_hash
 from neurofoundry.preprocess.intensity import PERCENTILES as LANDMARKS
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import MaskParams, PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import RESULT, Job, output_files
+from neurofoundry.preprocess.scan import Job
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.cells import read_cell
@@ -339,8 +340,9 @@ def _embed_raw(
         for scan in scans
         if scan.file is not None and reasons[key := keys[scan.scan_id]] is None
     }
-    volumes = VolumeFolder(cache.folder, params.grid)
-    batch = _Batch(weights.encoder, volumes, cache, output_files(params.registration))
+    layout = Layout.of(params)
+    volumes = VolumeFolder(cache.folder, params.grid, layout.volume)
+    batch = _Batch(weights.encoder, volumes, cache, layout.files)
     for job, result, _ in preprocess_jobs(
         list(waiting.values()),
         out=cache.folder,
@@ -353,7 +355,7 @@ def _embed_raw(
         reasons[job.key] = reason
         if result.volume_sha256:
             batch.add(job.key, reason)
-        elif (cache.folder / RESULT.format(job.key)).exists():
+        elif (cache.folder / layout.result.format(job.key)).exists():
             cache.keep(job.key, None, reason)
         # Else it is a defect of ours: the next run tries again.
     batch.flush()

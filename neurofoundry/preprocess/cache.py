@@ -11,8 +11,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import RESULT, VOLUME, Job, Result, output_files
+from neurofoundry.preprocess.scan import Job, Result
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import hash_file, link
 from neurofoundry.runtime.progress import Progress
@@ -39,10 +40,10 @@ def make_key(*parts: str) -> str:
 class ScanCache:
     """The files of finished scans in ``folder``, and in the outputs of ``earlier`` runs."""
 
-    def __init__(self, folder: Path, earlier: Sequence[Path], registration: str) -> None:
+    def __init__(self, folder: Path, earlier: Sequence[Path], layout: Layout) -> None:
         self.folder = folder
         self._places = (folder, *earlier)
-        self._files = output_files(registration)
+        self.layout = layout
 
     def finished(self, jobs: Sequence[Job]) -> dict[str, Result]:
         """Return the results of jobs that are done, by ``scan_id``; their files are linked into
@@ -55,38 +56,43 @@ class ScanCache:
                 progress.advance()
         return results
 
-    def remove_others(self, results: Mapping[str, Result], keep: Collection[str]) -> None:
+    def remove_others(
+        self, jobs: Sequence[Job], results: Mapping[str, Result], keep: Collection[str]
+    ) -> None:
         """Remove all files but those of ``results`` and those to ``keep``: scans that left the
         cohort, and what killed runs have left."""
-        kept = set(keep)
-        for scan_id, result in results.items():
-            kept.update(self._names(scan_id, result))
-        for file in self.folder.iterdir():
-            if file.name not in kept:
-                file.unlink()
+        kept = {self.folder / name for name in keep}
+        for job in jobs:
+            kept.update(self.folder / name for name in self._names(job, results[job.scan_id]))
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before it
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in kept:
+                path.unlink()
 
     def _find(self, job: Job) -> Result | None:
         for place in self._places:
-            result = _read(place / RESULT.format(job.scan_id))
+            result = _read(place / self.layout.result.format(job.stem))
             if result is None or result.key != job.key:
                 continue
-            names = self._names(job.scan_id, result)
+            names = self._names(job, result)
             if not all((place / name).exists() for name in names):
                 continue
-            if result.volume_sha256 and result.volume_sha256 != hash_file(
-                place / VOLUME.format(job.scan_id)
-            ):
+            volume = place / self.layout.volume.format(job.stem)
+            if result.volume_sha256 and result.volume_sha256 != hash_file(volume):
                 continue
             if place != self.folder:
+                (self.folder / job.stem).parent.mkdir(parents=True, exist_ok=True)
                 for name in names:
                     link(place / name, self.folder / name)
             return result
         return None
 
-    def _names(self, scan_id: str, result: Result) -> list[str]:
+    def _names(self, job: Job, result: Result) -> list[str]:
         """Return the files that a scan with this result has."""
-        files = self._files if result.volume_sha256 else (RESULT,)
-        return [name.format(scan_id) for name in files]
+        files = self.layout.files if result.volume_sha256 else (self.layout.result,)
+        return [name.format(job.stem) for name in files]
 
 
 def _read(path: Path) -> Result | None:

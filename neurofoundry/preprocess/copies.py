@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.sketches import COPY, SAME_PERSON, detail, pairs, unit_rows
 from neurofoundry.contracts.volumes import Grid, open_volume
-from neurofoundry.preprocess.scan import VOLUME
 
 _MARGIN = 0.1
 """How far sketches may underestimate likely scans of one person: three standard errors."""
@@ -34,7 +33,7 @@ def find_similar(table: pd.DataFrame, folder: Path, grid: Grid) -> pd.DataFrame:
 
     @cache
     def brain(row: int) -> NDArray[np.float32]:
-        return detail(open_volume(folder / VOLUME.format(ids[row]), grid))
+        return detail(open_volume(folder / known["volume"].iloc[row], grid))
 
     alike = pairs(unit_rows(known["sketch"].tolist()), SAME_PERSON - _MARGIN) if ids else []
     measured = [

@@ -34,10 +34,10 @@ from neurofoundry.contracts.labels import (
 )
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, Matrix, look_up, resample
-from neurofoundry.preprocess.scan import TRANSFORM, WARPS
 from neurofoundry.preprocess.transform import read_affine, read_warp
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.log import LOGGER
@@ -53,6 +53,8 @@ class _Job:
 
     task: str
     scan_id: str
+    stem: str
+    """How the names of the scan's files begin (layout.py)."""
     values: str
     label: Path
     sha256: str
@@ -87,7 +89,8 @@ def carry(
     """
     labels = read_labels(cohort, LABELS)
     labels = labels[labels["scan_id"].isin(table["scan_id"])].reset_index(drop=True)
-    jobs = _jobs(labels, table, data=data, cohort=cohort)
+    volume = Layout.of(params).volume.format("")
+    jobs = _jobs(labels, table, volume, data=data, cohort=cohort)
     carried = list(_carry_all(jobs, partial(_carry, folder=folder, params=params), workers))
     labels = labels.assign(
         label_sha256=pd.Series([each.label_sha256 for each in carried], dtype=object),
@@ -125,7 +128,10 @@ def _without(table: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _jobs(labels: pd.DataFrame, table: pd.DataFrame, *, data: Path, cohort: Path) -> list[_Job]:
+def _jobs(
+    labels: pd.DataFrame, table: pd.DataFrame, volume: str, *, data: Path, cohort: Path
+) -> list[_Job]:
+    """Return a job for each label image; ``volume`` is how the names of all volumes end."""
     rows: list[dict[Any, Any]] = table.to_dict("records")
     scans = {row["scan_id"]: row for row in rows}
     ingested = read_table(cohort / "scans.tsv", SCANS).set_index("scan_id")["sha256"]
@@ -141,6 +147,7 @@ def _jobs(labels: pd.DataFrame, table: pd.DataFrame, *, data: Path, cohort: Path
             _Job(
                 task=label["task"],
                 scan_id=label["scan_id"],
+                stem="" if problem else str(scan["volume"]).removesuffix(volume),
                 values=label["values"],
                 label=data / label["path"],
                 sha256=label["sha256"],
@@ -158,7 +165,7 @@ def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
     if not job.label.exists() or hash_file(job.label) != job.sha256:
         changed = "the label image has changed since ingest: run ingest again"
         return _Carried(None, np.nan, np.nan, changed)
-    placement = read_placement(folder, job.scan_id, params)
+    placement = read_placement(folder, job.stem, params)
     classes = classify(read_placed(job.label).voxels, job.values)
     # The label image has the voxels of the scan: what little its own affine differs is rounding.
     _, affine = geometry(job.scan)
@@ -170,12 +177,13 @@ def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
     return _Carried(hash_file(path), grid_ml, voxel_ml, None)
 
 
-def read_placement(folder: Path, scan_id: str, params: PreprocessParams) -> Placement:
-    """Read the transform that preprocess has found for a scan."""
-    to_scan = read_affine(folder / TRANSFORM.format(scan_id))
+def read_placement(folder: Path, stem: str, params: PreprocessParams) -> Placement:
+    """Read the transform that preprocess has found for a scan whose files' names begin so."""
+    layout = Layout.of(params)
+    to_scan = read_affine(folder / layout.transform.format(stem))
     warp = None
-    if params.registration == "syn":
-        forward, inverse = (folder / name.format(scan_id) for name in WARPS)
+    if layout.warps:
+        forward, inverse = (folder / name.format(stem) for name in layout.warps)
         warp = read_warp(forward, inverse)
     return Placement(to_scan, to_scan, warp)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from neurofoundry.contracts.cohort import SCANS
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.preprocess import intensity, template, workers
+from neurofoundry.preprocess.layout import Layout, beginnings
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import output_files, to_jobs
+from neurofoundry.preprocess.scan import to_jobs
 from neurofoundry.preprocess.workers import Worker
 from neurofoundry.runtime.progress import Progress
 
@@ -35,12 +36,25 @@ class Cost:
         """Return the wall time of the cohort on ``workers`` cores that nobody else uses."""
         return self.scans * self.seconds / max(1, min(workers, self.scans)) / 3600
 
+    @property
+    def gigabytes(self) -> float:
+        """The cohort on disk."""
+        return self.scans * self.megabytes / 1000
+
+    def numbers(self, workers: int) -> dict[str, float]:
+        """Return the numbers of `describe`, for programs."""
+        return {
+            **asdict(self),
+            "workers": workers,
+            "hours": self.hours(workers),
+            "gigabytes": self.gigabytes,
+        }
+
     def describe(self, workers: int) -> str:
         """Return the cost in words."""
-        gigabytes = self.scans * self.megabytes / 1000
         return (
             f"{self.scans} scans: {self.hours(workers):.2g} hours on {workers} cores "
-            f"({self.seconds:.3g} s a scan and core), {gigabytes:.3g} GB of disk "
+            f"({self.seconds:.3g} s a scan and core), {self.gigabytes:.3g} GB of disk "
             f"({self.megabytes:.3g} MB a scan). From {self.tried} scans, tried one after another."
         )
 
@@ -55,7 +69,7 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> C
     torch.set_num_threads(1)
     threadpool_limits(1)
     chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
-    jobs = to_jobs(chosen, data=data, cohort=cohort)
+    jobs = to_jobs(chosen, data=data, cohort=cohort, begins=beginnings(scans))
     prepared = template.build(params.registration_spacing, template.find(params, data))
     # For the time that nyul takes, any scale will do.
     worker = Worker(params, prepared, [(each - 50) / 25 for each in intensity.PERCENTILES])
@@ -70,7 +84,7 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> C
                 progress.advance(failed=not result.volume_sha256)
                 if result.volume_sha256:
                     seconds.append(taken)
-                    names = [name.format(job.scan_id) for name in output_files(params.registration)]
+                    names = [name.format(job.stem) for name in Layout.of(params).files]
                     sizes.append(sum((Path(folder) / n).stat().st_size for n in names) / 1e6)
     if not seconds:
         raise DataError(

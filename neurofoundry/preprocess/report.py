@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image as Pillow
 
+from neurofoundry.contracts.volumes import picture_of
 from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.preprocess.scan import PICTURE
 from neurofoundry.preprocess.verdict import Narrow, Overrides
 from neurofoundry.runtime import templates
 
@@ -131,8 +131,8 @@ def _card(
     *,
     embed: bool,
 ) -> dict[str, Any]:
-    name = PICTURE.format(scan["scan_id"])
-    drawn = pd.notna(scan["mask_ml"]) and (folder / name).exists()
+    name = picture_of(scan["volume"]) if pd.notna(scan["volume"]) else ""
+    drawn = bool(name) and (folder / name).exists()
     picture = _embed(folder / name) if drawn and embed else name
     decision, why = overrides.get(scan["scan_id"], ("", ""))
     return {

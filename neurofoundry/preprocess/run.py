@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 
 from neurofoundry.contracts.cohort import SCANS, read_alternates
-from neurofoundry.contracts.labels import TABLE as LABEL_TABLE
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, write_record
+from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, picture_of, write_record
 from neurofoundry.errors import DataError
 from neurofoundry.preprocess import copies, label_images, nyul, report
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.cache import ScanCache, make_key, scan_settings
+from neurofoundry.preprocess.layout import Layout, beginnings, write_description
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.preprocess.scan import PICTURE, Result, to_jobs
+from neurofoundry.preprocess.scan import Job, Result, to_jobs
 from neurofoundry.preprocess.verdict import (
     Narrow,
     decide,
@@ -34,7 +34,8 @@ from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
 
 SIMILAR = "similar.tsv"
-TABLES = ("scans.tsv", LABEL_TABLE, SIMILAR, "grid.json", "qc.html", nyul.LANDMARKS)
+KEPT = (nyul.LANDMARKS, ".key")
+"""Files that are there before the scans are: the scale, and what tells whose the folder is."""
 FEWEST_SCANS = 2
 EXAMPLES = 6
 """Pictures that the tracker gets."""
@@ -66,9 +67,15 @@ def preprocess(
 
     scans = whole_cohort.iloc[work.shard.items]
     alternates = read_alternates(cohort)
-    keys = _keys(scans, alternates, settings, str(standard), params)
-    jobs = to_jobs(scans, keys=keys, data=data, cohort=cohort, alternates=alternates)
-    cache = ScanCache(work.dir, work.earlier, params.registration)
+    jobs = to_jobs(
+        scans,
+        data=data,
+        cohort=cohort,
+        begins=beginnings(whole_cohort),
+        keys=_keys(scans, alternates, settings, str(standard), params),
+        alternates=alternates,
+    )
+    cache = ScanCache(work.dir, work.earlier, Layout.of(params))
     reused = cache.finished(jobs)
     results, seconds = dict(reused), {}
     for job, result, taken in preprocess_jobs(
@@ -81,10 +88,11 @@ def preprocess(
         before=list(reused.values()),
     ):
         results[job.scan_id], seconds[job.scan_id] = result, taken
-    cache.remove_others(results, TABLES)
+    cache.remove_others(jobs, results, KEPT)
 
     with announced("scans.tsv and qc.html"):
-        table = decide(_join(scans, results, alternates), params, overrides, whole=work.shard.whole)
+        table = _join(scans, results, alternates, _volumes(jobs, results, cache.layout))
+        table = decide(table, params, overrides, whole=work.shard.whole)
         if work.shard.whole:
             table = _without_copies(table, work.dir, params)
         table = label_images.carry(
@@ -92,6 +100,18 @@ def preprocess(
         )
         narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard))
+        write_description(
+            work.dir,
+            params,
+            template=fingerprint,
+            raw=work.data_reference,
+            data_version=work.data_version,
+            without_volume=[
+                cache.layout.result.format(job.stem)
+                for job in jobs
+                if not results[job.scan_id].volume_sha256
+            ],
+        )
         write_table(table, work.dir / "scans.tsv", VOLUMES)
         with atomic(work.dir / "qc.html") as page:
             html = report.render(table, work.dir, params, overrides, narrow)
@@ -129,8 +149,21 @@ def _keys(
     }
 
 
+def _volumes(
+    jobs: Sequence[Job], results: Mapping[str, Result], layout: Layout
+) -> list[str | None]:
+    """Return the file of each volume; None where there is none."""
+    return [
+        layout.volume.format(job.stem) if results[job.scan_id].volume_sha256 else None
+        for job in jobs
+    ]
+
+
 def _join(
-    scans: pd.DataFrame, results: Mapping[str, Result], alternates: pd.DataFrame
+    scans: pd.DataFrame,
+    results: Mapping[str, Result],
+    alternates: pd.DataFrame,
+    volumes: Sequence[str | None],
 ) -> pd.DataFrame:
     """Return the cohort with the results beside it, in the order of the cohort.
 
@@ -152,6 +185,7 @@ def _join(
         path=[path for path, _ in used],
         sha256=[sha256 for _, sha256 in used],
         reason=column([result.reason for result in ordered], object),
+        volume=column(volumes, object),
         volume_sha256=column([result.volume_sha256 for result in ordered], object),
         sketch=column([result.sketch for result in ordered], object),
         **{
@@ -175,11 +209,10 @@ def _record(
 
 def _examples(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Return pictures of some scans, up to a third of them of scans that cannot be used."""
-    pictures = {scan: folder / PICTURE.format(scan) for scan in table["scan_id"]}
-    drawn = table[table["scan_id"].map(lambda scan: pictures[scan].exists()).astype(bool)]
-    failed = drawn["scan_id"][~drawn["usable"]].head(EXAMPLES // 3)
-    shown = drawn["scan_id"][drawn["usable"]].head(EXAMPLES - len(failed))
-    return [pictures[scan] for scan in [*shown, *failed]]
+    drawn = table[table["volume"].notna()]
+    failed = drawn["volume"][~drawn["usable"]].head(EXAMPLES // 3)
+    shown = drawn["volume"][drawn["usable"]].head(EXAMPLES - len(failed))
+    return [folder / picture_of(volume) for volume in [*shown, *failed]]
 
 
 def _warn(table: pd.DataFrame, narrow: Sequence[Narrow], chosen: Mapping[str, str]) -> None:

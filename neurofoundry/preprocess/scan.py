@@ -19,6 +19,7 @@ from neurofoundry.contracts.volumes import Grid, open_volume, write_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, intensity, picture, quality
 from neurofoundry.preprocess.brain import Brain, find_brain
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement, brain_mask, place
@@ -27,19 +28,8 @@ from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.runtime.files import hash_file, write_json
 
-VOLUME, TRANSFORM, PICTURE, RESULT = "{}.nii", "{}_to-mni.txt", "{}.png", "{}.json"
 UNDECIDED = "undecided"
 """Instead of a key, while it is not known which image of a session will be used."""
-WARPS = ("{}_warp.nii.gz", "{}_inverse-warp.nii.gz")
-
-
-def output_files(registration: str) -> tuple[str, ...]:
-    """Return the files of a scan in the order in which they are written.
-
-    The last one holds its `Result`: it is there only when all others are.
-    """
-    warps = WARPS if registration == "syn" else ()
-    return (*warps, VOLUME, TRANSFORM, PICTURE, RESULT)
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,13 @@ class Job:
     """Hash of everything that the scan's files depend on."""
     alternates: tuple[Alternate, ...] = ()
     """Images that stand in where this one fails quality control, the best first."""
+    begins: str = ""
+    """How the names of its files begin (layout.py), if not with ``scan_id``."""
+
+    @property
+    def stem(self) -> str:
+        """How the names of its files begin."""
+        return self.begins or self.scan_id
 
 
 @dataclass(frozen=True)
@@ -107,11 +104,13 @@ def to_jobs(
     *,
     data: Path,
     cohort: Path,
+    begins: Mapping[str, str] | None = None,
     keys: Mapping[str, str] | None = None,
     alternates: pd.DataFrame | None = None,
 ) -> list[Job]:
-    """Return the jobs of rows of the cohort; ``keys`` are by ``scan_id``, or empty.
+    """Return the jobs of rows of the cohort.
 
+    ``begins`` and ``keys`` are by ``scan_id``; without them the jobs are for looking at scans only.
     ``alternates`` are those of the cohort, if they may stand in.
     """
     others: dict[str, list[Mapping[Any, str]]] = {}
@@ -131,6 +130,7 @@ def to_jobs(
                 )
                 for other in others.get(row["scan_id"], ())
             ),
+            begins[row["scan_id"]] if begins else "",
         )
         for row in rows
     ]
@@ -187,7 +187,7 @@ def _with_stand_in(
     # What is made without an image that ingest saw is not kept for good: it may come back.
     if any(change_since_ingest(each) for each in tried):
         return result
-    return _keep(job, replace(result, key=job.key), out)
+    return _keep(job, replace(result, key=job.key), out, Layout.of(params))
 
 
 def _attempt(
@@ -199,9 +199,11 @@ def _attempt(
 ) -> list[Result]:
     results: dict[Job, Result] = {}
     opened: dict[Job, _Opened] = {}
+    layout = Layout.of(params)
     for job in jobs:
-        for name in reversed(output_files("syn")):
-            (out / name.format(job.scan_id)).unlink(missing_ok=True)
+        for name in reversed(layout.files):
+            (out / name.format(job.stem)).unlink(missing_ok=True)
+        (out / job.stem).parent.mkdir(parents=True, exist_ok=True)
         # The key speaks of the image as ingest saw it. What another image gives must not be kept
         # under it: the right one may come back.
         if (change := change_since_ingest(job)) is not None:
@@ -210,7 +212,7 @@ def _attempt(
         try:
             opened[job] = _open(job.path, params)
         except UnusableScanError as unusable:
-            results[job] = _keep(job, Result(job.key, str(unusable)), out)
+            results[job] = _keep(job, Result(job.key, str(unusable)), out, layout)
     placed = place(
         [scan.brain for scan in opened.values()],
         [scan.intensities for scan in opened.values()],
@@ -222,7 +224,7 @@ def _attempt(
             result = _finish(job, scan, brain, placement, out, params, template, standard)
         except UnusableScanError as unusable:
             result = Result(job.key, str(unusable))
-        results[job] = _keep(job, result, out)
+        results[job] = _keep(job, result, out, layout)
     return [results[job] for job in jobs]
 
 
@@ -255,9 +257,9 @@ def brain_histogram(
     return intensity.landmarks(values).tolist(), float(values.mean()), float(values.std())
 
 
-def _keep(job: Job, result: Result, out: Path) -> Result:
+def _keep(job: Job, result: Result, out: Path, layout: Layout) -> Result:
     made = replace(result, sha256=result.sha256 or job.sha256)
-    write_json(out / RESULT.format(job.scan_id), asdict(made))
+    write_json(out / layout.result.format(job.stem), asdict(made))
     return made
 
 
@@ -299,9 +301,10 @@ def _finish(
         template,
         mask_ml=_volume_ml(resampled.points, placement, grid),
     )
-    volume, transform, png = (out / n.format(job.scan_id) for n in (VOLUME, TRANSFORM, PICTURE))
+    files = (out / name.format(job.stem) for name in Layout.of(params).files)
+    *warps, volume, transform, png, _ = files
     if placement.warp is not None:
-        forward, inverse = (out / name.format(job.scan_id) for name in WARPS)
+        forward, inverse = warps
         write_warp(forward, inverse, placement.warp)
     write_volume(volume, _normalize(resampled, scan.brain, params, standard), resampled.mask, grid)
     write_affine(transform, placement.to_scan)

@@ -67,6 +67,6 @@ class Batches:
         for scan_id, volume in zip(own, stored, strict=True):
             if not volume.any():
                 raise DataError(
-                    f"{scan_id}.nii: no voxel of brain. Exclude the scan, or run preprocess again."
+                    f"{scan_id}: no voxel of brain. Exclude the scan, or run preprocess again."
                 )
         return batch, stored

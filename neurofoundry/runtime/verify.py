@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neurofoundry.runtime.progress import Progress
 
 ITEMS = {
     "preprocess": (
-        ("scans.tsv", "{scan_id}.nii", "volume_sha256"),
+        ("scans.tsv", "{volume}", "volume_sha256"),
         ("labels.tsv", "{scan_id}.label-{task}.nii", "label_sha256"),
     )
 }
@@ -38,12 +39,15 @@ def recorded(folder: Path) -> dict[str, str]:
 
 
 def recorded_items(folder: Path) -> dict[str, str]:
-    """Return the files of the items of an output, such as volumes, with their hashes."""
+    """Return the files of the items of an output, such as volumes, with their hashes.
+
+    Tables of earlier versions do not say where all of them lie; their items are not known.
+    """
     items: dict[str, str] = {}
     for table, name, column in ITEMS.get(str(_record(folder).get("stage")), ()):
         if not (folder / table).is_file():
             continue
-        with (folder / table).open(encoding="utf-8", newline="") as file:
+        with (folder / table).open(encoding="utf-8", newline="") as file, suppress(KeyError):
             rows = csv.DictReader(file, delimiter="\t")
             items |= {
                 read_cell(name.format(**row)): row[column]

@@ -2,7 +2,7 @@
 
 from neurofoundry import load_encoder
 encoder = load_encoder("encoder/simclr")
-features = encoder("volumes/sub-01_ses-1.nii")
+features = encoder("volumes/sub-01/ses-1/anat/…_T1w.nii")
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tests.support.scans import scans
 
 def test_a_table_reads_back_as_written(tmp_path: Path) -> None:
     table = scans(age=[60.5, np.nan], usable=[True, False], reason=[None, "no brain"])
-    table["volume_sha256"] = ["0" * 64, None]
+    table["volume"], table["volume_sha256"] = ["a.nii", None], ["0" * 64, None]
     write_table(table, tmp_path / "scans.tsv", VOLUMES)
     assert "n/a" in (tmp_path / "scans.tsv").read_text()
     assert "\ttrue\t" in (tmp_path / "scans.tsv").read_text()
@@ -42,7 +42,7 @@ def test_values_are_written_as_they_were_given(tmp_path: Path) -> None:
 
 
 def test_truth_values_in_a_column_of_objects_read_back(tmp_path: Path) -> None:
-    table = scans(usable=[True, False]).assign(reason=None, volume_sha256=None)
+    table = scans(usable=[True, False]).assign(reason=None, volume=None, volume_sha256=None)
     table["usable"] = table["usable"].astype(object)
     write_table(table, tmp_path / "scans.tsv", VOLUMES)
     assert read_table(tmp_path / "scans.tsv", VOLUMES)["usable"].tolist() == [True, False]

@@ -156,6 +156,7 @@ def test_a_volume_that_another_program_has_written_is_refused(tmp_path: Path, ch
 
 def test_only_usable_rows_have_volumes_to_use(tmp_path: Path) -> None:
     table = scans(usable=[True, False], reason=[None, "no brain"], volume_sha256=["0" * 64, None])
+    table["volume"] = ["one.nii", None]
     write_table(table, tmp_path / "scans.tsv", VOLUMES)
     write_record(tmp_path, VolumesRecord(grid=GRID.describe(), params={}))
     volumes = Volumes(tmp_path)

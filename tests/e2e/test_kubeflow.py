@@ -578,7 +578,7 @@ def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
 
     def started(stage: str) -> bool:
         """Whether the stage has work that a kill would cost."""
-        pattern = {"preprocess": ".*.partial/*.nii", "pretrain": ".*.partial/views.png"}[stage]
+        pattern = {"preprocess": ".*.partial/**/*.nii", "pretrain": ".*.partial/views.png"}[stage]
         return any((store / stage).glob(pattern))
 
     def kill() -> None:

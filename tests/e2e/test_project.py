@@ -36,7 +36,7 @@ def test_the_outputs_are_those_listed(project: Path) -> None:
         for path in (project / folder).rglob("*"):
             if path.is_file():
                 name = path.relative_to(project).as_posix()
-                name = re.sub(r"[\w-]+_sub-\d+_ses-\d", "SCAN", name)
+                name = re.sub(r"sub-\w+/ses-\d+/anat/sub-[^_]+_ses-[^_]+", "SCAN", name)
                 name = re.sub(r"^encoder/\w+/", "encoder/METHOD/", name)
                 name = re.sub(r"models/\w+/([\w-]+)/1\.0/0/", r"models/TASK/\1/1.0/0/", name)
                 found.add(re.sub(r"checkpoint/.*", "checkpoint/", name))

@@ -238,8 +238,9 @@ def _write_cohort(folders: Folders, scans: pd.DataFrame, pictures: int) -> None:
         reason=np.where(fails, "overlap with the template: 0.61, expected at least 0.8", None),
     )
     _write_volumes(volumes, table)
-    hashes = [hash_file(volumes / f"{scan_id}.nii") for scan_id in scans["scan_id"]]
-    write_table(table.assign(volume_sha256=hashes), volumes / "scans.tsv", VOLUMES)
+    names = [f"{scan_id}.nii" for scan_id in scans["scan_id"]]
+    hashes = [hash_file(volumes / name) for name in names]
+    write_table(table.assign(volume=names, volume_sha256=hashes), volumes / "scans.tsv", VOLUMES)
     random = np.random.default_rng(2)
     y, x = np.mgrid[-1:1:100j, -1:1:128j]
     for scan_id in [*scans["scan_id"][:pictures], *scans["scan_id"][fails][:2]]:

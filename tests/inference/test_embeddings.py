@@ -17,6 +17,7 @@ from neurofoundry.inference import embeddings
 from neurofoundry.inference.embeddings import embed
 from neurofoundry.ingest.pseudonyms import KEY
 from neurofoundry.preprocess import template
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import QualityParams
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.runtime.files import hash_file, write_json
@@ -53,7 +54,7 @@ class TestRawScans:
                 params=RECIPE,
                 template=template.build(RECIPE.registration_spacing),
             )
-            expected = encoder(tmp_path / "x.nii")[0].numpy()
+            expected = encoder(tmp_path / Layout.of(RECIPE).volume.format("x"))[0].numpy()
             np.testing.assert_allclose(features(table.loc[[name]])[0], expected, rtol=1e-4)
             assert table.loc[name, "usable"]
             assert table.loc[name, "sha256"] == hash_file(raw / name)

@@ -25,7 +25,7 @@ from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.workers import Worker
 from neurofoundry.runtime.files import hash_file
-from tests.support.preprocessing import PARAMS, image_of
+from tests.support.preprocessing import LAYOUT, PARAMS, image_of
 
 CPU = torch.device("cpu")
 FEW = ((8.0, 6), (4.0, 2))
@@ -160,7 +160,7 @@ def test_a_scan_that_is_unusable_or_odd_costs_the_others_of_its_batch_nothing(
     assert results[3].reason == (
         "defect of preprocess: ZeroDivisionError. The log says where; please report it"
     )
-    assert not (tmp_path / "odd.json").exists()
+    assert not (tmp_path / LAYOUT.result.format("odd")).exists()
 
 
 def test_the_files_of_a_batch_are_those_of_each_scan_alone(
@@ -179,7 +179,7 @@ def test_the_files_of_a_batch_are_those_of_each_scan_alone(
         ]
         measures[name] = [result.measures for result in results]
         volumes[name] = [
-            open_volume(tmp_path / name / f"{job.scan_id}.nii", PARAMS.grid).astype(float) * SLOPE
+            open_volume(tmp_path / name / LAYOUT.volume.format(job.scan_id), PARAMS.grid) * SLOPE
             for job in jobs
         ]
     for one, other in zip(volumes["together"], volumes["alone"], strict=True):

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.preprocess.cache import ScanCache, make_key
-from neurofoundry.preprocess.scan import Job, Result, output_files
+from neurofoundry.preprocess.scan import Job, Result
 from neurofoundry.runtime.files import hash_file, write_json
+from tests.support.preprocessing import LAYOUT, PICTURE, RESULT, TRANSFORM, VOLUME
 
 
 def write_scan(folder: Path, scan_id: str, key: str, *, volume: bool = True) -> None:
     folder.mkdir(exist_ok=True)
-    for name in output_files("rigid")[:-1] if volume else ():
+    for name in LAYOUT.files[:-1] if volume else ():
         (folder / name.format(scan_id)).write_text(f"{name} of {key}")
-    sha256 = hash_file(folder / f"{scan_id}.nii") if volume else None
+    sha256 = hash_file(folder / LAYOUT.volume.format(scan_id)) if volume else None
     result = Result(key, None if volume else "no head", volume_sha256=sha256)
-    write_json(folder / f"{scan_id}.json", asdict(result))
+    write_json(folder / LAYOUT.result.format(scan_id), asdict(result))
 
 
 def jobs(**keys: str) -> list[Job]:
@@ -26,7 +27,7 @@ def jobs(**keys: str) -> list[Job]:
 @pytest.fixture
 def cache(tmp_path: Path) -> ScanCache:
     (tmp_path / "work").mkdir()
-    return ScanCache(tmp_path / "work", (tmp_path / "first", tmp_path / "second"), "rigid")
+    return ScanCache(tmp_path / "work", (tmp_path / "first", tmp_path / "second"), LAYOUT)
 
 
 def test_a_scan_is_found_by_its_key_wherever_it_was_made(cache: ScanCache, tmp_path: Path) -> None:
@@ -37,12 +38,13 @@ def test_a_scan_is_found_by_its_key_wherever_it_was_made(cache: ScanCache, tmp_p
     write_scan(tmp_path / "second", "d", "old")
     results = cache.finished(jobs(a="1", b="2", c="3", d="4", e="5"))
     assert {scan_id: result.key for scan_id, result in results.items()} == dict(a="1", b="2", c="3")
-    assert (tmp_path / "work" / "b.nii").read_text() == "{}.nii of 2"
-    assert (tmp_path / "work" / "c.json").exists()
-    assert not (tmp_path / "work" / "d.json").exists()
+    work = tmp_path / "work"
+    assert (work / LAYOUT.volume.format("b")).read_text() == f"{LAYOUT.volume} of 2"
+    assert (work / LAYOUT.result.format("c")).exists()
+    assert not (work / LAYOUT.result.format("d")).exists()
 
 
-@pytest.mark.parametrize("lost", ["a.nii", "a_to-mni.txt", "a.png"])
+@pytest.mark.parametrize("lost", [VOLUME, TRANSFORM, PICTURE])
 def test_a_scan_that_has_lost_a_file_is_not_done(
     cache: ScanCache, tmp_path: Path, lost: str
 ) -> None:
@@ -53,14 +55,14 @@ def test_a_scan_that_has_lost_a_file_is_not_done(
 
 def test_a_scan_whose_volume_has_changed_is_not_done(cache: ScanCache, tmp_path: Path) -> None:
     write_scan(tmp_path / "first", "a", "1")
-    (tmp_path / "first" / "a.nii").write_text("{}.nii of 2")
+    (tmp_path / "first" / VOLUME).write_text(f"{LAYOUT.volume} of 2")
     assert cache.finished(jobs(a="1")) == {}
 
 
 @pytest.mark.parametrize("content", ["", "{", '"text"', '{"key": "1", "unknown": 2}'])
 def test_a_damaged_result_is_not_done(cache: ScanCache, tmp_path: Path, content: str) -> None:
     write_scan(tmp_path / "first", "a", "1")
-    (tmp_path / "first" / "a.json").write_text(content)
+    (tmp_path / "first" / RESULT).write_text(content)
     assert cache.finished(jobs(a="1")) == {}
 
 
@@ -70,11 +72,14 @@ def test_only_files_of_results_and_what_is_to_stay_are_left(
     work = tmp_path / "work"
     write_scan(work, "a", "1")
     write_scan(work, "b", "2", volume=False)
-    for name in ("b.nii", "gone.json", ".a.tmp.nii", "scans.tsv"):
+    (work / "sub-gone/anat").mkdir(parents=True)
+    b, gone = LAYOUT.volume.format("b"), "sub-gone/anat/sub-gone_T1w.nii"
+    for name in (b, gone, "gone.json", ".a.tmp.nii", "scans.tsv"):
         (work / name).touch()
-    cache.remove_others(cache.finished(jobs(a="1", b="2")), {"scans.tsv"})
-    left = {path.name for path in work.iterdir()}
-    assert left == {"a.nii", "a_to-mni.txt", "a.png", "a.json", "b.json", "scans.tsv"}
+    scans = jobs(a="1", b="2")
+    cache.remove_others(scans, cache.finished(scans), {"scans.tsv"})
+    left = {path.name for path in work.rglob("*")}
+    assert left == {VOLUME, TRANSFORM, PICTURE, RESULT, LAYOUT.result.format("b"), "scans.tsv"}
 
 
 def test_a_key_tells_where_one_part_ends() -> None:

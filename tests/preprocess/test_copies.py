@@ -22,8 +22,8 @@ def cohort(folder: Path, scans: dict[str, tuple[str, Any]]) -> pd.DataFrame:
         path = folder / f"{scan_id}.nii"
         write_volume(path, voxels.T * SLOPE, voxels.T != 0, GRID)
         drawn = sketch(open_volume(path, GRID))
-        rows.append((scan_id, person, True, None, None, drawn))
-    columns = ["scan_id", "person", "usable", "qc_decision", "reason", "sketch"]
+        rows.append((scan_id, person, True, None, None, path.name, drawn))
+    columns = ["scan_id", "person", "usable", "qc_decision", "reason", "volume", "sketch"]
     return pd.DataFrame(rows, columns=columns).astype({"qc_decision": object, "reason": object})
 
 

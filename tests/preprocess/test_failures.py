@@ -24,7 +24,7 @@ from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.workers import Worker
 from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION
-from tests.support.preprocessing import PARAMS, WriteCohort
+from tests.support.preprocessing import LAYOUT, PARAMS, WriteCohort
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
@@ -127,7 +127,9 @@ def test_a_large_scan_that_has_its_worker_killed_costs_the_others_nothing(
     first, second = (result.reason or "" for _, result, _ in done)
     assert first.startswith("too large: there is not enough memory for its voxels. Downsample it")
     assert "ended with 3" in second
-    assert not (tmp_path / "out" / f"{jobs[0].scan_id}.json").exists()  # the next run tries again
+    assert not (
+        tmp_path / "out" / LAYOUT.result.format(jobs[0].scan_id)
+    ).exists()  # the next run tries again
     killer.with_name("kill.sh.done").write_text("")
     monkeypatch.setattr(workers, "LARGE", 2**26)
     with pytest.raises(UsageError, match=r"A worker process was killed.*fewer --workers"):

@@ -22,6 +22,7 @@ def page_of(count: int, folder: Path) -> tuple[str, list[dict[str, object]]]:
         site=[f"site{number % 3}" for number in range(count)],
         usable=True,
         reason=None,
+        volume=[f"s{number:04d}.nii" for number in range(count)],
     )
     table["template_correlation"] = 0.6 + 0.3 * rng.random(count)
     table["usable"] = table.index != 2
@@ -67,7 +68,7 @@ def test_the_page_names_narrow_bounds_with_their_site_and_what_could_not_be_meas
     tmp_path: Path,
 ) -> None:
     table = pd.DataFrame([GOOD_MEASURES | dict.fromkeys(BY_SYN, np.nan)] * 6).assign(
-        scan_id=list("abcdef"), site="<old scanner>", reason=None
+        scan_id=list("abcdef"), volume=None, site="<old scanner>", reason=None
     )
     table.loc[:3, "cnr"] = [1.2, 1.3, 1.4, 1.45]
     table.loc[4:, "ghosting"] = np.nan

@@ -32,7 +32,7 @@ from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import SCHEMA_VERSION, Shard, Workspace
 from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.runtime.tracking import Tracker
-from tests.support.preprocessing import PARAMS, WriteCohort
+from tests.support.preprocessing import LAYOUT, PARAMS, WriteCohort
 
 ROOT = Path(__file__).resolve().parents[2]
 Preprocess = Callable[..., Workspace]
@@ -65,11 +65,20 @@ def tracker() -> Tracker:
 
 def content(folder: Path) -> dict[str, bytes]:
     """Files and bytes of an output."""
-    return {f.name: f.read_bytes() for f in folder.iterdir()}
+    return {f.name: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def inodes(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_ino for file in folder.glob("head*")}
+    return {file.name: file.stat().st_ino for file in folder.glob("sub-*/ses-1/anat/*")}
+
+
+def begins(scan_id: str) -> str:
+    return f"sub-heads{scan_id}_ses-1"
+
+
+def path_of(name: str, scan_id: str) -> Path:
+    """Where a file of a scan lies."""
+    return Path(f"sub-heads{scan_id}/ses-1/anat", name.format(begins(scan_id)))
 
 
 def test_a_second_run_stands_in_once_and_is_named_in_the_table(
@@ -128,8 +137,8 @@ def test_every_scan_has_its_files_and_its_row_and_bad_ones_a_reason(
     assert Volumes(work.dir).grid == PARAMS.grid
     assert Volumes(work.dir).normalization == "zscore"
     for name in ("head0", "head1"):
-        for ending in (".nii", "_to-mni.txt", ".png", ".json"):
-            assert (work.dir / f"{name}{ending}").stat().st_size > 0
+        for file in LAYOUT.files:
+            assert (work.dir / path_of(file, name)).stat().st_size > 0
     page = (work.dir / "qc.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 2
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -157,7 +166,7 @@ def test_a_log_is_told_how_far_the_run_is_and_how_many_scans_failed(
     assert lines[0] == "preprocess: 0/3 scans"
     assert re.fullmatch(r"preprocess: 3/3 scans, [\d.]+/(s|min), 1 failed", lines[-1])
     caplog.clear()
-    (tmp_path / "work" / "head0.json").unlink()
+    (tmp_path / "work" / path_of(LAYOUT.result, "head0")).unlink()
     with caplog.at_level("INFO", logger="neurofoundry"):
         preprocess(cohort, workers=1)
     lines = [line for line in caplog.messages if line.startswith("preprocess: ")]
@@ -196,8 +205,8 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     second = preprocess(write_cohort(changed), "second", earlier=(first.dir,))
     found, second_content = inodes(second.dir), content(second.dir)
     assert second.circumstances["reused"] == 2
-    assert {name for name in found if name.startswith("head1")} == set()
-    kept = {name for name in made if name.startswith(("head0", "head2"))}
+    assert {name for name in found if name.startswith(begins("head1"))} == set()
+    kept = {name for name in made if name.startswith((begins("head0"), begins("head2")))}
     assert {name for name in found if found[name] in made.values()} == kept
     assert content(first.dir) == before
 
@@ -205,7 +214,12 @@ def test_a_second_run_makes_only_what_is_new_and_forgets_what_left(
     affine = PARAMS.model_copy(update={"registration": "affine"})
     third = preprocess(write_cohort(changed), "second", earlier=(first.dir,), params=affine)
     assert third.circumstances["reused"] == 0
-    for name in ("head0.json", "head2_to-mni.txt", "head3.nii"):
+    for file, scan in (
+        (LAYOUT.result, "head0"),
+        (LAYOUT.transform, "head2"),
+        (LAYOUT.volume, "head3"),
+    ):
+        name = file.format(begins(scan))
         assert content(third.dir)[name] != second_content[name]
     assert content(first.dir) == before
 
@@ -226,7 +240,7 @@ def test_a_worker_takes_a_batch_whose_size_is_not_part_of_the_key(
     seconds = first.circumstances["seconds"]
     assert seconds["head0"] == seconds["head1"] == seconds["head2"] > 0
     # A scan of a batch that was lost is done again, and the others are not.
-    (first.dir / "head1.json").unlink()
+    (first.dir / path_of(LAYOUT.result, "head1")).unlink()
     assert preprocess(cohort).circumstances["reused"] == 3
 
 
@@ -273,7 +287,8 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
     assert Volumes(first.dir).normalization.startswith(f"nyul at {landmarks['standard'][0]:g} ")
     # Without the scans that are tested, all else is the same, byte for byte.
     fewer = fit(splits, 2, "fewer")
-    for file in ("landmarks.json", "head0.nii", "head1.nii", "head1.json"):
+    same = [path_of(LAYOUT.volume, "head0"), *(path_of(each, "head1") for each in LAYOUT.files)]
+    for file in ("landmarks.json", *same):
         assert (fewer.dir / file).read_bytes() == (first.dir / file).read_bytes()
     # Another training set is another scale, and another key.
     assert fit(["train", "train", "train", "val"], 4, "first").circumstances["reused"] == 0
@@ -296,7 +311,7 @@ def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not list(partial.glob("head*.json")):
+        while not list(partial.rglob("sub-*_T1w.json")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)

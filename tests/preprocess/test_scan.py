@@ -20,7 +20,7 @@ from neurofoundry.preprocess.scan import Alternate, Job, Result, preprocess_scan
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
-from tests.support.preprocessing import PARAMS, preprocess_one
+from tests.support.preprocessing import PARAMS, PICTURE, RESULT, TRANSFORM, VOLUME, preprocess_one
 
 
 def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
@@ -28,9 +28,9 @@ def test_a_scan_becomes_a_volume_of_zscores_with_its_mask(
 ) -> None:
     result = preprocess_one(head_files[0], tmp_path, template)
     assert result.reason is None
-    assert json.loads((tmp_path / "a.json").read_text()) == asdict(result)
-    assert result.volume_sha256 == hash_file(tmp_path / "a.nii")
-    steps = open_volume(tmp_path / "a.nii", PARAMS.grid)
+    assert json.loads((tmp_path / RESULT).read_text()) == asdict(result)
+    assert result.volume_sha256 == hash_file(tmp_path / VOLUME)
+    steps = open_volume(tmp_path / VOLUME, PARAMS.grid)
     inside = steps[steps != 0] * SLOPE
     assert inside.mean() == pytest.approx(0, abs=1e-3)
     assert inside.std() == pytest.approx(1, abs=1e-3)
@@ -49,11 +49,11 @@ def test_the_transform_is_what_itk_needs_to_repeat_the_resampling(
     head_files: list[Path], template: Template, tmp_path: Path
 ) -> None:
     preprocess_one(head_files[1], tmp_path, template)
-    volume = SimpleITK.ReadImage(str(tmp_path / "a.nii"), SimpleITK.sitkFloat32)
+    volume = SimpleITK.ReadImage(str(tmp_path / VOLUME), SimpleITK.sitkFloat32)
     moved = SimpleITK.Resample(
         SimpleITK.ReadImage(str(head_files[1]), SimpleITK.sitkFloat32),
         volume,
-        SimpleITK.ReadTransform(str(tmp_path / "a_to-mni.txt")),
+        SimpleITK.ReadTransform(str(tmp_path / TRANSFORM)),
         SimpleITK.sitkBSpline,
     )
     ours, theirs = SimpleITK.GetArrayFromImage(volume), SimpleITK.GetArrayFromImage(moved)
@@ -77,7 +77,7 @@ def test_the_order_and_direction_of_stored_axes_make_no_difference(
         assert nib.aff2axcodes(turned.affine) == tuple(codes)
         found = preprocess_one(tmp_path / f"{codes}.nii.gz", tmp_path / codes, template)
         first, second = (
-            open_volume(tmp_path / folder / "a.nii", PARAMS.grid).astype(float) * SLOPE
+            open_volume(tmp_path / folder / VOLUME, PARAMS.grid).astype(float) * SLOPE
             for folder in ("stored", codes)
         )
         assert np.abs(first - second).mean() < 1e-3
@@ -91,9 +91,9 @@ def test_rigid_registration_keeps_the_size_of_the_brain_and_affine_fits_the_temp
     determinants = {}
     for name, chosen in params.items():
         result = preprocess_one(head_files[3], tmp_path / name, template, chosen)
-        to_scan = read_affine(tmp_path / name / "a_to-mni.txt")
+        to_scan = read_affine(tmp_path / name / TRANSFORM)
         determinants[name] = np.linalg.det(to_scan[:3, :3])
-        volume = open_volume(tmp_path / name / "a.nii", PARAMS.grid)
+        volume = open_volume(tmp_path / name / VOLUME, PARAMS.grid)
         native_ml = (volume != 0).sum() * 0.027 * determinants[name]
         assert result.measures["mask_ml"] == pytest.approx(native_ml, rel=1e-3)
     assert determinants["rigid"] == pytest.approx(1)
@@ -118,7 +118,7 @@ def test_n4_leaves_less_shading_in_the_volume(
     # In the volume itself, too: the right half of the brain is as bright as the left.
     sides = {}
     for name in found:
-        steps = open_volume(tmp_path / name / "a.nii", PARAMS.grid).astype(float)
+        steps = open_volume(tmp_path / name / VOLUME, PARAMS.grid).astype(float)
         halves = steps[:, :, :32], steps[:, :, 32:]
         sides[name] = abs(np.subtract(*(half[half != 0].mean() for half in halves))) * SLOPE
     assert sides["n4"] < 0.4 * sides["none"]
@@ -139,7 +139,7 @@ def test_a_normalization_changes_the_scale_and_not_the_order_of_intensities(
             template=template,
             standard=standard,
         )
-        volumes.append(np.array(open_volume(tmp_path / "a.nii", PARAMS.grid), float) * SLOPE)
+        volumes.append(np.array(open_volume(tmp_path / VOLUME, PARAMS.grid), float) * SLOPE)
     before, after = volumes
     inside = before != 0
     np.testing.assert_array_equal(inside, after != 0)
@@ -158,7 +158,7 @@ def test_a_result_without_volume_leaves_no_file_of_an_earlier_one(
     nib.save(nib.Nifti1Image(np.zeros_like(noise), np.diag([3.0, 3, 3, 1])), tmp_path / "b.nii")
     result = preprocess_one(tmp_path / "b.nii", tmp_path / "out", template)
     assert result.reason == "empty: every value is 0"
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.json"]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [RESULT]
 
 
 def test_a_file_that_changed_or_left_is_reported_and_not_remembered(
@@ -168,7 +168,7 @@ def test_a_file_that_changed_or_left_is_reported_and_not_remembered(
         job = Job(path, "a", "0" * 64, "k")
         result = preprocess_scans([job], out=tmp_path, params=PARAMS, template=template)[0]
         assert words in (result.reason or "")
-        assert not (tmp_path / "a.json").exists()
+        assert not (tmp_path / RESULT).exists()
 
 
 def test_the_first_usable_image_of_a_session_stands_in(
@@ -187,7 +187,7 @@ def test_the_first_usable_image_of_a_session_stands_in(
         alternates = tuple(Alternate(path, hash_file(path)) for path in paths[1:])
         job = Job(paths[0], "a", hash_file(paths[0]), "k", alternates)
         made = preprocess_scans([job], out=out, params=PARAMS, template=template)[0]
-        assert Result(**json.loads((out / "a.json").read_text())) == made
+        assert Result(**json.loads((out / RESULT).read_text())) == made
         assert made.key == "k"
         return made
 
@@ -197,13 +197,13 @@ def test_the_first_usable_image_of_a_session_stands_in(
     # The files are those of the image alone.
     alone = preprocess_one(other, tmp_path / "alone", template)
     assert stood_in.volume_sha256 == alone.volume_sha256
-    for name in ("a.nii", "a.png", "a_to-mni.txt"):
+    for name in (VOLUME, PICTURE, TRANSFORM):
         assert (tmp_path / "third" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     # Where none is usable, the scan's own image is what people look at.
     none = result(moved, empty, folder="none")
     assert none.sha256 == hash_file(moved)
     assert judge(none.measures, PARAMS.quality)
-    assert (tmp_path / "none" / "a.png").exists()
+    assert (tmp_path / "none" / PICTURE).exists()
 
 
 def test_no_image_stands_in_for_good_while_one_is_not_what_ingest_saw(
@@ -217,12 +217,12 @@ def test_no_image_stands_in_for_good_while_one_is_not_what_ingest_saw(
         return preprocess_scans([job], out=tmp_path, params=PARAMS, template=template)[0]
 
     assert "is gone" in (made(gone, good).reason or "")
-    assert not (tmp_path / "a.json").exists()
+    assert not (tmp_path / RESULT).exists()
     empty = tmp_path / "empty.nii"
     nib.save(nib.Nifti1Image(np.zeros((40, 40, 40)), np.diag([4.0, 4, 4, 1])), empty)
     assert made(Alternate(empty, hash_file(empty)), gone, good).sha256 == good.sha256
     # Not under its key: when the file is back, the scan is done again.
-    assert json.loads((tmp_path / "a.json").read_text())["key"] != "k"
+    assert json.loads((tmp_path / RESULT).read_text())["key"] != "k"
 
 
 def test_real_heads_pass_and_a_flair_does_not(

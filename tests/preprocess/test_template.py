@@ -24,7 +24,7 @@ from neurofoundry.preprocess.transform import read_affine
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import Tracker
-from tests.support.preprocessing import PARAMS, WriteCohort
+from tests.support.preprocessing import PARAMS, TRANSFORM, VOLUME, WriteCohort
 
 Write = Callable[..., Path]
 
@@ -58,7 +58,7 @@ def transform(
     (result,) = preprocess_scans([job], out=out, params=params, template=template)
     assert result.reason is None
     points = template.centre + np.random.default_rng(0).normal(size=(300, 3)) * [28, 35, 28]
-    return apply_affine(read_affine(out / "a_to-mni.txt"), points), (out / "a.nii").read_bytes()
+    return apply_affine(read_affine(out / TRANSFORM), points), (out / VOLUME).read_bytes()
 
 
 def test_the_maps_of_nilearn_in_files_give_the_same_bytes(

@@ -15,12 +15,13 @@ from neurofoundry.phantom.anatomy import MATERIALS
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess import warp as warps
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.resample import Array, Image, interpolate
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.warp import WINDOW, Warp, exponential, local_correlation, register
 from neurofoundry.runtime.files import hash_file
-from tests.support.preprocessing import PARAMS
+from tests.support.preprocessing import PARAMS, TRANSFORM, VOLUME
 
 SYN = PARAMS.model_copy(update={"registration": "syn"})
 
@@ -176,19 +177,20 @@ def test_syn_brings_tissue_nearer_to_the_template_than_affine_does(
         ml[name] = result.measures["mask_ml"]
     assert ml["syn"] == pytest.approx(ml["affine"], rel=0.06)
     assert dice["syn"] > dice["affine"] + 0.03
-    volume = open_volume(tmp_path / "syn" / "a.nii", grid)
+    volume = open_volume(tmp_path / "syn" / VOLUME, grid)
     assert (volume[volume != 0] * SLOPE).mean() == pytest.approx(0, abs=1e-3)
 
 
 def _moved_by_itk(image: Image, out: Path, grid: Grid) -> np.ndarray:
     nib.save(nib.Nifti1Image(image.values, image.affine), out / "tissue.nii")
-    transforms = [SimpleITK.ReadTransform(str(out / "a_to-mni.txt"))]
-    if (out / "a_warp.nii.gz").exists():
-        field = SimpleITK.ReadImage(str(out / "a_warp.nii.gz"), SimpleITK.sitkVectorFloat64)
+    transforms = [SimpleITK.ReadTransform(str(out / TRANSFORM))]
+    warp = out / Layout.of(SYN).warps[0].format("a")
+    if warp.exists():
+        field = SimpleITK.ReadImage(str(warp), SimpleITK.sitkVectorFloat64)
         transforms.append(SimpleITK.DisplacementFieldTransform(field))
     moved = SimpleITK.Resample(
         SimpleITK.ReadImage(str(out / "tissue.nii")),
-        SimpleITK.ReadImage(str(out / "a.nii"), SimpleITK.sitkFloat32),
+        SimpleITK.ReadImage(str(out / VOLUME), SimpleITK.sitkFloat32),
         SimpleITK.CompositeTransform(transforms),
     )
     return SimpleITK.GetArrayFromImage(moved).T > 0.5

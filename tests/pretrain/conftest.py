@@ -114,11 +114,12 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "field_strength": 3.0,
                     "usable": True,
                     "reason": None,
+                    "volume": f"{scan_id}.nii",
                     "volume_sha256": hash_file(folder / f"{scan_id}.nii"),
                 }
             )
     # A scan that quality control refused has no volume.
-    rows[0].update(usable=False, reason="the brain was not found", volume_sha256=None)
+    rows[0].update(usable=False, reason="the brain was not found", volume=None, volume_sha256=None)
     (folder / f"{rows[0]['scan_id']}.nii").unlink()
     write_table(pd.DataFrame(rows), folder / "scans.tsv", VOLUMES)
     (folder / "grid.json").write_text(json.dumps({"grid": GRID.describe(), "params": {}}))

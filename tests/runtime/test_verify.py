@@ -39,11 +39,11 @@ def make(root: Path, name: str) -> bool:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"what {name} wrote")
         if name == "preprocess":
-            rows = ["scan_id\tvolume_sha256"]
+            rows = ["scan_id\tvolume\tvolume_sha256"]
             for scan in ("a", "b"):
                 (work.dir / f"{scan}.nii").write_text(f"volume {scan}" * 1000)
-                rows.append(f"{scan}\t{hash_file(work.dir / f'{scan}.nii')}")
-            (work.dir / "scans.tsv").write_text("\n".join([*rows, "c\tn/a"]) + "\n")
+                rows.append(f"{scan}\t{scan}.nii\t{hash_file(work.dir / f'{scan}.nii')}")
+            (work.dir / "scans.tsv").write_text("\n".join([*rows, "c\tn/a\tn/a"]) + "\n")
         work.data_version = "v1"
 
     inputs = {source: root / source for source in INPUTS[name]}

@@ -9,6 +9,7 @@ import numpy as np
 
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.phantom.scanner import Head
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.scan import Job, Result, preprocess_scans
@@ -18,6 +19,11 @@ from neurofoundry.runtime.files import hash_file
 WriteCohort = Callable[[Mapping[str, Path]], Path]
 
 PARAMS = PreprocessParams(grid=Grid(spacing=3.0), registration_spacing=4.0)
+
+LAYOUT = Layout.of(PARAMS)
+VOLUME, RESULT = LAYOUT.volume.format("a"), LAYOUT.result.format("a")
+PICTURE, TRANSFORM = LAYOUT.picture.format("a"), LAYOUT.transform.format("a")
+"""Files of the scan ``a``."""
 
 GOOD_MEASURES = {
     "coverage": 1.0,

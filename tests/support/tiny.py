@@ -69,6 +69,7 @@ def scans_table(persons: int = 56) -> pd.DataFrame:
                     "diagnosis": "AD" if number % 2 == 0 else "CN",
                     "usable": True,
                     "reason": None,
+                    "volume": f"{scan_id}.nii",
                     "volume_sha256": hashlib.sha256(f"{scan_id} z".encode()).hexdigest(),
                 }
             )
@@ -95,7 +96,8 @@ def write_volumes(folder: Path, scans: pd.DataFrame) -> Path:
 def with_scans(folder: Path, scans: pd.DataFrame) -> Path:
     volumes = [folder / f"{scan_id}.nii" for scan_id in scans["scan_id"]]
     hashes = [hash_file(path) if path.exists() else None for path in volumes]
-    write_table(scans.assign(volume_sha256=hashes), folder / "scans.tsv", VOLUMES)
+    names = [path.name if path.exists() else None for path in volumes]
+    write_table(scans.assign(volume=names, volume_sha256=hashes), folder / "scans.tsv", VOLUMES)
     return finished(folder, "preprocess", "scans.tsv")
 
 

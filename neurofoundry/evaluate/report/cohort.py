@@ -15,6 +15,7 @@ from PIL import Image
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT, SPLITS
+from neurofoundry.contracts.volumes import picture_of
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.results import Results
@@ -173,7 +174,8 @@ def _sites(inputs: Inputs) -> list[dict[str, Any]]:
 def _pictures(scans: pd.DataFrame, volumes: Path) -> list[dict[str, Any]]:
     """Return a few scans as preprocess drew them, spread over the table; numbered, never named."""
     drawn = scans.assign(number=range(1, len(scans) + 1))
-    drawn = drawn[[(volumes / f"{scan_id}.png").exists() for scan_id in scans["scan_id"]]]
+    drawn = drawn[drawn["volume"].notna()]
+    drawn = drawn[[(volumes / picture_of(volume)).exists() for volume in drawn["volume"]]]
     failed = drawn[~drawn["usable"]].iloc[:2]
     good = drawn[drawn["usable"]]
     wanted = PICTURES - len(failed)
@@ -183,7 +185,7 @@ def _pictures(scans: pd.DataFrame, volumes: Path) -> list[dict[str, Any]]:
             "number": scan.number,
             "of": len(scans),
             "reason": None if scan.usable else _kind(str(scan.reason), set()),
-            "data": embed(volumes / f"{scan.scan_id}.png", width=600),
+            "data": embed(volumes / picture_of(str(scan.volume)), width=600),
         }
         for scan in pd.concat([good, failed]).itertuples()
     ]
