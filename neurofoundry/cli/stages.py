@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -130,6 +131,7 @@ def plan_preprocess(
     overrides: Overrides = None,
     workers: Workers = 0,
     scans: Annotated[int, typer.Option(min=1, help="Scans to try.")] = 5,
+    as_json: AsJson = False,
 ) -> None:
     """Preprocess a few scans, and estimate the hours and the disk space that all will take."""
     from neurofoundry.preprocess import plan
@@ -137,7 +139,8 @@ def plan_preprocess(
 
     values = load_sections(PreprocessSections, params, overrides)
     cost = plan.plan(data=data_folder(data), cohort=cohort, params=values.preprocess, tries=scans)
-    print(cost.describe(worker_count(workers)))
+    count = worker_count(workers)
+    print(json.dumps(cost.numbers(count)) if as_json else cost.describe(count))
 
 
 @app.command()
@@ -193,13 +196,21 @@ def plan_pretrain(
     method: Annotated[str, typer.Option("--method", help="One of pretrain.methods.")] = "",
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a few steps here; print hours, memory and the largest batch for so many scans."""
-    from neurofoundry.pretrain.cost import describe_cost
+    from neurofoundry.pretrain.cost import plan
 
     values = load_params(params, overrides)
-    for name in [method] if method else values.pretrain.methods:
-        print(describe_cost(name, values.pretrain, values.preprocess.grid, scans=scans))
+    plans = (
+        plan(name, values.pretrain, values.preprocess.grid, scans=scans)
+        for name in ([method] if method else values.pretrain.methods)
+    )
+    if as_json:
+        print(json.dumps([each.numbers() for each in plans]))
+    else:
+        for each in plans:
+            print(each.describe())
 
 
 @app.command()

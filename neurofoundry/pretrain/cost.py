@@ -120,16 +120,125 @@ class Estimate:
         return max(0, int(((1 - self.spare) * self.total - self.memory(0)) / self.growth))
 
 
-def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int) -> str:
-    """Measure, and say what a cohort of ``scans`` takes: hours, memory and the largest batch.
+@dataclass(frozen=True)
+class Plan:
+    """What pretraining by a method on a cohort of ``scans`` takes."""
+
+    method: str
+    params: PretrainParams
+    grid: Grid
+    scans: int
+    estimate: Estimate
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer in all epochs."""
+        return self.params.epochs * (self.scans // self.params.batch_size)
+
+    @property
+    def hours(self) -> float:
+        """Hours of one process that is alone here."""
+        return self.steps * self.params.batch_size * self.estimate.seconds / 3600
+
+    @property
+    def batch_gib(self) -> float:
+        """Memory of a batch."""
+        return self.estimate.memory(self.params.batch_size) / 2**30
+
+    @property
+    def disk_gib(self) -> float:
+        """Volumes on disk."""
+        x, y, z = self.grid.shape
+        return 2 * x * y * z * self.scans / 2**30
+
+    @property
+    def chunk(self) -> int | None:
+        """The largest pretrain.chunk that fits; None where memory did not grow with the batch."""
+        if self.estimate.growth <= 0:
+            return None
+        return max(1, self.estimate.most * objectives.find(self.method).views)
+
+    def numbers(self) -> dict[str, float | int | str | None]:
+        """Return the numbers of `describe`, for programs."""
+        return {
+            "method": self.method,
+            "device": _device(),
+            "scans": self.scans,
+            "steps": self.steps,
+            "hours": self.hours,
+            "scans_per_second": 1 / self.estimate.seconds,
+            "batch_gib": self.batch_gib,
+            "memory_gib": self.estimate.total / 2**30,
+            "disk_gib": self.disk_gib,
+            "largest_batch": self.estimate.most if self.chunk else None,
+            "largest_chunk": self.chunk,
+            "cores": self.estimate.large.cores,
+        }
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return "\n".join([*self._run(), *self._limits(), *self._assumptions()])
+
+    def _run(self) -> Iterator[str]:
+        params, network = self.params, self.params.encoder
+        x, y, z = self.grid.shape
+        yield (
+            f"{self.method} on {_device()}: {self.scans} scans, {params.epochs} epochs, batches of "
+            f"{params.batch_size}, {x} x {y} x {z} voxels, {params.precision}, "
+            f"{network.architecture} of width {network.width:g} and stem stride "
+            f"{network.stem_stride}"
+        )
+        yield (
+            f"  {self.hours:,.1f} hours ({self.hours / 24:,.1f} days): {self.steps:,} steps, "
+            f"{1 / self.estimate.seconds:.2g} scans/s"
+        )
+        yield f"  {self.batch_gib:.1f} GiB for a batch, of {self.estimate.total / 2**30:.0f} GiB"
+        yield f"  {self.disk_gib:,.0f} GiB of volumes on disk"
+
+    def _limits(self) -> Iterator[str]:
+        if self.chunk:
+            yield (
+                f"  the largest batch that fits: {self.estimate.most} scans; pretrain.chunk "
+                f"{self.chunk} lets any batch fit for a third more time"
+            )
+        threads, cores = torch.get_num_threads(), self.estimate.large.cores
+        if not torch.cuda.is_available() and cores < 0.7 * threads:
+            yield (
+                f"  CAUTION: others use this machine. The steps had {cores:.1f} of its {threads} "
+                "cores; alone they are faster in proportion"
+            )
+        if self.scans < self.params.batch_size:
+            yield f"  {self.scans} scans are fewer than a batch: lower pretrain.batch_size"
+
+    def _assumptions(self) -> Iterator[str]:
+        estimate = self.estimate
+        x, y, z = self.grid.shape
+        mib = 2 * x * y * z / estimate.seconds / 2**20
+        full = "; a GPU that is not fully used at that is faster" * torch.cuda.is_available()
+        yield "Assumptions:"
+        yield (
+            "  - time and memory grow with the batch as they did from "
+            f"{estimate.small.scans} to {estimate.large.scans} scans, measured now{full}"
+        )
+        yield f"  - volumes are read at {mib:.2g} MiB/s while a step runs"
+        yield "  - one process, alone here; n GPUs together take about 1/n of the hours"
+        yield "  - evaluations of the probe and checkpoints are not included"
+        if estimate.growth > 0:
+            yield f"  - {estimate.spare:.0%} of the memory stays free"
+        else:
+            yield "  - memory is the process's peak"
+
+
+def plan(method: str, params: PretrainParams, grid: Grid, *, scans: int) -> Plan:
+    """Measure a few steps, and return what a cohort of ``scans`` takes.
 
     Raises UsageError unless ``method`` is one of pretrain.methods.
     """
     params.section(method)
     gpu = torch.cuda.is_available()
-    views = objectives.find(method).views
     # Of a batch that is encoded in chunks, whole chunks.
-    few = max(1, params.chunk // views) if params.chunk else 2 if gpu else 1
+    chunk = params.chunk // objectives.find(method).views if params.chunk else 2 if gpu else 1
+    few = max(1, chunk)
     with announced(f"Measuring steps of {method} with {few} and {2 * few} scans"):
         small, large = (
             measure_step(method, params, grid, scans=number, steps=5 if gpu else 2)
@@ -138,70 +247,10 @@ def describe_cost(method: str, params: PretrainParams, grid: Grid, *, scans: int
     total = torch.cuda.get_device_properties().total_memory if gpu else memory.of_process()
     # What a process keeps grows over more steps than are measured here (`memory.kept`).
     estimate = Estimate(small, large, total, spare=0.1 if gpu else 0.25)
-    lines = [
-        *_describe_run(method, params, grid, scans, estimate),
-        *_describe_limits(params, scans, views, estimate),
-        *_describe_assumptions(grid, estimate),
-    ]
-    return "\n".join(lines)
-
-
-def _describe_run(
-    method: str, params: PretrainParams, grid: Grid, scans: int, estimate: Estimate
-) -> Iterator[str]:
-    steps = params.epochs * (scans // params.batch_size)
-    hours = steps * params.batch_size * estimate.seconds / 3600
-    x, y, z = grid.shape
-    network = params.encoder
-    yield (
-        f"{method} on {_device()}: {scans} scans, {params.epochs} epochs, batches of "
-        f"{params.batch_size}, {x} x {y} x {z} voxels, {params.precision}, {network.architecture} "
-        f"of width {network.width:g} and stem stride {network.stem_stride}"
-    )
-    rate = 1 / estimate.seconds
-    yield f"  {hours:,.1f} hours ({hours / 24:,.1f} days): {steps:,} steps, {rate:.2g} scans/s"
-    gib = estimate.memory(params.batch_size) / 2**30
-    yield f"  {gib:.1f} GiB for a batch, of {estimate.total / 2**30:.0f} GiB"
-    yield f"  {2 * x * y * z * scans / 2**30:,.0f} GiB of volumes on disk"
+    return Plan(method, params, grid, scans, estimate)
 
 
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} cores of a CPU"
-
-
-def _describe_limits(
-    params: PretrainParams, scans: int, views: int, estimate: Estimate
-) -> Iterator[str]:
-    if estimate.growth > 0:
-        yield (
-            f"  the largest batch that fits: {estimate.most} scans; pretrain.chunk "
-            f"{max(1, estimate.most * views)} lets any batch fit for a third more time"
-        )
-    threads, cores = torch.get_num_threads(), estimate.large.cores
-    if not torch.cuda.is_available() and cores < 0.7 * threads:
-        yield (
-            f"  CAUTION: others use this machine. The steps had {cores:.1f} of its {threads} "
-            "cores; alone they are faster in proportion"
-        )
-    if scans < params.batch_size:
-        yield f"  {scans} scans are fewer than a batch: lower pretrain.batch_size"
-
-
-def _describe_assumptions(grid: Grid, estimate: Estimate) -> Iterator[str]:
-    x, y, z = grid.shape
-    mib = 2 * x * y * z / estimate.seconds / 2**20
-    full = "; a GPU that is not fully used at that is faster" if torch.cuda.is_available() else ""
-    yield "Assumptions:"
-    yield (
-        "  - time and memory grow with the batch as they did from "
-        f"{estimate.small.scans} to {estimate.large.scans} scans, measured now{full}"
-    )
-    yield f"  - volumes are read at {mib:.2g} MiB/s while a step runs"
-    yield "  - one process, alone here; n GPUs together take about 1/n of the hours"
-    yield "  - evaluations of the probe and checkpoints are not included"
-    if estimate.growth > 0:
-        yield f"  - {estimate.spare:.0%} of the memory stays free"
-    else:
-        yield "  - memory is the process's peak"
