@@ -70,5 +70,10 @@ def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path) -> Path:
     return (cohort if scan["source"] == "dicom" else data) / scan["path"]
 
 
+def is_phantom(name: str) -> bool:
+    """Return whether a dataset, or a person by the name of their dataset, is synthetic."""
+    return name.startswith("phantom")
+
+
 HELD_OUT = ("val", "test", "ood")
 """The splits that models predict. val chooses the weights, so only test and ood are evidence."""

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurofoundry.contracts import folds
-from neurofoundry.contracts.cohort import EXCLUDED, SCANS
+from neurofoundry.contracts.cohort import EXCLUDED, SCANS, is_phantom
 from neurofoundry.contracts.encoder import (
     HISTORY,
     Plan,
@@ -82,7 +82,7 @@ class Inputs:
     @property
     def synthetic(self) -> bool:
         """Whether all scans are phantoms."""
-        return bool(self.scans["dataset"].str.startswith("phantom").all())
+        return all(map(is_phantom, self.scans["dataset"]))
 
     def starts_from(self, initialization: str) -> str | None:
         """Return the encoder of an initialization, or of an ensemble's; None where finetune has not

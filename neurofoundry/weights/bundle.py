@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 import torch
 
 import neurofoundry
+from neurofoundry.contracts.cohort import is_phantom
 from neurofoundry.contracts.encoder import HASHED_SUBJECTS, Plan, hash_person, read_pretrained
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
@@ -21,17 +21,12 @@ from neurofoundry.runtime import templates
 from neurofoundry.runtime.files import atomic, hash_file, write_json
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.features import LARGEST
+from neurofoundry.weights.hub import front_matter
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 """The schema that MONAI checks metadata.json against."""
 
 CARD = Path(__file__).with_name("card.md")
-
-HUB_LICENCES = (
-    *("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "odc-by", "pddl"),
-    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
-)
-"""Licences that the hub knows by these names; any other is 'other', with a name of its own."""
 
 
 def export(work: Workspace, *, encoder: Path, authors: str) -> None:
@@ -59,7 +54,7 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
         write_table(table, work.dir / "subjects.tsv", HASHED_SUBJECTS)
     if seen.images is not None:
         shutil.copyfile(encoder / "images.tsv", work.dir / "images.tsv")
-    card = _card(plan, None if seen.persons is None else len(seen.persons), authors)
+    card = _card(plan, None if seen.persons is None else frozenset(seen.persons), authors)
     _write_text(work.dir / "README.md", card)
     parameters = sum(weight.numel() for weight in network.parameters())
     work.summary |= {"parameters": parameters, "features": plan.features}
@@ -154,16 +149,21 @@ def _network(plan: Plan) -> dict[str, Any]:
     return {"_target_": "monai.networks.nets.resnet.ResNet", **encoders.monai_arguments(params)}
 
 
-def _card(plan: Plan, persons: int | None, authors: str) -> str:
+def _card(plan: Plan, persons: frozenset[str] | None, authors: str) -> str:
     """Return README.md: the model card, with the front matter that the hub reads."""
-    known = plan.licence.lower() in HUB_LICENCES
+    synthetic = bool(persons) and all(is_phantom(person) for person in persons or ())
+    front = front_matter(
+        licence=plan.licence,
+        synthetic=synthetic,
+        tags=["monai"],
+        pipeline_tag="image-feature-extraction",
+        license_link="LICENSE",
+    )
     context = {
+        "front_matter": front,
         "plan": plan,
-        "persons": persons,
+        "persons": None if persons is None else len(persons),
         "authors": authors,
-        "licence": plan.licence.lower() if known else "other",
-        "licence_name": ""
-        if known
-        else re.sub(r"[^a-z0-9.]+", "-", plan.licence.lower()).strip("-"),
+        "synthetic": synthetic,
     }
     return templates.render(CARD, context) + "\n"

@@ -117,6 +117,7 @@ class TestCard:
         assert front["pipeline_tag"] == "image-feature-extraction"
         assert (front["license"], front["license_name"]) == ("other", "none")
         assert all(isinstance(tag, str) for tag in front["tags"])
+        assert "synthetic" not in front["tags"]
 
     def test_a_licence_that_the_hub_knows_is_called_as_there(
         self, tmp_path: Path, encoder: Path
@@ -131,6 +132,12 @@ class TestCard:
         assert "license_name" not in self.front(out)
         assert "Whom these weights have seen is unknown" in (out / "README.md").read_text()
         assert not (out / "subjects.tsv").exists()
+
+    def test_it_says_where_only_phantoms_were_seen(self, tmp_path: Path) -> None:
+        encoder = tiny.write_encoder(tmp_path / "encoder", persons=("phantom/sub-1",))
+        out = export_to(tmp_path / "out", encoder)
+        assert "synthetic" in self.front(out)["tags"]
+        assert "**Synthetic.**" in (out / "README.md").read_text()
 
     def test_it_says_what_is_needed(self, exported: Path) -> None:
         text = (exported / "README.md").read_text()

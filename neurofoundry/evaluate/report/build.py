@@ -11,16 +11,28 @@ import pandas as pd
 from neurofoundry.contracts import folds
 from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM
-from neurofoundry.evaluate.report import cohort, embedding_map, narrative, plots, provenance, task
+from neurofoundry.evaluate.report import (
+    cohort,
+    embedding_map,
+    headline,
+    narrative,
+    plots,
+    provenance,
+    task,
+)
 from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.report.limits import limits
+from neurofoundry.evaluate.report.references import only_cited
 from neurofoundry.evaluate.results import Results
 from neurofoundry.evaluate.rows import find_row
 from neurofoundry.runtime.files import atomic
 from neurofoundry.runtime.templates import render
+from neurofoundry.weights.hub import front_matter
 
 PAGES = ("report.html", "model_card.md", "checklist.md", "methods.md")
 """Names of the templates, and of the files that are made from them."""
+
+TASKS_OF_HUB = {"classification": "image-classification", "regression": "image-regression"}
 
 
 def write(folder: Path, results: Results, figures: Figures) -> None:
@@ -29,7 +41,7 @@ def write(folder: Path, results: Results, figures: Figures) -> None:
     context = _context(results, figures, mapped=mapped)
     for name in PAGES:
         with atomic(folder / name) as temporary:
-            text = render(Path(__file__).with_name(name), context)
+            text = only_cited(render(Path(__file__).with_name(name), context))
             temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -44,6 +56,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
     return {
         **cohort.describe(results),
         **provenance.describe(results, figures),
+        "front_matter": _front_matter(results),
         "tasks": tasks,
         "ensembles": [
             {"task": each["name"], "name": row["name"], "words": row["origin"]}
@@ -63,6 +76,26 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         "metrics": {name for each in results.tasks for name in each.task.metric_names},
         "colours": {"familiar": plots.FAMILIAR, "new": plots.NEW},
     }
+
+
+def _front_matter(results: Results) -> str:
+    """Return what the Hugging Face hub reads of the model card: the model that stands for the run,
+    with its results on the test scans."""
+    init = headline.initialization(results)
+    licences = dict.fromkeys(each.plan.licence for each in results.inputs.encoders)
+    synthetic = results.inputs.synthetic
+    where = {"type": "synthetic" if synthetic else "private", "name": "test scans of this cohort"}
+    kinds = {each.name: each.task for each in results.tasks}
+    scored = [
+        {
+            "task": {"type": TASKS_OF_HUB[kinds[name].kind], "name": name},
+            "dataset": where,
+            "metrics": [{"type": kinds[name].primary, "value": round(value, 4)}],
+        }
+        for name, value in headline.primary(results).items()
+    ]
+    index = {"model-index": [{"name": init, "results": scored}]} if scored else {}
+    return front_matter(licence=" and ".join(licences), synthetic=synthetic, **index)
 
 
 def _title(tasks: Sequence[Mapping[str, Any]], reference: str, *, crossed: bool) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import yaml
 
 from neurofoundry.evaluate.report import narrative
 from neurofoundry.evaluate.report.embedding_map import PAGE
@@ -102,6 +104,12 @@ def test_the_model_card_holds_the_same_numbers(evaluated):
     assert narrative.number(row["value"], "auc") in card
     assert "Not for diagnosis" in card
     assert "{{" not in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    (model,) = front["model-index"]
+    scores = json.loads((evaluated.dir / "headline.json").read_text())
+    told = {each["task"]["name"]: each["metrics"][0]["value"] for each in model["results"]}
+    assert told == pytest.approx(scores, abs=1e-4)
+    assert "synthetic" not in front["tags"]
 
 
 TRIPOD_AI = (
@@ -139,8 +147,11 @@ def test_the_methods_say_what_the_run_has_done(evaluated):
     text = (evaluated.dir / "methods.md").read_text()
     assert "registered to the MNI152 template" in text
     assert "pretrained without labels on" in text
-    assert "with SimCLR [7]" in text
+    assert re.search(r"with SimCLR \[\d\]", text)
     assert "{{" not in text
     assert "None" not in text
-    for number in range(1, 11):
-        assert f"\n{number}. " in text
+    body, listed = text.split("## References")
+    cited = list(dict.fromkeys(re.findall(r"\[(\d+)\]", body)))
+    assert cited == re.findall(r"^(\d+)\. ", listed, re.MULTILINE)
+    assert cited == [str(number) for number in range(1, len(cited) + 1)]
+    assert "N4ITK" not in listed  # it was not used
