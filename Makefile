@@ -29,9 +29,17 @@ lint: .venv/ready
 	mypy
 	lint-imports
 
-# The pages that follow from the code: parameters and command line.
-docs: .venv/ready
+# The pages that follow from the code (parameters and command line), then the site: build/site/index.html.
+# What makes it, and nothing else, is in an environment of its own.
+docs: .venv/ready build/docs/.ready
 	$(BIN)/python -m docs.reference
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+	@echo "$(CURDIR)/build/site/index.html"
+
+build/docs/.ready: docs/requirements.lock
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet --requirement docs/requirements.lock
+	@touch $@
 
 data:
 	neurofoundry phantom --out data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,15 @@ def test_a_project_is_written_and_nothing_is_replaced(
     with pytest.raises(UsageError, match="--preset huge: expected one of laptop, first-look"):
         presets.write_project(tmp_path / "new", "huge")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_page_of_plots_needs_no_network() -> None:
+    """It holds the libraries that DVC's own page loads from elsewhere, in the same versions."""
+    renderer = pytest.importorskip("dvc_render.vega").VegaRenderer
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    page = (ROOT / ".dvc" / config["plots"]["html_template"]).read_text(encoding="utf-8")
+    assert "{plot_divs}" in page
+    assert not re.search(r"<script[^>]+src=|<link|@import", page)
+    loaded = re.findall(r"npm/([\w-]+)@([\d.]+)", renderer.SCRIPTS)
+    assert loaded == re.findall(r"<!-- ([\w-]+) ([\d.]+), BSD-3-Clause", page)

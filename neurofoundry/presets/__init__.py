@@ -46,6 +46,7 @@ NEXT = """\
   2. In params.yaml, say what your columns are called and what to predict.
   3. git init && dvc init && dvc add data && dvc repro      (pip install "neurofoundry[dvc]")
      or, without DVC: neurofoundry run --data data --out runs/first
+     For plots without a network: dvc config plots.html_template ../plots/page.html
   4. Read evaluation/report.html."""
 
 
