@@ -116,6 +116,7 @@ def _scan(
         "stroke": subject.stroke,
         "usable": True,
         "reason": None,
+        "volume": path.name,
         "volume_sha256": hash_file(path),
     }
     return row, dict(pd.read_json(known, typ="series"))
