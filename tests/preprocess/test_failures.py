@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_resumes_when_it_is
     script = f"""
         mount -t tmpfs -o size=1m none {disk}
         {command} 2> {seen}/full; echo $? > {seen}/full.code
-        ls -A {disk}/.volumes.partial > {seen}/touched
+        ls -AR {disk}/.volumes.partial > {seen}/touched
         mount -o remount,ro,size=1m {disk}
         {command} 2> {seen}/locked; echo $? > {seen}/locked.code
         mount -o remount,rw,size=100m {disk}
@@ -78,11 +79,7 @@ def test_a_full_or_read_only_disk_is_said_at_once_and_the_run_resumes_when_it_is
     assert "No space left on device. Nothing is lost" in words["full"]
     assert f"{disk}/.volumes.partial" in words["full"]
     assert "Read-only file system. Nothing is lost" in words["locked"]
-    touched = {
-        name.lstrip(".").partition("_")[0].partition(".")[0]
-        for name in (seen / "touched").read_text().split()
-        if "head" in name
-    }
+    touched = set(re.findall(r"sub-headshead(\d+)_ses-1_", (seen / "touched").read_text()))
     # Of 12: those that fitted, and those that workers had or were about to get.
     assert 1 <= len(touched) <= 9
     assert read_table(seen / "scans.tsv", VOLUMES)["usable"].tolist() == [True] * 12

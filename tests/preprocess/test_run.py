@@ -325,8 +325,10 @@ def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
 
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     made = content(out)
-    assert made.pop("stage.json")  # the clean one was not published
-    assert made == content(clean)
+    expected = content(clean)
+    assert made.pop("stage.json")  # the clean one was not published, and of no known data
+    assert made.pop("dataset_description.json") != expected.pop("dataset_description.json")
+    assert made == expected
     again = inodes(out)
     assert all(again[name] == done[name] for name in finished)
 
@@ -345,9 +347,10 @@ def test_a_folder_that_cannot_be_written_is_not_the_fault_of_a_scan(
     head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
 ) -> None:
     # A folder in the place of a file cannot be unlinked, whoever asks.
-    (tmp_path / "work" / "head0.nii").mkdir(parents=True)
+    place = path_of(LAYOUT.volume, "head0")
+    (tmp_path / "work" / place).mkdir(parents=True)
     cohort = write_cohort({"head0": head_files[0], "head1": head_files[1]})
-    with pytest.raises(OSError, match=r"head0\.nii"):
+    with pytest.raises(OSError, match=place.name):
         preprocess(cohort, workers=1)
 
 
@@ -403,15 +406,17 @@ def test_a_damaged_volume_is_refused_and_preprocess_makes_it_alone_anew(
     out = tmp_path / "volumes"
     assert finish(cohort, out)["reused"] == 0
     before = content(out)
+    volume = out / path_of(LAYOUT.volume, "head1")
     for damage in DAMAGES.values():
         kept = inodes(out)
-        (out / "head1.nii").rename(out / "copy")  # its inode may be that of a cache
-        shutil.copy(out / "copy", out / "head1.nii")
+        volume.rename(out / "copy")  # its inode may be that of a cache
+        shutil.copy(out / "copy", volume)
         (out / "copy").unlink()
-        damage(out / "head1.nii")
-        with pytest.raises(DataError, match=r"head1\.nii .*or run 'preprocess' again"):
+        damage(volume)
+        with pytest.raises(DataError, match=r"head1_.*_T1w\.nii .*or run 'preprocess' again"):
             verify.check("preprocess", out, items=True)
         assert finish(cohort, out)["reused"] == 1
         assert content(out) == before
-        assert inodes(out)["head0.nii"] == kept["head0.nii"]
+        other = path_of(LAYOUT.volume, "head0").name
+        assert inodes(out)[other] == kept[other]
         verify.check("preprocess", out, items=True)
