@@ -618,8 +618,8 @@ def test_killed_containers_are_retried_and_the_numbers_are_those_of_dvc_repro(
         if len(pd.read_csv(folder / "scans.tsv", sep="\t"))
         == len(pd.read_csv(project / "volumes/scans.tsv", sep="\t"))
     ]
-    for path in (project / "volumes").glob("*.nii"):
-        assert (volumes / path.name).read_bytes() == path.read_bytes()
+    for path in (project / "volumes").rglob("*.nii"):
+        assert (volumes / path.relative_to(project / "volumes")).read_bytes() == path.read_bytes()
 
 
 def test_two_nodes_of_which_one_is_killed_end_with_the_weights_of_two_processes(
