@@ -29,7 +29,16 @@ SOURCE = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
 
 DESCRIPTION, IGNORE, README = "dataset_description.json", ".bidsignore", "README"
 
-OURS = ("*.html", "*.png", "*_xfm.*", "/*.label-*.nii", "/*.tsv", "/grid.json", "/landmarks.json", "/stage.json")
+OURS = (
+    "*.html",
+    "*.png",
+    "*_xfm.*",
+    "/*.label-*.nii",
+    "/*.tsv",
+    "/grid.json",
+    "/landmarks.json",
+    "/stage.json",
+)
 """Files for which BIDS has no names."""
 
 ABOUT = """Brains on one standard grid, by neurofoundry; docs/architecture.md says what they are.

@@ -28,14 +28,14 @@ from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.label_images import carry, read_placement, to_grid
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, antialias, resample
-from neurofoundry.preprocess.scan import WARPS
 from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.preprocess.warp import Warp
 from neurofoundry.runtime import verify
 from neurofoundry.runtime.files import hash_file, write_json
-from tests.support.preprocessing import PARAMS, WriteCohort, image_of
+from tests.support.preprocessing import PARAMS, TRANSFORM, VOLUME, WriteCohort, image_of
 
 GRID = Grid(spacing=3.0)
 TO_SCAN = from_matvec(
@@ -130,8 +130,9 @@ def carried(cohort: Path, heads: list[Head], tmp_path: Path) -> Carry:
     """Return scans.tsv and labels.tsv of the volumes, in which the first scan has its true pose."""
     volumes = tmp_path / "volumes"
     volumes.mkdir()
-    write_affine(volumes / "a_to-mni.txt", np.linalg.inv(heads[0].pose))
+    write_affine(volumes / TRANSFORM, np.linalg.inv(heads[0].pose))
     scans = read_table(cohort / "scans.tsv", SCANS).assign(ventricles="ventricles")
+    scans["volume"] = pd.Series([VOLUME, None, VOLUME], dtype=object)
     scans["volume_sha256"] = pd.Series(["0" * 64, None, "0" * 64], dtype=object)
     scans.loc[2, "sha256"] = "0" * 64
 
@@ -189,10 +190,12 @@ def test_a_warp_that_was_stored_carries_as_it_did(tmp_path: Path) -> None:
     affine = from_matvec(np.eye(3) * 6.0, [-120.0, -150, -100])
     field = np.zeros((40, 42, 34, 3), np.float32)
     field[..., 0] = 6.0
-    write_affine(tmp_path / "a_to-mni.txt", np.eye(4))
-    forward, inverse = (tmp_path / name.format("a") for name in WARPS)
+    syn = PARAMS.model_copy(update={"registration": "syn"})
+    layout = Layout.of(syn)
+    write_affine(tmp_path / layout.transform.format("a"), np.eye(4))
+    forward, inverse = (tmp_path / name.format("a") for name in layout.warps)
     write_warp(forward, inverse, Warp(field, -field, affine))
-    placement = read_placement(tmp_path, "a", PARAMS.model_copy(update={"registration": "syn"}))
+    placement = read_placement(tmp_path, "a", syn)
     of_scan = from_matvec(np.eye(3) * 2.0, [-70.0, -90, -60])
     classes = ball(of_scan, (75, 75, 75), 20)
     moved = to_grid(classes, of_scan, placement, GRID)
