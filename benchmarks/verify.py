@@ -52,8 +52,8 @@ def write_output(folder: Path, grid: Grid, scans: int, files: int) -> None:
         else:
             os.link(folder / f"scan-{number % files}.nii", path)
         hashes.append(hash_file(path) if number < files else hashes[number % files])
-    rows = "".join(f"scan-{number}\t{value}\n" for number, value in enumerate(hashes))
-    (folder / "scans.tsv").write_text(f"scan_id\tvolume_sha256\n{rows}")
+    rows = "".join(f"scan-{n}.nii\t{value}\n" for n, value in enumerate(hashes))
+    (folder / "scans.tsv").write_text(f"volume\tvolume_sha256\n{rows}")
     contents = {"scans.tsv": hash_file(folder / "scans.tsv")}
     write_json(folder / "stage.json", {"stage": "preprocess", "contents": contents})
 
