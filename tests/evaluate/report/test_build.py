@@ -73,6 +73,9 @@ def test_names_are_escaped(tmp_path):
     assert page.open == []
     assert "<script" not in page.html
     assert "<b>age & $x^2$" in page.words
+    for card in (tmp_path / "out").glob("*.md"):
+        assert "<b>age" not in card.read_text()
+        assert "<script" not in card.read_text()
 
 
 def test_four_subjects_without_labels_are_told_plainly(tmp_path):
