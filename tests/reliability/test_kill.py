@@ -5,6 +5,8 @@ Here at some of each kind and file; `python -m tests.reliability.kills` kills at
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import socket
 import subprocess
@@ -61,6 +63,21 @@ def test_an_interrupted_command_says_that_it_goes_on_and_does(name: str, bench: 
     done = bench.interrupt(name, number)
     assert done.code == 130, done.said
     assert done.said.rstrip().endswith(f"error: {INTERRUPTION}"), done.said
+    assert "Traceback" not in done.said
+    assert bench.run(name).code == 0
+    assert bench.made(name) == whole
+
+
+@pytest.mark.parametrize("name", ["ingest", "export", "import"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_is_told_and_the_same_command_goes_on(
+    name: str, error: int, bench: Bench
+) -> None:
+    number = len(bench.calls(name)) // 2 if error == errno.ENOSPC else 1
+    whole = bench.made(name)
+    done = bench.fail(name, number, error)
+    assert done.code == 2, done.said
+    assert os.strerror(error) in done.said
     assert "Traceback" not in done.said
     assert bench.run(name).code == 0
     assert bench.made(name) == whole
