@@ -53,7 +53,7 @@ from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
 from neurofoundry.runtime.files import hash_file
 
 CLOSED_MM = 4.0
-MOST_DEGREES = 30.0
+MOST_DEGREES, WIDEST_MM = 30.0, 400.0
 LABELS = {
     "deep nuclei": (23, 30, 36, 37, 55, 56, 57, 58, 59, 60),
     "ventricles": (4, 11, 49, 50, 51, 52),
@@ -305,9 +305,10 @@ def _turned(image: Image, turn: Matrix, *, order: int, outside: float = 0.0) -> 
     corners = apply_affine(
         box.affine, list(itertools.product(*((-0.5, n - 0.5) for n in image.values.shape)))
     )
-    low = corners.min(axis=0)
-    shape = np.ceil((corners.max(axis=0) - low) / spacing).astype(int)
-    affine = from_matvec(np.eye(3) * spacing, low + spacing / 2)
+    middle = corners.mean(axis=0)
+    # No scanner's view is wider; corners that reach beyond it hold air.
+    shape = np.ceil(np.minimum(np.ptp(corners, axis=0), WIDEST_MM) / spacing).astype(int)
+    affine = from_matvec(np.eye(3) * spacing, middle - spacing * (shape - 1) / 2)
     onto = np.linalg.inv(box.affine) @ affine
     values = ndimage.affine_transform(
         image.values, onto[:3, :3], onto[:3, 3], tuple(shape), order=order, cval=outside

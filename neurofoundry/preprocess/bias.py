@@ -54,6 +54,13 @@ def bias_at(log_bias: Image, points: Array) -> NDArray[np.float32]:
     return np.exp(log)
 
 
+def together(first: Image, second: Image) -> Image:
+    """Return the logarithm of two fields, of which the second was what the first had left."""
+    voxels = np.moveaxis(np.indices(second.values.shape), 0, -1).reshape(-1, 3)
+    before = np.log(bias_at(first, apply_affine(second.affine, voxels)))
+    return Image(second.values + before.reshape(second.values.shape), second.affine)
+
+
 def correct(image: Image, log_bias: Image) -> Image:
     """Divide an image by the field; its axes must be parallel to the field's."""
     onto = np.linalg.inv(log_bias.affine) @ image.affine

@@ -100,11 +100,21 @@ def find_brain(scan: Image, params: PreprocessParams) -> Brain:
         inside = resample(mask, head.affine, head.values.shape).values > 0.5
     if params.bias_correction == "none":
         return Brain(head, inside, vertices, mask, None)
-    # N4 as it was tried (bias.py): from voxels of 2 mm it left twice the shading of a phantom.
-    seen = coarsen(scan, surface.SPACING_MM, outside=background)
-    within = resample(Image(inside.astype(np.float32), head.affine), seen.affine, seen.values.shape)
-    log_bias = bias.estimate(seen, within.values > 0.5)
+    log_bias = bias.estimate(head, inside)
     return Brain(bias.correct(head, log_bias), inside, vertices, mask, log_bias)
+
+
+def without_shading(brain: Brain) -> Brain:
+    """Return a settled brain without the shading that it shows still.
+
+    N4 looks for one histogram all over the brain. The surface leaves out a part of the cortex and
+    holds fluid, here more and there less, and that hides half of a field from it.
+    """
+    if brain.log_bias is None or not brain.settled:
+        return brain
+    left = bias.estimate(brain.head, brain.inside)
+    both = bias.together(brain.log_bias, left)
+    return replace(brain, head=bias.correct(brain.head, left), log_bias=both)
 
 
 def elsewhere(brain: Brain) -> Iterator[Brain]:

@@ -110,7 +110,7 @@ class PreprocessParams(Section):
 
     grid: Grid = Grid()
     bias_correction: Literal["none", "n4"] = "none"
-    """n4 removes shading inside the brain, for 0.7 s of CPU a scan."""
+    """n4 removes shading inside the brain, for 1.5 s of CPU a scan."""
     mask: MaskParams | None = None
     """null: the brain's surface grows in the scan, and the template corrects it."""
     registration: Literal["rigid", "affine", "syn"] = "rigid"

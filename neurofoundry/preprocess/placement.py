@@ -10,7 +10,7 @@ import torch
 from nibabel.affines import apply_affine
 
 from neurofoundry.preprocess import registration, surface, warp
-from neurofoundry.preprocess.brain import Brain, elsewhere, settle
+from neurofoundry.preprocess.brain import Brain, elsewhere, settle, without_shading
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up, resample
 from neurofoundry.preprocess.template import Template
@@ -83,7 +83,8 @@ def place(
         each if each.fit >= FOUND else _look_elsewhere(each, template, device)
         for each in _locate(brains, intensities, template, device)
     ]
-    affines, found = [each.affine for each in located], [each.brain for each in located]
+    affines = [each.affine for each in located]
+    found = [without_shading(each.brain) for each in located]
     for level in registration.finer(template.levels)[1:]:
         shown = [brain.intensities() for brain in found]
         affines, _ = registration.refine(shown, affines, [level], centre, device)

@@ -91,3 +91,16 @@ def test_the_cubic_grid_holds_every_voxel_of_a_tilted_image() -> None:
     where = apply_affine(np.linalg.inv(affine) @ AFFINE, faces)
     assert (where >= -0.5 - 1e-6).all()
     assert (where <= np.array(shape) - 0.5 + 1e-6).all()
+
+
+def test_a_header_that_turns_a_scan_changes_nothing_of_its_coarse_voxels() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.random((24, 20, 18)).astype(np.float32)
+    straight = Image(values, from_matvec(np.diag([1.5, 2, 2.5]), [3, -4, 5]))
+    turn = from_matvec(
+        Rotation.from_euler("xyz", [20, -25, 30], degrees=True).as_matrix(), [1, 2, 3]
+    )
+    expected = coarsen(straight, 4.0)
+    found = coarsen(Image(values, turn @ straight.affine), 4.0)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+    np.testing.assert_allclose(found.affine, turn @ expected.affine, atol=1e-6)
