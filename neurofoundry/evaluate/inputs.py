@@ -47,7 +47,7 @@ class Pretrained:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of held-out scans under a frozen encoder."""
+    """Features of scans under a frozen encoder: of training scans, too, or of held-out ones."""
 
     scan_ids: NDArray[np.str_]
     values: Values
@@ -58,6 +58,11 @@ class Features:
         place = pd.Series(np.arange(len(self.scan_ids)), self.scan_ids).reindex(scan_ids)
         rows: Values = self.values[place.to_numpy(int)]
         return rows
+
+    def without(self, scan_ids: pd.Series) -> Features:
+        """Return the features of all but these scans."""
+        kept = ~np.isin(self.scan_ids, scan_ids.to_numpy(str))
+        return Features(self.scan_ids[kept], self.values[kept])
 
 
 @dataclass(frozen=True, eq=False)

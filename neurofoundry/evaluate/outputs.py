@@ -39,6 +39,7 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
         "tables/differences.tsv": results.measured.differences,
         "tables/gaps.tsv": results.measured.gaps,
         "tables/calibration.tsv": results.calibrated,
+        "tables/shots.tsv": results.shots,
         "tables/decisions.tsv": results.decisions,
         "tables/confusion.tsv": results.curves.confusion,
         "tables/subgroups.tsv": results.subgroups,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.evaluation import Decision
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.evaluate import champion, promotion
@@ -23,6 +24,7 @@ from neurofoundry.evaluate.measure import (
     explanations,
     performance,
     robustness,
+    shots,
     subgroups,
 )
 from neurofoundry.evaluate.measure.curves import Curves
@@ -41,12 +43,14 @@ class Results:
     tasks: tuple[Evidence, ...]
     """Of every declared task the scans, the models and the baselines."""
     features: Mapping[str, Features]
-    """Of every encoder."""
+    """Of every encoder, for held-out scans."""
     explained: tuple[Explanation, ...]
     params: EvaluateParams
     seed: int
 
     measured: Measured
+    shots: pd.DataFrame
+    """shots.SHOTS."""
     decisions: pd.DataFrame
     """decisions.DECISIONS."""
     calibrated: pd.DataFrame
@@ -75,7 +79,9 @@ def measure(
     """Read the predictions, add the baselines, and measure all. Raises DataError."""
     of_models = [read_evidence(name, task, inputs, models) for name, task in tasks.items()]
     evidence = baselines.add(of_models, inputs, volumes)
-    features = read_features(models)
+    known = read_features(models)
+    learned_from = inputs.scans["scan_id"][~inputs.scans["split"].isin(HELD_OUT)]
+    features = {name: each.without(learned_from) for name, each in known.items()}
     explained = explanations.read(evidence, models)
     measured = performance.measure(evidence, params=params, seed=seed)
     sites = robustness.sites(features, inputs, tasks)
@@ -88,6 +94,7 @@ def measure(
         params=params,
         seed=seed,
         measured=measured,
+        shots=shots.measure(evidence, known, inputs, params=params, seed=seed),
         decisions=decisions.measure(evidence, measured, params=params),
         calibrated=calibration.measure(evidence, params=params, seed=seed),
         subgroups=subgroups.measure(evidence, params=params),

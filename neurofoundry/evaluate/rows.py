@@ -13,6 +13,7 @@ from neurofoundry.stats.intervals import Estimate
 NUMBERS = frozenset(
     {
         *("fraction", "versus_fraction", "value", "low", "high", "seed_sd", "p", "p_holm"),
+        *("shots", "draw_sd", "draws"),
         *("prevalence", "chance", "from_age_sex_labels"),
     }
 )

@@ -249,8 +249,9 @@ class Study:
         )
 
     def describe(self, names: Sequence[str], scans: pd.DataFrame, work: Workspace) -> None:
-        """Write features/ENCODER.npz, the features of held-out scans, for each frozen encoder."""
-        held_out = scans[scans["split"].isin(HELD_OUT)].drop_duplicates("scan_id")
+        """Write features/ENCODER.npz, the features of held-out scans and of those that models may
+        learn from, for each frozen encoder."""
+        wanted = scans[scans["split"].isin([*HELD_OUT, "train"])].drop_duplicates("scan_id")
         (work.dir / "features").mkdir(exist_ok=True)
         for path in (work.dir / "features").iterdir():
             if path.stem not in names:
@@ -259,7 +260,7 @@ class Study:
             file = f"features/{name}.npz"
             earlier = [output / file for output in work.earlier]
             origin = self.origins[name, self.params.seeds[0]]
-            rows = held_out.sort_values("scan_id")
+            rows = wanted.sort_values("scan_id")
             write_features(work.dir / file, origin, rows, self.read, earlier)
 
     def _is_tuned(self, run: Run) -> bool:

@@ -171,10 +171,12 @@ def write_inputs(
     (root / "models/features").mkdir()
     features = random.normal(size=(len(held_out), 16))
     features[:, 0] += 3 * (held_out["site"] == "birch")
+    learned = usable[usable["split"] == "train"]
+    of_learned = np.random.default_rng(9).normal(size=(len(learned), 16))
     np.savez(
         root / "models/features/simclr.npz",
-        scan_id=held_out["scan_id"].to_numpy(str),
-        features=features,
+        scan_id=pd.concat([held_out, learned])["scan_id"].to_numpy(str),
+        features=np.concatenate([features, of_learned]),
     )
     columns = ["task", "init", "fraction", "seed", *(["fold"] if 0 not in numbers else [])]
     table = pd.DataFrame(runs, columns=[*columns, "status", "reason"])

@@ -49,6 +49,7 @@ def test_it_writes_what_the_contract_says_and_nothing_else(evaluated):
                 for name in ("embeddings", "explanations", "gaps", "metrics", "repeats", "sites")
             ),
             "tables/decisions.tsv",
+            "tables/shots.tsv",
             "tables/subgroups.tsv",
         ]
     )

@@ -133,7 +133,7 @@ class TestOutputs:
             table = table[table["split"] == "test"]
             assert roc_auc_score(table["label"] == "AD", table["p_AD"]) > 0.9
 
-    def test_features_are_what_each_frozen_encoder_says_of_the_held_out_scans(
+    def test_features_are_what_each_frozen_encoder_says_of_the_scans(
         self, models: Path, volumes: Path, encoder: Path
     ) -> None:
         assert sorted(path.name for path in (models / "features").iterdir()) == [
@@ -142,7 +142,7 @@ class TestOutputs:
         with np.load(models / "features/simclr.npz", allow_pickle=False) as content:
             scan_ids, features = list(content["scan_id"]), content["features"]
         scans = pd.read_csv(volumes / "scans.tsv", sep="\t").set_index("scan_id")
-        assert set(scans.loc[scan_ids, "split"]) == {"val", "test", "ood"}
+        assert set(scans.loc[scan_ids, "split"]) == {"train", "val", "test", "ood"}
         network = encoders.load(encoder)[0]
         read = partial(read_batch, Volumes(volumes))
         assert np.allclose(features, infer(network, scan_ids, read).numpy(), atol=1e-4)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
 from neurofoundry.evaluate.measure import baselines, calibration
 from neurofoundry.evaluate.measure.performance import persons_per_class
+from neurofoundry.evaluate.measure.shots import DRAWS
 from neurofoundry.evaluate.report import narrative, plots
 from neurofoundry.evaluate.report.figures import TaskFigures
 from neurofoundry.evaluate.report.narrative import Conclusion
@@ -55,6 +57,7 @@ def describe(
         "groups": _groups(evidence, results, conclusion),
         "calibration": _calibration(evidence, results),
         "labels": _labels(evidence, results, conclusion),
+        "shots": _shots(evidence, results),
         "confusion": _confusion(evidence, results, conclusion),
         "panels": figures,
         "maps": _maps(evidence, results, figures),
@@ -281,6 +284,36 @@ def _labels(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
         "reference": narrative.with_interval(reference_row, metric) if reference_row else "",
         "compared": len(rows) * len(shares),
         "difference": lambda row: narrative.with_interval(row, metric, signed=True),
+    }
+
+
+def _shots(evidence: Evidence, results: Results) -> dict[str, Any]:
+    """Return what each frozen encoder tells with a few examples a class, or by its nearest
+    neighbours, at familiar sites."""
+    table = results.shots
+    table = table[(table["task"] == evidence.name) & (table["split"] == "test")]
+    columns = table[["probe", "shots"]].drop_duplicates()
+    rows = [
+        {
+            "name": "untrained" if encoder in UNTRAINED else encoder,
+            "values": [
+                (evidence.task.primary, find_row(found, probe=probe, shots=shots))
+                if shots == shots
+                else (evidence.task.primary, find_row(found, probe=probe))
+                for probe, shots in zip(columns["probe"], columns["shots"], strict=True)
+            ],
+        }
+        for encoder, found in table.groupby("encoder", sort=False)
+    ]
+    cells = [(row["name"], cell) for row in rows for _, cell in row["values"]]
+    return {
+        "columns": [
+            f"{shots:.0f} a class" if shots == shots else "nearest neighbours, all labels"
+            for shots in columns["shots"]
+        ],
+        "rows": rows if any(cell and cell["value"] is not None for _, cell in cells) else [],
+        "draws": DRAWS,
+        "reasons": _reasons(cells),
     }
 
 

@@ -36,7 +36,8 @@ def shown(usual, evaluated) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
     data = content(evaluated.dir / PAGE)
     scans = pd.read_csv(usual.root / "volumes/scans.tsv", sep="\t", keep_default_na=False)
     with np.load(usual.root / "models/features/simclr.npz") as file:
-        names, values = file["scan_id"], file["features"]
+        held_out = np.isin(file["scan_id"], scans["scan_id"][scans["split"] != "train"])
+        names, values = file["scan_id"][held_out], file["features"][held_out]
     x = (values - values.mean(0)) / values.std(0)
     _, _, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
     where = np.array(data["encoders"][0]["points"])

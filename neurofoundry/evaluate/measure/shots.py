@@ -1,0 +1,167 @@
+"""What an encoder's features tell with a few examples a class, or by their nearest neighbours: no
+network is trained, and nothing is chosen on validation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from sklearn.preprocessing import StandardScaler
+
+from neurofoundry.evaluate.evidence import Evidence
+from neurofoundry.evaluate.inputs import Features, Inputs
+from neurofoundry.evaluate.measure.performance import persons_to_count, shortage
+from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.rows import cells, table_of
+from neurofoundry.stats import intervals
+from neurofoundry.stats.intervals import Estimate
+from neurofoundry.stats.metrics import Values
+from neurofoundry.tasks import Task
+
+SHOTS = [
+    *("task", "encoder", "probe", "shots", "split", "metric", "value", "low", "high"),
+    *("draw_sd", "draws", "subjects", "reason"),
+]
+
+EXAMPLES = (1, 5, 10)
+"""Training persons of every class, one scan each."""
+
+DRAWS = 10
+"""Of the examples; a value is the mean over them."""
+
+NEIGHBOURS = 20
+"""Training scans that vote, as in DINO (Caron et al. 2021); fewer where there are fewer."""
+
+TEMPERATURE = 0.07
+"""Of the votes by cosine similarity (Wu et al. 2018)."""
+
+
+def measure(
+    tasks: Sequence[Evidence],
+    features: Mapping[str, Features],
+    inputs: Inputs,
+    *,
+    params: EvaluateParams,
+    seed: int,
+) -> pd.DataFrame:
+    """SHOTS: a row a task, encoder, probe, number of examples a class and split, of the primary
+    metric.
+
+    ``linear`` is a logistic regression on standardized features with a fixed penalty, for
+    classifications; ``nearest`` the vote of the nearest training scans, with all labels (``shots``
+    n/a). The standardization is that of all training scans, which takes no label. All encoders
+    learn from the same examples; intervals are of the choice of the tested persons.
+    """
+    rows: list[dict[str, object]] = []
+    for evidence in tasks:
+        for encoder, of_encoder in features.items():
+            for probe, shots in _probes(evidence.task):
+                head = {"task": evidence.name, "encoder": encoder, "probe": probe, "shots": shots}
+                made = _predict(evidence, of_encoder, inputs, shots, seed)
+                rows += [{**head, **row} for row in _rows(evidence, made, params)]
+    return table_of(rows, SHOTS)
+
+
+def _probes(task: Task) -> Iterator[tuple[str, float | None]]:
+    if task.classes:
+        yield from (("linear", shots) for shots in EXAMPLES)
+    yield "nearest", None
+
+
+def _predict(
+    evidence: Evidence, features: Features, inputs: Inputs, shots: float | None, seed: int
+) -> Values | str:
+    """Return what the probes of all draws predict for every scan (draws, scans, …), each scan by
+    what was learned from the training persons of its fold; or why there are none."""
+    draws = DRAWS if shots else 1
+    outputs: Values = np.empty(0)
+    for fold, made in evidence.by_fold(0):
+        train = evidence.task.select(inputs.train(fold)).sort_values("scan_id")
+        train = train[train["scan_id"].isin(features.scan_ids)]
+        if reason := _too_few(evidence.task, train, shots):
+            return reason
+        scaler = StandardScaler().fit(features.of(train["scan_id"]))
+        tested = scaler.transform(features.of(evidence.scans["scan_id"][made]))
+        for draw in range(draws):
+            key = f"{seed} {evidence.name} {fold} {shots} {draw}"
+            learn = _examples(train, evidence.task, int(shots), key) if shots else train
+            x, y = scaler.transform(features.of(learn["scan_id"])), evidence.task.targets(learn)
+            if shots:
+                model = evidence.task.linear_model().fit(x, y)
+                predicted = evidence.task.predict(model, tested)
+            else:
+                predicted = nearest(x, y, tested, classes=len(evidence.task.classes))
+            if not len(outputs):
+                outputs = np.empty((draws, len(made), *predicted.shape[1:]))
+            outputs[draw, made] = predicted
+    return outputs
+
+
+def _too_few(task: Task, train: pd.DataFrame, shots: float | None) -> str:
+    """Return why so many examples cannot be drawn; '' if they can."""
+    if train.empty:
+        return "finetune has kept no features of training scans"
+    groups = train.groupby(task.column)["person"].nunique() if task.classes else {}
+    for name in task.classes:
+        found = int(groups.get(name, 0))
+        if found < (shots or 1):
+            return f"{found} training subjects with {task.column}={name}, {shots or 1:g} are needed"
+    return ""
+
+
+def _examples(train: pd.DataFrame, task: Task, shots: int, key: str) -> pd.DataFrame:
+    """Return a scan each of so many persons of every class, a function of ``key``."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    shuffled = train.sample(frac=1, random_state=np.random.default_rng(number))
+    once = shuffled.drop_duplicates(["person", task.column])
+    chosen: pd.DataFrame = once.groupby(task.column).head(shots)
+    return chosen
+
+
+def nearest(x: Values, y: Values, tested: Values, *, classes: int) -> Values:
+    """Return probabilities (scans, classes), or means (scans,), by the vote of the nearest training
+    scans ``x`` (scans, features), with weights exp(cosine / ``TEMPERATURE``)."""
+    cosine = _unit(tested) @ _unit(x).T
+    count = min(NEIGHBOURS, len(x))
+    near = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    weights = softmax(np.take_along_axis(cosine, near, axis=1) / TEMPERATURE, axis=1)
+    if not classes:
+        means: Values = (weights * y[near]).sum(axis=1)
+        return means
+    votes: Values = np.stack([(weights * (y[near] == k)).sum(axis=1) for k in range(classes)], -1)
+    return votes
+
+
+def _unit(values: Values) -> Values:
+    unit: Values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _rows(
+    evidence: Evidence, made: Values | str, params: EvaluateParams
+) -> Iterator[dict[str, object]]:
+    task = evidence.task
+    for split in evidence.splits:
+        inside = evidence.inside(split)
+        head: dict[str, object] = {"split": split, "metric": task.primary}
+        head["subjects"] = evidence.scans["person"][inside].nunique()
+        reason = (
+            made
+            if isinstance(made, str)
+            else shortage(evidence, split, min_subjects=params.min_subjects)
+        )
+        if isinstance(made, str) or reason:
+            yield {**head, **cells(Estimate(None, None, None, reason))}
+            continue
+        labels, persons = evidence.labels[inside], evidence.persons[inside]
+        outputs = made[:, inside]
+        value, error = task.primary_with_error(labels, outputs, persons)
+        error *= evidence.widening(split)
+        counted = persons_to_count(evidence, split)
+        of_draws = [task.primary_with_error(labels, each[None], persons)[0] for each in outputs]
+        spread = float(np.std(of_draws, ddof=1)) if len(of_draws) > 1 else None
+        estimate = intervals.with_error(value, error, task.primary, counted)
+        yield {**head, **cells(estimate), "draw_sd": spread, "draws": len(of_draws)}
