@@ -165,39 +165,6 @@ def test_a_second_run_takes_over_all_but_what_a_changed_rule_decides(
     assert weights == (model / "model.safetensors").read_bytes()
 
 
-def test_folds_are_those_of_dvc_repro_and_one_that_is_lost_is_made_alone(
-    in_processes: Path, project: Path, command: Run, tmp_path: Path
-) -> None:
-    clone = tmp_path / "clone"
-    shutil.copytree(project, clone, symlinks=True)
-    params = clone / "params.yaml"
-    values = yaml.safe_load(params.read_text())
-    apart = values["ingest"]["splits"]["ood"]
-    values["ingest"]["splits"] = {"mode": "folds", "folds": 3, "pretrain": 0.2, "ood": apart}
-    values["tasks"] = {"sex": values["tasks"]["sex"]}
-    starts = values["finetune"]["initializations"]
-    values["finetune"]["initializations"] = {name: starts[name] for name in ("simclr", "scratch")}
-    values["finetune"]["explain"] = values["evaluate"]["promotion"] = None
-    params.write_text(yaml.safe_dump(values, sort_keys=False))
-    command("dvc", "repro", cwd=clone)
-    before = outputs(in_processes, "evaluate")
-    run_local(command, project, in_processes, "--runner", "subprocess", params=params)
-    (evaluation,) = outputs(in_processes, "evaluate").keys() - before.keys()
-    for name in ("metrics.json", "tables/metrics.tsv", "tables/differences.tsv"):
-        assert (evaluation / name).read_bytes() == (clone / "evaluation" / name).read_bytes()
-
-    models = clone / "models"
-    made = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
-    assert len(made) == 2 * 3
-    lost = models / "sex/scratch/1.0/0/fold-2"
-    weights = (lost / "model.safetensors").read_bytes()
-    shutil.rmtree(lost)
-    command("dvc", "repro", "--force", "--single-item", "finetune", cwd=clone)
-    again = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
-    assert {folder for folder in made if made[folder] != again[folder]} == {lost}
-    assert (lost / "model.safetensors").read_bytes() == weights
-
-
 def test_a_wrong_parameter_ends_the_run_before_any_data_is_touched(
     project: Path, command: Run, tmp_path: Path
 ) -> None:
