@@ -104,9 +104,8 @@ def _too_few(task: Task, train: pd.DataFrame, shots: float | None) -> str:
     """Return why so many examples cannot be drawn; '' if they can."""
     if train.empty:
         return "finetune has kept no features of training scans"
-    groups = train.groupby(task.column)["person"].nunique() if task.classes else {}
     for name in task.classes:
-        found = int(groups.get(name, 0))
+        found = train["person"][train[task.column] == name].nunique()
         if found < (shots or 1):
             return f"{found} training subjects with {task.column}={name}, {shots or 1:g} are needed"
     return ""

@@ -292,24 +292,18 @@ def _shots(evidence: Evidence, results: Results) -> dict[str, Any]:
     neighbours, at familiar sites."""
     table = results.shots
     table = table[(table["task"] == evidence.name) & (table["split"] == "test")]
-    columns = table[["probe", "shots"]].drop_duplicates()
-    rows = [
-        {
-            "name": "untrained" if encoder in UNTRAINED else encoder,
-            "values": [
-                (evidence.task.primary, find_row(found, probe=probe, shots=shots))
-                if shots == shots
-                else (evidence.task.primary, find_row(found, probe=probe))
-                for probe, shots in zip(columns["probe"], columns["shots"], strict=True)
-            ],
-        }
-        for encoder, found in table.groupby("encoder", sort=False)
-    ]
+    rows: list[dict[str, Any]] = []
+    for encoder in dict.fromkeys(table["encoder"]):
+        found = table[table["encoder"] == encoder]
+        values = [find_row(found.iloc[[place]]) for place in range(len(found))]
+        name = "untrained" if encoder in UNTRAINED else encoder
+        rows.append({"name": name, "values": [(evidence.task.primary, row) for row in values]})
     cells = [(row["name"], cell) for row in rows for _, cell in row["values"]]
+    columns = [row["shots"] for _, row in rows[0]["values"]] if rows else []
     return {
         "columns": [
-            f"{shots:.0f} a class" if shots == shots else "nearest neighbours, all labels"
-            for shots in columns["shots"]
+            f"{shots:.0f} a class" if shots else "nearest neighbours, all labels"
+            for shots in columns
         ],
         "rows": rows if any(cell and cell["value"] is not None for _, cell in cells) else [],
         "draws": DRAWS,
