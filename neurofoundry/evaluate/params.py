@@ -72,6 +72,11 @@ class EvaluateParams(Section):
     smaller ones mislead, and could point to somebody."""
     prevalence: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     """For a task of two classes the share of those with its second class among the people that the
-    model is meant for: predictive values are given at it (tables/decisions.tsv)."""
+    model is meant for: predictive values (tables/decisions.tsv) and net benefit
+    (tables/benefit.tsv) are given at it."""
+    combat: tuple[Literal["age", "sex"], ...] | None = None
+    """What ComBat keeps when it takes sites out of the features of the frozen encoders; [] keeps
+    nothing in particular. The report then shows what it changes: for reading the site, and for a
+    linear model of each task (tables/harmonization.tsv). Without it nothing is harmonized."""
     promotion: Promotion | None = None
     """Without it nothing is promoted."""

@@ -17,13 +17,18 @@ from neurofoundry.evaluate.evidence import Evidence, read_evidence
 from neurofoundry.evaluate.inputs import Features, Inputs, read_features
 from neurofoundry.evaluate.measure import (
     baselines,
+    benefit,
+    brain_age,
     calibration,
     curves,
     decisions,
     embeddings,
     explanations,
+    fairness,
+    harmonization,
     performance,
     robustness,
+    sets,
     shots,
     subgroups,
 )
@@ -53,15 +58,27 @@ class Results:
     """shots.SHOTS."""
     decisions: pd.DataFrame
     """decisions.DECISIONS."""
+    benefit: pd.DataFrame
+    """benefit.BENEFIT."""
+    useful: pd.DataFrame
+    """benefit.USEFUL."""
+    sets: pd.DataFrame
+    """sets.SETS."""
     calibrated: pd.DataFrame
     """calibration.CALIBRATION."""
     subgroups: pd.DataFrame
     """subgroups.SUBGROUPS."""
+    fairness: pd.DataFrame
+    """fairness.FAIRNESS."""
+    brain_age: pd.DataFrame
+    """brain_age.BRAIN_AGE."""
     curves: Curves
     repeats: pd.DataFrame
     """robustness.REPEATS."""
     sites: pd.DataFrame
     """robustness.SITES."""
+    harmonization: pd.DataFrame
+    """harmonization.HARMONIZATION."""
     recognized: pd.DataFrame
     """embeddings.EMBEDDINGS."""
     decision: Decision
@@ -85,6 +102,8 @@ def measure(
     explained = explanations.read(evidence, models)
     measured = performance.measure(evidence, params=params, seed=seed)
     sites = robustness.sites(features, inputs, tasks)
+    groups = subgroups.measure(evidence, params=params)
+    curve, useful = benefit.measure(evidence, params=params)
     return Results(
         inputs=inputs,
         volumes=volumes,
@@ -97,10 +116,16 @@ def measure(
         shots=shots.measure(evidence, known, inputs, params=params, seed=seed),
         decisions=decisions.measure(evidence, measured, params=params),
         calibrated=calibration.measure(evidence, params=params, seed=seed),
-        subgroups=subgroups.measure(evidence, params=params),
+        benefit=curve,
+        useful=useful,
+        sets=sets.measure(evidence, params=params),
+        subgroups=groups,
+        fairness=fairness.measure(evidence, groups),
+        brain_age=brain_age.measure(evidence, inputs, params=params),
         curves=curves.measure(evidence, params=params, seed=seed),
         repeats=robustness.repeats(evidence, params=params),
         sites=sites,
+        harmonization=harmonization.measure(features, evidence, inputs, params=params, seed=seed),
         recognized=embeddings.measure(features, inputs, params=params),
         decision=_decide(params, evidence, measured, sites, inputs, seed=seed),
     )

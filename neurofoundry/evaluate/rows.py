@@ -10,11 +10,15 @@ import pandas as pd
 
 from neurofoundry.stats.intervals import Estimate
 
+STATES = ("as_is", "harmonized", "difference")
+
 NUMBERS = frozenset(
     {
         *("fraction", "versus_fraction", "value", "low", "high", "seed_sd", "p", "p_holm"),
         *("shots", "draw_sd", "draws"),
-        *("prevalence", "chance", "from_age_sex_labels"),
+        *("prevalence", "chance", "from_age_sex_labels", "from", "to", "observed", "by_chance"),
+        *("true_low", "true_high", "known"),
+        *(f"{s}_{e}" for s in STATES for e in ("value", "low", "high")),
     }
 )
 """Columns that are numbers even where all of them are missing."""

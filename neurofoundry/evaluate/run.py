@@ -90,6 +90,12 @@ def _check(
             f"evaluate.reference: '{params.reference}' is not one of the initializations in "
             f"{models / 'runs.tsv'} ({', '.join(initializations)})."
         )
+    two_classes = [name for name, task in tasks.items() if len(task.classes) == 2]
+    if unknown := sorted(set(params.prevalence) - set(two_classes)):
+        raise UsageError(
+            f"evaluate.prevalence: {', '.join(unknown)} is not one of the tasks with two classes "
+            f"({', '.join(two_classes) or 'there is none'})."
+        )
     if params.promotion:
         names = [*initializations, *ensembles(earlier.runs)]
         promotion.check(params.promotion, single, names)

@@ -24,6 +24,7 @@ PAGE = Path(__file__).with_name("qc.html")
 EMBEDDED = 300
 """Pictures within the page, of the worst scans; the others are loaded from the files beside it when
 they come into view. With all of 5,000 no browser would open it."""
+NAMES_END = 22
 MOST_DOTS = 120
 """Dots for the usable scans of a site in one chart; more are thinned out, extremes stay."""
 
@@ -61,6 +62,7 @@ def render(
             for name in MEASURES
             if table[name].notna().any()
         ],
+        "names_end": NAMES_END,
         "cards": cards,
         "embedded": EMBEDDED,
         "spacing": params.grid.spacing,
@@ -84,9 +86,12 @@ def _site(name: Any, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, Any]:
-    """Return a strip of dots for each site, positions in percent of the width."""
+    """Return a strip of dots for each site, positions in percent of the width; names of sites
+    take the first ``NAMES_END`` percent."""
     values = table[name].dropna()
-    limits = [] if bounds is None else [end for end in (bounds.min, bounds.max) if end is not None]
+    ends = {} if bounds is None else {"at least": bounds.min, "at most": bounds.max}
+    declared = {words: float(end) for words, end in ends.items() if end is not None}
+    limits = declared.values()
     # A single wild scan, or a bound far away, must not squeeze all others into a point.
     low, high = float(values.quantile(0.01)), float(values.quantile(0.99))
     margin = max(high - low, 1e-6) / 2
@@ -95,14 +100,16 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
     width = max(high - low, 1e-6)
 
     def place(value: float) -> float:
-        return round(min(max(4 + 92 * (value - low) / width, 1), 99), 2)
+        inside = (value - low) / width
+        return round(NAMES_END + (98 - NAMES_END) * min(max(inside, -0.02), 1.02), 2)
 
     return {
         "name": name,
-        "low": low,
-        "high": high,
         "lacking": unmeasured(table, name),
+        "ticks": [(f"{tick:.4g}", place(tick)) for tick in _ticks(low, high)],
         "limits": [place(bound) for bound in near],
+        "bounds": [f"{words} {end:g}" for words, end in declared.items()],
+        "far": len(near) < len(declared),
         "sites": [
             {
                 "name": site,
@@ -114,6 +121,15 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
             for site, rows in table.groupby("site", sort=True)
         ],
     }
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return two to six round numbers from low to high."""
+    rough = max(high - low, 1e-9) / 4
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = power * min((1, 2, 2.5, 5, 10), key=lambda nice: abs(nice - rough / power))
+    first = np.ceil(low / step - 1e-9)
+    return [float(step * number) for number in np.arange(first, high / step + 1e-9)]
 
 
 def _thinned(rows: pd.DataFrame, name: str) -> pd.DataFrame:

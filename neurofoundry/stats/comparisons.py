@@ -178,17 +178,21 @@ def _touching(ends: Callable[[float], tuple[float, float]], value: float, freedo
 
 
 def ratio(one: Estimate, other: Estimate) -> Estimate:
-    """Return one / other of two shares of different persons, with the interval that theirs give on
-    the log scale (Zou & Donner, Statistics in Medicine 27, 2008). None where one is zero."""
+    """Return one / other of two shares of different persons, with the interval that theirs give
+    (Donner & Zou, Statistical Methods in Medical Research 21, 2012). None where the second, or the
+    lower end of its interval, is zero."""
     for each in (one, other):
         if each.value is None or each.low is None or each.high is None:
             return Estimate(None, None, None, each.reason)
-    if not one.value or not other.value or not one.low or not other.low:
+    a, below, above = (float(each or 0) for each in (one.value, one.low, one.high))
+    b, least, most = (float(each or 0) for each in (other.value, other.low, other.high))
+    if not b or not least:
         return Estimate(None, None, None, "a share of calls is zero in this sample")
-    value = one.value / other.value
-    below = math.hypot(math.log(one.value / one.low), math.log((other.high or 1) / other.value))
-    above = math.hypot(math.log((one.high or 1) / one.value), math.log(other.value / other.low))
-    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+    low = a * b - math.sqrt(max(0, (a * b) ** 2 - below * most * (2 * a - below) * (2 * b - most)))
+    high = a * b + math.sqrt(
+        max(0, (a * b) ** 2 - above * least * (2 * a - above) * (2 * b - least))
+    )
+    return Estimate(a / b, max(0, low / most / (2 * b - most)), high / least / (2 * b - least))
 
 
 def detectable(half_width: float, compared: int) -> float:

@@ -27,6 +27,9 @@ class Metric:
     higher_is_better: bool | None
     """None: neither, the best value lies between."""
     scale: Scale
+    if_normal: float | None = None
+    """Of an error: the variance of its logarithm times the number of persons, if their errors are
+    normal."""
 
 
 METRICS = {
@@ -40,8 +43,8 @@ METRICS = {
     "ece": Metric("Calibration error", False, LINEAR),
     "calibration_slope": Metric("Calibration slope", None, LINEAR),
     "calibration_intercept": Metric("Calibration intercept", None, LINEAR),
-    "mae": Metric("Mean absolute error", False, LOG),
-    "rmse": Metric("Root mean square error", False, LOG),
+    "mae": Metric("Mean absolute error", False, LOG, np.pi / 2 - 1),
+    "rmse": Metric("Root mean square error", False, LOG, 0.5),
     "r2": Metric("R²", True, LOG_REMAINDER),
     "correlation": Metric("Correlation", True, FISHER),
     "icc_agreement": Metric("Agreement, ICC(2,1)", True, FISHER),
@@ -51,6 +54,11 @@ METRICS = {
     "bias_slope": Metric("Slope of the error", None, LINEAR),
 }
 
+
+EXACT = range(41, 401)
+"""Resamples (persons left out) for which calibration lines are fitted to the end: with one step,
+those of good models of 70 persons covered in 93 %. With fewer persons than these the whole way
+covers in up to 99.8 %, and with more it makes no difference."""
 
 FEWEST_FOR_ECE = 20
 """Scans that a calibration error is measured on."""
@@ -254,7 +262,8 @@ def calibration_line(
 
     The slope is b of logit P(positive) = a + b·logit p, the intercept is a where b is held at 1:
     above 0, the risks stated are too low (Van Calster et al., BMC Medicine 17, 2019). Resamples
-    take one Newton step from the fit to the sample. NaN where the outputs separate the classes.
+    take one Newton step from the fit to the sample, up to ``EXACT`` of them a second one. NaN where
+    the outputs separate the classes.
     """
     x = special.logit(np.clip(probabilities, 1e-9, 1 - 1e-9))
     fitted = logistic_line(x, positive.astype(float))
@@ -268,9 +277,24 @@ def calibration_line(
     h00, h01, h11 = weights @ spread, weights @ (spread * x), weights @ (spread * x**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = fitted[1] + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+        if len(weights) in EXACT:
+            start = fitted[0] + (h11 * g0 - h01 * g1) / (h00 * h11 - h01**2)
+            slope += _second_step(x, positive, weights, start, slope)
         p = special.expit(shift[0] + x)
         intercept = shift[0] + (weights @ (positive - p)) / (weights @ (p * (1 - p)))
     return intercept, slope
+
+
+def _second_step(
+    x: Values, positive: NDArray[np.bool_], weights: Values, intercept: Values, slope: Values
+) -> Values:
+    """Return the Newton step of the slope from other lines (resamples,) for each resample."""
+    p = special.expit(intercept[:, None] + slope[:, None] * x)
+    error, spread = weights * (positive - p), weights * p * (1 - p)
+    g0, g1, h00 = error.sum(axis=1), error @ x, spread.sum(axis=1)
+    h01, h11 = spread @ x, spread @ x**2
+    step: Values = (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+    return step
 
 
 def logistic_line(

@@ -144,7 +144,8 @@ class Regression(Task):
     ) -> tuple[float, float]:
         from neurofoundry.stats.intervals import mean_with_error
 
-        return mean_with_error(np.abs(outputs - labels).mean(axis=0), persons)
+        mean, error = mean_with_error(np.abs(outputs - labels).mean(axis=0), persons)
+        return float(mean), float(error)
 
     def persons_to_count(self, targets: pd.Series[Any]) -> list[int]:
         return [max(1, targets.index.nunique())]

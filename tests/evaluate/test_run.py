@@ -151,6 +151,11 @@ def test_a_reference_that_was_not_trained_is_a_mistake_in_the_parameters(folders
         run(folders, tmp_path / "out", reference="supervised")
 
 
+def test_a_prevalence_of_what_has_no_two_classes_is_a_mistake_in_the_parameters(folders, tmp_path):
+    with pytest.raises(UsageError, match=r"prevalence: age is not.*alzheimers, stroke, sex"):
+        run(folders, tmp_path / "out", prevalence={"age": 0.1})
+
+
 def test_a_task_without_runs_is_a_mistake_in_the_parameters(folders, tmp_path):
     with pytest.raises(UsageError, match=r"runs\.tsv.*bmi"):
         run(folders, tmp_path / "out", tasks={**TASKS, "bmi": TASKS["age"]})

@@ -56,12 +56,13 @@ def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path
     assert embedded == [True] * report.EMBEDDED + [False] * (2000 - report.EMBEDDED)
     assert cards[-1]["picture"] == f"{cards[-1]['scan']}.png"
     assert len(page) < 4_000_000
-    charts = page.count("<svg")
+    charts = page.count("<svg height")
     # On a phone nothing can be pointed at: the columns' names stand beside their words.
     for name in MEASURES:
         assert (f"<b>{name}</b>: " in page) == (name not in BY_SYN)
-    assert page.count("<circle") <= charts * (3 * report.MOST_DOTS + 1)
-    assert page.count("<circle") > charts * 3 * 100
+    dots = page.count("<circle") - 2  # two are the key
+    assert dots <= charts * (3 * report.MOST_DOTS + 1)
+    assert dots > charts * 3 * 100
 
 
 def test_the_page_names_narrow_bounds_with_their_site_and_what_could_not_be_measured(
@@ -78,3 +79,22 @@ def test_the_page_names_narrow_bounds_with_their_site_and_what_could_not_be_meas
     assert "At &lt;old scanner&gt;, cnr alone sets aside 4 of its 6 scans" in page
     assert "preprocess.quality.cnr.min: 1.2 keeps them" in page
     assert page.count("could not be measured in 2 scans") == 1
+
+
+def test_charts_have_axes_names_and_bounds_that_are_told_from_data(tmp_path: Path) -> None:
+    page, _ = page_of(60, tmp_path)
+    chart = page.split("<b>template_correlation</b>")[1].split("</figure>")[0]
+    for site in ("site0", "site1", "site2"):
+        assert re.search(rf'<text x="0" y="\d+"[^>]*>{site}</text>', chart)
+    bound = PreprocessParams().quality.template_correlation.min
+    assert f"bound: at least {bound:g} (beyond the chart)" in chart
+    ticks = re.findall(r'<text x="([\d.]+)%"[^>]*>([\d.]+)</text>', chart)
+    places, values = np.array(ticks, float).T
+    assert 2 <= len(values) <= 7
+    # The axis is that of the dots: 0.6 to 0.9 lie where the dots end.
+    slope, start = np.polyfit(values, places, 1)
+    dots = np.array(re.findall(r'<circle cx="([\d.]+)%"', chart), float)
+    assert 0.55 < (dots.min() - start) / slope < 0.65
+    assert 0.85 < (dots.max() - start) / slope < 0.95
+    assert "<b>margin_mm</b>" in page
+    assert "no bound" in page.split("<b>margin_mm</b>")[1].split("</figcaption>")[0]

@@ -122,7 +122,7 @@ class TestDifferences:
         sample = intervals.jackknife(lambda w: errors @ w.T / w.sum(1), np.arange(20))
         found = comparisons.difference(sample[0], sample[1], "mae", [20])
         paired = stats.ttest_rel(*errors)
-        factor = np.sqrt(20 / 19 * 20 / 18)  # see Jackknife.moves
+        factor = np.sqrt(20 / 19 * 20 / 17)  # see Jackknife.moves
         assert found.value == pytest.approx(errors[0].mean() - errors[1].mean())
         assert found.p == pytest.approx(2 * stats.t.sf(abs(paired.statistic) / factor, 19))
         reach = stats.t.ppf(0.975, 19) * stats.sem(errors[0] - errors[1]) * factor

@@ -125,7 +125,7 @@ def fit(
     return (
         Model(constant, 1.0, (0,), same[None]),
         Model(covariates, 1.0, (0,), from_covariates[None]),
-        _morphometry(task, train, targets, scans, sizes),
+        _morphometry(task, train, scans, sizes),
     )
 
 
@@ -153,11 +153,18 @@ def _age_sex_site(task: Task, scans: pd.DataFrame, train: pd.DataFrame) -> Value
 
 
 def _morphometry(
-    task: Task, train: pd.DataFrame, targets: Values, scans: pd.DataFrame, sizes: pd.DataFrame
+    task: Task, train: pd.DataFrame, scans: pd.DataFrame, sizes: pd.DataFrame
 ) -> Model:
-    """Return a regression on ``sizes``, its penalty chosen by cross-validation over training
-    persons."""
-    groups = train["person"].to_numpy()
+    """Return a regression on ``sizes``."""
+    values = (sizes.loc[each["scan_id"]].to_numpy() for each in (train, scans))
+    return Model(MORPHOMETRY, 1.0, (0,), regress(task, train, *values)[None])
+
+
+def regress(task: Task, train: pd.DataFrame, learned: Values, new: Values) -> Values:
+    """Return what a linear model of a task says of scans with the measures ``new`` (scans,
+    columns), after learning from ``train`` and its measures; its penalty is chosen by
+    cross-validation over training persons."""
+    targets, groups = task.targets(train), train["person"].to_numpy()
     persons = [len(set(groups[targets == index])) for index in range(len(task.classes))]
     folds = min(5, len(set(groups)), *persons)
     model: Any = make_pipeline(StandardScaler(), task.linear_model())
@@ -165,6 +172,6 @@ def _morphometry(
         dealt = list(task.splitter(folds).split(targets, targets, groups))
         choices = task.penalties(PENALTIES)
         model = GridSearchCV(model, choices, scoring=task.scoring, cv=dealt)
-    model.fit(sizes.loc[train["scan_id"]].to_numpy(), targets)
-    predicted = task.predict(model, sizes.loc[scans["scan_id"]].to_numpy())
-    return Model(MORPHOMETRY, 1.0, (0,), predicted[None])
+    model.fit(learned, targets)
+    predicted: Values = task.predict(model, new)
+    return predicted

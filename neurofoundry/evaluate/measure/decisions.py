@@ -1,14 +1,12 @@
-"""What a call means for a person: the threshold behind it, likelihood ratios, and predictive values
-at a prevalence that is declared."""
+"""What a call means for a person: the threshold behind it, how often it is right, likelihood
+ratios, and predictive values at a prevalence that is declared."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure.performance import Measured, thresholds_of
@@ -32,7 +30,7 @@ def measure(
     """DECISIONS: a row a two-class task, initialization with all labels, split and measure.
 
     ``threshold`` is the mean over seeds. The others follow from sensitivity and specificity, with
-    their intervals, at it.
+    their intervals, at it; predictive values at the declared prevalence.
     """
     rows: list[dict[str, object]] = []
     for evidence in tasks:
@@ -68,12 +66,13 @@ def _of_calls(
         _share(find_row(measured.measures, metric=name, **where))
         for name in ("sensitivity", "specificity")
     )
-    positive, negative = ratio(found, _other(missed)), ratio(_other(found), missed)
     return [
-        ("likelihood_ratio_positive", positive),
-        ("likelihood_ratio_negative", negative),
-        ("positive_predictive_value", _given(positive, prevalence)),
-        ("negative_predictive_value", _other(_given(negative, prevalence))),
+        ("sensitivity", found),
+        ("specificity", missed),
+        ("likelihood_ratio_positive", ratio(found, _other(missed))),
+        ("likelihood_ratio_negative", ratio(_other(found), missed)),
+        ("positive_predictive_value", _other(_wrong(ratio(_other(missed), found), prevalence, -1))),
+        ("negative_predictive_value", _other(_wrong(ratio(_other(found), missed), prevalence, 1))),
     ]
 
 
@@ -91,15 +90,19 @@ def _other(share: Estimate) -> Estimate:
     return Estimate(1 - share.value, 1 - share.high, 1 - share.low)
 
 
-def _given(likelihood: Estimate, prevalence: float | None) -> Estimate:
-    """Return the probability of the condition after a call, by Bayes' rule in odds."""
+def _wrong(unlikely: Estimate, prevalence: float | None, side: int) -> Estimate:
+    """Return the probability that a call is wrong, by Bayes' rule in odds.
+
+    ``unlikely`` is how much less often those whom it is wrong about are called so than those whom
+    it is right about; ``side`` is 1 where the ill are the former, -1 where the healthy are.
+    """
     if prevalence is None:
         return Estimate(None, None, None, "evaluate.prevalence declares none for this task")
-    if likelihood.value is None or likelihood.low is None or likelihood.high is None:
-        return likelihood
-    before = float(special.logit(prevalence))
+    if unlikely.value is None or unlikely.low is None or unlikely.high is None:
+        return unlikely
+    before = (prevalence / (1 - prevalence)) ** side
     value, low, high = (
-        float(special.expit(before + math.log(each)))
-        for each in (likelihood.value, likelihood.low, likelihood.high)
+        before * each / (1 + before * each)
+        for each in (unlikely.value, unlikely.low, unlikely.high)
     )
     return Estimate(value, low, high)

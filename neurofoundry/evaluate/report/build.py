@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from neurofoundry.contracts import folds
 from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM
 from neurofoundry.evaluate.report import (
+    clinic,
     cohort,
     embedding_map,
     headline,
@@ -38,11 +38,15 @@ TASKS_OF_HUB = {"classification": "image-classification", "regression": "image-r
 def write(folder: Path, results: Results, figures: Figures) -> None:
     """Write the pages, and embeddings.html beside them: the same bytes for the same results."""
     mapped = embedding_map.write(folder, results)
-    context = _context(results, figures, mapped=mapped)
-    for name in PAGES:
+    for name, text in pages(results, figures, mapped=mapped).items():
         with atomic(folder / name) as temporary:
-            text = only_cited(render(Path(__file__).with_name(name), context))
             temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def pages(results: Results, figures: Figures, *, mapped: bool) -> dict[str, str]:
+    """Return the text of each of ``PAGES``; ``mapped`` says whether there is an embedding map."""
+    context = _context(results, figures, mapped=mapped)
+    return {name: only_cited(render(Path(__file__).with_name(name), context)) for name in PAGES}
 
 
 def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
             for row in each["rows"]
             if row["ensemble"]
         ],
-        "title": _title(tasks, results.params.reference, crossed=folds.count(inputs.scans) > 0),
+        "title": _title(tasks, results.params.reference),
         "reference": results.params.reference,
         "bootstraps": results.params.bootstraps,
         "min_subgroup": results.params.min_subgroup,
@@ -72,6 +76,8 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         "decision": results.decision,
         "promotion": results.params.promotion,
         "scanner": _scanner(results, mapped=mapped),
+        "kept": results.params.combat or (),
+        "harmonization": clinic.harmonization(results),
         "limits": limits(results),
         "metrics": {name for each in results.tasks for name in each.task.metric_names},
         "colours": {"familiar": plots.FAMILIAR, "new": plots.NEW},
@@ -98,7 +104,7 @@ def _front_matter(results: Results) -> str:
     return front_matter(licence=" and ".join(licences), synthetic=synthetic, **index)
 
 
-def _title(tasks: Sequence[Mapping[str, Any]], reference: str, *, crossed: bool) -> str:
+def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
     """Return the answer in one line."""
     compared = [each for each in tasks if each["conclusion"].verdict != "nothing"]
     if not tasks:
@@ -110,10 +116,18 @@ def _title(tasks: Sequence[Mapping[str, Any]], reference: str, *, crossed: bool)
         each["conclusion"].verdict == "better" and each["conclusion"].sure for each in compared
     )
     count = f"{len(compared)} {'task' if len(compared) == 1 else 'tasks'}"
-    chosen = f"the model {'declared first' if crossed else 'chosen on validation'}"
+    chosen = f"the model {_how_chosen({each['conclusion'].candidate[1] for each in compared})}"
     if not better:
         return f"In none of {count} is {chosen} shown to be better than {reference}"
     return f"In {better} of {count} {chosen} is shown to be better than {reference}"
+
+
+def _how_chosen(reasons: Collection[str]) -> str:
+    if all(reason == narrative.CHOSEN for reason in reasons):
+        return "chosen on validation"
+    if all(reason.startswith(narrative.FIRST) for reason in reasons):
+        return "declared first"
+    return "that was compared"
 
 
 def _scanner(results: Results, *, mapped: bool) -> dict[str, Any]:
@@ -125,6 +139,7 @@ def _scanner(results: Results, *, mapped: bool) -> dict[str, Any]:
         "embeddings": _scanned_twice(results.recognized, ("encoder", "sites"), embeddings.NAMES),
         "mapped": mapped,
         "number": lambda row, name: narrative.with_interval(row, name),
+        "changed": narrative.changed,
     }
 
 

@@ -14,10 +14,11 @@ import pandas as pd
 from PIL import Image
 
 from neurofoundry.contracts import folds
-from neurofoundry.contracts.cohort import HELD_OUT, SPLITS
+from neurofoundry.contracts.cohort import SPLITS
 from neurofoundry.contracts.volumes import picture_of
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Inputs
+from neurofoundry.evaluate.report import separation
 from neurofoundry.evaluate.results import Results
 
 PICTURES = 6
@@ -52,6 +53,11 @@ def describe(results: Results) -> dict[str, Any]:
         "splits": _splits(inputs, results.tasks),
         "sites": _sites(inputs),
         "pictures": _pictures(inputs.scans, results.volumes.folder),
+        "separation": separation.describe(inputs, results.volumes.folder),
+        "acquisition": _acquisition(inputs.scans),
+        "by_hand": int((inputs.scans["qc_decision"] == "keep").sum())
+        if "qc_decision" in inputs.scans
+        else 0,
         "lacking": lacking(inputs.scans[inputs.scans["usable"]]),
         "new_sites": bool((inputs.scans["split"] == "ood").any()),
     }
@@ -79,10 +85,6 @@ def _counts(inputs: Inputs) -> dict[str, Any]:
         "sites": scans.groupby(["dataset", "site"]).ngroups,
         "datasets": scans["dataset"].nunique(),
         "usable": int(scans["usable"].sum()),
-        "pretrained": len(inputs.pretrained_on),
-        "unknown": [each.name for each in inputs.encoders if each.seen.persons is None],
-        "by_image": all(each.seen.images is not None for each in inputs.encoders),
-        "held_out": scans[scans["split"].isin(HELD_OUT)]["person"].nunique(),
     }
 
 
@@ -171,6 +173,23 @@ def _sites(inputs: Inputs) -> list[dict[str, Any]]:
     return rows
 
 
+def _acquisition(scans: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the scanners and field strengths of each site, as far as they are recorded."""
+    rows = []
+    for (dataset, site), of_site in scans.groupby(["dataset", "site"]):
+        strengths = [f"{tesla:g} T" for tesla in sorted(set(of_site["field_strength"].dropna()))]
+        scanners = sorted(set(of_site["scanner"].dropna().astype(str)))
+        rows.append(
+            {
+                "dataset": dataset,
+                "site": site,
+                "words": ", ".join([*scanners, *strengths]) or "not recorded",
+                "lacking": int(of_site[["scanner", "field_strength"]].isna().any(axis=1).sum()),
+            }
+        )
+    return rows
+
+
 def _pictures(scans: pd.DataFrame, volumes: Path) -> list[dict[str, Any]]:
     """Return a few scans as preprocess drew them, spread over the table; numbered, never named."""
     drawn = scans.assign(number=range(1, len(scans) + 1))
@@ -179,7 +198,8 @@ def _pictures(scans: pd.DataFrame, volumes: Path) -> list[dict[str, Any]]:
     failed = drawn[~drawn["usable"]].iloc[:2]
     good = drawn[drawn["usable"]]
     wanted = PICTURES - len(failed)
-    good = good.iloc[[len(good) * index // wanted for index in range(min(wanted, len(good)))]]
+    shown = min(wanted, len(good))
+    good = good.iloc[[len(good) * index // shown for index in range(shown)]]
     return [
         {
             "number": scan.number,

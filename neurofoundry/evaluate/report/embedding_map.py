@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
+from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.measure.embeddings import standardized
@@ -70,13 +71,14 @@ class Variable:
 
 def write(folder: Path, results: Results) -> bool:
     """Write PAGE, the same bytes for the same results; False where there is too little to show."""
-    scans, fewest = _scans(results), results.params.min_subjects
+    held_out, fewest = _held_out(results), results.params.min_subjects
+    scans = _some(held_out)
     if scans["person"].nunique() <= max(NEAREST, fewest):
         return False
     tasks = [each.task for each in results.tasks]
     context = {
         "data": _data(results, scans, _variables(scans, tasks, fewest)),
-        "held_out": min(len(each.scan_ids) for each in results.features.values()),
+        "held_out": len(held_out),
         "few": fewest,
         "nearest": NEAREST,
         "synthetic": results.inputs.synthetic,
@@ -115,14 +117,19 @@ def _data(
     }
 
 
-def _scans(results: Results) -> pd.DataFrame:
-    """Return the scans that every encoder has seen, in an order that tells nothing of their
-    names."""
-    known = results.inputs.scans[results.inputs.scans["usable"]]
+def _held_out(results: Results) -> pd.DataFrame:
+    """Return the held-out scans whose features every encoder has left; none without encoders."""
+    scans = results.inputs.scans
+    known = scans[scans["usable"] & scans["split"].isin(HELD_OUT)]
     for features in results.features.values():
         known = known[known["scan_id"].isin(features.scan_ids)]
-    lot = [hashlib.sha256(name.encode()).hexdigest() for name in known["scan_id"]]
-    return known.iloc[np.argsort(lot, kind="stable")[:MOST] if results.features else []]
+    return known if results.features else known.iloc[:0]
+
+
+def _some(scans: pd.DataFrame) -> pd.DataFrame:
+    """Return at most ``MOST`` of the scans, in an order that tells nothing of their names."""
+    lot = [hashlib.sha256(name.encode()).hexdigest() for name in scans["scan_id"]]
+    return scans.iloc[np.argsort(lot, kind="stable")[:MOST]]
 
 
 def _variables(scans: pd.DataFrame, tasks: Sequence[Task], fewest: int) -> dict[str, Variable]:

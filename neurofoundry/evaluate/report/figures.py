@@ -38,6 +38,8 @@ class TaskFigures:
     roc: Panels
     reliability: Panels
     predicted: Panels
+    benefit: Panels
+    """Decision curves at familiar sites."""
     labels: Panels
     """The primary metric by share of the labels."""
     maps: Mapping[str, Panels]
@@ -45,7 +47,9 @@ class TaskFigures:
 
     def __iter__(self) -> Iterator[Figure]:
         """Yield all of them."""
-        yield from itertools.chain(self.roc, self.reliability, self.predicted, self.labels)
+        yield from itertools.chain(
+            *(self.roc, self.reliability, self.predicted, self.benefit, self.labels)
+        )
         yield from itertools.chain(*self.maps.values())
 
 
@@ -95,6 +99,10 @@ def _draw_task(evidence: Evidence, results: Results) -> TaskFigures:
         predicted=_panels(
             *(evidence, predicted, f"predicted and true {evidence.task.column}"),
             lambda _, rows, title: plots.predicted_against_true(rows, limits, unit, title),
+        ),
+        benefit=_panels(
+            *(evidence, results.benefit[results.benefit["split"] == "test"], "decision curve"),
+            lambda init, rows, title: plots.decision_curve(rows, palette[init], title),
         ),
         labels=_panels(
             *(evidence, shares, f"{metric} by share of the labels"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from neurofoundry.contracts import folds
 from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.inputs import site_of
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.report import narrative, simulated
 from neurofoundry.evaluate.report.cohort import lacking
@@ -24,6 +27,7 @@ def limits(results: Results) -> list[str]:
     sentences = [_width(each, results.measured) for each in estimated]
     sentences += [
         _cross_validation(results),
+        _unfamiliar(results),
         _few_to_choose(estimated),
         _few_to_test(estimated),
         _seeds(results.measured),
@@ -59,6 +63,21 @@ def _cross_validation(results: Results) -> str:
         f"The numbers are those of a way to make models, {count} of them, one a fold, and not of "
         "any one model. They share training subjects, which the intervals allow for by a rule of "
         "thumb (Nadeau and Bengio, 2003)."
+    )
+
+
+def _unfamiliar(results: Results) -> str:
+    """Return how many of the test subjects, who count as of familiar sites, are of none."""
+    inputs = results.inputs
+    usable = inputs.scans[inputs.scans["usable"]]
+    tested = usable[usable["split"] == "test"]
+    strange = ~np.isin(site_of(tested), site_of(inputs.train()))
+    if folds.count(inputs.scans) or not strange.any():
+        return ""
+    persons = tested[strange]["person"].nunique()
+    return (
+        f"{persons} of {tested['person'].nunique()} test subjects who are counted as of familiar "
+        "sites are from sites without training scans."
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from neurofoundry.contracts.models import ENSEMBLE, counterpart, initialization_of
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
+from neurofoundry.evaluate.measure.harmonization import SITE
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
 from neurofoundry.evaluate.rows import find_row
 from neurofoundry.stats.comparisons import detectable
@@ -19,6 +20,10 @@ from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks.base import BASELINE
 
 SIGNIFICANT = 0.05
+CHOSEN = "it did best in the validation subjects"
+FIRST = "it is declared first"
+"""Why an initialization is compared with the reference."""
+ENDS = ("value", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,24 @@ def with_interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) 
     """Format a value with its interval: 0.81 (0.66–0.93)."""
     value = number(row["value"], metric, signed=signed)
     return f"{value} ({interval(row, metric, signed=signed)})"
+
+
+def percent(share: float) -> str:
+    """Format a share: 12 %, or 0.4 %."""
+    decimals = 0 if round(100 * share) in range(1, 100) or share in (0, 1) else 1
+    return f"{100 * share:.{decimals}f} %"
+
+
+def ratio(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Format a likelihood ratio or a share, and its interval: 4.2, 0.61–12."""
+    value, low, high = ("–" if row[end] is None else _digits(row[end]) for end in ENDS)
+    return value, f"{low}–{high}"
+
+
+def _digits(value: float) -> str:
+    """Return a number of 0 or more, with two decimals below 1 and none from 10."""
+    decimals = 0 if value >= 9.95 else 1 if value > 1.005 else 2
+    return f"{value:.{decimals}f}"
 
 
 def unit(evidence: Evidence) -> str:
@@ -120,12 +143,14 @@ def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[s
     if not scores:
         return None
     if evidence.fold_of is not None:
-        because = "it is declared first; in a cross-validation, those who validate are tested too"
+        because = f"{FIRST}; in a cross-validation, those who validate are tested too"
         return next(iter(scores)), because
+    if len(scores) == 1:
+        return next(iter(scores)), "it is the only other one"
     if any(math.isnan(score) for score in scores.values()):
-        return next(iter(scores)), "it is declared first, and validation cannot tell them apart"
+        return next(iter(scores)), f"{FIRST}, and validation cannot tell them apart"
     best = max if METRICS[metric].higher_is_better else min
-    return best(scores, key=lambda name: scores[name]), "it did best in the validation subjects"
+    return best(scores, key=lambda name: scores[name]), CHOSEN
 
 
 def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusion:
@@ -406,6 +431,43 @@ def ensembling(measured: Measured, name: str, where: Mapping[str, object]) -> li
         return [("none", f"for these subjects the same as {single}")]
     change = with_interval(versus, str(where["metric"]), signed=True)
     return [(versus["verdict"], f"{change} against {single}, its models one by one")]
+
+
+def usefulness(row: Mapping[str, Any]) -> str:
+    """Return for which thresholds a row of USEFUL shows a risk to be of use."""
+    if row["from"] is None:
+        return "not shown to be of use at any threshold"
+    if row["from"] == row["to"]:
+        return f"shown to be of use at {percent(row['from'])}"
+    return f"shown to be of use from {percent(row['from'])} to {percent(row['to'])}"
+
+
+def gap_between_groups(row: Mapping[str, Any]) -> str:
+    """Return what a row of FAIRNESS shows."""
+    if row["low"] > 0:
+        return "differ"
+    if row["observed"] <= row["by_chance"]:
+        return "no more than chance gives"
+    return "could be chance"
+
+
+def changed(row: Mapping[str, Any], state: str) -> str:
+    """Format one of the three values of a row of HARMONIZATION."""
+    cells = {end: row[f"{state}_{end}"] for end in ENDS}
+    return with_interval(cells, row["metric"], signed=state == "difference")
+
+
+def changed_by_harmonization(row: Mapping[str, Any]) -> str:
+    """Return what a row of HARMONIZATION shows."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None:
+        return str(row["reason"] or "")
+    if low <= 0 <= high:
+        return "no change shown"
+    more = row["difference_value"] > 0
+    if row["question"] == SITE:
+        return f"the site is read {'better' if more else 'worse'}"
+    return "better" if more == METRICS[row["metric"]].higher_is_better else "worse"
 
 
 def baselines_ahead(value: float, baselines: Mapping[str, float | None], metric: str) -> str:

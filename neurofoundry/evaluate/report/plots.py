@@ -104,6 +104,34 @@ def reliability(points: pd.DataFrame, colour: str, title: str) -> str:
     return _svg(draw, title, size=PANEL)
 
 
+def decision_curve(points: pd.DataFrame, colour: str, title: str) -> str:
+    """Plot the net benefit of acting on the risks of an initialization, with its band, against the
+    threshold; behind it that of treating everybody (dashed) and nobody (0)."""
+
+    def draw(axes: Axes) -> None:
+        top = float(points["prevalence"].iloc[0])
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.plot(
+            *(points["threshold"], points["treat_all"]),
+            color=MUTED,
+            linewidth=0.8,
+            linestyle=(0, (3, 3)),
+        )
+        axes.fill_between(
+            *(points["threshold"], points["low"], points["high"]),
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+        axes.plot(points["threshold"], points["value"], color=colour)
+        axes.set(xlim=(0, 1), ylim=(-0.35 * top, 1.05 * top))
+        axes.set(xlabel="Threshold", ylabel="Net benefit")
+        axes.set_xticks([0, 0.5, 1])
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+
+    return _svg(draw, title, size=PANEL)
+
+
 def predicted_against_true(
     points: pd.DataFrame, limits: tuple[float, float], unit: str, title: str
 ) -> str:

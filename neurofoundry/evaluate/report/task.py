@@ -9,9 +9,10 @@ from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
 from neurofoundry.evaluate.measure import baselines, calibration
+from neurofoundry.evaluate.measure.benefit import prevalence_of
 from neurofoundry.evaluate.measure.performance import persons_per_class
 from neurofoundry.evaluate.measure.shots import DRAWS
-from neurofoundry.evaluate.report import narrative, plots
+from neurofoundry.evaluate.report import clinic, narrative, plots
 from neurofoundry.evaluate.report.figures import TaskFigures
 from neurofoundry.evaluate.report.narrative import Conclusion
 from neurofoundry.evaluate.results import Results
@@ -45,6 +46,7 @@ def describe(
         "regression": task.numeric_label,
         "column": task.column,
         "binary": len(task.classes) == 2,
+        "condition": task.classes[-1] if task.classes else "",
         "seeds": max((row["seeds"] for row in rows), default=0),
         "title": f"{metric.title},{unit}" if unit else metric.title,
         "better": "to the right" if metric.higher_is_better else "to the left",
@@ -55,14 +57,19 @@ def describe(
         "subjects": {split: _subjects(evidence, split) for split in evidence.splits},
         "scale": _scale(rows, task.primary),
         "groups": _groups(evidence, results, conclusion),
+        "prevalences": _prevalences(evidence),
         "calibration": _calibration(evidence, results),
         "labels": _labels(evidence, results, conclusion),
         "shots": _shots(evidence, results),
         "confusion": _confusion(evidence, results, conclusion),
+        **clinic.describe(evidence, results, conclusion),
         "panels": figures,
         "maps": _maps(evidence, results, figures),
         "number": lambda row, name: narrative.number(row["value"], name),
         "interval": lambda row, name: narrative.interval(row, name),
+        "plain": lambda value: narrative.number(value, task.primary),
+        "signed": lambda row: narrative.number(row["value"], task.primary, signed=True),
+        "signed_interval": lambda row: narrative.interval(row, task.primary, signed=True),
     }
 
 
@@ -87,6 +94,13 @@ def _subjects(evidence: Evidence, split: str) -> dict[str, Any]:
         "persons": evidence.scans["person"][evidence.inside(split)].nunique(),
         "classes": list(zip(evidence.task.classes, persons, strict=False)),
     }
+
+
+def _prevalences(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return the share of the tested persons of each split who have the class of interest."""
+    if len(evidence.task.classes) != 2:
+        return []
+    return [(split, narrative.percent(prevalence_of(evidence, split))) for split in evidence.splits]
 
 
 def _rows(
@@ -182,7 +196,7 @@ def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
     for variable, group, cells in _cells_of_groups(evidence, results, name):
         own = cells.pop(name)
         if own is None or own["value"] is None:
-            hidden += 1
+            hidden += bool(variable)
             continue
         values = {init: cell["value"] for init, cell in cells.items() if cell}
         rows.append(
@@ -194,6 +208,9 @@ def _groups(evidence: Evidence, results: Results, conclusion: Conclusion) -> dic
                 "ahead": narrative.baselines_ahead(own["value"], values, metric),
             }
         )
+    # Everybody of a split without groups that have numbers is in the main table.
+    compared = {row["split"] for row in rows if row["variable"]}
+    rows = [row for row in rows if row["split"] in compared]
     ends = [row[end] for row in rows for end in ("value", "low", "high")]
     ends += [value for row in rows for value in row["baselines"]]
     return {
@@ -215,7 +232,7 @@ def _cells_of_groups(
     own = table[(table["task"] == evidence.name) & (table["init"] == name)]
     for split in TESTED:
         groups = own[own["split"] == split]
-        if groups["value"].isna().all():
+        if groups.empty:
             continue
         yield (
             "",

@@ -61,7 +61,7 @@ def test_weights_from_elsewhere_leave_leakage_unknown(tmp_path):
     page = Page(tmp_path / "out/report.html")
     assert page.open == []
     assert (
-        "Unknown for simclr : these weights came without a list of their pretraining subjects"
+        "Unknown for simclr: these weights came without a list of their pretraining subjects"
         in page.words
     )
     assert "on unknown subjects (weights from elsewhere)" in page.words
