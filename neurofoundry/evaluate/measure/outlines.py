@@ -241,7 +241,8 @@ def _estimated(
     known = rows.dropna(subset=metric)
     if known["person"].nunique() < fewest:
         return None, None, None, None
-    value, error = mean_with_error(known[metric].to_numpy(float), known["person"].to_numpy())
+    found = mean_with_error(known[metric].to_numpy(float), known["person"].to_numpy())
+    value, error = map(float, found)
     factor = widening if (rows["split"] == "test").all() else 1.0
     estimate = t_test(value, error * factor, [known["person"].nunique()])
     low, high = estimate.low, estimate.high
