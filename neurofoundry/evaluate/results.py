@@ -125,7 +125,7 @@ def measure(
         curves=curves.measure(evidence, params=params, seed=seed),
         repeats=robustness.repeats(evidence, params=params),
         sites=sites,
-        harmonization=harmonization.measure(features, evidence, inputs, params=params, seed=seed),
+        harmonization=harmonization.measure(known, evidence, inputs, params=params, seed=seed),
         recognized=embeddings.measure(features, inputs, params=params),
         decision=_decide(params, evidence, measured, sites, inputs, seed=seed),
     )
