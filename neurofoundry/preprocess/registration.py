@@ -49,6 +49,8 @@ twice the fit of wrong ones."""
 TILT_DEGREES = 25.0
 """About each axis, of the tilts that are tried within the header's orientation: heads are tilted by
 up to 30°, about several axes at once."""
+ABOVE_MM = 35.0
+"""How far a brain lies above the centre of a mask that has leaked down the neck."""
 PURSUED, COMPARED, SAME_MM = 8, 4, 12.0
 """Starts that are followed beyond the coarsest level; of those that end up farther apart than this,
 how many are compared."""
@@ -260,10 +262,12 @@ def _histogram(lower: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 def _other_poses(
     brain: Image, centroid: Array, levels: Sequence[Level], device: torch.device
 ) -> Array:
-    """Return the poses (n, 3, 4) at which a brain fits best from all tilts and other orientations,
-    one of those that have come to the same place."""
-    starts = initial_poses(centroid, [*tilts(), *right_angled_rotations()[1:]])[None]
-    poses, fits = optimize_poses([brain], levels[:1], starts, device)
+    """Return the poses (n, 3, 4) at which a brain fits best: from all tilts, at the centre of its
+    mask and higher up, and from other orientations; one of those that come to the same place."""
+    upright = [np.eye(3), *tilts()]
+    starts = [initial_poses(centroid, [*upright, *right_angled_rotations()[1:]])]
+    starts += [initial_poses(centroid + ABOVE_MM * turn[:, 2], [turn]) for turn in upright]
+    poses, fits = optimize_poses([brain], levels[:1], np.concatenate(starts)[None], device)
     if levels[1:]:
         best = np.argsort(-fits[0])[:PURSUED]
         poses, fits = optimize_poses([brain], levels[1:], poses[:, best], device)
