@@ -66,7 +66,8 @@ class Batches:
         stored = read_batch(self.volumes, own, readers=readers, pinned=gpu)
         for scan_id, volume in zip(own, stored, strict=True):
             if not volume.any():
+                name = self.volumes.path(scan_id).name
                 raise DataError(
-                    f"{scan_id}: no voxel of brain. Exclude the scan, or run preprocess again."
+                    f"{name}: no voxel of brain. Exclude the scan, or run preprocess again."
                 )
         return batch, stored
