@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,10 @@ def test_dvc_runs_a_stage_again_for_the_sections_it_reads() -> None:
 
 def test_dvc_runs_a_stage_again_for_the_code_that_decides_it() -> None:
     for name, declared in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        packages = {re.split("[./]", each)[0] for each in deciding_code(STAGES[name].entry)}
         used = {
-            f"neurofoundry/{module.replace('.', '/').split('/')[0]}"
-            for module in deciding_code(STAGES[name].entry)
+            f"neurofoundry/{each}{'' if (ROOT / 'neurofoundry' / each).is_dir() else '.py'}"
+            for each in packages
         }
         deps = {dep for dep in declared["deps"] if dep.startswith("neurofoundry/")}
         assert deps == used, name
