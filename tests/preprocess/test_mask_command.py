@@ -16,7 +16,7 @@ from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import MaskParams
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
-from tests.support.preprocessing import PARAMS, image_of, preprocess_one
+from tests.support.preprocessing import PARAMS, VOLUME, image_of, preprocess_one
 
 BALL = """
 import nibabel as nib, numpy as np, sys
@@ -85,7 +85,7 @@ def test_a_mask_of_another_program_is_used_as_it_is(
     ml = heads[1].brain.sum() * abs(np.linalg.det(truth.affine)) / 1000
     assert result.measures["mask_ml"] == pytest.approx(ml, rel=0.02)
     assert result.measures["local_correlation"] > 0.6
-    volume = open_volume(tmp_path / "out" / "a.nii", PARAMS.grid)
+    volume = open_volume(tmp_path / "out" / VOLUME, PARAMS.grid)
     assert (volume != 0).sum() * 0.027 == pytest.approx(ml, rel=0.02)
 
 
