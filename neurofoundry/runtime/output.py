@@ -125,12 +125,17 @@ def names_of(folder: Path) -> list[str]:
     ]
 
 
+HIDDEN = (".key", ".bidsignore")
+"""The only hidden files of outputs, at their top; BIDS gives the second its name."""
+
+
 def remove_temporaries(partial: Path) -> None:
-    """Remove all that is hidden below a partial folder but its key: no output has hidden files."""
+    """Remove all that is hidden below a partial folder but ``HIDDEN``: kills have left it."""
+    kept = {partial / name for name in HIDDEN}
     for path in sorted(partial.rglob(".*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path != partial / ".key" and not LEFT_BY_SYSTEMS.fullmatch(path.name):
+        elif path not in kept and not LEFT_BY_SYSTEMS.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
