@@ -340,7 +340,7 @@ def write_cohort(folder: Path, size: Size) -> Path:
                 **{"session": "1", "person": str(number), "source": "bids", "path": path.name},
                 **{"sha256": hash_file(path), "split": "pretrain", "age": None, "sex": None},
                 **{"site": "a", "scanner": None, "field_strength": None, "usable": True},
-                **{"reason": None, "volume_sha256": hash_file(path)},
+                **{"reason": None, "volume": path.name, "volume_sha256": hash_file(path)},
             }
         )
     write_table(pd.DataFrame(rows), folder / "scans.tsv", VOLUMES)
