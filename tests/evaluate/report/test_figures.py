@@ -38,8 +38,8 @@ def test_every_figure_is_drawn_once_also_where_the_tracker_records_it(tmp_path, 
     tracker = Recorder()
     run(folders, tmp_path / "out", tasks=tasks, tracker=tracker)
     page = Page(tmp_path / "out/report.html").html
-    # Two curves of sex and one of age for each initialization, and one of the pretraining.
-    assert len(drawn) == page.count('<svg role="img"') == 2 * (2 + 1) + 1
+    # Three curves of sex and one of age for each initialization, and one of the pretraining.
+    assert len(drawn) == page.count('<svg role="img"') == 2 * (3 + 1) + 1
     assert len(tracker.figures) == len(drawn) - 1
     assert all(svg in page for svg in tracker.figures.values())
 
