@@ -196,6 +196,7 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
+    others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         workers,
         mp_context=context,
@@ -206,6 +207,9 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
         with ended_by_interrupt():
             yield executor
     except BrokenProcessPool as error:
+        # The executor ends the workers that it knows, and waits for ever for one that begins then.
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
         raise WorkerKilledError(
             "A worker process was killed, as happens when memory runs out. Run the same command "
             f"with fewer --workers (now {workers}); finished scans are kept."
