@@ -20,7 +20,7 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.guard import guard_output
-from neurofoundry.runtime.processes import deaf_children, end_with_parent, ended_by_interrupt
+from neurofoundry.runtime.processes import deaf_children, end_with_parent, ended_with_block
 from neurofoundry.runtime.progress import Progress
 
 _FINE_MM = 1.8
@@ -133,7 +133,7 @@ def _scan(
                 for session in sessions
             }
         try:
-            with ended_by_interrupt():
+            with ended_with_block():
                 for future in as_completed(records):
                     write_json(records[future], future.result())
                     progress.advance()

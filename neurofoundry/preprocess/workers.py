@@ -32,7 +32,7 @@ from neurofoundry.preprocess.scan import (
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime import log
 from neurofoundry.runtime.log import LOGGER, log_defect
-from neurofoundry.runtime.processes import end_with_parent, ended_by_interrupt
+from neurofoundry.runtime.processes import end_with_parent, ended_with_block
 from neurofoundry.runtime.progress import Progress
 
 LARGE = 2**26
@@ -196,7 +196,6 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])
-    others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         workers,
         mp_context=context,
@@ -204,12 +203,9 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
         initargs=(worker, bool(LOGGER.handlers)),
     )
     try:
-        with ended_by_interrupt():
+        with ended_with_block():
             yield executor
     except BrokenProcessPool as error:
-        # The executor ends the workers that it knows, and waits for ever for one that begins then.
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
         raise WorkerKilledError(
             "A worker process was killed, as happens when memory runs out. Run the same command "
             f"with fewer --workers (now {workers}); finished scans are kept."

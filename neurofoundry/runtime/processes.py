@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 
@@ -24,11 +25,15 @@ def deaf_children() -> Iterator[None]:
 
 
 @contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """End all workers where Ctrl-C ends the block; a pool would wait for what they have begun."""
+def ended_with_block() -> Iterator[None]:
+    """End all workers where Ctrl-C, or the death of one of them, ends the block.
+
+    A pool would wait for what they have begun. It ends them itself when one is killed, but only
+    those that it knows, and waits for ever for one that began at that moment.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenProcessPool):
         for worker in multiprocessing.active_children():
             worker.kill()
         raise
