@@ -16,7 +16,7 @@ from typing import Any
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime import machine
-from neurofoundry.runtime.files import atomic, read_json
+from neurofoundry.runtime.files import read_json, write_text
 from neurofoundry.runtime.guard import guard_file
 from neurofoundry.runtime.store import read_circumstances
 
@@ -63,8 +63,7 @@ def publish(
     }
     path = Path(declared["outputFile"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps({"artifacts": artifacts, "parameterValues": values}))
+    write_text(path, json.dumps({"artifacts": artifacts, "parameterValues": values}))
 
 
 def tell(text: str, out: Path, executor_input: str) -> None:
@@ -72,8 +71,7 @@ def tell(text: str, out: Path, executor_input: str) -> None:
     guard_file(out, makes=text.encode())
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(out) as temporary:
-        temporary.write_text(text)
+    write_text(out, text)
     if executor_input:
         publish(executor_input)
 

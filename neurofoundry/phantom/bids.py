@@ -17,7 +17,7 @@ import neurofoundry
 from neurofoundry.phantom.anatomy import Subject
 from neurofoundry.phantom.atlas import Atlas
 from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, Site, head
-from neurofoundry.runtime.files import atomic, write_json
+from neurofoundry.runtime.files import atomic, write_json, write_text
 
 _GENERATED_BY = [{"Name": "neurofoundry phantom", "Version": neurofoundry.__version__}]
 _README = """\
@@ -98,8 +98,7 @@ def _write_dataset(folder: Path, members: Sequence[Subject]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = "Synthetic heads" + (", external site" if "external" in folder.name else "")
     _write_description(folder, name, "raw")
-    with atomic(folder / "README") as temporary:
-        temporary.write_text(_README)
+    write_text(folder / "README", _README)
     write_json(folder / "participants.json", _PARTICIPANTS)
     _write_table(
         folder / "participants.tsv",

@@ -17,7 +17,7 @@ import pandas as pd
 import neurofoundry
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.runtime.files import atomic, write_json
+from neurofoundry.runtime.files import write_json, write_text
 
 BIDS_VERSION = "1.10.1"
 
@@ -143,8 +143,8 @@ def write_description(
     write_json(folder / DESCRIPTION, description)
     # What is true of all volumes is said once, in a sidecar from which all of them inherit.
     write_json(folder / common_sidecar(params), _sidecar(params, template))
-    _write(folder / IGNORE, "\n".join([*OURS, *(f"/{name}" for name in without_volume)]) + "\n")
-    _write(folder / README, ABOUT)
+    write_text(folder / IGNORE, "\n".join([*OURS, *(f"/{name}" for name in without_volume)]) + "\n")
+    write_text(folder / README, ABOUT)
 
 
 def common_sidecar(params: PreprocessParams) -> str:
@@ -165,8 +165,3 @@ def _sidecar(params: PreprocessParams, template: Mapping[str, str]) -> dict[str,
 
 def _resolution(grid: Grid) -> str:
     return f"{grid.spacing:g}".replace(".", "p")
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import neurofoundry
 from neurofoundry.errors import UsageError
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import write_text
 from neurofoundry.runtime.guard import guard_place
 
 NAMES = ("laptop", "first-look", "workstation", "paper")
@@ -79,6 +79,5 @@ def write_project(folder: Path, preset: str) -> str:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     shutil.copytree(HERE / "plots", folder / "plots")
     for name, text in files.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return NEXT.format(folder=folder, preset=preset)

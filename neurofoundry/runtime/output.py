@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from neurofoundry.errors import UsageError
-from neurofoundry.runtime.files import atomic, read_json
+from neurofoundry.runtime.files import read_json, write_text
 from neurofoundry.runtime.store import recorded_key, write_manifest
 
 
@@ -80,8 +80,7 @@ class Output:
         try:
             if recorded_key(self.partial) != key:
                 (self.partial / "stage.json").unlink(missing_ok=True)
-                with atomic(key_file) as temporary:
-                    temporary.write_text(key)
+                write_text(key_file, key)
             yield self.partial
         finally:
             os.close(descriptor)

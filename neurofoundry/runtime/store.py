@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.errors import DataError
-from neurofoundry.runtime.files import atomic, read_json, write_json
+from neurofoundry.runtime.files import read_json, write_json, write_text
 
 
 def folder_of(store: Path, stage: str, key: str) -> Path:
@@ -36,8 +36,7 @@ def keep_params(store: Path, stage: str, text: str) -> Path:
     path = store / "params" / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return path
 
 

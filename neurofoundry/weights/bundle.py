@@ -18,7 +18,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import ResNetEncoder
 from neurofoundry.runtime import templates
-from neurofoundry.runtime.files import atomic, hash_file, write_json
+from neurofoundry.runtime.files import atomic, hash_file, write_json, write_text
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.weights.features import LARGEST
 from neurofoundry.weights.hub import front_matter
@@ -45,7 +45,7 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
         temporary.write_bytes(content.getbuffer())
     write_json(work.dir / "configs/metadata.json", metadata(plan, authors))
     write_json(work.dir / "configs/inference.json", inference(plan))
-    _write_text(work.dir / "LICENSE", f"The weights are licensed under: {plan.licence}\n")
+    write_text(work.dir / "LICENSE", f"The weights are licensed under: {plan.licence}\n")
     seen = read_pretrained(encoder)
     if seen.persons is not None:
         salt = seen.salt or hash_file(work.dir / "encoder.safetensors")
@@ -55,14 +55,9 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     if seen.images is not None:
         shutil.copyfile(encoder / "images.tsv", work.dir / "images.tsv")
     card = _card(plan, None if seen.persons is None else frozenset(seen.persons), authors)
-    _write_text(work.dir / "README.md", card)
+    write_text(work.dir / "README.md", card)
     parameters = sum(weight.numel() for weight in network.parameters())
     work.summary |= {"parameters": parameters, "features": plan.features}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def metadata(plan: Plan, authors: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from neurofoundry.evaluate.report.limits import limits
 from neurofoundry.evaluate.report.references import only_cited
 from neurofoundry.evaluate.results import Results
 from neurofoundry.evaluate.rows import find_row
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import write_text
 from neurofoundry.runtime.templates import render
 from neurofoundry.weights.hub import front_matter
 
@@ -39,8 +39,7 @@ def write(folder: Path, results: Results, figures: Figures) -> None:
     """Write the pages, and embeddings.html beside them: the same bytes for the same results."""
     mapped = embedding_map.write(folder, results)
     for name, text in pages(results, figures, mapped=mapped).items():
-        with atomic(folder / name) as temporary:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
+        write_text(folder / name, f"{text}\n")
 
 
 def pages(results: Results, figures: Figures, *, mapped: bool) -> dict[str, str]:

@@ -27,7 +27,7 @@ from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.volumes import SLOPE, Grid
 from neurofoundry.evaluate.measure.embeddings import standardized
 from neurofoundry.evaluate.results import Results
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import write_text
 from neurofoundry.runtime.templates import render
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
@@ -83,9 +83,7 @@ def write(folder: Path, results: Results) -> bool:
         "nearest": NEAREST,
         "synthetic": results.inputs.synthetic,
     }
-    with atomic(folder / PAGE) as temporary:
-        text = render(Path(__file__).with_name(PAGE), context)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+    write_text(folder / PAGE, render(Path(__file__).with_name(PAGE), context) + "\n")
     return True
 
 
