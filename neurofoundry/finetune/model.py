@@ -23,7 +23,7 @@ from neurofoundry.errors import UsageError
 from neurofoundry.finetune import probe, subsets, trust
 from neurofoundry.finetune.network import Mirrored, Network, Reader, infer
 from neurofoundry.finetune.params import FinetuneParams, Tuning
-from neurofoundry.finetune.train import train
+from neurofoundry.finetune.train import least_loss, train
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.nn.seeds import generator, seeded
@@ -147,10 +147,7 @@ class Blueprint:
         """Train a copy of the encoder and a head with each learning rate of its tuning; keep the
         one with the least loss on 'val'."""
         head = self._probed()[0].head if self.tuning.head == "probe" else None
-        tries = [self._tried(rate, head, advance) for rate in self.tuning.learning_rates]
-        least = [history["val_loss"].min() for _, history in tries]
-        network, _ = tries[int(np.argmin(least))]
-        return network, pd.concat([history for _, history in tries], ignore_index=True)
+        return least_loss([self._tried(rate, head, advance) for rate in self.tuning.learning_rates])
 
     def _tried(
         self, rate: float, head: nn.Linear | None, advance: Callable[[], None]

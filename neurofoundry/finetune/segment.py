@@ -25,7 +25,6 @@ from neurofoundry.contracts.masks import MASKS, pack, write_masks
 from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import SLOPE, VolumeFolder
-from neurofoundry.errors import UsageError
 from neurofoundry.finetune.model import Origin
 from neurofoundry.finetune.network import Reader
 from neurofoundry.finetune.params import FinetuneParams, Tuning
@@ -34,6 +33,8 @@ from neurofoundry.finetune.train import (
     batches,
     forget_statistics,
     frozen_modules,
+    keep_best_epoch,
+    least_loss,
     make_optimizer,
     warm_up_and_cosine,
 )
@@ -74,11 +75,10 @@ class Outline:
         ``advance`` is called after every epoch. Scans of test and ood are opened only when the
         weights are on disk.
         """
-        tries = [self._tried(rate, advance) for rate in self.tuning.learning_rates]
-        least = [history["val_loss"].min() for _, history in tries]
-        network, _ = tries[int(np.argmin(least))]
+        network, history = least_loss(
+            [self._tried(rate, advance) for rate in self.tuning.learning_rates]
+        )
         encoders.write_weights(folder / "model.safetensors", network)
-        history = pd.concat([history for _, history in tries], ignore_index=True)
         write_table(history, folder / "history.tsv")
         held_out = self.rows[self.rows["split"].isin(HELD_OUT)]
         masks = {
@@ -128,22 +128,14 @@ class Trainer:
 
         Raises UsageError if a loss is not a finite number.
         """
-        history: list[dict[str, float]] = []
-        best: dict[str, Tensor] = {}
-        for epoch in range(self.of.tuning.epochs):
-            train_loss, val_loss = self.run_epoch(epoch), self.loss_on(val)
-            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-                raise UsageError(
-                    f"{self.of.name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
-                    f"{val_loss:g} on val. Set finetune.learning_rate below {self.rate:g}."
-                )
-            if not history or val_loss < min(row["val_loss"] for row in history):
-                best = {name: value.clone() for name, value in self.network.state_dict().items()}
-            losses = {"train_loss": train_loss, "val_loss": val_loss}
-            history.append({"epoch": epoch + 1, "learning_rate": self.rate, **losses})
-            advance()
-        self.network.load_state_dict(best)
-        return pd.DataFrame(history)
+        return keep_best_epoch(
+            self.network,
+            lambda epoch: (self.run_epoch(epoch), self.loss_on(val)),
+            name=self.of.name,
+            epochs=self.of.tuning.epochs,
+            learning_rate=self.rate,
+            advance=advance,
+        )
 
     def run_epoch(self, epoch: int) -> float:
         """Train for an epoch and return the mean loss of its steps."""

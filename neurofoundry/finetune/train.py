@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ LIGHT = AugmentParams(
 )
 """Views that nearly keep the size of a head, and its lesions."""
 
+Trained = TypeVar("Trained", bound=nn.Module)
+
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises to its peak."""
 
@@ -62,11 +64,38 @@ def train(
     """
     optimizer = make_optimizer(network, params, tuning, learning_rate)
     trainer = Trainer(network, task, learn, scans_per_epoch, read, params, tuning, optimizer, seed)
+    history = keep_best_epoch(
+        network,
+        lambda epoch: (trainer.run_epoch(epoch), trainer.loss_on(val)),
+        name=name,
+        epochs=tuning.epochs,
+        learning_rate=learning_rate,
+        advance=advance,
+    )
+    trainer.unstandardize()
+    return history
+
+
+def keep_best_epoch(
+    network: nn.Module,
+    run_epoch: Callable[[int], tuple[float, float]],
+    *,
+    name: str,
+    epochs: int,
+    learning_rate: float,
+    advance: Callable[[], None],
+) -> pd.DataFrame:
+    """Train for ``epochs``, keep the weights of the one with the least loss on 'val', and return
+    the history, one row an epoch.
+
+    ``run_epoch`` trains for an epoch and returns the losses on 'train' and 'val'. Raises UsageError
+    if one is not a finite number.
+    """
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
-    for epoch in range(tuning.epochs):
-        train_loss, val_loss = trainer.run_epoch(epoch), trainer.loss_on(val)
-        if not math.isfinite(train_loss) or not math.isfinite(val_loss):
+    for epoch in range(epochs):
+        train_loss, val_loss = run_epoch(epoch)
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise UsageError(
                 f"{name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
                 f"{val_loss:g} on val. Set finetune.learning_rate below {learning_rate:g}."
@@ -77,8 +106,14 @@ def train(
         history.append({"epoch": epoch + 1, "learning_rate": learning_rate, **losses})
         advance()
     network.load_state_dict(best)
-    trainer.unstandardize()
     return pd.DataFrame(history)
+
+
+def least_loss(tries: Sequence[tuple[Trained, pd.DataFrame]]) -> tuple[Trained, pd.DataFrame]:
+    """Return the network of the try with the least loss on 'val', and the history of all tries."""
+    least = [history["val_loss"].min() for _, history in tries]
+    history = pd.concat([history for _, history in tries], ignore_index=True)
+    return tries[int(np.argmin(least))][0], history
 
 
 class Encoded(Protocol):
