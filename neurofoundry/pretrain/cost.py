@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from neurofoundry.pretrain.optimizer import make_optimizer, train_step
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.runtime.progress import announced
+from neurofoundry.stats.metrics import Values
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ def measure_step(
     )
     names = [str(number) for number in range(scans)]
     stored = _noise(grid, scans)
-    sizes = np.array([sizes_of(volume, grid) for volume in stored[:, 0].numpy()])
-    objective.prepare(names, lambda _: sizes, params.augment, seed=0)
+
+    def measure(_: Sequence[str]) -> Values:
+        return np.array([sizes_of(volume, grid) for volume in stored[:, 0].numpy()])
+
+    objective.prepare(names, measure, params.augment, seed=0)
     objective.to(ranks.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = make_optimizer(objective.train(), params)
     batch = pd.DataFrame({"scan_id": names, "person": names})
