@@ -264,9 +264,9 @@ def _other_poses(
 ) -> Array:
     """Return the poses (n, 3, 4) at which a brain fits best: from all tilts, at the centre of its
     mask and higher up, and from other orientations; one of those that come to the same place."""
-    upright = [np.eye(3), *tilts()]
-    starts = [initial_poses(centroid, [*upright, *right_angled_rotations()[1:]])]
-    starts += [initial_poses(centroid + ABOVE_MM * turn[:, 2], [turn]) for turn in upright]
+    starts = [initial_poses(centroid, [*tilts(), *right_angled_rotations()[1:]])]
+    for turn in (np.eye(3), *tilts()):
+        starts.append(initial_poses(centroid + ABOVE_MM * turn[:, 2], [turn]))
     poses, fits = optimize_poses([brain], levels[:1], np.concatenate(starts)[None], device)
     if levels[1:]:
         best = np.argsort(-fits[0])[:PURSUED]
