@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.cohort import SHA256
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid
+from neurofoundry.contracts.volumes import DAMAGED, Grid
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.files import atomic
 
@@ -81,16 +81,6 @@ def classify(voxels: NDArray[Any], values: str) -> NDArray[np.uint8]:
     return classes
 
 
-DAMAGED = (
-    OSError,
-    ValueError,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.wrapstruct.WrapStructError,
-)
-"""What nibabel and numpy raise for a file that is not what it should be."""
-
-
 @dataclass(frozen=True)
 class Placed:
     """The voxels of an image, axes in the order and direction nearest to RAS+."""
@@ -107,23 +97,25 @@ class Placed:
 
 def geometry(file: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Return shape and affine of a NIfTI image, its axes nearest to RAS+."""
-    stored: Any = nib.load(file, mmap=False)  # a mapped file may be cut short: SIGBUS
-    shape = stored.shape[:3]
-    orientation = nib.io_orientation(stored.affine)
-    turned = tuple(np.array(shape)[np.argsort(orientation[:, 0])].tolist())
-    return turned, stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+    stored, orientation, affine = _open(file)
+    shape = np.array(stored.shape[:3])[np.argsort(orientation[:, 0])]
+    return tuple(shape.tolist()), affine
 
 
 def read_placed(file: Path) -> Placed:
     """Read a NIfTI image that `inspect_image` of ingest has found sound."""
+    stored, orientation, affine = _open(file)
+    voxels = np.asanyarray(stored.dataobj).reshape(stored.shape[:3])
+    return Placed(np.ascontiguousarray(nib.apply_orientation(voxels, orientation)), affine)
+
+
+def _open(file: Path) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
+    """Return an image as it is stored, how its axes turn to be nearest to RAS+, and its affine when
+    they are."""
     stored: Any = nib.load(file, mmap=False)  # a mapped file may be cut short: SIGBUS
-    shape = stored.shape[:3]
     orientation = nib.io_orientation(stored.affine)
-    voxels = np.asanyarray(stored.dataobj).reshape(shape)
-    return Placed(
-        np.ascontiguousarray(nib.apply_orientation(voxels, orientation)),
-        stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape),
-    )
+    turned = stored.affine @ nib.orientations.inv_ornt_aff(orientation, stored.shape[:3])
+    return stored, orientation, turned
 
 
 def write_classes(path: Path, classes: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
@@ -147,7 +139,7 @@ def open_classes(path: Path, grid: Grid) -> NDArray[np.uint8]:
         shape = _on(grid, *found)
         classes = np.fromfile(path, np.uint8, int(np.prod(shape)), offset=offset)
         return classes.reshape(shape)  # a ValueError where it is cut short
-    except DAMAGED as error:
+    except (*DAMAGED, ValueError) as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
 
 

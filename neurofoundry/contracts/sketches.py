@@ -16,6 +16,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+SIMILAR = "similar.tsv"
+"""In volumes/: pairs of scans of different persons that may show one brain."""
+
 CELL_MM = 6
 LENGTH = 256
 COPY = 0.94

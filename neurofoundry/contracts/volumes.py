@@ -98,6 +98,15 @@ def write_volume(
         nib.save(image, temporary)
 
 
+DAMAGED = (
+    OSError,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+)
+"""What nibabel raises for a file of ours that is not whole."""
+
+
 def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
     """Read a volume: int16 steps of ``SLOPE``, axes (z, y, x) as the networks take them.
 
@@ -111,12 +120,7 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
         # Not mapped into memory: where somebody cuts a mapped file short, the kernel ends the
         # process that reads on (SIGBUS), without a word.
         steps = np.fromfile(path, np.int16, int(np.prod(grid.shape)), offset=offset)
-    except (
-        OSError,
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
+    except DAMAGED as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
     if (shape, dtype) != (grid.shape, np.int16) or not np.isclose(slope, SLOPE) or not same_affine:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from neurofoundry.contracts.models import DONE, ENSEMBLE, FITTED, PREDICTIONS, r
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.inputs import Inputs
+from neurofoundry.stats import intervals
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
 from neurofoundry.tasks.base import BASELINE
@@ -102,15 +102,11 @@ class Evidence:
     def widening(self, split: str) -> float:
         """Return by how much an interval of a split is wider than its persons alone would make it.
 
-        Models of different folds share persons whom they have learned from, and differ by these as
-        much as by those whom they are tested on (Nadeau & Bengio, Machine Learning 52, 2003). A
-        cross-validation counts as if as many persons were tested as each model has learned from:
-        k − 2 of k folds. benchmarks/cross_validation.py has the coverage.
+        New sites have none of those whom the models of a cross-validation have learned from.
         """
         if self.fold_of is None or split == "ood":
             return 1.0
-        count = len(np.unique(self.fold_of[0]))
-        return math.sqrt(count / (count - 2))
+        return intervals.widening(len(np.unique(self.fold_of[0])))
 
     @property
     def splits(self) -> tuple[str, ...]:

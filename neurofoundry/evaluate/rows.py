@@ -10,6 +10,9 @@ import pandas as pd
 
 from neurofoundry.stats.intervals import Estimate
 
+ENDS = ("value", "low", "high")
+"""An estimate and its 95 % interval, as columns."""
+
 STATES = ("as_is", "harmonized", "difference")
 
 NUMBERS = frozenset(
@@ -18,7 +21,7 @@ NUMBERS = frozenset(
         *("shots", "draw_sd", "draws"),
         *("prevalence", "chance", "from_age_sex_labels", "from", "to", "observed", "by_chance"),
         *("true_low", "true_high", "known"),
-        *(f"{s}_{e}" for s in STATES for e in ("value", "low", "high")),
+        *(f"{s}_{e}" for s in STATES for e in ENDS),
     }
 )
 """Columns that are numbers even where all of them are missing."""

@@ -33,6 +33,7 @@ from neurofoundry.contracts.labels import (
     geometry,
     read_placed,
 )
+from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.labels import cell
 from neurofoundry.ingest.params import Dataset
@@ -48,7 +49,6 @@ from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled, Segmentation, segmentations
 from neurofoundry.tasks.segmentation import EMPTY, LabelImage
 
-IMAGE = (".nii", ".nii.gz")
 _OFF_GRID = 0.1
 """How far, in voxels, a corner of a label image may lie from that of its scan."""
 _OF_THE_SCAN = frozenset({"T1w", "orig", "native", "individual", "scanner", "anat"})

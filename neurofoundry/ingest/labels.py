@@ -42,7 +42,7 @@ _RANGES = {"age": (0.0, 120.0), "field_strength": (0.001, 30.0)}
 def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Labelled]) -> None:
     """Raise UsageError when a task has a class that its column can never hold, or a column a range
     that has no effect."""
-    numeric = {"age", "field_strength"} | {t.column for t in tasks.values() if t.numeric_label}
+    numeric = _numeric(tasks)
     for name, column in columns.items():
         if column.range and name not in numeric:
             raise UsageError(
@@ -59,6 +59,11 @@ def check_classes(columns: Mapping[str, Column], tasks: Mapping[str, Labelled]) 
                 )
 
 
+def _numeric(tasks: Mapping[str, Labelled]) -> set[str]:
+    """Return the columns that hold numbers."""
+    return {"age", "field_strength"} | {t.column for t in tasks.values() if t.numeric_label}
+
+
 def tabulate(
     scans: Sequence[Scan],
     *,
@@ -70,9 +75,7 @@ def tabulate(
 
     A declared label column that no dataset has is left out.
     """
-    numeric = {"age", "field_strength"} | {
-        task.column for task in tasks.values() if task.numeric_label
-    }
+    numeric = _numeric(tasks)
     tables = {row.columns for scan in scans for row in scan.rows}
     names = {name for columns in tables for name in columns.folded}
     labelled: dict[str, list[Any]] = {}

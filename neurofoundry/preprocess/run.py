@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from neurofoundry.contracts.cohort import SCANS, read_alternates
+from neurofoundry.contracts.sketches import SIMILAR
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, picture_of, write_record
 from neurofoundry.errors import DataError
@@ -33,7 +34,6 @@ from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.progress import announced
 from neurofoundry.runtime.stage import Workspace
 
-SIMILAR = "similar.tsv"
 KEPT = (nyul.LANDMARKS, ".key")
 """Files that are there before the scans are: the scale, and what tells whose the folder is."""
 FEWEST_SCANS = 2

@@ -274,6 +274,18 @@ def excess_error(values: Values, by_chance: Values, *, reason: str = "") -> Esti
     return Estimate(value, low, max(value, float(np.quantile(valid, (1 + LEVEL) / 2))))
 
 
+def widening(folds: int) -> float:
+    """Return by how much an interval of a cross-validation is wider than its persons alone would
+    make it.
+
+    Models of different folds share persons whom they have learned from, and differ by these as
+    much as by those whom they are tested on (Nadeau & Bengio, Machine Learning 52, 2003). A
+    cross-validation counts as if as many persons were tested as each model has learned from: k − 2
+    of k folds. benchmarks/cross_validation.py has the coverage.
+    """
+    return math.sqrt(folds / (folds - 2))
+
+
 def mean_with_error(values: Values, persons: Sequence[str] | NDArray[Any]) -> tuple[Values, Values]:
     """Return the mean of values (scans, …), and its standard error with scans clustered by person
     (linearized, with n/(n − 1); Williams, Biometrics 56, 2000), both (…)."""

@@ -14,7 +14,7 @@ from neurofoundry.evaluate.measure.performance import (
     shortage,
 )
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.rows import table_of
+from neurofoundry.evaluate.rows import ENDS, table_of
 from neurofoundry.stats.benefit import THRESHOLDS, Benefit, net_benefit, useful
 
 BENEFIT = ["task", "init", "split", "prevalence", "threshold", "value", "low", "high", "treat_all"]
@@ -44,7 +44,7 @@ def measure(
                 shown = useful(found)
                 ends = dict(zip(("from", "to"), shown or (None, None), strict=True))
                 ranges.append({**head, "init": name, "declared": declared is not None, **ends})
-                columns = {key: getattr(found, key) for key in ("value", "low", "high")}
+                columns = {key: getattr(found, key) for key in ENDS}
                 table = pd.DataFrame({"threshold": THRESHOLDS, **columns})
                 table = table.assign(treat_all=found.treat_all, init=name, **head)
                 curves.append(table[BENEFIT])

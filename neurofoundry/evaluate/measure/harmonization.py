@@ -17,12 +17,11 @@ from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.inputs import Features, Inputs, site_of
 from neurofoundry.evaluate.measure import baselines, performance, robustness
 from neurofoundry.evaluate.params import EvaluateParams
-from neurofoundry.evaluate.rows import STATES, cells, table_of
+from neurofoundry.evaluate.rows import ENDS, STATES, cells, table_of
 from neurofoundry.stats import combat, comparisons, intervals
 from neurofoundry.stats.combat import Combat
 from neurofoundry.stats.metrics import Values
 
-ENDS = ("value", "low", "high")
 HARMONIZATION = [
     *("encoder", "question", "split", "metric"),
     *(f"{state}_{end}" for state in STATES for end in ENDS),

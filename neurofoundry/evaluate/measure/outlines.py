@@ -8,7 +8,6 @@ scans that its overlap with them is largest. A cross-validation has no floors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from neurofoundry.contracts.models import DONE, PREDICTIONS, run_folder
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.evaluate.evidence import TESTED
+from neurofoundry.stats import intervals
 from neurofoundry.stats.comparisons import t_test
-from neurofoundry.stats.intervals import mean_with_error
 from neurofoundry.stats.outlines import OUTLINE_METRICS, compare
 from neurofoundry.tasks import Segmentation
 from neurofoundry.tasks.base import BASELINE
@@ -86,7 +85,8 @@ def measure(
     keys = ["task", "class", "init", "fraction", "scan_id", "person", "split"]
     # A scan that several seeds or folds have predicted counts once.
     scans = scans.groupby(keys, sort=False)[list(OUTLINE_METRICS)].mean().reset_index()
-    widening = _widening(volumes.scans)
+    count = folds.count(volumes.scans)
+    widening = intervals.widening(count) if count else 1.0
     return Outlines(
         pd.DataFrame(_measures(scans, fewest, widening), columns=list(OUTLINES)),
         pd.DataFrame(
@@ -241,7 +241,7 @@ def _estimated(
     known = rows.dropna(subset=metric)
     if known["person"].nunique() < fewest:
         return None, None, None, None
-    found = mean_with_error(known[metric].to_numpy(float), known["person"].to_numpy())
+    found = intervals.mean_with_error(known[metric].to_numpy(float), known["person"].to_numpy())
     value, error = map(float, found)
     factor = widening if (rows["split"] == "test").all() else 1.0
     estimate = t_test(value, error * factor, [known["person"].nunique()])
@@ -257,9 +257,3 @@ def _counted(rows: pd.DataFrame, metric: str, fewest: int) -> tuple[int, int, st
     persons = known["person"].nunique()
     reason = None if persons >= fewest else f"{persons} persons, {fewest} are needed"
     return persons, len(known), reason
-
-
-def _widening(scans: pd.DataFrame) -> float:
-    """Return by how much intervals of a cross-validation are wider (`Evidence.widening`)."""
-    _, count = folds.places(scans)
-    return math.sqrt(count / (count - 2)) if count > 2 else 1.0

@@ -44,6 +44,12 @@ def describe(evidence: Evidence, results: Results, conclusion: Conclusion) -> di
     }
 
 
+def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why cells of rows are empty, each reason once."""
+    cells = (cell for row in rows for cell in row["cells"])
+    return sorted({str(cell["reason"]) for cell in cells if cell and cell["reason"]})
+
+
 def _of(table: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
     return table[table["task"] == evidence.name]
 
@@ -71,14 +77,7 @@ def _decisions(evidence: Evidence, results: Results) -> dict[str, Any]:
         "columns": [CALLS[name] for name in shown],
         "prevalence": None if declared is None else narrative.percent(declared),
         "origin": YOUDEN,
-        "reasons": sorted(
-            {
-                str(cell["reason"])
-                for row in rows
-                for cell in row["cells"]
-                if cell and cell["reason"]
-            }
-        ),
+        "reasons": _reasons(rows),
         "number": narrative.ratio,
     }
 
@@ -123,14 +122,7 @@ def _sets(evidence: Evidence, results: Results) -> dict[str, Any]:
         "behind": min(behind, default=0),
         "fewest": fewest(),
         "between": "–".join(narrative.percent(each) for each in min(ends, default=(0.0, 0.0))),
-        "reasons": sorted(
-            {
-                str(cell["reason"])
-                for row in rows
-                for cell in row["cells"]
-                if cell and cell["reason"]
-            }
-        ),
+        "reasons": _reasons(rows),
     }
 
 

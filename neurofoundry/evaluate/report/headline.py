@@ -8,13 +8,11 @@ from typing import Any
 from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.results import Results
-from neurofoundry.evaluate.rows import find_row
+from neurofoundry.evaluate.rows import ENDS, find_row
 from neurofoundry.runtime.experiment import metric_name
 
 MOST = 40
 """Numbers at most: more columns than that nobody reads."""
-
-ENDS = ("value", "low", "high")
 
 
 def initialization(results: Results) -> str:

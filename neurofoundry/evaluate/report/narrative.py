@@ -14,7 +14,7 @@ from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.baselines import TITLES, names
 from neurofoundry.evaluate.measure.harmonization import SITE
 from neurofoundry.evaluate.measure.performance import Measured, on_validation
-from neurofoundry.evaluate.rows import find_row
+from neurofoundry.evaluate.rows import ENDS, find_row
 from neurofoundry.stats.comparisons import detectable
 from neurofoundry.stats.metrics import METRICS
 from neurofoundry.tasks.base import BASELINE
@@ -23,7 +23,6 @@ SIGNIFICANT = 0.05
 CHOSEN = "it did best in the validation subjects"
 FIRST = "it is declared first"
 """Why an initialization is compared with the reference."""
-ENDS = ("value", "low", "high")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from neurofoundry.contracts.sketches import COPY
+from neurofoundry.contracts.sketches import COPY, SIMILAR
 from neurofoundry.evaluate.inputs import Inputs
-
-SIMILAR = "similar.tsv"
-"""In volumes/: pairs of scans of different persons that may show one brain."""
 
 
 def describe(inputs: Inputs, volumes: Path) -> list[str]:
