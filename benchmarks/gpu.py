@@ -53,7 +53,7 @@ from neurofoundry.pretrain.optimizer import make_optimizer, train_step
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.ranks import Ranks
 from neurofoundry.pretrain.run import pretrain
-from neurofoundry.runtime.files import atomic, hash_file, write_json
+from neurofoundry.runtime.files import hash_file, write_json, write_text
 from neurofoundry.runtime.stage import Workspace
 
 DEVICE = Ranks().device
@@ -109,8 +109,7 @@ def main() -> None:
         found[name] = PARTS[name](TOY) if options.toy else run_part(name, seconds=seconds)
         write_json(options.out / "gpu.json", found)
     text = "\n".join(table(found)) + "\n"
-    with atomic(options.out / "gpu.md") as temporary:
-        temporary.write_text(text)
+    write_text(options.out / "gpu.md", text)
     print(text)
 
 

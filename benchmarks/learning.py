@@ -33,7 +33,7 @@ from neurofoundry.finetune.run import finetune
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.pretrain.params import PretrainParams
 from neurofoundry.pretrain.run import pretrain
-from neurofoundry.runtime.files import atomic, write_json
+from neurofoundry.runtime.files import write_json, write_text
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.tasks import parse_task
 
@@ -109,8 +109,8 @@ PHANTOMS = PhantomParams(
     ad_effect=0.7,
     stroke_ml=6.0,
 )
-"""Effects with which a linear model of the true volumes reaches an AUC of about .90 for Alzheimer's
-and simple morphometry one of about .75: there is something to gain."""
+"""Effects that leave something to gain: with 200 labels a linear model of the true volumes reaches
+an AUC of .85 for Alzheimer's (.90 was aimed at), and simple morphometry .80."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,7 @@ def main() -> None:
     text, values = report(given.folder, design.counts, design.fractions, TASKS, tuple(ARMS))
     values["cpu_hours"] = hours
     write_json(given.folder / "report.json", values)
-    with atomic(given.folder / "report.md") as temporary:
-        temporary.write_text(f"{text}\n{hours:.2f} CPU hours.\n")
+    write_text(given.folder / "report.md", f"{text}\n{hours:.2f} CPU hours.\n")
     print(text)
 
 
