@@ -340,6 +340,9 @@ def phantom(
     ad_effect: Annotated[float, typer.Option(help="Strength of Alzheimer's-like atrophy.")] = 1.0,
     stroke_ml: Annotated[float, typer.Option(help="Median volume of a stroke, ml.")] = 20.0,
     lesion_load: Annotated[float, typer.Option(help="Amount of white matter lesions.")] = 1.0,
+    contrasts: Annotated[
+        str, typer.Option(help="What each session is scanned with: T1w, T1w,FLAIR, T1w,FLAIR,T2w.")
+    ] = "T1w",
     workers: Workers = 0,
 ) -> None:
     """Generate the sample cohort: synthetic T1-weighted heads with known labels, as BIDS."""
@@ -358,6 +361,7 @@ def phantom(
         "ad_effect": ad_effect,
         "stroke_ml": stroke_ml,
         "lesion_load": lesion_load,
+        "contrasts": contrasts.split(","),
     }
     generate(validate(values, PhantomParams, origin="phantom"), out, worker_count(workers))
 

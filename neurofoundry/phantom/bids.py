@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import neurofoundry
 from neurofoundry.phantom.anatomy import Subject
 from neurofoundry.phantom.atlas import Atlas
-from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, Site, head
+from neurofoundry.phantom.scanner import SITES, VOLUMES, Head, Site, further, head
 from neurofoundry.runtime.files import atomic, write_json, write_text
 
 _GENERATED_BY = [{"Name": "neurofoundry phantom", "Version": neurofoundry.__version__}]
@@ -34,6 +34,11 @@ for every scan `label-infarct`, which is empty without a stroke, and `label-vent
 
 Template: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal
 Neurological Institute, McGill University. Fonov et al., NeuroImage 54 (2011) 313-327.
+"""
+
+_FURTHER = """
+Every session was scanned with {contrasts}, each on a grid of its own; the head has moved in
+between. `derivatives/truth/truth.tsv` has the poses: CONTRAST_pose_RC for others than T1w.
 """
 
 _PARTICIPANTS = {
@@ -60,45 +65,66 @@ def dataset_name(site: Site) -> str:
 
 
 def write_scan(
-    tree: Path, subject: Subject, session: str, atlas_folder: Path, spacing_mm: float | None
+    tree: Path,
+    subject: Subject,
+    session: str,
+    atlas_folder: Path,
+    spacing_mm: float | None,
+    contrasts: Sequence[str],
 ) -> dict[str, Any]:
-    """Scan one session and write image, sidecar and masks; return its row of truth.tsv."""
+    """Scan one session and write images, sidecars and masks; return its row of truth.tsv."""
     site = SITES[subject.site_of(session)]
-    scan = head(subject, session, site, _load_atlas(atlas_folder), spacing_mm)
     dataset = tree / dataset_name(site)
     place = Path(subject.participant) / f"ses-{session}" / "anat"
     name = f"{subject.participant}_ses-{session}"
     folder = dataset / place
     folder.mkdir(parents=True, exist_ok=True)
-    stored = np.clip(np.rint(scan.image), 0, np.iinfo(np.int16).max).astype(np.int16)
-    _write_nifti(folder / f"{name}_T1w.nii.gz", stored, scan.affine)
-    write_json(folder / f"{name}_T1w.json", _sidecar(site))
-    folder = dataset / "derivatives" / "truth" / place
+    truth: dict[str, Any] = {}
+    for contrast in contrasts:
+        scan = head(subject, session, site, _load_atlas(atlas_folder), spacing_mm, contrast)
+        stored = np.clip(np.rint(scan.image), 0, np.iinfo(np.int16).max).astype(np.int16)
+        _write_nifti(folder / f"{name}_{contrast}.nii.gz", stored, scan.affine)
+        scanner = site if contrast == "T1w" else further(site, contrast)
+        write_json(folder / f"{name}_{contrast}.json", _sidecar(scanner))
+        if contrast == "T1w":
+            _write_masks(dataset / "derivatives" / "truth" / place, name, scan)
+            truth |= _truth(subject, session, scan)
+        else:
+            truth |= _pose(scan, f"{contrast}_")
+    return truth
+
+
+def _write_masks(folder: Path, name: str, scan: Head) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     masks = {"infarct": scan.infarct, "ventricle": scan.ventricle}
     for label, mask in {**masks, **({"lesion": scan.lesion} if scan.lesion.any() else {})}.items():
         path = folder / f"{name}_label-{label}_mask.nii.gz"
         _write_nifti(path, mask.astype(np.uint8), scan.affine)
-    return _truth(subject, session, scan)
 
 
-def write_tables(tree: Path, subjects: Sequence[Subject], truth: Sequence[dict[str, Any]]) -> None:
+def write_tables(
+    tree: Path,
+    subjects: Sequence[Subject],
+    truth: Sequence[dict[str, Any]],
+    contrasts: Sequence[str],
+) -> None:
     """Write descriptions and tables of both datasets; ``truth`` holds the rows of `write_scan`."""
     for dataset in sorted({dataset_name(site) for site in SITES.values()}):
         members = [s for s in subjects if dataset_name(SITES[s.site]) == dataset]
         names = {subject.participant for subject in members}
-        _write_dataset(tree / dataset, members)
+        _write_dataset(tree / dataset, members, contrasts)
         _write_truth(
             tree / dataset / "derivatives" / "truth",
             [row for row in truth if row["participant_id"] in names],
         )
 
 
-def _write_dataset(folder: Path, members: Sequence[Subject]) -> None:
+def _write_dataset(folder: Path, members: Sequence[Subject], contrasts: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = "Synthetic heads" + (", external site" if "external" in folder.name else "")
     _write_description(folder, name, "raw")
-    write_text(folder / "README", _README)
+    several = _FURTHER.format(contrasts=" and ".join(contrasts)) if contrasts[1:] else ""
+    write_text(folder / "README", _README + several)
     write_json(folder / "participants.json", _PARTICIPANTS)
     _write_table(
         folder / "participants.tsv",
@@ -163,8 +189,13 @@ def _truth(subject: Subject, session: str, scan: Head) -> dict[str, Any]:
         "stroke": subject.stroke,
         "territory": subject.infarct.territory if subject.infarct else "n/a",
         **{f"{name}_ml": f"{scan.volumes_ml[name]:.3f}" for name in VOLUMES},
-        **{f"pose_{r}{c}": f"{scan.pose[r, c]:.6f}" for r in range(4) for c in range(4)},
+        **_pose(scan),
     }
+
+
+def _pose(scan: Head, prefix: str = "") -> dict[str, str]:
+    places = [(row, column) for row in range(4) for column in range(4)]
+    return {f"{prefix}pose_{r}{c}": f"{scan.pose[r, c]:.6f}" for r, c in places}
 
 
 def _sidecar(site: Site) -> dict[str, Any]:

@@ -47,21 +47,21 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
         "generating heads", len(sessions), unit="heads", done=len(sessions) - len(waiting)
     ) as progress:
         try:
-            _scan(waiting, partial, params.spacing_mm, workers, progress)
+            _scan(waiting, partial, params, workers, progress)
         except BrokenProcessPool as error:
             raise UsageError(
                 f"{out}: a worker process was killed, as happens when memory runs out. Run the "
                 "same command with fewer --workers; finished heads are kept."
             ) from error
     truth = [_read(partial.record(session)) for session in sessions]
-    write_tables(partial.tree, subjects, truth)
+    write_tables(partial.tree, subjects, truth, params.contrasts)
     partial.tree.replace(place)
     shutil.rmtree(partial.folder)
 
 
 @dataclass(frozen=True)
 class _Session:
-    """One session of one subject: one scan."""
+    """One session of one subject."""
 
     subject: Subject
     name: str
@@ -106,14 +106,14 @@ def _check(out: Path, workers: int) -> None:
 def _scan(
     sessions: Sequence[_Session],
     partial: _Partial,
-    spacing_mm: float | None,
+    params: PhantomParams,
     workers: int,
     progress: Progress,
 ) -> None:
     """Write the scans of ``sessions`` and their records."""
     if not sessions:
         return
-    fine = spacing_mm is not None and spacing_mm < _FINE_MM
+    fine = params.spacing_mm is not None and params.spacing_mm < _FINE_MM
     build_atlas(1 if fine else 2).save(partial.atlas)
     with ProcessPoolExecutor(
         min(workers, len(sessions)),
@@ -128,7 +128,8 @@ def _scan(
                     session.subject,
                     session.name,
                     partial.atlas,
-                    spacing_mm,
+                    params.spacing_mm,
+                    params.contrasts,
                 ): partial.record(session)
                 for session in sessions
             }

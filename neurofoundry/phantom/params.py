@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from neurofoundry.params import Section, Seed
 
@@ -15,7 +17,11 @@ class PhantomParams(Section):
     seed: Seed = 0
     """Determines everything random."""
     spacing_mm: float | None = Field(default=None, ge=0.7, le=5)
-    """Isotropic voxel size of all scans, mm; by default each site has its own (2.2 to 3.6 mm)."""
+    """Isotropic voxel size of all T1w scans, mm; by default each site has its own (2.2 to 3.6 mm).
+    Slices of further contrasts are twice as thick."""
+    contrasts: tuple[Literal["T1w", "FLAIR", "T2w"], ...] = ("T1w",)
+    """What every session is scanned with; T1w comes first. Further contrasts have thick slices of
+    their own, and the head has moved a little between them."""
     two_session_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of subjects scanned a second time at their site, 1 to 3 years later."""
     travelling_fraction: float = Field(default=0.3, ge=0, le=1)
@@ -28,6 +34,13 @@ class PhantomParams(Section):
     """Median volume of a stroke lesion, ml."""
     lesion_load: float = Field(default=1.0, ge=0, le=3)
     """Amount of age-related white matter lesions; 0 for none."""
+
+    @field_validator("contrasts")
+    @classmethod
+    def _t1w_first(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
+        if contrasts[:1] != ("T1w",) or len(set(contrasts)) < len(contrasts):
+            raise ValueError("expected T1w first, then FLAIR and T2w at most once")
+        return contrasts
 
     @model_validator(mode="after")
     def _nobody_comes_thrice(self) -> PhantomParams:

@@ -1,8 +1,11 @@
-"""Four imaginary scanners: pose, voxels, contrast, shading, blur and noise."""
+"""Four imaginary scanners: pose, voxels, contrast, shading, blur and noise.
+
+Each makes T1w images with voxels of its own, and FLAIR and T2w with thick axial slices.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +196,70 @@ SITES = {
 }
 
 
+_THIN, _SLICE_MM, _SLICES_MM = 2.2, 5.0, (184.0, 230.0, 165.0)
+"""Pixels, thickness and field of view of further contrasts, mm."""
+_MOVED_DEGREES, _MOVED_MM = 1.5, 2.5
+"""By how much a head turns about each axis (standard deviation) and shifts along it (at most)
+between the T1w image and another."""
+_FURTHER = {
+    # Relative to white matter, as at 3 T. What a lesion is made of is bright in both; the liquid
+    # in the middle of an old infarct is fluid like any other.
+    "FLAIR": {
+        "repetition_s": 9.0,
+        "echo_s": 0.125,
+        "inversion_s": 2.5,
+        "flip_deg": 150,
+        "noise": 0.03,
+        "contrast": _contrast(
+            csf=0.18,
+            grey=1.25,
+            gliosis=1.9,
+            bone=0.08,
+            marrow=0.7,
+            muscle=0.55,
+            fat=1.3,
+            skin=0.8,
+            vitreous=0.15,
+        ),
+    },
+    "T2w": {
+        "repetition_s": 5.0,
+        "echo_s": 0.1,
+        "inversion_s": None,
+        "flip_deg": 150,
+        "noise": 0.04,
+        "contrast": _contrast(
+            csf=3.1,
+            grey=1.4,
+            gliosis=2.0,
+            bone=0.1,
+            marrow=0.9,
+            muscle=0.5,
+            fat=1.6,
+            skin=0.8,
+            vitreous=3.3,
+        ),
+    },
+}
+_WEAKER_AT = 2.0
+"""Tesla below which grey matter and lesions stand out by a quarter less."""
+
+
+def further(site: Site, contrast: str, spacing_mm: float | None = None) -> Site:
+    """Return how a site makes FLAIR or T2w images; ``spacing_mm`` asks for pixels of that size and
+    slices of twice that thickness."""
+    pixel, thickness = (_THIN, _SLICE_MM) if spacing_mm is None else (spacing_mm, 2 * spacing_mm)
+    about = dict(_FURTHER[contrast])
+    signal = dict(about.pop("contrast"))
+    if site.field_tesla < _WEAKER_AT:
+        for material in ("grey", "gliosis"):
+            signal[material] = 1 + 0.75 * (signal[material] - 1)
+    spacing = (pixel, pixel, thickness)
+    return replace(
+        site, **about, contrast=signal, axes="LPS", spacing=spacing, field_of_view=_SLICES_MM
+    )
+
+
 @dataclass(frozen=True)
 class Head:
     """A scan and the truth about it. Arrays have the scan's shape and axes."""
@@ -230,17 +297,30 @@ VOLUMES = (
 
 
 def head(
-    subject: Subject, session: str, site: Site, atlas: Atlas, spacing_mm: float | None = None
+    subject: Subject,
+    session: str,
+    site: Site,
+    atlas: Atlas,
+    spacing_mm: float | None = None,
+    contrast: str = "T1w",
 ) -> Head:
     """Scan one session of ``subject`` at ``site``; ``spacing_mm`` asks for isotropic voxels.
 
-    Pose, shading and noise belong to the session; the anatomy to the subject and the age.
+    Pose, shading and noise belong to the session; the anatomy to the subject and the age. In
+    another ``contrast`` than T1w (`further`) the head has moved a little since that.
     """
     rng = generator(subject.seed, "scan", subject.index, session)
     anatomy = grow(subject, dict(subject.sessions)[session], atlas)
     affine, shape = _voxels(site, site.spacing if spacing_mm is None else (spacing_mm,) * 3)
     affine[:3, 3] += rng.uniform(-4, 4, 3)
-    return _scanned(rng, anatomy, site, affine, shape, _placement(rng, site, atlas))
+    placement = _placement(rng, site, atlas)
+    if contrast != "T1w":
+        rng = generator(subject.seed, "scan", subject.index, session, contrast)
+        site = further(site, contrast, spacing_mm)
+        affine, shape = _voxels(site, site.spacing)
+        affine[:3, 3] += rng.uniform(-4, 4, 3)
+        placement = placement @ _movement(rng)
+    return _scanned(rng, anatomy, site, affine, shape, placement)
 
 
 def head_on_grid(
@@ -374,17 +454,32 @@ def _voxels(site: Site, spacing: Triple) -> tuple[NDArray[np.float64], tuple[int
     return affine, tuple(shape)
 
 
-def _placement(rng: np.random.Generator, site: Site, atlas: Atlas) -> NDArray[np.float64]:
-    """Return the rigid 4x4 matrix from the scanner to the person's head, mm."""
-    angles = np.deg2rad(site.tilt_deg * np.clip(rng.standard_normal(3), -2, 2))
+def _turn(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:
+    """Draw a rotation (3, 3) by angles about each axis of this standard deviation."""
+    angles = np.deg2rad(degrees * np.clip(rng.standard_normal(3), -2, 2))
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    turn: NDArray[np.float64] = about_z @ about_y @ about_x
+    return turn
+
+
+def _movement(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return the rigid 4x4 matrix by which a head has moved between two images, mm."""
+    movement = np.eye(4)
+    movement[:3, :3] = _turn(rng, _MOVED_DEGREES)
+    movement[:3, 3] = rng.uniform(-_MOVED_MM, _MOVED_MM, 3)
+    return movement
+
+
+def _placement(rng: np.random.Generator, site: Site, atlas: Atlas) -> NDArray[np.float64]:
+    """Return the rigid 4x4 matrix from the scanner to the person's head, mm."""
+    turn = _turn(rng, site.tilt_deg)
     # The field of view starts above the crown, 88 mm above the brain's centre.
     middle = np.array([0, 16, 88 - site.field_of_view[2] / 2])
     placement = np.eye(4)
-    placement[:3, :3] = about_z @ about_y @ about_x
+    placement[:3, :3] = turn
     placement[:3, 3] = np.asarray(atlas.centre) + middle + rng.uniform(-3, 3, 3)
     return placement
 

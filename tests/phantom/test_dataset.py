@@ -18,7 +18,7 @@ import pytest
 
 from neurofoundry.errors import UsageError
 from neurofoundry.phantom.anatomy import sample_subject
-from neurofoundry.phantom.atlas import Atlas
+from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.dataset import generate
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.phantom.scanner import SITES, Site, head
@@ -63,6 +63,25 @@ def test_the_command_makes_the_same_bytes_on_every_machine(tmp_path: Path) -> No
     assert hashlib.sha256(content).hexdigest() == (
         "b7aeb7dba08bc0197fd63cd16ac4b699b03823b703e90e5a63b7d8977a4e126f"
     )
+
+
+def test_further_contrasts_lie_beside_the_same_t1w(tmp_path: Path) -> None:
+    params = PhantomParams(subjects=4, spacing_mm=5, contrasts=("T1w", "FLAIR"))
+    generate(params, tmp_path / "data", 1)
+    folder = tmp_path / "data/phantom"
+    assert "T1w and FLAIR" in (folder / "README").read_text()
+    row = table(folder / "derivatives/truth/truth.tsv").iloc[0]
+    subject = sample_subject(params, 0)
+    assert row["participant_id"] == subject.participant
+    for contrast, prefix, zooms in (("T1w", "", (5, 5, 5)), ("FLAIR", "FLAIR_", (5, 5, 10))):
+        scan = head(subject, "1", SITES[subject.site], build_atlas(2), 5, contrast)
+        (file,) = (folder / "sub-0001/ses-1/anat").glob(f"*_{contrast}.nii.gz")
+        image = nibabel.load(file)
+        assert image.header.get_zooms() == zooms
+        np.testing.assert_array_equal(image.get_fdata(), np.rint(scan.image))
+        assert file.with_name(file.name.replace(".nii.gz", ".json")).exists()
+        pose = [[row[f"{prefix}pose_{r}{c}"] for c in range(4)] for r in range(4)]
+        np.testing.assert_allclose(np.array(pose, float), scan.pose, atol=1e-6)
 
 
 class TestTree:

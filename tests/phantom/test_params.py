@@ -17,9 +17,12 @@ from neurofoundry.phantom.params import PhantomParams
         {"ad_effect": -1},
         {"stroke_ml": 0},
         {"lesion_load": 9},
+        {"contrasts": ["FLAIR"]},
+        {"contrasts": ["T1w", "FLAIR", "FLAIR"]},
+        {"contrasts": ["T1w", "bold"]},
         {"subject": 10},
     ],
 )
-def test_parameters_out_of_range_or_unknown_are_refused(wrong: dict[str, float]) -> None:
+def test_parameters_out_of_range_or_unknown_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         PhantomParams.model_validate(wrong)

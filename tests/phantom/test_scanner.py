@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.phantom import anatomy
-from neurofoundry.phantom.anatomy import CSF, GREY, WHITE, sample_subject
+from neurofoundry.phantom.anatomy import CSF, GLIOSIS, GREY, WHITE, sample_subject
 from neurofoundry.phantom.atlas import Atlas, build_atlas
 from neurofoundry.phantom.outside import SHELL_CHANNELS
 from neurofoundry.phantom.params import PhantomParams
@@ -144,6 +144,57 @@ def test_a_head_on_a_grid_is_the_scanned_head_without_a_pose(
     ours, theirs = (in_mni(each, each.brain, each.pose) for each in (placed, scan))
     np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.5)
     np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def pairs(atlas: Atlas) -> list[tuple[Head, dict[str, Head]]]:
+    """Old people with strokes, of a scanner of 3 T and one of 1.5 T."""
+    params = PhantomParams(seed=5, lesion_load=2.0)
+    subjects = [sample_subject(params, index) for index in range(16)]
+    subjects = [s for s in subjects if s.infarct and s.site in ("alder", "birch")][:2]
+    assert {s.site for s in subjects} == {"alder", "birch"}
+    return [
+        (
+            head(s, "1", SITES[s.site], atlas),
+            {name: head(s, "1", SITES[s.site], atlas, None, name) for name in ("FLAIR", "T2w")},
+        )
+        for s in subjects
+    ]
+
+
+@pytest.mark.parametrize("contrast", ["FLAIR", "T2w"])
+class TestFurtherContrasts:
+    def test_tissues_and_lesions_are_as_bright_as_they_are(
+        self, contrast: str, pairs: list[tuple[Head, dict[str, Head]]]
+    ) -> None:
+        for _, others in pairs:
+            scan = others[contrast]
+            image = scan.image / scan.bias
+            csf, grey, white, lesion = (
+                np.median(image[scan.brain & (scan.labels == tissue)])
+                for tissue in (CSF, GREY, WHITE, GLIOSIS)
+            )
+            assert white < 0.95 * grey < 0.9 * lesion
+            assert csf < 0.6 * white if contrast == "FLAIR" else csf > 1.2 * lesion
+
+    def test_the_same_anatomy_lies_elsewhere_and_its_pose_says_where(
+        self, contrast: str, pairs: list[tuple[Head, dict[str, Head]]]
+    ) -> None:
+        for t1w, others in pairs:
+            scan = others[contrast]
+            assert scan.image.shape != t1w.image.shape
+            edges = np.linalg.norm(scan.affine[:3, :3], axis=0)
+            assert max(edges) == 5.0
+            for name in ("ventricle", "infarct"):
+                ours, theirs = (
+                    in_mni(each, getattr(each, name), each.pose).mean(axis=0)
+                    for each in (scan, t1w)
+                )
+                np.testing.assert_allclose(ours, theirs, atol=1.5)
+            centre = np.array([0.0, -20, 10])
+            between = scan.pose @ np.linalg.inv(t1w.pose)
+            moved = np.linalg.norm(nibabel.affines.apply_affine(between, centre) - centre)
+            assert 0.3 < moved < 12
 
 
 class TestHead:
