@@ -6,6 +6,7 @@ Each makes T1w images with voxels of its own, and FLAIR and T2w with thick axial
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,7 +202,7 @@ _THIN, _SLICE_MM, _SLICES_MM = 2.2, 5.0, (184.0, 230.0, 165.0)
 _MOVED_DEGREES, _MOVED_MM = 1.5, 2.5
 """By how much a head turns about each axis (standard deviation) and shifts along it (at most)
 between the T1w image and another."""
-_FURTHER = {
+_FURTHER: dict[str, dict[str, Any]] = {
     # Relative to white matter, as at 3 T. What a lesion is made of is bright in both; the liquid
     # in the middle of an old infarct is fluid like any other.
     "FLAIR": {
@@ -250,7 +251,7 @@ def further(site: Site, contrast: str, spacing_mm: float | None = None) -> Site:
     slices of twice that thickness."""
     pixel, thickness = (_THIN, _SLICE_MM) if spacing_mm is None else (spacing_mm, 2 * spacing_mm)
     about = dict(_FURTHER[contrast])
-    signal = dict(about.pop("contrast"))
+    signal: dict[str, float] = dict(about.pop("contrast"))
     if site.field_tesla < _WEAKER_AT:
         for material in ("grey", "gliosis"):
             signal[material] = 1 + 0.75 * (signal[material] - 1)
