@@ -1,6 +1,7 @@
 """What `learning.py` found: a table of every arm, and of the claims that were written down before.
 
-The comparisons are those of docs/decisions/claims-of-the-learning-study.md.
+The comparisons are those of docs/decisions/claims-of-the-learning-study.md, and of the second study
+the same of its arms.
 """
 
 from __future__ import annotations
