@@ -120,6 +120,7 @@ SECOND = replace(
     # No network had learned to see strokes of 6 ml; this is the phantom's own size.
     phantoms=PHANTOMS.model_copy(update={"subjects": 6000, "seed": 90417, "stroke_ml": 20.0}),
     counts=Counts(pretrain=1000, train=200, val=100, test=480, ood=390),
+    tuning={**FIRST.tuning, "augmentation": "light"},
 )
 
 TOY = replace(
