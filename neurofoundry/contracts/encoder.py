@@ -23,6 +23,12 @@ from neurofoundry.runtime.links import check_link, check_links
 UNTRAINED = ("random", "sfcn")
 """Encoders of finetune.initializations that no stage has made: untrained networks."""
 
+SHIPPED = Path(__file__).resolve().parents[1] / "nn" / "shipped"
+
+NAMES_SHIPPED = ("small",)
+"""Encoders of finetune.initializations that come with the package (docs/weights.md); no other can
+have such a name."""
+
 
 class EncoderParams(Section):
     """A 3D ResNet of MONAI; the defaults are the network of the published 3D-Neuro-SimCLR."""
@@ -153,6 +159,11 @@ def check_normalization(plan: Plan, normalization: str) -> None:
         f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
         f"these are normalized by {normalization}. {fix}, or pretrain an encoder on these volumes."
     )
+
+
+def shipped(name: str) -> Path | None:
+    """Return the folder of an encoder that comes with the package; None if there is none."""
+    return SHIPPED / name if name in NAMES_SHIPPED else None
 
 
 def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
