@@ -15,7 +15,7 @@ from neurofoundry.contracts.cohort import SHA256
 from neurofoundry.contracts.documents import read_document
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid, Volumes, check_described
+from neurofoundry.contracts.volumes import Grid, Volumes, check_contrasts, check_described
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Name, Section
 from neurofoundry.runtime.links import check_link, check_links
@@ -126,6 +126,7 @@ class Plan(Section):
 
 def check_volumes(plan: Plan, volumes: Volumes) -> None:
     """Raise UsageError unless the weights were trained on volumes like these."""
+    check_contrasts(volumes)
     check_grid(plan, volumes.grid)
     check_normalization(plan, volumes.normalization)
 
