@@ -61,7 +61,6 @@ MEASURES = {
 CATCHES = {
     "coverage": "cut off",
     "edges": "not the head of the T1w image",
-    "nmi": "not the head of the T1w image",
     "likeness": "the contrast of the T1w image",
 }
 """What a bound is there to set aside, by its measure."""

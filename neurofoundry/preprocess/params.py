@@ -87,9 +87,6 @@ class CoregistrationParams(Section):
     edges: Bounds = Bounds(min=0.16)
     """How parallel its edges are to those of the T1w image, within the brain, 0 to 1: 0.18 and more
     where both are of one person, at most 0.13 where they are of two."""
-    nmi: Bounds = Bounds(min=1.055)
-    """Normalized mutual information with the T1w image: 1.07 and more where both are of one person,
-    at most 1.04 where they are of two."""
     likeness: Bounds = Bounds(max=0.95)
     """Correlation of its intensities with those of the T1w image: it is no other contrast where
     they are the same."""

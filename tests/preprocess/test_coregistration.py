@@ -16,7 +16,7 @@ from nibabel.affines import apply_affine
 from neurofoundry.contracts.cohort import CONTRASTS, SCANS
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import SLOPE, VOLUMES, Volumes, check_contrasts, open_volume
-from neurofoundry.errors import UsageError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.phantom.anatomy import sample_subject
 from neurofoundry.phantom.atlas import build_atlas
 from neurofoundry.phantom.params import PhantomParams
@@ -279,7 +279,8 @@ class TestStage:
         wrong, missing = table["reason_FLAIR"].tolist()[1:]
         assert wrong.startswith("not the head of the T1w image")
         assert missing == "the session has none"
-        assert table.loc["h0", "edges_FLAIR"] > 1.3 * table.loc["h1", "edges_FLAIR"]
+        edges = table["edges_FLAIR"].astype(float)
+        assert edges["h0"] > 1.3 * edges["h1"]
         volumes = Volumes(out)
         assert volumes.contrasts == ("T1w", "FLAIR")
         assert volumes.find("h0", "FLAIR") == out / table.loc["h0", "volume_FLAIR"]
@@ -289,8 +290,11 @@ class TestStage:
         write_json(out / "stage.json", {"stage": "preprocess", "contents": {}})
         assert set(verify.recorded_items(out)) >= {table.loc["h0", "volume_FLAIR"]}
 
-        again = self.preprocess(cohort, out, "yes")  # the policy repeats no preprocessing
-        assert again.circumstances["reused"] == 3
+        made = (out / table.loc["h0", "volume_FLAIR"]).stat().st_ino
+        with pytest.raises(DataError, match="1 of 3 scans can be used"):
+            self.preprocess(cohort, out, "yes")
+        # Another policy repeats no preprocessing.
+        assert (out / table.loc["h0", "volume_FLAIR"]).stat().st_ino == made
         table = read_table(out / "scans.tsv", VOLUMES).set_index("scan_id")
         assert table["usable"].tolist() == [True, False, False]
         assert table.loc["h1", "reason"].startswith("FLAIR: not the head of the T1w image")
