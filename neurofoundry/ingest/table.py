@@ -162,9 +162,7 @@ def _listed(
         for row in rows:
             progress.advance()
             origin = f"{findings.name(file)}, line {row.line}"
-            scan = attempt(
-                lambda row: _scan(row, file.parent, dataset, findings.data, row.cells["path"]), row
-            )
+            scan = attempt(lambda row: _scan(row, file.parent, dataset, findings.data), row)
             if isinstance(scan, UnusableError):
                 findings.exclude(dataset.name, origin, scan)
                 continue
@@ -177,13 +175,21 @@ def _listed(
 
 
 def _scan(
-    row: delimited.Row, root: Path, dataset: Dataset, data: Path, path: str, contrast: str = T1W
+    row: delimited.Row,
+    root: Path,
+    dataset: Dataset,
+    data: Path,
+    path: str | None = None,
+    contrast: str = T1W,
 ) -> Scan:
-    """Return the scan that a row is about, of which it names the path. Raises UnusableError."""
+    """Return the scan that a row is about: its T1w image, or the ``path`` of a further contrast.
+
+    Raises UnusableError.
+    """
     if row.problem:
         raise UnusableError(row.problem)
     of_t1w, beside = _locate(row.cells["path"], root, data)
-    file, root = _locate(path, root, data)
+    file, root = (of_t1w, beside) if path is None else _locate(path, root, data)
     if not file.name.endswith(IMAGE):
         raise UnusableError(
             f"not NIfTI: expected .nii or .nii.gz, found '{file.suffix}'. Convert it"
