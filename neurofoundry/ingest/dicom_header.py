@@ -28,7 +28,7 @@ _TAGS = """
     PatientID PatientAge PatientBirthDate PatientSex StudyDate
     Manufacturer ManufacturerModelName MagneticFieldStrength
     ScanningSequence SequenceVariant MagnetizationTransfer EchoPulseSequence MRAcquisitionType
-    AngioFlag
+    AngioFlag ScanOptions SequenceName AcquisitionContrast TimeOfFlightContrast FlowCompensation
     RepetitionTime EchoTime EffectiveEchoTime InversionTime InversionTimes FlipAngle
     ContrastBolusAgent ContrastBolusIngredient ContrastBolusAgentSequence ContrastBolusVolume
     ContrastBolusTotalDose ContrastBolusRoute SeriesDescription ProtocolName BodyPartExamined
@@ -51,6 +51,19 @@ _OTHER_NAMES = {
     }.items()
 }
 """What series are called that a T1w technique alone does not tell apart."""
+_CONTRASTS = {
+    "PROTON_DENSITY": "proton density",
+    "TOF": "angiography",
+    "FLOW_ENCODED": "angiography",
+    "T2_STAR": "susceptibility or T2*",
+    "DIFFUSION": "diffusion",
+    "PERFUSION": "perfusion",
+    "TAGGING": "tagging",
+}
+"""Values of AcquisitionContrast that are none of a T1w image."""
+_TOF_OPTION = re.compile(r"VASC(?:TOF|PC)|TOF")
+_REPHASED = re.compile(r"\*?f[il]3d\d+r")
+"""Siemens' names of three-dimensional gradient echoes that are compensated for flow."""
 _START = 132
 _FIRST = {(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x12), (8, 0x16)}
 """The tags that a file without a preamble may begin with."""
@@ -304,16 +317,37 @@ def _of_frame(content: pydicom.Dataset, frame: pydicom.Dataset, keyword: str) ->
 
 def _other_weighting(content: pydicom.Dataset) -> str:
     """Return the weighting that a preparation pulse or the protocol names, other than T1."""
-    variants = set(_words(content, "SequenceVariant"))
+    variants, options = (set(_words(content, n)) for n in ("SequenceVariant", "ScanOptions"))
     transfer = _text(content, "MagnetizationTransfer").upper()
-    if "MTC" in variants or transfer in ("ON_RESONANCE", "OFF_RESONANCE"):
+    if "MTC" in variants or "MT" in options or transfer in ("ON_RESONANCE", "OFF_RESONANCE"):
         return "magnetization transfer"
+    if told := _CONTRASTS.get(_text(content, "AcquisitionContrast").upper()):
+        return told
+    of_flight = _text(content, "TimeOfFlightContrast").upper() == "YES"
+    if of_flight or any(_TOF_OPTION.search(option) for option in options):
+        return "angiography"
     # The protocol may be that of a whole examination: it counts where the series has no name.
     name = (_text(content, "SeriesDescription") or _text(content, "ProtocolName")).casefold()
     if _T1_NAME.search(name):
         return ""
     found = (other for other, pattern in _OTHER_NAMES.items() if pattern.search(name))
-    return next(found, "")
+    return next(found, "angiography or susceptibility" if _compensates_flow(content) else "")
+
+
+def _compensates_flow(content: pydicom.Dataset) -> bool:
+    """Return whether a gradient echo without inversion is compensated for flow in all three
+    dimensions: angiography and susceptibility-weighted imaging are, T1w need not."""
+    if _text(content, "MRAcquisitionType").upper() != "3D" or _number(content, "InversionTime"):
+        return False
+    if "SE" in (sequence := _sequence(content)) or "GR" not in sequence:
+        return False
+    options = _words(content, "ScanOptions")
+    compensated = _text(content, "FlowCompensation").upper()
+    return (
+        any(option == "FC" or option.startswith("FC_") for option in options)
+        or compensated in ("ACCELERATION", "VELOCITY", "OTHER")
+        or bool(_REPHASED.match(_text(content, "SequenceName")))
+    )
 
 
 def _frames(content: pydicom.Dataset) -> int:

@@ -112,7 +112,7 @@ def test_labels_may_come_from_a_table_of_patient_numbers(tmp_path: Path) -> None
     data = tmp_path / "data"
     hospital(data / "ward")
     (data / "ward/participants.tsv").write_text(
-        "participant_id\tstroke\tage\nPID-4711-XYZ\tyes\t12\nPID-2\tno\t13\nPID-3\tno\t1\n"
+        "participant_id\tstroke\tage\nPID-4711-XYZ\tyes\t12\nPID-2\tno\t13\nPID-9\tno\t1\n"
     )
     outcome = run(
         data,
@@ -122,6 +122,8 @@ def test_labels_may_come_from_a_table_of_patient_numbers(tmp_path: Path) -> None
     )
     assert outcome.scans.sort_values("sex")["stroke"].tolist() == ["no", "yes", "yes"]
     assert 12 not in set(outcome.scans["age"])
+    assert "1 of 3 rows meet no patient" in outcome.notes
+    assert "patients have no row" not in outcome.notes
     assert b"PID-" not in everything_written(outcome)
 
 

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 
 from neurofoundry.ingest.dicom_header import Header, age_in_years, read_header, slides
-from neurofoundry.ingest.dicom_series import Series, why_not
+from neurofoundry.ingest.dicom_series import Series, why_not_t1w
 from tests.support.dicom_files import MPRAGE, write_series
 
 
@@ -94,7 +94,7 @@ def test_multi_frame_headers_are_understood(tmp_path: Path) -> None:
     assert header.sequence == {"GR"}
     assert header.pixel_mm == 1
     assert header.cut_short  # 160 frames are announced, one is there
-    assert why_not(Series(header, [file], [0.0], {header.orientation}), "T1w") is None
+    assert why_not_t1w(Series(header, [file], [0.0], {header.orientation})) is None
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,36 @@ def test_an_age_in_years_is_never_rounded_up() -> None:
 def test_names_tell_what_technique_does_not(name: str, weighting: str, tmp_path: Path) -> None:
     named = MPRAGE | {"SeriesDescription": name, "ProtocolName": "PD T2 BRAIN"}
     (file,) = write_series(tmp_path, named, slices=1)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert header.other_weighting == weighting
+
+
+@pytest.mark.parametrize(
+    ("tags", "weighting"),
+    [
+        ({"ScanOptions": ["FC", "SP"]}, "angiography or susceptibility"),
+        ({"ScanOptions": ["FC_FREQ_AX_GEMS"]}, "angiography or susceptibility"),
+        ({"ScanOptions": ["VASCTOF_GEMS"]}, "angiography"),
+        ({"SequenceName": "*fl3d1r_ts"}, "angiography or susceptibility"),
+        ({"SequenceName": "*fl3d1_ns"}, ""),
+        ({"ScanOptions": ["FC"], "MRAcquisitionType": "2D"}, ""),
+        ({"ScanOptions": ["FC"], "InversionTime": 450.0}, ""),
+        ({"ScanOptions": ["FC"], "SeriesDescription": "t1_fl3d"}, ""),
+        ({"AcquisitionContrast": "PROTON_DENSITY"}, "proton density"),
+        ({"AcquisitionContrast": "T1"}, ""),
+        ({"TimeOfFlightContrast": "YES"}, "angiography"),
+        ({"ScanOptions": ["MT"]}, "magnetization transfer"),
+    ],
+)
+def test_series_without_a_name_are_told_by_technique(
+    tags: dict[str, object], weighting: str, tmp_path: Path
+) -> None:
+    """A gradient echo of 21 ms and 18° is angiography or T1w, by its times alone."""
+    times = {"RepetitionTime": 21.0, "EchoTime": 3.6, "FlipAngle": 18.0, "InversionTime": None}
+    unnamed = {"SeriesDescription": "HEAD 3D", "ProtocolName": "", "ScanningSequence": "GR"}
+    tags = {**MPRAGE, **times, **unnamed, "MRAcquisitionType": "3D", **tags}
+    (file,) = write_series(tmp_path, tags, slices=1)
     header = read_header(file, tmp_path, b"k")
     assert isinstance(header, Header)
     assert header.other_weighting == weighting
