@@ -27,6 +27,11 @@ have 0.954 to 0.993; another scan of the same person at most 0.77, and of a phan
 SAME_PERSON = 0.65
 """Least correlation that two scans of one person are likely to have: real rescans have 0.71 to
 0.77 and defaced copies 0.90; other persons at most 0.37, and phantoms 0.60."""
+REMEDY = (
+    "look at both; if they are one person, exclude one of them in qc_overrides.tsv, or give both "
+    "scans one subject (ingest.shared_subjects where datasets share labels) and ingest again"
+)
+"""What to do about two names of one person, who may be learned from and tested."""
 _SLOW_CELLS = 3
 _STEPS = 32
 """Steps of int8 for the standard deviation of a sketch's numbers, which is 1."""

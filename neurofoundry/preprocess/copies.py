@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurofoundry.contracts.sketches import COPY, SAME_PERSON, detail, pairs, unit_rows
+from neurofoundry.contracts.sketches import COPY, REMEDY, SAME_PERSON, detail, pairs, unit_rows
 from neurofoundry.contracts.volumes import Grid, open_volume
 
 _MARGIN = 0.1
@@ -73,5 +73,8 @@ def describe(similar: pd.DataFrame) -> Sequence[str]:
     if copies:
         lines.append(f"{copies} pairs of scans are copies under two names; they are set aside")
     if rest := len(similar) - copies:
-        lines.append(f"{rest} pairs of scans under two names are likely to show one person")
-    return [f"{line}: see similar.tsv" for line in lines]
+        lines.append(
+            f"{rest} pairs of scans under two names are likely to show one person, who may then be "
+            f"learned from and tested: {REMEDY}"
+        )
+    return [f"{line}. See similar.tsv" for line in lines]

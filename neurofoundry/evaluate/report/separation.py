@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from neurofoundry.contracts.sketches import COPY, SIMILAR
+from neurofoundry.contracts.sketches import COPY, REMEDY, SIMILAR
 from neurofoundry.evaluate.inputs import Inputs
 
 
@@ -54,7 +54,10 @@ def _by_brain(inputs: Inputs, similar: pd.DataFrame | None) -> str:
     if not across:
         return f"{text}no two in different splits look like one person under two names."
     pairs = "pair in different splits is" if across == 1 else "pairs in different splits are"
-    return f"{text}{across} {pairs} likely to be one person under two names (volumes/{SIMILAR})."
+    return (
+        f"{text}{across} {pairs} likely to be one person under two names (volumes/{SIMILAR}), and "
+        f"results may be too good: {REMEDY}."
+    )
 
 
 def _across(usable: pd.DataFrame, similar: pd.DataFrame) -> int:
