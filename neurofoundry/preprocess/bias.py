@@ -24,8 +24,10 @@ DARKEST = 1e-3
 """The lowest intensity whose logarithm is taken, relative to the brightest."""
 
 
-def estimate(head: Image, inside: Mask) -> Image:
+def estimate(head: Image, inside: Mask, zero: float = 0.0) -> Image:
     """Return the logarithm of the field over the brain, ``inside`` the head; 0 on average.
+
+    ``zero`` is the intensity of nothing, which no field changes.
 
     The field says nothing beyond a few voxels from the brain: `bias_at` continues its edge.
     """
@@ -38,7 +40,7 @@ def estimate(head: Image, inside: Mask) -> Image:
         return Image(np.zeros((1, 1, 1), np.float32), coarse.affine)
     # Only around the brain: the control points then lie where they are needed.
     box = tuple(slice(max(0, int(n.min()) - 1), int(n.max()) + 2) for n in np.nonzero(mask))
-    mask, values = mask[box], coarse.values[box] - min(0, float(coarse.values.min()))
+    mask, values = mask[box], coarse.values[box] - zero
     log_bias = _n4(np.maximum(values, DARKEST * float(values.max())), mask)
     first = apply_affine(coarse.affine, [axis.start for axis in box])
     affine = from_matvec(coarse.affine[:3, :3], first)
@@ -61,8 +63,9 @@ def together(first: Image, second: Image) -> Image:
     return Image(second.values + before.reshape(second.values.shape), second.affine)
 
 
-def correct(image: Image, log_bias: Image) -> Image:
-    """Divide an image by the field; its axes must be parallel to the field's."""
+def correct(image: Image, log_bias: Image, zero: float = 0.0) -> Image:
+    """Divide what an image has above ``zero`` by the field; its axes must be parallel to the
+    field's."""
     onto = np.linalg.inv(log_bias.affine) @ image.affine
     log = ndimage.affine_transform(
         log_bias.values,
@@ -72,7 +75,7 @@ def correct(image: Image, log_bias: Image) -> Image:
         order=1,
         mode="nearest",
     )
-    return Image(image.values / np.exp(log), image.affine)
+    return Image((image.values - zero) / np.exp(log) + zero, image.affine)
 
 
 def _n4(values: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:

@@ -49,7 +49,9 @@ class Brain:
     mask: Image | None
     """Where it is known better than by the surface."""
     log_bias: Image | None
-    """Logarithm of the shading that was removed."""
+    """Logarithm of the shading that was removed from ``head``."""
+    zero: float = 0.0
+    """The darkest intensity of the scan, which shading does not change."""
     settled: bool = False
     """Whether the mask is what the template has made of the surface."""
 
@@ -62,6 +64,13 @@ class Brain:
         """Return the brain alone, 0..1, and 0 outside. Raises UnusableScanError if it is empty."""
         head = self._in_head()
         return Image(head.values * self.inside, head.affine)
+
+    def as_scanned(self) -> Brain:
+        """Return the brain with its shading."""
+        if self.log_bias is None:
+            return self
+        shading = Image(-self.log_bias.values, self.log_bias.affine)
+        return replace(self, head=bias.correct(self.head, shading, self.zero), log_bias=None)
 
     def uncut(self) -> Image:
         """Return what a mask of our own has not decided, 0..1: the whole head, or the brain whose
@@ -85,7 +94,10 @@ class Brain:
 
 
 def find_brain(scan: Image, params: PreprocessParams) -> Brain:
-    """Find the brain as the parameters say. Raises UnusableScanError where there is none."""
+    """Find the brain as the parameters say. Raises UnusableScanError where there is none.
+
+    Its shading is removed whatever they say: it draws the registration to where a head is bright.
+    """
     spacing = min(SETTLED_MM, params.registration_spacing)
     mask = stripped(scan) if params.mask is None else mask_command.run(scan, params.mask)
     if mask is not None and params.mask is None:
@@ -98,10 +110,13 @@ def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     else:
         vertices = surface.wrap(mask)
         inside = resample(mask, head.affine, head.values.shape).values > 0.5
-    if params.bias_correction == "none":
-        return Brain(head, inside, vertices, mask, None)
-    log_bias = bias.estimate(head, inside)
-    return Brain(bias.correct(head, log_bias), inside, vertices, mask, log_bias)
+    return _unshaded(Brain(head, inside, vertices, mask, None, background))
+
+
+def _unshaded(brain: Brain) -> Brain:
+    log_bias = bias.estimate(brain.head, brain.inside, brain.zero)
+    head = bias.correct(brain.head, log_bias, brain.zero)
+    return replace(brain, head=head, log_bias=log_bias)
 
 
 def without_shading(brain: Brain) -> Brain:
@@ -112,9 +127,9 @@ def without_shading(brain: Brain) -> Brain:
     """
     if brain.log_bias is None or not brain.settled:
         return brain
-    left = bias.estimate(brain.head, brain.inside)
+    left = bias.estimate(brain.head, brain.inside, brain.zero)
     both = bias.together(brain.log_bias, left)
-    return replace(brain, head=bias.correct(brain.head, left), log_bias=both)
+    return replace(brain, head=bias.correct(brain.head, left, brain.zero), log_bias=both)
 
 
 def elsewhere(brain: Brain) -> Iterator[Brain]:
@@ -124,6 +139,7 @@ def elsewhere(brain: Brain) -> Iterator[Brain]:
     """
     if brain.mask is not None and not brain.settled:
         return
+    brain = brain.as_scanned()  # The shading was that of what the first surface held.
     coarse = coarsen(brain.head, surface.SPACING_MM, outside=float(brain.head.values.min()))
     for up in surface.DIRECTIONS[1:]:
         try:
@@ -132,7 +148,8 @@ def elsewhere(brain: Brain) -> Iterator[Brain]:
             continue
         inside = surface.fill(vertices, brain.head.affine, brain.head.values.shape)
         if inside.any():
-            yield replace(brain, inside=inside, surface=vertices, mask=None, settled=False)
+            found = replace(brain, inside=inside, surface=vertices, mask=None, settled=False)
+            yield _unshaded(found)
 
 
 def stripped(scan: Image) -> Image | None:

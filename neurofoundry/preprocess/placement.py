@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,10 +42,6 @@ class Placement:
         """Return where points (n, 3) of MNI space lie in the scan, in mm."""
         moved: Array = apply_affine(self.to_scan, self.warp(points) if self.warp else points)
         return moved
-
-    def then(self, to_other: Matrix) -> Placement:
-        """Return where another image lies to which ``to_other`` leads from the scan, in mm."""
-        return replace(self, affine=to_other @ self.affine, to_scan=to_other @ self.to_scan)
 
     def in_mni(self, points: Array) -> Array:
         """Return where points (n, 3) of the scan lie in MNI space, in mm."""
@@ -88,7 +84,9 @@ def place(
         for each in _locate(brains, intensities, template, device)
     ]
     affines = [each.affine for each in located]
-    found = [without_shading(each.brain) for each in located]
+    found = [each.brain for each in located]
+    if params.bias_correction == "n4":
+        found = [without_shading(brain) for brain in found]
     for level in registration.finer(template.levels)[1:]:
         shown = [brain.intensities() for brain in found]
         affines, _ = registration.refine(shown, affines, [level], centre, device)

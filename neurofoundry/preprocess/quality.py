@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.contracts.volumes import BOX_MM
-from neurofoundry.preprocess import bias, surface
+from neurofoundry.preprocess import surface
 from neurofoundry.preprocess.brain import Brain, largest_component
 from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import QualityParams
@@ -147,7 +147,7 @@ def measure(
         "contrast": (white.mean() - grey.mean()) / (white.std() + grey.std()),
         "cnr": contrast_to_noise(scan, points(white_matter), points(grey_matter)),
         "bias": shading(white, centred(white_matter)),
-        "ghosting": ghosting(_as_scanned(brain), points(white_matter), affine, template),
+        "ghosting": ghosting(brain.as_scanned().head, points(white_matter), affine, template),
         **_deformation(affine, template),
     }
     if placement.warp is not None:
@@ -351,14 +351,6 @@ def _quadratic(points: Array) -> Array:
 
 def _least_squares(terms: Array, values: Array) -> Array:
     return np.asarray(np.linalg.lstsq(terms, values, rcond=None)[0], np.float64)
-
-
-def _as_scanned(brain: Brain) -> Image:
-    """Return the head with its shading: its correction is not made for the air."""
-    if brain.log_bias is None:
-        return brain.head
-    shading = Image(-brain.log_bias.values, brain.log_bias.affine)
-    return bias.correct(brain.head, shading)
 
 
 def _dice(first: Mask, second: Mask) -> float:
