@@ -1,13 +1,19 @@
 """Preprocessing of real heads, measured by anatomical labels that others have drawn.
 
     python benchmarks/real_heads.py FOLDER --tilts 1 --ants --syn --out real_heads.json
+    python benchmarks/real_heads.py FOLDER --spacing 3 --clinics 2 --seed 123 --out clinics.json
 
 FOLDER is a BIDS dataset with T1w scans and, in derivatives/dlmuse, labels of the DLMUSE network on
-the grids of the scans: above 1 is brain, closed by 4 mm and filled. Every head is preprocessed as
-it is, and ``--tilts`` times as if it had lain in the scanner tilted by up to 30° about each axis,
-as ``--seed`` says: resampled by splines onto voxels that are parallel to the scanner. One table:
+the grids of the scans: above 1 is brain, closed by 4 mm and filled. Heads without labels are kept
+or not, no more. Every head is preprocessed as it is; ``--tilts`` times as if it had lain in the
+scanner tilted by up to 30° about each axis, as ``--seed`` says, resampled by splines onto voxels
+that are parallel to the scanner; and ``--clinics`` times tilted and changed as another clinic might
+have scanned it (clinic.py). One table:
 
 - kept: usable scans; dice: of the brain mask with the labels' brain, in the volume;
+- edge: signed distance, mm, of the mask's edge from the edge of the labels' brain, negative where
+  brain is cut away: its 5th percentile and its median in a head;
+- cortex: share of the labels of cortex that lies outside the mask;
 - pose: mean distance, mm, between where a tilted head's brain and the upright one's are put;
 - labels of all pairs of heads in MNI space, after our rigid registration and, with ``--ants``,
   after that of antspyx (``Rigid``, of the labels' brain to the same template, a better mask than it
@@ -28,7 +34,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +42,27 @@ os.environ |= {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "
 import nibabel as nib
 import numpy as np
 import torch
+from heads_study.clinic import Head, draw_turn, rescanned
 from nibabel.affines import apply_affine, from_matvec
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
+from scipy.stats import binomtest
 
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.preprocess import template
+from neurofoundry.preprocess.brain import find_brain
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.resample import Array, Image, Matrix, look_up, resample
+from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up, resample
 from neurofoundry.preprocess.scan import Job, preprocess_scans
+from neurofoundry.preprocess.surface import fill
 from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
 from neurofoundry.runtime.files import hash_file
 
 CLOSED_MM = 4.0
-MOST_DEGREES, WIDEST_MM = 30.0, 400.0
+CORTEX = 100
+"""The labels from here on are those of the cortex."""
 LABELS = {
     "deep nuclei": (23, 30, 36, 37, 55, 56, 57, 58, 59, 60),
     "ventricles": (4, 11, 49, 50, 51, 52),
@@ -61,28 +70,9 @@ LABELS = {
 }
 """MUSE's numbers: accumbens, caudate, pallidum, putamen, thalamus; third, fourth, inferior lateral
 and lateral ventricles; cerebellum and vermis."""
+PLACED = ("labels", "their_labels")
+"""What is too large for the file."""
 COMPARED = template.COMPARISON_MM / 2
-
-
-@dataclass(frozen=True)
-class Head:
-    """A scan and the labels on its grid."""
-
-    name: str
-    scan: Image
-    labels: Image
-    brain: Image
-
-    def tilted(self, turn: Matrix) -> Head:
-        """Return the head as it looks in the scanner's axes when it is moved by ``turn``."""
-        air = float(np.median(self.scan.values[0]))
-        scan = _turned(self.scan, turn, order=3, outside=air)
-        return Head(
-            self.name,
-            Image(np.maximum(scan.values, self.scan.values.min()), scan.affine),
-            _turned(self.labels, turn, order=0),
-            _turned(self.brain, turn, order=1),
-        )
 
 
 def main() -> None:
@@ -93,6 +83,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--subjects", nargs="*", help="such as sub-01; all without it")
     parser.add_argument("--tilts", type=int, default=0)
+    parser.add_argument("--clinics", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spacing", type=float, default=1.0)
     parser.add_argument("--n4", action="store_true")
@@ -101,23 +92,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for head in read_heads(arguments) for row in measure(head, arguments)]
-    table = summarize(rows, arguments)
+    rows: list[dict[str, Any]] = []
+    table: dict[str, str] = {}
+    for head in read_heads(arguments):
+        rows += measure(head, arguments)
+        table = summarize(rows, arguments)
+        written = [{n: v for n, v in row.items() if n not in PLACED} for row in rows]
+        # With every head, as antspyx takes a minute of CPU for each.
+        arguments.out.write_text(json.dumps({"table": table, "rows": written}, indent=1))
     for name, value in table.items():
         print(f"{name:34}{value}")
-    arguments.out.write_text(json.dumps({"table": table, "rows": rows}, indent=1))
 
 
 def read_heads(arguments: argparse.Namespace) -> list[Head]:
-    """Read the scans that have labels."""
+    """Read the scans, and their labels where there are some."""
     heads = []
-    for path in sorted(arguments.folder.glob("derivatives/dlmuse/sub-*/anat/*_dseg.nii.gz")):
-        name = path.name.split("_")[0]
+    for path in sorted(arguments.folder.glob("sub-*/**/anat/*_T1w.nii.gz")):
+        name = path.name.removesuffix("_T1w.nii.gz")
         if arguments.subjects and name not in arguments.subjects:
             continue
-        labels = _read(path)
-        scan = _read(arguments.folder / name / "anat" / f"{name}_T1w.nii.gz")
-        heads.append(Head(name, scan, labels, whole_brain(labels)))
+        scan = _read(path)
+        drawn = list(arguments.folder.glob(f"derivatives/dlmuse/**/{name}_*dseg.nii.gz"))
+        none = Image(np.zeros_like(scan.values), scan.affine)
+        labels = _read(drawn[0]) if drawn else none
+        heads.append(Head(name, scan, labels, whole_brain(labels) if drawn else none))
     return heads
 
 
@@ -137,14 +135,19 @@ def measure(head: Head, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         grid=Grid(spacing=arguments.spacing), bias_correction="n4" if arguments.n4 else "none"
     )
     prepared = template.build(params.registration_spacing)
-    rng = np.random.default_rng([arguments.seed, int(head.name[4:])])
-    angles = rng.uniform(-MOST_DEGREES, MOST_DEGREES, (arguments.tilts, 3))
-    rows: list[dict[str, Any]] = []
-    for tilt in (np.zeros(3), *angles):
-        turn = _about_middle(head.scan, tilt)
-        row = {"head": head.name, "tilt": tilt.round(1).tolist()}
-        row |= ours(head.tilted(turn) if tilt.any() else head, params, prepared)
-        if rows and "map" in row and "map" in rows[0]:
+    rng = np.random.default_rng([arguments.seed, *head.name.encode()])
+    rows: list[dict[str, Any]] = [{"head": head.name} | ours(head, params, prepared)]
+    for number in range(arguments.tilts + arguments.clinics):
+        turn, row = draw_turn(head.scan, rng), {"head": head.name, "changed": ["tilted"]}
+        moved = head.tilted(turn)
+        if number >= arguments.tilts:
+            inside = moved.brain.values > 0.5
+            if not inside.any():
+                inside = _own_brain(moved.scan)
+            moved, changed = rescanned(moved, inside, rng)
+            row["changed"] = ["another clinic", *changed]
+        row |= ours(moved, params, prepared)
+        if "map" in row and "map" in rows[0]:
             upright = np.linalg.inv(turn) @ np.array(row["map"])
             row["pose_mm"] = apart(upright, np.array(rows[0]["map"]), prepared)
         rows.append(row)
@@ -155,7 +158,7 @@ def measure(head: Head, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         warped = ours(head, syn, prepared)
         rows[0] |= {f"syn_{n}": warped.get(n) for n in ("cpu_s", "jacobian_min", "jacobian_max")}
     for row in rows:
-        hidden = ("map", "measures", "labels", "their_labels")
+        hidden = ("map", "their_map", "measures", *PLACED)
         print(json.dumps({k: v for k, v in row.items() if k not in hidden}), flush=True)
     return rows
 
@@ -178,13 +181,32 @@ def ours(head: Head, params: PreprocessParams, prepared: template.Template) -> d
         volume: Any = nib.load(work / layout.volume.format("scan"))
         found = volume.dataobj.get_unscaled() != 0
     row |= {n: result.measures[n] for n in result.measures if n.startswith("jacobian")}
+    row["measures"], row["map"] = result.measures, to_scan.tolist()
+    if not head.labels.values.any():
+        return row
     expected = resample(head.brain, volume.affine, found.shape, transform=to_scan).values > 0.5
     both = (found & expected).sum()
     row["dice"] = round(float(2 * both / (found.sum() + expected.sum())), 4)
     row["sensitivity"] = round(float(both / expected.sum()), 4)
     row["precision"] = round(float(both / found.sum()), 4)
-    row["measures"], row["map"] = result.measures, to_scan.tolist()
+    row["edge_mm"] = from_edge(found, expected, params.grid.spacing)
+    labels = look_up(
+        head.labels, apply_affine(to_scan @ volume.affine, np.argwhere(~found)), order=0
+    )
+    cortex = (head.labels.values >= CORTEX).sum() * abs(np.linalg.det(head.labels.affine[:3, :3]))
+    outside = (labels >= CORTEX).sum() * params.grid.spacing**3
+    row["cortex_outside"] = round(float(outside / cortex), 4)
     return row | {"labels": place_labels(head, to_scan)} if params.registration == "rigid" else row
+
+
+def from_edge(found: Mask, expected: Mask, spacing: float) -> list[float]:
+    """Return the 5th percentile and the median of how far, mm, the edge of a mask lies beyond that
+    of another."""
+    edge = found & ~ndimage.binary_erosion(found)
+    beyond = ndimage.distance_transform_edt(~expected, spacing)
+    within = ndimage.distance_transform_edt(expected, spacing) - spacing
+    signed = np.where(expected, -within, beyond)[edge]
+    return [round(float(each), 2) for each in np.percentile(signed, [5, 50])]
 
 
 def theirs(head: Head) -> dict[str, Any]:
@@ -207,7 +229,7 @@ def theirs(head: Head) -> dict[str, Any]:
     offset = transform.parameters[9:] + centre - linear @ centre
     to_scan = RAS_TO_LPS @ from_matvec(linear, offset) @ RAS_TO_LPS
     labels = place_labels(head, to_scan)
-    return {"their_cpu_s": round(seconds, 2), "their_labels": labels}
+    return {"their_cpu_s": round(seconds, 2), "their_map": to_scan.tolist(), "their_labels": labels}
 
 
 def place_labels(head: Head, to_scan: Matrix) -> dict[str, Any]:
@@ -221,20 +243,30 @@ def place_labels(head: Head, to_scan: Matrix) -> dict[str, Any]:
 
 
 def summarize(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the table, and drop what is too large for a file from the rows."""
-    upright, tilted = ([row for row in rows if any(row["tilt"]) == other] for other in (0, 1))
+    """Return the table."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row.get("changed", ["as they are"])[0], []).append(row)
+    upright = groups["as they are"]
     table = {}
-    for name, chosen in (("as they are", upright), ("tilted", tilted)):
-        if chosen:
-            dice = np.array([row.get("dice", 0) for row in chosen])
-            kept = sum(not row["reason"] for row in chosen)
-            table[f"kept, {name}"] = f"{kept} of {len(chosen)}"
+    for name, chosen in groups.items():
+        kept = sum(not row["reason"] for row in chosen)
+        low, high = binomtest(kept, len(chosen)).proportion_ci(method="wilson")
+        table[f"kept, {name}"] = f"{kept} of {len(chosen)} ({low:.0%} to {high:.0%})"
+        if poses := [row["pose_mm"] for row in chosen if "pose_mm" in row]:
+            table[f"pose against upright, {name}, mm"] = (
+                f"median {np.median(poses):.2f}, worst {max(poses):.2f}"
+            )
+        if any("dice" in row for row in chosen):
+            dice = np.array([row["dice"] for row in chosen if "dice" in row])
             table[f"mask's Dice, {name}"] = f"mean {dice.mean():.3f}, worst {dice.min():.3f}"
-    if tilted:
-        poses = [row.get("pose_mm", np.inf) for row in tilted]
-        table["pose, tilted against upright, mm"] = (
-            f"median {np.median(poses):.2f}, worst {max(poses):.2f}"
-        )
+            edges = np.array([row["edge_mm"] for row in chosen if "edge_mm" in row])
+            low, median = edges.mean(axis=0)
+            table[f"mask's edge, {name}, mm"] = (
+                f"5th percentile mean {low:.2f}, worst {edges[:, 0].min():.2f}; median {median:.2f}"
+            )
+            cortex = np.array([row["cortex_outside"] for row in chosen if "edge_mm" in row])
+            table[f"cortex outside, {name}"] = f"mean {cortex.mean():.1%}, worst {cortex.max():.1%}"
     for prefix, who in (("", "ours"), ("their_", "antspyx Rigid")):
         maps = [row[f"{prefix}labels"] for row in upright if f"{prefix}labels" in row]
         if len(maps) > 1:
@@ -250,8 +282,6 @@ def summarize(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> dict
         table["CPU, syn, s"] = f"{np.mean([row['syn_cpu_s'] for row in upright]):.1f}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     table["peak memory, GB"] = f"{peak:.2f}" + (", with antspyx" if arguments.ants else "")
-    for row in rows:
-        row.pop("labels", None), row.pop("their_labels", None)
     return table
 
 
@@ -291,29 +321,9 @@ def apart(first: Matrix, second: Matrix, prepared: template.Template) -> float:
     return round(float(np.linalg.norm(difference, axis=1).mean()), 2)
 
 
-def _about_middle(scan: Image, angles: Array) -> Matrix:
-    middle = apply_affine(scan.affine, (np.array(scan.values.shape) - 1) / 2)
-    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    matrix: Matrix = from_matvec(turn, middle - turn @ middle)
-    return matrix
-
-
-def _turned(image: Image, turn: Matrix, *, order: int, outside: float = 0.0) -> Image:
-    """Return an image moved by ``turn``, on a grid as fine as its own along the scanner's axes."""
-    spacing = float(np.linalg.norm(image.affine[:3, 0]))
-    box = Image(image.values, turn @ image.affine)
-    corners = apply_affine(
-        box.affine, list(itertools.product(*((-0.5, n - 0.5) for n in image.values.shape)))
-    )
-    middle = corners.mean(axis=0)
-    # No scanner's view is wider; corners that reach beyond it hold air.
-    shape = np.ceil(np.minimum(np.ptp(corners, axis=0), WIDEST_MM) / spacing).astype(int)
-    affine = from_matvec(np.eye(3) * spacing, middle - spacing * (shape - 1) / 2)
-    onto = np.linalg.inv(box.affine) @ affine
-    values = ndimage.affine_transform(
-        image.values, onto[:3, :3], onto[:3, 3], tuple(shape), order=order, cval=outside
-    )
-    return Image(values.astype(np.float32), affine)
+def _own_brain(scan: Image) -> Mask:
+    """Return the brain of a head that has no labels, as our surface shows it."""
+    return fill(find_brain(scan, PreprocessParams()).surface, scan.affine, scan.values.shape)
 
 
 def _read(path: Path) -> Image:

@@ -209,8 +209,7 @@ class EnsemblePlan(Section):
     temperature: float | None
     """As in trust.npz of a model, of the averaged predictions for the validation scans; null where
     there is none."""
-    limits: tuple[float | None, ...]
-    calibrated_on: tuple[int, ...]
+    half_width: float | None
     distance_limit: float
 
 

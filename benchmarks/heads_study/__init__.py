@@ -1,0 +1,1 @@
+"""What benchmarks/real_heads.py changes in a head."""
