@@ -4,8 +4,8 @@
 
 One two-class task and one regression, 2,000 resamples of persons with one to three scans each:
 all metrics of every model, their differences and gaps, calibration, decisions, net benefit, sets,
-subgroups and the gaps between them, brain-age gaps, harmonization of the features of one encoder,
-and bands of curves.
+subgroups and the gaps between them, brain-age gaps, bands of curves; and of the features of one
+encoder what a handful of labels and neighbours tell, and what harmonization changes.
 docs/measurements.md has what it found.
 """
 
@@ -32,6 +32,7 @@ from neurofoundry.evaluate.measure import (
     harmonization,
     performance,
     sets,
+    shots,
     subgroups,
 )
 from neurofoundry.evaluate.params import EvaluateParams
@@ -113,10 +114,13 @@ def main() -> None:
     start = time.process_time()
     brain_age.measure(list(drawn.values()), inputs, params=params)
     print(f"both: brain-age gaps: {time.process_time() - start:.1f} CPU s")
-    print(f"all but harmonization: {time.process_time() - total:.1f} CPU s")
+    start = time.process_time()
+    shots.measure(list(drawn.values()), features, inputs, params=params, seed=0)
+    print(f"both: a handful of labels, neighbours: {time.process_time() - start:.1f} CPU s")
     start = time.process_time()
     harmonization.measure(features, list(drawn.values()), inputs, params=params, seed=0)
     print(f"both: harmonization of 512 features: {time.process_time() - start:.1f} CPU s")
+    print(f"all: {time.process_time() - total:.1f} CPU s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{scans} scans, {models} models, {params.bootstraps} resamples: peak {peak:.2f} GiB")
 

@@ -4,7 +4,8 @@
 
 Each cohort has two sites, both sexes, ages, and classes of 55, 25 and 20 %. It is feasible where
 every class has the two persons in train, val and test that a task needs by default (in a cross-
-validation: in train of every fold, and in the test persons of all). ``drawn`` cohorts have as many
+validation: in train of every fold, and in the test persons of all), and judged where test has the
+five that evaluate gives numbers for by default. ``drawn`` cohorts have as many
 persons of a class as chance gives, ``exact`` ones 33, 15 and 12. ``spread`` is the standard
 deviation, over cohorts, of the share of the smallest class that test has; ``moved`` how many of the
 60 have another split when a 61st comes.
@@ -69,11 +70,12 @@ def modes(file: str) -> Iterator[tuple[str, Splits]]:
 
 def measure(params: Splits, *, cohorts: int, exact: bool) -> dict[str, float]:
     """Return the share of cohorts that are feasible, and what the docstring above says."""
-    feasible, share, moved = [], [], []
+    feasible, judged, share, moved = [], [], [], []
     for seed in range(cohorts):
         rows = cohort(seed, exact=exact)
         dealt = splits.assign(rows, params, TASKS, seed=seed)
         feasible.append(folds.gap(TASKS["diagnosis"], dealt) is None)
+        judged.append(feasible[-1] and folds.unjudged(TASKS["diagnosis"], dealt) is None)
         first = folds.in_fold(dealt, 1 if folds.count(dealt) else 0)
         rare = first[first["diagnosis"] == "AD"]
         share.append((rare["split"] == "test").mean() if len(rare) else 0.0)
@@ -86,6 +88,7 @@ def measure(params: Splits, *, cohorts: int, exact: bool) -> dict[str, float]:
             )
     return {
         "feasible": float(np.mean(feasible)),
+        "judged": float(np.mean(judged)),
         "spread": float(np.std(share)),
         "moved": float(np.mean(moved)) if moved else float("nan"),
     }
@@ -96,14 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cohorts", type=int, default=1000)
     arguments = parser.parse_args()
-    print("shares of                  classes  mode        feasible  spread  moved of 60")
+    print("shares of                  classes  mode        feasible judged  spread  moved of 60")
     for file in ("neurofoundry/presets/first-look.yaml", "params.yaml"):
         for exact in (True, False):
             for name, params in modes(file):
                 found = measure(params, cohorts=arguments.cohorts, exact=exact)
                 print(
                     f"{file:26} {'exact' if exact else 'drawn':8} {name:11} "
-                    f"{found['feasible']:8.1%} {found['spread']:7.3f} {found['moved']:8.1f}"
+                    f"{found['feasible']:8.1%} {found['judged']:6.1%} {found['spread']:7.3f} "
+                    f"{found['moved']:8.1f}"
                 )
 
 

@@ -74,6 +74,9 @@ def begin(folder: Path) -> None:
     values["pretrain"]["batch_size"] = 8
     values["pretrain"]["encoder"]["width"] = 0.125
     values["finetune"] |= {"epochs": 2, "explain": None}
+    for name in ("small", "small-probe"):  # it is bound to 3 mm
+        del values["finetune"]["initializations"][name]
+    values["evaluate"]["promotion"]["initialization"] = "simclr"
     values["evaluate"]["bootstraps"] = 500
     params.write_text(yaml.safe_dump(values, sort_keys=False))
     for name in ("data.dvc", "dvc.lock"):

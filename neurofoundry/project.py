@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.encoder import read_plan, shipped
 from neurofoundry.contracts.models import initialization_of
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.finetune.params import FinetuneParams
@@ -151,7 +152,22 @@ class Params(Section):
             )
         if promotion:
             self._check_promoted(promotion.initialization)
+        self._check_shipped()
         return self
+
+    def _check_shipped(self) -> None:
+        """Raise ValueError where an encoder of the package does not know the grid of volumes."""
+        for name, start in self.finetune.initializations.items():
+            if not (folder := shipped(start.encoder)):
+                continue
+            spacing = read_plan(folder).grid["spacing_mm"]
+            if spacing != self.preprocess.grid.spacing:
+                raise ValueError(
+                    f"finetune.initializations.{name}: the encoder '{start.encoder}' knows volumes "
+                    f"of {spacing:g} mm only, and preprocess.grid.spacing is "
+                    f"{self.preprocess.grid.spacing:g}. Remove {name}, also from "
+                    "finetune.explain and evaluate.promotion"
+                )
 
     def _check_promoted(self, name: str) -> None:
         """Raise ValueError unless finetune makes what is to be promoted."""

@@ -12,7 +12,7 @@ import yaml
 
 import neurofoundry
 from neurofoundry import presets
-from neurofoundry.contracts.encoder import UNTRAINED
+from neurofoundry.contracts.encoder import NAMES_SHIPPED, UNTRAINED
 from neurofoundry.errors import UsageError
 from neurofoundry.params import load_text
 from neurofoundry.project import Params
@@ -25,7 +25,7 @@ def test_every_preset_is_valid_and_has_no_line_without_effect(name: str) -> None
     text = presets.read(name)
     params = load_text(text, Params, origin=name)
     assert params.finetune.initializations[params.evaluate.reference].encoder == "random"
-    known = {*params.pretrain.methods, *UNTRAINED}
+    known = {*params.pretrain.methods, *UNTRAINED, *NAMES_SHIPPED}
     assert {each.encoder for each in params.finetune.initializations.values()} <= known
 
 

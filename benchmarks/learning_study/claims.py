@@ -1,6 +1,7 @@
 """What `learning.py` found: a table of every arm, and of the claims that were written down before.
 
-The comparisons are those of docs/decisions/claims-of-the-learning-study.md.
+The comparisons are those of docs/decisions/claims-of-the-learning-study.md, and of the second study
+the same of its arms.
 """
 
 from __future__ import annotations
@@ -168,8 +169,11 @@ def pairs(study: Study, arm: str) -> list[Pair]:
     ]
 
 
-def compare(study: Study, pair: Pair) -> Estimate | None:
-    """The difference of a pair, if both are there; positive: ours is better."""
+def compare(study: Study, pair: Pair) -> tuple[Estimate, list[float]] | None:
+    """The difference of a pair, and those of its seeds; None if one of them is not there.
+
+    Positive: ours is better.
+    """
     both = [
         study.judge(pair.task, arm, fraction, pair.split)
         for arm, fraction in (pair.ours, pair.theirs)
@@ -179,19 +183,22 @@ def compare(study: Study, pair: Pair) -> Estimate | None:
     metric = study.tasks[pair.task].primary
     better = METRICS[metric].higher_is_better
     first, second = (each for each in (both if better else both[::-1]) if each)
-    return comparisons.difference(first.sample, second.sample, metric, first.persons)
+    found = comparisons.difference(first.sample, second.sample, metric, first.persons)
+    # What is linear is one model: it is compared with that of every seed.
+    return found, np.subtract(*np.broadcast_arrays(first.of_seeds, second.of_seeds)).tolist()
 
 
 def claims(study: Study, *arms: str) -> pd.DataFrame:
     """A row a comparison, with Holm's p-values within each claim, over all ``arms`` together."""
     rows: list[dict[str, Any]] = []
     for pair in (pair for arm in arms for pair in pairs(study, arm)):
-        found = compare(study, pair)
+        found, of_seeds = compare(study, pair) or (None, [])
         if found and found.value is not None:
             row = {"claim": pair.claim, "task": pair.task, "sites": SPLITS[pair.split]}
             row |= {"ours": pair.ours[0], "labels": study.labels(pair.ours[1])}
             row |= {"theirs": pair.theirs[0], "their_labels": study.labels(pair.theirs[1])}
-            rows.append(row | {n: getattr(found, n) for n in ("value", "low", "high", "p")})
+            row |= {n: getattr(found, n) for n in ("value", "low", "high", "p")}
+            rows.append(row | {"of_seeds": of_seeds, "seeds": sum(each > 0 for each in of_seeds)})
     table = pd.DataFrame(rows)
     if not len(table):
         return table
@@ -287,7 +294,8 @@ def numbers(value: float, low: float, high: float, *, digits: int) -> str:
 
 
 def claims_in_markdown(study: Study, table: pd.DataFrame) -> list[str]:
-    """A row for each claim, task and rival; both kinds of sites beside each other."""
+    """A row for each claim, task and rival; both kinds of sites beside each other, each with the
+    number of seeds whose difference is positive."""
     rows = []
     keys = ["claim", "task", "ours", "labels", "theirs", "their_labels"]
     for key, of_sites in table.groupby(keys, sort=False):
@@ -298,6 +306,7 @@ def claims_in_markdown(study: Study, table: pd.DataFrame) -> list[str]:
             for found in of_sites[of_sites["sites"] == sites].to_dict("records"):
                 shown = numbers(found["value"], found["low"], found["high"], digits=digits)
                 p = "" if claim == "c" else f", p {found['p_holm']:.2g}"
+                p += f", {found['seeds']}/{len(found['of_seeds'])}"
                 row.append(f"**{shown}**{p}" if found["shown"] else f"{shown}{p}")
         rows.append(row)
     return markdown(["Claim", "Task", "Ours, labels", "Theirs, labels", *SITES], rows)

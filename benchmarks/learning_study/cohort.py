@@ -62,10 +62,17 @@ def persons(params: PhantomParams, counts: Counts) -> Iterator[tuple[str, Subjec
         raise ValueError(f"{params.subjects} subjects do not fill the splits: {left} are missing")
 
 
-def paint(folder: Path, params: PhantomParams, counts: Counts) -> pd.DataFrame:
+def paint(
+    folder: Path,
+    params: PhantomParams,
+    counts: Counts,
+    grid: Grid = GRID,
+    dataset: str = "phantom",
+) -> pd.DataFrame:
     """Write a folder of volumes, as preprocess does; return the true volumes by scan_id.
 
-    Heads that are there already are kept: a killed run resumes.
+    Heads that are there already are kept: a killed run resumes. ``dataset`` is part of the names of
+    persons: those of one cohort are not those of another.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atlas = build_atlas(2)
@@ -75,37 +82,42 @@ def paint(folder: Path, params: PhantomParams, counts: Counts) -> pd.DataFrame:
         for split, subject in members:
             for session, age in subject.sessions:
                 if session == "1" or split in ("test", "ood"):
-                    rows.append(_scan(folder, split, subject, session, age, atlas))
+                    head = _head(folder, subject, session, atlas, grid)
+                    rows.append(_scan(head, dataset, split, subject, session, age))
             progress.advance()
     table = pd.DataFrame([row for row, _ in rows])
     truth = pd.DataFrame([volumes for _, volumes in rows], index=table["scan_id"])
-    write_record(folder, VolumesRecord(grid=GRID.describe(), params={}))
+    write_record(folder, VolumesRecord(grid=grid.describe(), params={}))
     write_table(truth.reset_index(), folder / "truth.tsv")
     write_table(table, folder / "scans.tsv", VOLUMES)
     return truth
 
 
+def _head(folder: Path, subject: Subject, session: str, atlas: Atlas, grid: Grid) -> Path:
+    """Paint one session unless it is there; return its volume, which true sizes lie beside."""
+    path = folder / f"{subject.participant}_ses-{session}.nii"
+    if not path.with_suffix(".json").exists():
+        site = SITES[subject.site_of(session)]
+        head = head_on_grid(subject, session, site, atlas, grid.affine, grid.shape)
+        write_volume(path, zscore(head.image, head.brain), head.brain, grid)
+        pd.Series(head.volumes_ml).to_json(path.with_suffix(".json"))
+    return path
+
+
 def _scan(
-    folder: Path, split: str, subject: Subject, session: str, age: float, atlas: Atlas
+    head: Path, dataset: str, split: str, subject: Subject, session: str, age: float
 ) -> tuple[dict[str, object], dict[str, float]]:
-    """Paint one session; return its rows of scans.tsv and of truth.tsv."""
+    """Return the rows of a session in scans.tsv and in truth.tsv."""
     site = SITES[subject.site_of(session)]
-    name = f"{subject.participant}_ses-{session}"
-    path = folder / f"{name}.nii"
-    known = path.with_suffix(".json")
-    if not known.exists():
-        head = head_on_grid(subject, session, site, atlas, GRID.affine, GRID.shape)
-        write_volume(path, zscore(head.image, head.brain), head.brain, GRID)
-        pd.Series(head.volumes_ml).to_json(known)
     row = {
-        "scan_id": name,
-        "dataset": "phantom-external" if site.external else "phantom",
+        "scan_id": head.stem,
+        "dataset": f"{dataset}-external" if site.external else dataset,
         "subject": subject.participant,
         "session": session,
-        "person": f"phantom/{subject.participant}",
+        "person": f"{dataset}/{subject.participant}",
         "source": "bids",
-        "path": f"{name}_T1w.nii.gz",
-        "sha256": hash_file(path),
+        "path": f"{head.stem}_T1w.nii.gz",
+        "sha256": hash_file(head),
         "split": split,
         "age": age,
         "sex": subject.sex,
@@ -116,7 +128,7 @@ def _scan(
         "stroke": subject.stroke,
         "usable": True,
         "reason": None,
-        "volume": path.name,
-        "volume_sha256": hash_file(path),
+        "volume": head.name,
+        "volume_sha256": hash_file(head),
     }
-    return row, dict(pd.read_json(known, typ="series"))
+    return row, dict(pd.read_json(head.with_suffix(".json"), typ="series"))

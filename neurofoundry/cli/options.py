@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,6 +246,26 @@ def guard_run(out: Path, *, inputs: Sequence[Path]) -> None:
     guard_place(out / "encoder", inputs=inputs)
     for folder in sorted((out / "encoder").glob("[!.]*")):
         guard_output(folder, makes="pretrain", inputs=inputs)
+
+
+def with_shipped(folders: Sequence[Path], names: Iterable[str]) -> list[Path]:
+    """Return ``folders``, and those of the encoders of ``names`` that come with the package."""
+    from neurofoundry.contracts.encoder import shipped
+
+    found = (shipped(name) for name in dict.fromkeys(names))
+    return [*folders, *(folder for folder in found if folder)]
+
+
+def encoders_of(models: Path) -> list[str]:
+    """Return the names of the encoders that finetune has recorded. Raises UsageError, DataError."""
+    from neurofoundry.runtime.stage import read_record
+
+    record = read_record("finetune", models)
+    try:
+        starts = record["params"]["finetune"]["initializations"].values()
+        return list(dict.fromkeys(str(start["encoder"]) for start in starts))
+    except (KeyError, TypeError, AttributeError):
+        return []
 
 
 def encoder_inputs(folders: Sequence[Path]) -> dict[str, Path]:

@@ -31,12 +31,14 @@ from neurofoundry.cli.options import (
     app,
     data_folder,
     encoder_inputs,
+    encoders_of,
     guard_run,
     hand_over,
     load_params,
     load_sections,
     params_file,
     plan,
+    with_shipped,
     worker_count,
 )
 from neurofoundry.errors import UsageError
@@ -232,20 +234,22 @@ def finetune(
     from neurofoundry.runtime import stage
 
     values = load_sections(FinetuneSections, params, overrides)
+    starts = values.finetune.initializations.values()
+    encoders = with_shipped(encoder, (start.encoder for start in starts))
     folder = stage.run(
         "finetune",
         lambda work: run.finetune(
             work,
             volumes=volumes,
-            encoder=encoder,
+            encoder=encoders,
             params=values.finetune,
             tasks=values.tasks,
             seed=values.seed,
         ),
         to=stage.Destination(out, store, stage.Shard.parse(shard), tuple(reuse or ())),
         params=values.deciding(),
-        inputs={"preprocess": volumes, **encoder_inputs(encoder)},
-        reads=[*encoder, *params_file(params)],
+        inputs={"preprocess": volumes, **encoder_inputs(encoders)},
+        reads=[*encoders, *params_file(params)],
         track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
@@ -270,13 +274,14 @@ def evaluate(
     from neurofoundry.runtime import stage
 
     values = load_sections(EvaluateSections, params, overrides)
+    encoders = with_shipped(encoder, encoders_of(models))
     folder = stage.run(
         "evaluate",
         lambda work: run.evaluate(
             work,
             cohort=cohort,
             volumes=volumes,
-            encoder=encoder,
+            encoder=encoders,
             models=models,
             params=values.evaluate,
             tasks=values.tasks,
@@ -287,10 +292,10 @@ def evaluate(
         inputs={
             "ingest": cohort,
             "preprocess": volumes,
-            **encoder_inputs(encoder),
+            **encoder_inputs(encoders),
             "finetune": models,
         },
-        reads=[*encoder, *params_file(params)],
+        reads=[*encoders, *params_file(params)],
         track=values.experiment,
     )
     hand_over(folder, copies, executor_input)
@@ -311,7 +316,8 @@ def run_all(
     guard_run(out, inputs=[data, *params_file(params), *(encoder or ())])
     values = load_params(params, overrides)
     encoders = [*([own] if values.pretrain.methods else []), *(encoder or ())]
-    if not encoders:
+    starts = values.finetune.initializations.values()
+    if not encoders and not with_shipped([], (start.encoder for start in starts)):
         raise UsageError("pretrain.methods names none: give weights with --encoder.")
     with pipeline_run(out.resolve(), data.resolve(), values):
         ingest(data, cohort, params, overrides)

@@ -12,6 +12,13 @@ from neurofoundry.errors import UsageError
 from neurofoundry.runtime.store import locate
 
 
+def locate_encoder(path: Path) -> Path:
+    """Return the folder of an encoder: of ``path``, or of that name in the package."""
+    from neurofoundry.contracts.encoder import shipped
+
+    return (None if path.exists() else shipped(str(path))) or locate(path)
+
+
 @app.command(name="import")
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or an encoder's folder.")],
@@ -55,7 +62,7 @@ def import_(
 @app.command()
 def export(
     encoder: Annotated[
-        Path, typer.Argument(callback=locate, help="The output of pretrain or import.")
+        Path, typer.Argument(callback=locate_encoder, help="The output of pretrain or import.")
     ],
     out: Out,
     authors: Annotated[str, typer.Option(help="Authors for the model card.")] = "Not named",
@@ -96,7 +103,11 @@ Table = Annotated[Path, typer.Option("--out", help="The table to write: .tsv or 
 def embed(
     scans: ScanPaths,
     weights: Annotated[
-        Path, typer.Option(callback=locate, help="The folder of an encoder, or of an exported one.")
+        Path,
+        typer.Option(
+            callback=locate_encoder,
+            help="The folder of an encoder, or of an exported one; small: the package's own.",
+        ),
     ],
     out: Table,
     params: Annotated[

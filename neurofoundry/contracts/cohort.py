@@ -16,6 +16,9 @@ from neurofoundry.contracts.tables import read_table
 
 SPLITS = ("pretrain", "train", "val", "test", "ood")
 
+T1W = "T1w"
+"""The contrast that every session has; contrasts are called by their suffix in BIDS."""
+
 FOLD = r"^[1-9][0-9]*/[1-9][0-9]*( [1-9][0-9]*/[1-9][0-9]*)*$"
 
 SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
@@ -37,12 +40,24 @@ SCANS = pa.DataFrameSchema(
         "site": pa.Column(str),
         "scanner": pa.Column(str, nullable=True),
         "field_strength": pa.Column(float, pa.Check.gt(0), nullable=True),
+        "^sha256_[A-Za-z0-9]+$": pa.Column(str, SHA256, nullable=True, required=False, regex=True),
     },
     coerce=True,
     strict=False,  # the label columns that params.yaml declares follow
 )
 """cohort/scans.tsv: one row per usable T1w scan. ``age`` in years, ``field_strength`` in tesla.
-``path`` is relative to the data root, or to the cohort folder if ``source`` is dicom."""
+``path`` is relative to the data root, or to the cohort folder if ``source`` is dicom. Of every
+further contrast there are ``path_CONTRAST`` and ``sha256_CONTRAST``."""
+
+CONTRASTS = pa.DataFrameSchema(
+    {
+        "contrast": pa.Column(str, pa.Check.str_matches(r"^[A-Za-z0-9]+$"), unique=True),
+        "required": pa.Column(str, pa.Check.isin(["yes", "no"])),
+    },
+    coerce=True,
+)
+"""cohort/contrasts.tsv: what sessions are scanned with, T1w first, and what none may lack. There is
+none where that is T1w alone."""
 
 EXCLUDED = pa.DataFrameSchema(
     {"dataset": pa.Column(str), "path": pa.Column(str), "reason": pa.Column(str)}, coerce=True
@@ -65,9 +80,23 @@ def read_alternates(cohort: Path) -> pd.DataFrame:
     return pd.DataFrame(columns=list(ALTERNATES.columns), dtype=str)
 
 
-def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path) -> Path:
-    """Return the path of the image of a row of scans.tsv."""
-    return (cohort if scan["source"] == "dicom" else data) / scan["path"]
+def read_contrasts(cohort: Path) -> dict[str, bool]:
+    """Return the contrasts of a cohort, T1w first, and whether every session has them."""
+    path = cohort / "contrasts.tsv"
+    if not path.exists():
+        return {T1W: True}
+    table = read_table(path, CONTRASTS)
+    return dict(zip(table["contrast"], table["required"] == "yes", strict=True))
+
+
+def further(column: str, contrast: str) -> str:
+    """Return the column of scans.tsv that says of a contrast what ``column`` does of T1w."""
+    return column if contrast == T1W else f"{column}_{contrast}"
+
+
+def scan_path(scan: Mapping[str, str], *, data: Path, cohort: Path, contrast: str = T1W) -> Path:
+    """Return the path of the image of a row of scans.tsv, in a ``contrast`` that it has."""
+    return (cohort if scan["source"] == "dicom" else data) / scan[further("path", contrast)]
 
 
 def is_phantom(name: str) -> bool:

@@ -15,13 +15,19 @@ from neurofoundry.contracts.cohort import SHA256
 from neurofoundry.contracts.documents import read_document
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid, Volumes, check_described
+from neurofoundry.contracts.volumes import Grid, Volumes, check_contrasts, check_described
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Name, Section
 from neurofoundry.runtime.links import check_link, check_links
 
 UNTRAINED = ("random", "sfcn")
 """Encoders of finetune.initializations that no stage has made: untrained networks."""
+
+SHIPPED = Path(__file__).resolve().parents[1] / "nn" / "shipped"
+
+NAMES_SHIPPED = ("small",)
+"""Encoders of finetune.initializations that come with the package (docs/weights.md); no other can
+have such a name."""
 
 
 class EncoderParams(Section):
@@ -120,6 +126,7 @@ class Plan(Section):
 
 def check_volumes(plan: Plan, volumes: Volumes) -> None:
     """Raise UsageError unless the weights were trained on volumes like these."""
+    check_contrasts(volumes)
     check_grid(plan, volumes.grid)
     check_normalization(plan, volumes.normalization)
 
@@ -153,6 +160,11 @@ def check_normalization(plan: Plan, normalization: str) -> None:
         f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
         f"these are normalized by {normalization}. {fix}, or pretrain an encoder on these volumes."
     )
+
+
+def shipped(name: str) -> Path | None:
+    """Return the folder of an encoder that comes with the package; None if there is none."""
+    return SHIPPED / name if name in NAMES_SHIPPED else None
 
 
 def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:

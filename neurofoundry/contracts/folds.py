@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurofoundry.tasks import Labelled
+from neurofoundry.tasks.base import JUDGED
 
 
 def count(scans: pd.DataFrame) -> int:
@@ -62,6 +63,11 @@ def would_do(task: Labelled, scans: pd.DataFrame) -> str:
         if fewest >= folds and fewest - 2 * -(-fewest // folds) >= task.min_subjects:
             return f"ingest.splits {{mode: folds, folds: {folds}}} would do: it tests everybody"
     return ""
+
+
+def unjudged(task: Labelled, scans: pd.DataFrame) -> str | None:
+    """Return why evaluate will give no numbers for familiar sites, in words; None if it will."""
+    return task.gap(scans, {"test": JUDGED})
 
 
 def gap(task: Labelled, scans: pd.DataFrame) -> str | None:

@@ -209,7 +209,8 @@ class EnsemblePlan(Section):
     temperature: float | None
     """As in trust.npz of a model, of the averaged predictions for the validation scans; null where
     there is none."""
-    half_width: float | None
+    limits: tuple[float | None, ...]
+    calibrated_on: tuple[int, ...]
     distance_limit: float
 
 

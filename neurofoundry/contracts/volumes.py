@@ -7,6 +7,7 @@ that the brain mask is ``volume != 0``.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import pandera.pandas as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from neurofoundry.contracts.cohort import SCANS, SHA256
+from neurofoundry.contracts.cohort import SCANS, SHA256, T1W, further
 from neurofoundry.contracts.documents import read_document, write_document
 from neurofoundry.contracts.recipe import describe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Section
 from neurofoundry.runtime.files import atomic
 
@@ -143,11 +144,15 @@ VOLUMES = SCANS.add_columns(
         "volume": pa.Column(str, nullable=True),
         "volume_sha256": pa.Column(str, SHA256, nullable=True),
         "sketch": pa.Column(str, nullable=True, required=False),
+        "^volume_sha256_[A-Za-z0-9]+$": pa.Column(
+            str, SHA256, nullable=True, required=False, regex=True
+        ),
     }
 )
 """volumes/scans.tsv: the cohort and, for every scan, whether its volume is usable and why not, and
 where it lies in the folder: nothing else knows the names of volumes. Measures of quality follow as
-further columns."""
+further columns. Of every further contrast there are ``volume_CONTRAST`` and
+``volume_sha256_CONTRAST``, ``reason_CONTRAST`` where there is none, and measures."""
 
 
 def check_described(described: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +181,8 @@ class VolumesRecord(BaseModel):
     """`Grid.describe`."""
     normalization: str = "zscore"
     """How intensities are normalized: zscore, whitestripe, or nyul and its scale."""
+    contrasts: tuple[str, ...] | None = None
+    """T1w and what else sessions were scanned with; none where that is T1w alone."""
     template_sha256: str | None = None
     """The hash of a template that is not nilearn's."""
     params: dict[str, Any]
@@ -193,17 +200,24 @@ def picture_of(volume: str) -> str:
 
 
 class VolumeFolder:
-    """A folder of volumes on one grid, of which the names follow from ``name``."""
+    """A folder of volumes on one grid, of which the names follow from ``names`` by contrast."""
 
-    def __init__(self, folder: Path, grid: Grid, name: str = "{}.nii") -> None:
-        self.folder, self.grid, self._name = folder, grid, name
+    def __init__(self, folder: Path, grid: Grid, names: Mapping[str, str] | None = None) -> None:
+        self.folder, self.grid, self._names = folder, grid, names or {T1W: "{}.nii"}
+
+    def find(self, scan_id: str, contrast: str) -> Path | None:
+        """Return the file of a scan in a contrast, None where there is none."""
+        if contrast not in self._names:
+            return None
+        path = self.folder / self._names[contrast].format(scan_id)
+        return path if path.exists() else None
 
     def path(self, scan_id: str) -> Path:
-        """Return the file of a volume."""
-        return self.folder / self._name.format(scan_id)
+        """Return the file of a T1w volume."""
+        return self.folder / self._names[T1W].format(scan_id)
 
     def open(self, scan_id: str) -> NDArray[np.int16]:
-        """Read a volume as `open_volume` does. Raises DataError."""
+        """Read a T1w volume as `open_volume` does. Raises DataError."""
         return open_volume(self.path(scan_id), self.grid)
 
 
@@ -220,6 +234,8 @@ class Volumes(VolumeFolder):
         )
         super().__init__(folder, Grid(spacing=self._record.grid["spacing_mm"]))
         self.normalization = self._record.normalization
+        self.contrasts = self._record.contrasts or (T1W,)
+        """What sessions were scanned with, T1w first."""
 
     @cached_property
     def scans(self) -> pd.DataFrame:
@@ -227,13 +243,27 @@ class Volumes(VolumeFolder):
         return read_table(self.folder / "scans.tsv", VOLUMES)
 
     @cached_property
-    def _files(self) -> dict[str, str]:
-        table = self.scans[self.scans["volume"].notna()]
-        return dict(zip(table["scan_id"], table["volume"], strict=True))
+    def _files(self) -> dict[str, dict[str, str]]:
+        files = {}
+        for contrast in self.contrasts:
+            column = further("volume", contrast)
+            table = self.scans[self.scans[column].notna()]
+            files[contrast] = dict(zip(table["scan_id"], table[column], strict=True))
+        return files
+
+    def find(self, scan_id: str, contrast: str) -> Path | None:
+        """Return the file of a scan in a contrast, as scans.tsv says it; None without one."""
+        name = self._files.get(contrast, {}).get(scan_id)
+        return None if name is None else self.folder / name
 
     def path(self, scan_id: str) -> Path:
-        """Return the file of a volume, as scans.tsv says it."""
-        return self.folder / self._files[scan_id]
+        """Return the file of a T1w volume, as scans.tsv says it."""
+        return self.folder / self._files[T1W][scan_id]
+
+    @property
+    def hashes(self) -> list[str]:
+        """The columns of ``scans`` that have the hashes of volumes."""
+        return [further("volume_sha256", contrast) for contrast in self.contrasts]
 
     @property
     def usable(self) -> pd.DataFrame:
@@ -253,6 +283,16 @@ class Volumes(VolumeFolder):
         if landmarks.exists():
             recipe["standard"] = json.loads(landmarks.read_text())["standard"]
         return recipe
+
+
+def check_contrasts(volumes: Volumes) -> None:
+    """Raise UsageError where scans have other contrasts than T1w: networks see T1w alone as yet."""
+    if volumes.contrasts[1:]:
+        raise UsageError(
+            f"{volumes.folder}: these scans have {', '.join(volumes.contrasts[1:])} beside T1w, "
+            "which encoders cannot see yet. Set ingest.contrasts to [T1w], then run ingest and "
+            "preprocess again."
+        )
 
 
 def write_record(folder: Path, record: VolumesRecord) -> None:

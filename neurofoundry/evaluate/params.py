@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from neurofoundry.params import MANY, Section
+from neurofoundry.tasks.base import JUDGED
 
 MetricName = Literal[
     "auc",
@@ -65,7 +66,7 @@ class EvaluateParams(Section):
     """Resamples of the persons behind the intervals of the calibration error."""
     reference: str
     """The initialization that all others are compared with."""
-    min_subjects: int = Field(default=5, ge=3, le=MANY)
+    min_subjects: int = Field(default=JUDGED, ge=3, le=MANY)
     """Persons that a split must have, of every class, for its numbers to be given."""
     min_subgroup: int = Field(default=20, ge=5, le=MANY)
     """Persons that a subgroup (sex, age band, site, scanner) must have for its numbers to be given:

@@ -11,7 +11,7 @@ import pandas as pd
 from neurofoundry.contracts.models import PREDICTIONS, EnsemblePlan, write_ensemble
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune import trust
-from neurofoundry.finetune.trust import COVERAGE, Values
+from neurofoundry.finetune.trust import Values
 from neurofoundry.tasks import Task
 
 
@@ -28,11 +28,13 @@ def write(folder: Path, members: Sequence[str], task: Task) -> None:
     by_member = tables[columns].to_numpy(float).reshape(len(scans), -1, len(columns)).swapaxes(0, 1)
     outputs = task.network_outputs(task.average(by_member[..., :-1]))
     targets: Values = task.numbers(scans["label"]).to_numpy(float)
-    fitted = task.uncertainty(outputs, targets, COVERAGE)
+    fitted = task.uncertainty(outputs, targets, scans["person"].to_numpy())
     plan = EnsemblePlan(
         members=tuple(members),
         distance_limit=trust.distance_limit(by_member[..., -1].mean(axis=0)),
-        **{name: value if math.isfinite(value) else None for name, value in fitted.items()},
+        temperature=fitted.temperature if math.isfinite(fitted.temperature) else None,
+        limits=tuple(each if math.isfinite(each) else None for each in fitted.limits),
+        calibrated_on=fitted.calibrated_on,
     )
     write_ensemble(folder, plan)
 

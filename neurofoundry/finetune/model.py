@@ -196,6 +196,7 @@ class Blueprint:
             val_features.numpy(),
             val_outputs.numpy(),
             val["target"].to_numpy(np.float64),
+            val["person"].to_numpy(),
             self.task,
         )
         trust.write(folder / "trust.npz", fitted)

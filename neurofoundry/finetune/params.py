@@ -35,7 +35,8 @@ class Initialization(Section):
 
     encoder: Name
     """Name of an encoder, such as a method of pretraining; random: the same network, untrained;
-    sfcn: the untrained network of Peng et al. 2021, of the same width."""
+    sfcn: the untrained network of Peng et al. 2021, of the same width; small: an encoder for 3 mm
+    that comes with the package."""
     mode: Literal["finetune", "probe"]
     """finetune: all weights are trained. probe: the encoder is frozen, a linear model is fitted."""
     learning_rate: Rate | Rates | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,7 @@ from sklearn.covariance import LedoitWolf
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.files import atomic
 from neurofoundry.tasks import Task
-
-COVERAGE = 0.9
-"""Coverage of the interval of a regression."""
+from neurofoundry.tasks.base import Uncertainty
 
 FAMILIAR = 0.975
 """Share of the validation scans that count as familiar."""
@@ -37,11 +36,8 @@ class Trust:
     """The inverse of their covariance, (features, features)."""
     distance_limit: float
     """The `distance` that a share ``FAMILIAR`` of the validation scans does not exceed."""
-    temperature: float
-    """The divisor of the logits of a classification; NaN for a regression."""
-    half_width: float
-    """The half-width of the interval of a regression, in the label's unit; NaN for a
-    classification, infinite if val has too few scans."""
+    uncertainty: Uncertainty
+    """How sure its outputs are."""
     val_distance: Values
     """(scans,): the distances of the validation scans, in the order of predictions.tsv, from which
     an ensemble has its limit."""
@@ -59,20 +55,22 @@ def fit(
     val: NDArray[np.floating],
     outputs: NDArray[np.floating],
     targets: Values,
+    persons: NDArray[Any],
     task: Task,
 ) -> Trust:
-    """Fit to features (scans, features) of train and val, and to outputs and targets of val.
+    """Fit to features (scans, features) of train and val, and to outputs, targets and persons of
+    val.
 
     - Familiarity: the Mahalanobis distance (Lee et al. 2018) under the covariance of Ledoit and
       Wolf (2004), which can be inverted even for fewer scans than features.
-    - Uncertainty: a temperature or the half-width of an interval, as the task defines it.
+    - Uncertainty: a temperature, and limits of conformal prediction, as the task defines them.
     """
     covariance = LedoitWolf().fit(learn.astype(np.float64))
     trust = Trust(
         mean=covariance.location_,
         precision=covariance.precision_,
         distance_limit=np.inf,
-        **task.uncertainty(outputs.astype(np.float64), targets, COVERAGE),
+        uncertainty=task.uncertainty(outputs.astype(np.float64), targets, persons),
         val_distance=np.empty(0),
     )
     distance = trust.distance(val)
@@ -86,8 +84,9 @@ def distance_limit(distance: Values) -> float:
 
 def write(path: Path, trust: Trust) -> None:
     """Write trust.npz, as a whole or not at all."""
+    values = {name: value for name, value in asdict(trust).items() if name != "uncertainty"}
     with atomic(path) as temporary:
-        np.savez(temporary, **asdict(trust))
+        np.savez(temporary, **values, **asdict(trust.uncertainty))
 
 
 def read(path: Path) -> Trust:
@@ -100,11 +99,15 @@ def read(path: Path) -> Trust:
             raise ValueError(f"mean is {mean.shape}, precision {precision.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(precision).all()):
             raise ValueError("mean or precision is not finite")
-        scalars = ("distance_limit", "temperature", "half_width")
         return Trust(
             mean,
             precision,
-            **{name: float(values[name]) for name in scalars},
+            distance_limit=float(values["distance_limit"]),
+            uncertainty=Uncertainty(
+                temperature=float(values["temperature"]),
+                limits=tuple(values["limits"].tolist()),
+                calibrated_on=tuple(values["calibrated_on"].tolist()),
+            ),
             val_distance=values["val_distance"],
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
 from neurofoundry.contracts.tables import write_table
@@ -341,7 +342,7 @@ def _embed_raw(
         if scan.file is not None and reasons[key := keys[scan.scan_id]] is None
     }
     layout = Layout.of(params)
-    volumes = VolumeFolder(cache.folder, params.grid, layout.volume)
+    volumes = VolumeFolder(cache.folder, params.grid, {T1W: layout.volume})
     batch = _Batch(weights.encoder, volumes, cache, layout.files)
     for job, result, _ in preprocess_jobs(
         list(waiting.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurofoundry.contracts.models import ModelPlan, files_of, read_ensemble, read_model_plan
+from neurofoundry.contracts.models import (
+    EnsemblePlan,
+    ModelPlan,
+    files_of,
+    read_ensemble,
+    read_model_plan,
+)
 from neurofoundry.contracts.origin import check_contents
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune import trust
@@ -30,6 +37,7 @@ from neurofoundry.runtime.files import hash_file, hash_json
 from neurofoundry.runtime.guard import guard_table
 from neurofoundry.runtime.links import check_links
 from neurofoundry.tasks import Task
+from neurofoundry.tasks.base import Uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +56,7 @@ class Model:
     """One trained network or several, whose predictions are averaged."""
 
     members: tuple[Member, ...]
-    temperature: float
-    half_width: float
+    uncertainty: Uncertainty
     distance_limit: float
 
     @property
@@ -135,13 +142,16 @@ def read_model(folder: Path) -> Model:
                 f"{folder / name}: not a model of the same task, start and volumes as "
                 f"{folder / names[0]}, though ensemble.json puts them together. Run finetune again."
             )
-    judged = together or first.trust
-    nothing = float("nan")
-    return Model(
-        members,
-        temperature=nothing if judged.temperature is None else judged.temperature,
-        half_width=nothing if judged.half_width is None else judged.half_width,
-        distance_limit=judged.distance_limit,
+    if together is None:
+        return Model(members, first.trust.uncertainty, first.trust.distance_limit)
+    return Model(members, _uncertainty(together), together.distance_limit)
+
+
+def _uncertainty(together: EnsemblePlan) -> Uncertainty:
+    return Uncertainty(
+        math.nan if together.temperature is None else together.temperature,
+        tuple(math.inf if limit is None else limit for limit in together.limits),
+        together.calibrated_on,
     )
 
 
@@ -167,10 +177,11 @@ def predict_from_features(features: NDArray[np.float32], model: Model) -> pd.Dat
     """Return what a model says of scans, from their features (scans, members × features).
 
     Classification: ``prediction``, ``p_CLASS`` as finetune writes it, ``calibrated_p_CLASS``, and
-    ``entropy`` of the latter (0 certain, 1 undecided). Regression: ``prediction`` with the ends of
-    its interval, ``low`` and ``high``. Both: ``distance`` to the training scans, its limit, and
-    ``out_of_distribution``, whether it is above the limit. Of an ensemble predictions are averaged
-    as its evaluation has done, and distances are means.
+    ``entropy`` of the latter (0 certain, 1 undecided), and the ``set`` of classes that holds the
+    truth in 90 %. Regression: ``prediction`` with the ends of such an interval, ``low`` and
+    ``high``. Both: the val persons that set or interval is ``calibrated_on``; ``distance`` to the
+    training scans, its limit, and ``out_of_distribution``, whether it is above the limit. Of an
+    ensemble predictions are averaged as its evaluation has done, and distances are means.
     """
     task, parts = model.task, np.split(features, len(model.members), axis=1)
     of_members, distances = [], []
@@ -182,7 +193,7 @@ def predict_from_features(features: NDArray[np.float32], model: Model) -> pd.Dat
     outputs = torch.from_numpy(task.network_outputs(task.average(np.stack(of_members))))
     distance = np.mean(distances, axis=0)
     predictions = {
-        **task.state(outputs, temperature=model.temperature, half_width=model.half_width),
+        **task.state(outputs, model.uncertainty),
         "distance": distance,
         "distance_limit": model.distance_limit,
         "out_of_distribution": pd.array(distance > model.distance_limit, dtype="boolean"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import listing, sources
 from neurofoundry.ingest.bids import IMAGE
@@ -69,7 +70,15 @@ def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
         return findings
     nifti.mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
-        read_dataset(dataset, datasets, findings, columns={}, nifti=nifti, workers=workers)
+        read_dataset(
+            dataset,
+            datasets,
+            findings,
+            columns={},
+            contrasts=(T1W,),
+            nifti=nifti,
+            workers=workers,
+        )
     return findings
 
 

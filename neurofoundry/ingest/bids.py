@@ -1,7 +1,8 @@
 """Reads a BIDS dataset: which T1w images it offers, and what its tables say about them.
 
-- **Images**: ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``. Other images in an ``anat`` folder are listed
-  as not T1w; derivatives/, sourcedata/, code/ and hidden files are ignored.
+- **Images**: ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``, and those of the further contrasts that are
+  asked for. Other images in an ``anat`` folder are listed as not T1w; derivatives/, sourcedata/,
+  code/ and hidden files are ignored.
 - **Several T1w in a session**: one that is not called 2D, then the shortest longest edge of a
   voxel, then a combination of echoes before one of them, then one that says it is without contrast
   agent, then the fewest entities besides sub, ses and run (so without ``acq`` or ``rec`` when there
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,16 +57,23 @@ _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm
 _BASELINE = re.compile(r"ses-(?:bl|base|baseline|pre|screening|sc|first|initial)", re.IGNORECASE)
 
 Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
-"""Entities and content of T1w sidecars, the more specific ones later."""
+"""Entities and suffix, and content, of the sidecars of images; the more specific ones later."""
 
 
-def read(dataset: Dataset, findings: Findings, *, columns: Mapping[str, Column]) -> None:
-    """Add the scans of ``dataset`` to ``findings``; ``columns`` are those of the cohort.
+def read(
+    dataset: Dataset,
+    findings: Findings,
+    *,
+    columns: Mapping[str, Column],
+    contrasts: Sequence[str],
+) -> None:
+    """Add the scans of ``dataset`` to ``findings``; ``columns`` are those of the cohort, and
+    ``contrasts`` the suffixes of the images that are asked for.
 
     Raises DataError where participants.tsv lacks its first column and has one that is nearly that.
     """
     derived = why_derivative(findings.data / dataset.path) is not None
-    _Reader(Tables(dataset, findings, columns), derived).read()
+    _Reader(Tables(dataset, findings, columns), tuple(contrasts), derived).read()
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class _Reader:
     """Reads one dataset."""
 
     tables: Tables
+    contrasts: tuple[str, ...]
     derived: bool
     """The dataset is a derivative, and used because it was asked for by name."""
 
@@ -230,7 +240,7 @@ class _Reader:
         except UnusableError as reason:
             session = replace(session, problem=f"{reason} (scans.tsv)")
         for file in _files(session.folder):
-            if _suffix(file.name) == "T1w" and file.name.endswith(IMAGE):
+            if _suffix(file.name) in self.contrasts and file.name.endswith(IMAGE):
                 self._exclude(file, "misplaced: expected in a folder called anat")
         anat = session.folder / "anat"
         session = replace(session, sidecars=[*session.sidecars, *self._sidecars(anat)])
@@ -244,13 +254,18 @@ class _Reader:
                 self._exclude(file, scan)
             else:
                 scans.append(scan)
-        if len(scans) > 1:
-            scans = [replace(scan, rank=_with_edge(scan.rank, scan.file)) for scan in scans]
-        self.findings.scans += scans
+        several = Counter(scan.contrast for scan in scans)
+        self.findings.scans += [
+            replace(scan, rank=_with_edge(scan.rank, scan.file))
+            if several[scan.contrast] > 1
+            else scan
+            for scan in scans
+        ]
 
     def _scan(self, file: Path, session: _Session) -> Scan:
         """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
-        entities = _check_name(file.name, session.prefix)
+        entities = _check_name(file.name, session.prefix, self.contrasts)
+        suffix = _suffix(file.name)
         if (entity := derived_entity(entities)) and not self.derived:
             raise UnusableError(
                 f"a derivative: its name says {entity}, which raw BIDS does not have. To use it, "
@@ -260,7 +275,7 @@ class _Reader:
         if session.problem:
             raise UnusableError(session.problem)
         check_location(file, self.root)
-        merged = _merged({*entities, *session.prefix[:-1].split("_")}, session.sidecars)
+        merged = _merged({suffix, *entities, *session.prefix[:-1].split("_")}, session.sidecars)
         agent = _agent(entities, merged)
         path = file.relative_to(self.findings.data).as_posix()
         return Scan(
@@ -274,14 +289,15 @@ class _Reader:
             rank=_rank(file.name, entities, agent),
             rows=tuple(row.cells for row in session.rows),
             header=_header(merged),
+            contrast=suffix,
         )
 
     def _sidecars(self, folder: Path) -> Sidecars:
-        """Read the T1w sidecars in a folder."""
+        """Read the sidecars of images in a folder."""
         sidecars: list[tuple[set[str], Mapping[str, Any]]] = []
         for file in _files(folder):
-            if file.suffix == ".json" and _suffix(file.name) == "T1w":
-                entities = set(file.name.removesuffix(".json").split("_")[:-1])
+            if file.suffix == ".json" and _suffix(file.name) in self.contrasts:
+                entities = set(file.name.removesuffix(".json").split("_"))
                 sidecars.append((entities, self.tables.json(file)))
         return sorted(sidecars, key=lambda sidecar: len(sidecar[0]))
 
@@ -298,11 +314,12 @@ def _baseline(labels: Sequence[str]) -> str | None:
     return next(iter([*said, *labels]), None)
 
 
-def _check_name(name: str, prefix: str) -> list[str]:
-    """Return the entities in the name of a T1w image after ``prefix``; else raise UnusableError."""
+def _check_name(name: str, prefix: str, contrasts: Sequence[str]) -> list[str]:
+    """Return the entities in the name of an image of these ``contrasts`` after ``prefix``; else
+    raise UnusableError."""
     suffix = _suffix(name)
-    if suffix != "T1w":
-        raise UnusableError(f"not T1w: its name ends in '{suffix}'")
+    if suffix not in contrasts:
+        raise UnusableError(f"not {' or '.join(contrasts)}: its name ends in '{suffix}'")
     if not name.endswith(IMAGE):
         raise UnusableError("not NIfTI: expected .nii or .nii.gz. Convert it")
     if not name.startswith(prefix):

@@ -2,7 +2,7 @@
 
 - The same image under two persons: all copies are excluded, as there is no telling whose it is.
 - Several T1w in a session: the one of the lowest rank, as the reader of the dataset ranks them. The
-  others may stand in where it fails quality control.
+  others may stand in where it fails quality control. Of any other contrast they do not.
 - The same image in two sessions of a person: the first is kept.
 
 Copies are recognized by voxel values, so that compressing an image anew does not hide them.
@@ -14,17 +14,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.ingest.scan import Findings, Scan, natural_key
 
 
 def choose(scans: Iterable[Scan], findings: Findings) -> list[Scan]:
-    """Return the scans of the cohort, ordered by ``scan_id``; the others are excluded."""
+    """Return the best image of each session and contrast, ordered by ``scan_id``, T1w first; the
+    others are excluded."""
     candidates = sorted(scans, key=_order)
     candidates = _without_shared_images(candidates, findings)
     candidates = _one_per_session(candidates, findings)
     candidates = _first_copies(candidates, findings)
     candidates = _without_useless_others(candidates)
-    return sorted(candidates, key=lambda scan: scan.scan_id)
+    return sorted(candidates, key=lambda scan: (scan.scan_id, _contrast_order(scan)))
+
+
+def _contrast_order(scan: Scan) -> tuple[bool, str]:
+    return scan.contrast != T1W, scan.contrast
 
 
 def _order(scan: Scan) -> tuple[object, ...]:
@@ -32,6 +38,7 @@ def _order(scan: Scan) -> tuple[object, ...]:
         scan.dataset,
         natural_key(scan.subject),
         natural_key(scan.session),
+        _contrast_order(scan),
         scan.source,
         scan.rank,
     )
@@ -58,17 +65,21 @@ def _without_shared_images(scans: list[Scan], findings: Findings) -> list[Scan]:
 
 
 def _one_per_session(scans: list[Scan], findings: Findings) -> list[Scan]:
-    """Keep the scan of the lowest rank in every session; ``scans`` are in order."""
+    """Keep the scan of the lowest rank in every session and contrast; ``scans`` are in order."""
     kept = []
-    for _, session in groupby(scans, key=lambda scan: (scan.dataset, scan.subject, scan.session)):
+    for _, session in groupby(
+        scans, key=lambda scan: (scan.dataset, scan.subject, scan.session, scan.contrast)
+    ):
         best, *others = session
-        kept.append(replace(best, others=tuple(others)))
+        stand_in = best.contrast == T1W
+        kept.append(replace(best, others=tuple(others) if stand_in else ()))
+        instead = "; this one stands in if that fails quality control" if stand_in else ""
         for other in others:
             findings.exclude(
                 other.dataset,
                 other.origin,
-                f"several T1w: {best.origin.rpartition('/')[2]} of the same session is used; "
-                "this one stands in if that fails quality control",
+                f"several {best.contrast}: {best.origin.rpartition('/')[2]} of the same session is "
+                f"used{instead}",
             )
     return kept
 

@@ -1,7 +1,8 @@
 """Reads folders of DICOM files: finds the T1w series, converts them, keeps no identifier.
 
 - Files are grouped by patient, study and series; only their headers are read.
-- **T1w** is recognized by technique; names only tell what has the same: see `why_not_t1w`.
+- **T1w**, FLAIR and T2w are recognized by technique; names only tell what has the same: see
+  `why_not`.
 - **Several T1w in a study**: a 3D acquisition before a 2D one, then the shortest longest edge of a
   voxel, then one that says it is without contrast agent, then the most slices, then the lowest
   series number. When it proves unusable, the next.
@@ -18,14 +19,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from neurofoundry.ingest import delimited
 from neurofoundry.ingest.conversion import convert
 from neurofoundry.ingest.dicom_header import read_header
-from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+from neurofoundry.ingest.dicom_series import Series, contrast_of
 from neurofoundry.ingest.listing import files
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.pseudonyms import pseudonym, read_key
@@ -40,13 +42,22 @@ from neurofoundry.ingest.scan import (
 from neurofoundry.runtime.progress import Progress
 
 
-def read(dataset: Dataset, findings: Findings, *, skip: set[Path], out: Path, workers: int) -> None:
-    """Add the T1w series of ``dataset`` to ``findings``, converted to ``out``/*.nii.gz.
+def read(
+    dataset: Dataset,
+    findings: Findings,
+    *,
+    contrasts: Sequence[str],
+    skip: set[Path],
+    out: Path,
+    workers: int,
+) -> None:
+    """Add the series of ``dataset`` in these ``contrasts`` to ``findings``, converted to
+    ``out``/*.nii.gz.
 
     ``skip`` are the folders of other datasets. Raises UsageError when there is no key for the
     pseudonyms.
     """
-    reader = _Reader(dataset, findings, read_key(dataset.name), workers)
+    reader = _Reader(dataset, findings, tuple(contrasts), read_key(dataset.name), workers)
     table = reader.root / "participants.tsv"
     try:
         labels = reader.labels(table)
@@ -71,6 +82,7 @@ class _Reader:
 
     dataset: Dataset
     findings: Findings
+    contrasts: tuple[str, ...]
     key: bytes
     workers: int
 
@@ -137,23 +149,24 @@ class _Reader:
     def candidates(
         self, all_series: list[Series], labels: dict[str, delimited.Row], out: Path
     ) -> list[tuple[Series, Scan]]:
-        """Return the T1w series and their scans; exclude the others."""
+        """Return the series in the contrasts that are asked for and their scans; exclude the
+        others."""
         sessions = _number_sessions(all_series)
         mixed = _of_several_births(all_series)
         candidates = []
         for series in all_series:
             scan = _scan(series, sessions[series.study], self.dataset, out)
             row = labels.get(series.header.subject)
-            problem = (
-                mixed.get(series.header.subject)
-                or series.problem
-                or attempt(why_not_t1w, series)
-                or (row and row.problem)
-            )
-            if problem:
+            problem = mixed.get(series.header.subject) or series.problem
+            found = attempt(partial(contrast_of, contrasts=self.contrasts), series)
+            if not problem and isinstance(found, UnusableError):
+                problem = str(found)
+            problem = problem or (row.problem if row else None)
+            if problem or isinstance(found, UnusableError):
                 self._exclude(scan.origin, problem)
             else:
-                candidates.append((series, replace(scan, rows=(row.cells,) if row else ())))
+                rows = (row.cells,) if row else ()
+                candidates.append((series, replace(scan, rows=rows, contrast=found)))
         if refused := sum(series.header.age_refused for series, _ in candidates):
             self.findings.note(
                 self.dataset.name,

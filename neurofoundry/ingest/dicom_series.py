@@ -1,17 +1,20 @@
-"""A DICOM series, and whether it is a native T1w volume of a head."""
+"""A DICOM series, and in which contrast it is a native volume of a head."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.ingest import vocabulary
 from neurofoundry.ingest.dicom_header import Header, slides
+from neurofoundry.ingest.scan import UnusableError
 
 MIN_SLICES = 20
 _HEAD = re.compile(
@@ -96,8 +99,18 @@ class Series:
         return sorted(position for position in self.positions if position is not None)
 
 
-def why_not_t1w(series: Series) -> str | None:
-    """Return why a series is not a native T1w volume of a head, or None when it is.
+def contrast_of(series: Series, contrasts: Sequence[str]) -> str | UnusableError:
+    """Return which of the ``contrasts`` a series is a native volume of a head in, or why in none:
+    why it is not T1w, the first of them."""
+    for contrast in contrasts:
+        if why_not(series, contrast) is None:
+            return contrast
+    return UnusableError(str(why_not(series, contrasts[0])).replace(T1W, " or ".join(contrasts), 1))
+
+
+def why_not(series: Series, contrast: str) -> str | None:
+    """Return why a series is not a native volume of a head in this ``contrast``, or None when it
+    is. Of a contrast that is not described here, none is.
 
     T1w are: inversion-prepared (TI 300 to 1400 ms, TE up to 40 ms, TR up to 4 s: MPRAGE, BRAVO,
     T1-FLAIR), gradient echo (TR up to 60 ms with a flip angle from 6°, and from 0.9 times the Ernst
@@ -105,29 +118,34 @@ def why_not_t1w(series: Series) -> str | None:
     up to 15 ms: SPGR, FLASH)
     and spin echo (TR 200 to 1200 ms, TE up to 30 ms), without contrast agent. What a technique does
     not tell apart (proton density, magnetization transfer, angiography) is told by its name.
+
+    FLAIR are: spin echo or inversion recovery, TI 1500 to 3200 ms, TR from 4 s, TE from 60 ms. T2w
+    are: spin echo without an inversion, TR from 2 s, TE 60 to 600 ms (3D: effective).
     """
     header = series.header
     if not header.subject:
         return "no PatientID: there is no telling whose scan it is"
     if header.modality != "MR":
         known = header.modality if header.modality in _MODALITIES else "unknown"
-        return f"not T1w: modality {known}, expected MR"
+        return f"not {contrast}: modality {known}, expected MR"
     if "LOCALIZER" in header.image_type or _is_turned(series.orientations):
-        return "not T1w: a localizer"
+        return f"not {contrast}: a localizer"
     if derived := header.image_type & _DERIVED:
-        return f"not T1w: a derived image ({', '.join(sorted(derived))})"
+        return f"not {contrast}: a derived image ({', '.join(sorted(derived))})"
     if phase := header.image_type & _PHASE:
-        return f"not T1w: not a magnitude image ({', '.join(sorted(phase))})"
+        return f"not {contrast}: not a magnitude image ({', '.join(sorted(phase))})"
     # What is written here is free text: of it, known words alone are repeated.
     body = unicodedata.normalize("NFKD", header.body).encode("ascii", "ignore").decode()
     if not _HEAD.search(body) and (elsewhere := _ELSEWHERE.search(body)):
         return f"not a head: body part {elsewhere[0]}"
     if header.agent:
         return "contrast agent: its header, or the name of its protocol, says that one was given"
-    if reason := _why_not_weighted(header):
+    if reason := _why_not_weighted(header, contrast):
         return reason
     if header.other_weighting:
-        return f"not T1w: {header.other_weighting}, by its header or the name of its protocol"
+        return (
+            f"not {contrast}: {header.other_weighting}, by its header or the name of its protocol"
+        )
     if series.slices < MIN_SLICES:
         return f"too few slices: {series.slices}, expected at least {MIN_SLICES}"
     return _why_not_one_volume(series)
@@ -141,17 +159,18 @@ def _is_turned(orientations: set[tuple[float, ...]]) -> bool:
     return bool(spread.size) and float(spread.max()) > _TURNED
 
 
-def _why_not_weighted(header: Header) -> str | None:
+def _why_not_weighted(header: Header, contrast: str) -> str | None:
     if not header.repetition_time or header.echo_time is None:
-        return "not T1w: its header gives no repetition and echo time"
+        return f"not {contrast}: its header gives no repetition and echo time"
     plain = "EP" not in header.sequence and not header.angiography
-    if plain and _is_t1_weighted(header, header.repetition_time, header.echo_time):
+    is_weighted = _WEIGHTED.get(contrast)
+    if plain and is_weighted and is_weighted(header, header.repetition_time, header.echo_time):
         return None
     ti, flip = header.inversion_time, header.flip_angle
     technique = vocabulary.sequence(header.sequence)
     tr, te = (vocabulary.number(ms, 60_000) for ms in (header.repetition_time, header.echo_time))
     return (
-        f"not T1w: {technique}{' angiography' if header.angiography else ''}, "
+        f"not {contrast}: {technique}{' angiography' if header.angiography else ''}, "
         f"TR {tr} ms, TE {te} ms"
         + (f", TI {vocabulary.number(ti, 60_000)} ms" if ti else "")
         + (f", flip {vocabulary.number(flip, 360)}°" if flip else "")
@@ -159,7 +178,7 @@ def _why_not_weighted(header: Header) -> str | None:
 
 
 def _is_t1_weighted(header: Header, tr: float, te: float) -> bool:
-    """Return whether times (ms) and flip angle give T1 weighting: see `why_not_t1w`."""
+    """Return whether times (ms) and flip angle give T1 weighting: see `why_not`."""
     ti, flip = header.inversion_time, header.flip_angle
     if ti:
         return 300 <= ti <= 1400 and te <= 40 and tr <= 4000
@@ -167,6 +186,25 @@ def _is_t1_weighted(header: Header, tr: float, te: float) -> bool:
         return 200 <= tr <= 1200 and te <= 30
     excited = flip is not None and (_least_flip(tr) <= flip <= 40 if tr <= 60 else flip >= 40)
     return tr <= 800 and te <= 15 and excited
+
+
+def _is_flair(header: Header, tr: float, te: float) -> bool:
+    """Return whether times (ms) null fluid in a T2-weighted image: see `why_not`."""
+    ti = header.inversion_time
+    return ti is not None and 1500 <= ti <= 3200 and tr >= 4000 and te >= 60 and _is_spin(header)
+
+
+def _is_t2_weighted(header: Header, tr: float, te: float) -> bool:
+    """Return whether times (ms) give T2 weighting: see `why_not`."""
+    return not header.inversion_time and tr >= 2000 and 60 <= te <= 600 and _is_spin(header)
+
+
+def _is_spin(header: Header) -> bool:
+    """Return whether echoes may be spin echoes: vendors call theirs research mode (RM), too."""
+    return bool({"SE", "IR", "RM"} & header.sequence) and "GR" not in header.sequence
+
+
+_WEIGHTED = {T1W: _is_t1_weighted, "FLAIR": _is_flair, "T2w": _is_t2_weighted}
 
 
 def _least_flip(tr: float) -> float:

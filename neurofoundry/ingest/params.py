@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.params import Section
@@ -115,6 +116,11 @@ class IngestParams(Section):
     splits: Splits
     shared_subjects: tuple[tuple[str, ...], ...] = ()
     """Groups of datasets in which equal subject labels name the same person."""
+    contrasts: tuple[str, ...] = (T1W,)
+    """What a session is scanned with, by BIDS suffix: T1w, by which a session is placed, comes
+    first; then others such as FLAIR and T2w."""
+    optional_contrasts: tuple[str, ...] = ()
+    """Those of ``contrasts`` that a session may lack. Without one of the others it is excluded."""
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +165,26 @@ class IngestParams(Section):
         if not set(sex.values) <= {"F", "M"}:
             raise ValueError(f"sex: values are F and M, found {', '.join(sorted(sex.values))}")
         return complete | {"sex": sex if sex.values else _column(sex.from_, values=_SEX)}
+
+    @field_validator("contrasts")
+    @classmethod
+    def _t1w_first(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
+        if contrasts[:1] != (T1W,):
+            raise ValueError("expected T1w first: it places the session's other contrasts")
+        if len(set(contrasts)) < len(contrasts):
+            raise ValueError("a contrast is listed twice")
+        if odd := [name for name in contrasts if not (name.isascii() and name.isalnum())]:
+            raise ValueError(f"expected suffixes of BIDS such as FLAIR, found {odd[0]!r}")
+        return contrasts
+
+    @model_validator(mode="after")
+    def _optional_are_contrasts(self) -> IngestParams:
+        if unknown := sorted(set(self.optional_contrasts) - set(self.contrasts[1:])):
+            raise ValueError(
+                f"optional_contrasts: {unknown[0]} is none of `contrasts` after T1w: name it "
+                "there, too, or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shared_once(self) -> IngestParams:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.splits import Splits
@@ -17,9 +18,16 @@ FOLDS = (5, 10, 4, 3)
 
 
 def find(
-    rows: pd.DataFrame, params: Splits, name: str, tasks: Mapping[str, Labelled], *, seed: int
+    rows: pd.DataFrame,
+    params: Splits,
+    name: str,
+    tasks: Mapping[str, Labelled],
+    *,
+    seed: int,
+    judged: bool = False,
 ) -> str:
-    """Return what would let the scans ``rows`` serve a task, as a sentence.
+    """Return what would let the scans ``rows`` serve a task, as a sentence; of a task that is to be
+    ``judged``, with as many tested as evaluate gives numbers for.
 
     Other modes are tried with the same shares; if none will do, also without ``ood``. Where nothing
     will do, the sentence says how many persons the smallest class has.
@@ -33,11 +41,12 @@ def find(
         for candidate in _candidates(params.model_copy(update=change)):
             if candidate.mode not in found:
                 dealt = splits.assign(rows, candidate, tasks, seed=seed)
-                if folds.gap(task, dealt) is None:
+                lacks = folds.gap(task, dealt) or (folds.unjudged(task, dealt) if judged else None)
+                if lacks is None:
                     found[candidate.mode] = _describe(candidate, dealt, task)
         if found:
-            without = " without ood" if change else ""
-            return f"Would do: ingest.splits{without} {'; or '.join(found.values())}."
+            without = " (without ood)" if change else ""
+            return f"Would do{without}: {'; or '.join(found.values())}."
     return _too_few(rows, params, task)
 
 
@@ -57,15 +66,20 @@ def _describe(params: Splits, dealt: pd.DataFrame, task: Labelled) -> str:
     """Return a way to split, and how many persons of the smallest class it gives, in words."""
     label, members = _smallest_class(task, dealt)
     if params.mode == "folds":
-        pretrain = f", pretrain: {params.pretrain:g}" if params.pretrain else ""
         tested = members[members["split"] == "test"]["person"].nunique()
-        return (
-            f"{{mode: folds, folds: {params.folds}{pretrain}}}, which tests {tested} persons "
-            f"with {label}"
-        )
+        alone = "" if params.pretrain else " (for pretraining, import weights: nobody is left)"
+        return f"{written(params)}, which tests {tested} persons with {label}{alone}"
     persons = members.groupby("split")["person"].nunique()
     given = ", ".join(f"{split} {persons.get(split, 0)}" for split in ("train", "val", "test"))
-    return f"{{mode: {params.mode}}} with the same shares, which gives {given} persons with {label}"
+    return f"{written(params)}, which gives {given} persons with {label}"
+
+
+def written(params: Splits) -> str:
+    """Return a way to split as --set takes it: the whole of ingest.splits, on one line."""
+    values = params.model_dump(mode="json", exclude_defaults=True)
+    told = {name: value for name, value in values.items() if value}
+    line = yaml.safe_dump(told, default_flow_style=True, sort_keys=False, width=10_000)
+    return f"ingest.splits={line.strip()}"
 
 
 def _smallest_class(task: Labelled, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:

@@ -18,6 +18,7 @@ from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled
+from neurofoundry.tasks.base import JUDGED
 
 NOTES = ["dataset", "path", "note"]
 _SHOWN = 10
@@ -47,6 +48,20 @@ def gaps(
     }
     problems += [f"task '{name}': {gap}" for name, gap in advised.items() if tasks[name].required]
     return problems, {name: gap for name, gap in advised.items() if not tasks[name].required}
+
+
+def without_numbers(
+    scans: pd.DataFrame, tasks: Mapping[str, Labelled], params: Splits, *, seed: int
+) -> list[str]:
+    """Return of which tasks evaluate will give no numbers though models can be made, as test has
+    too few persons, and what would help."""
+    few = {name: folds.unjudged(task, scans) for name, task in tasks.items()}
+    return [
+        f"task '{name}' will have no numbers, as evaluate.min_subjects is {JUDGED} by default: "
+        f"{reason}. {remedies.find(scans, params, name, tasks, seed=seed, judged=True)}"
+        for name, reason in few.items()
+        if reason and folds.gap(tasks[name], scans) is None
+    ]
 
 
 def _too_few_to_pretrain(scans: pd.DataFrame, params: Splits) -> str | None:

@@ -18,13 +18,24 @@ from neurofoundry.contracts import labels as label_tables
 from neurofoundry.contracts.cohort import ALTERNATES, SCANS
 from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.ingest import bids, dicom, label_images, labels, report, sources, splits, table
+from neurofoundry.ingest import (
+    bids,
+    dicom,
+    label_images,
+    labels,
+    report,
+    sessions,
+    sources,
+    splits,
+    table,
+)
 from neurofoundry.ingest.choose import choose
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.params import Column, Dataset, IngestParams
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, map_in_threads
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.experiment import data_reference
+from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.tasks import Labelled
 
@@ -53,10 +64,12 @@ def ingest(
     datasets = _read_all(params, findings, data, nifti, workers)
     splits.check_names(params, findings.scans, {dataset.name for dataset in datasets})
     scans = splits.exclude_unknown_splits(params, findings)
-    scans = choose(inspect_images(scans, findings, workers), findings)
+    chosen = choose(inspect_images(scans, findings, workers), findings)
+    scans = sessions.join(chosen, params, findings)
     rows = labels.tabulate(scans, columns=params.columns, tasks=tasks, findings=findings)
     outlined = label_images.find(scans, datasets, tasks, findings, workers=workers)
     rows = label_images.add_columns(rows, outlined, tasks)
+    rows = sessions.add_columns(rows, scans, params.contrasts)
     came_with = [scan.published for scan in scans]
     rows = splits.assign(rows, params.splits, tasks, seed=seed, came_with=came_with)
 
@@ -65,10 +78,13 @@ def ingest(
     report.log_summary(datasets, rows, findings, tasks, not_estimable)
     if problems:
         raise report.no_cohort(problems, rows, findings, work.dir)
+    for warning in report.without_numbers(rows, tasks, params.splits, seed=seed):
+        LOGGER.warning("%s", warning)
     guard_leaks(rows)
 
     _remove_unused(nifti, scans)
     write_table(rows, work.dir / "scans.tsv", SCANS)
+    sessions.write_contrasts(params, work.dir)
     write_table(_alternates(scans), work.dir / "alternates.tsv", ALTERNATES)
     write_table(outlined, work.dir / label_tables.TABLE, label_tables.LABELS)
     write_table(splits.balance(rows, tasks), work.dir / "splits.tsv")
@@ -90,7 +106,13 @@ def _read_all(
     datasets = sources.find(params.datasets, findings, data)
     for dataset in datasets:
         read_dataset(
-            dataset, datasets, findings, columns=params.columns, nifti=nifti, workers=workers
+            dataset,
+            datasets,
+            findings,
+            columns=params.columns,
+            contrasts=params.contrasts,
+            nifti=nifti,
+            workers=workers,
         )
     findings.scans = splits.name_persons(findings.scans, params.shared_subjects)
     return datasets
@@ -102,6 +124,7 @@ def read_dataset(
     findings: Findings,
     *,
     columns: Mapping[str, Column],
+    contrasts: Sequence[str],
     nifti: Path,
     workers: int,
 ) -> None:
@@ -110,13 +133,13 @@ def read_dataset(
     DICOM is converted into the folder ``nifti``.
     """
     if dataset.kind == "bids":
-        bids.read(dataset, findings, columns=columns)
+        bids.read(dataset, findings, columns=columns, contrasts=contrasts)
     elif dataset.kind == "table":
-        table.read(dataset, findings)
+        table.read(dataset, findings, contrasts=contrasts)
     else:
         others = {findings.data / other.path for other in datasets if other is not dataset}
         skip = {path.parent if path.is_file() else path for path in others}
-        dicom.read(dataset, findings, skip=skip, out=nifti, workers=workers)
+        dicom.read(dataset, findings, contrasts=contrasts, skip=skip, out=nifti, workers=workers)
 
 
 def inspect_images(scans: Sequence[Scan], findings: Findings, workers: int) -> list[Scan]:
@@ -145,7 +168,7 @@ def _alternates(scans: Sequence[Scan]) -> pd.DataFrame:
 
 def _data_version(chosen: Sequence[Scan], findings: Findings) -> str:
     """Hash everything that was used: images, tables, sidecars, and facts from DICOM headers."""
-    scans = [image for scan in chosen for image in (scan, *scan.others)]
+    scans = [image for scan in chosen for image in scan.images]
     used = [(scan.path, scan.sha256) for scan in scans] + list(findings.hashes.items())
     used += [(scan.path, repr(scan.header)) for scan in scans if scan.source == "dicom"]
     lines = "".join(f"{path}\0{content}\n" for path, content in sorted(used))
@@ -155,14 +178,14 @@ def _data_version(chosen: Sequence[Scan], findings: Findings) -> str:
 def _clear(folder: Path) -> None:
     """Remove what a run that was killed, or that failed, has left."""
     shutil.rmtree(folder / "nifti", ignore_errors=True)
-    tables = ("scans.tsv", "alternates.tsv", label_tables.TABLE, "splits.tsv")
+    tables = ("scans.tsv", "contrasts.tsv", "alternates.tsv", label_tables.TABLE, "splits.tsv")
     for name in (*tables, "excluded.tsv", "notes.tsv"):
         (folder / name).unlink(missing_ok=True)
 
 
 def _remove_unused(nifti: Path, scans: Sequence[Scan]) -> None:
     """Delete converted volumes that did not become scans."""
-    used = {image.file for scan in scans for image in (scan, *scan.others)}
+    used = {image.file for scan in scans for image in scan.images}
     for file in nifti.glob("*"):
         if file not in used:
             file.unlink()

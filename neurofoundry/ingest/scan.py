@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.errors import NeurofoundryError
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.links import CONTENT_STORE
@@ -30,7 +31,7 @@ class UnusableError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A file that a dataset offers as a T1w scan."""
+    """A file that a dataset offers as a scan."""
 
     dataset: str
     subject: str
@@ -51,14 +52,22 @@ class Scan:
     """What the dataset's tables say about it, column to cell; the most specific row first."""
     header: Mapping[str, str | float] = field(default_factory=dict)
     """Columns known from the image's own header or sidecar."""
+    contrast: str = T1W
+    further: tuple[Scan, ...] = ()
+    """Of the same session, in other contrasts."""
     others: tuple[Scan, ...] = ()
-    """Of the same session, the best first: they may stand in for it."""
+    """Of the same session and contrast, the best first: they may stand in for it."""
     person: str = ""
     published: str | None = None
     """The split that the data came with."""
     sha256: str = ""
     content: str = ""
     """Hash of the voxel values: equal for copies of an image, however they are compressed."""
+
+    @property
+    def images(self) -> tuple[Scan, ...]:
+        """All images of the session that are used, or may be."""
+        return (self, *self.others, *self.further)
 
     @property
     def scan_id(self) -> str:

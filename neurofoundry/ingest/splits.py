@@ -21,6 +21,7 @@ from neurofoundry.ingest import labels, published, stratified
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
 from neurofoundry.tasks import Labelled
+from neurofoundry.tasks.base import JUDGED
 
 
 def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list[Scan]:
@@ -98,12 +99,17 @@ def assign(
     if params.mode == "folds":
         return _in_folds(rows, outside, params, tasks, seed=seed)
     if params.mode == "stratified":
+        groups = stratified.groups(inside, tasks)
         dealt = stratified.deal(
             set(inside["person"]),
             params.shares,
-            [_with_spare(group, 3) for group in stratified.groups(inside, tasks)],
+            groups,
             needed=("train", "val", "test"),
             key=f"{seed} splits",
+            wished=[
+                [_demanding(group, WISHES[first:]) for group in groups]
+                for first in range(len(WISHES))
+            ],
         )
         split = inside["person"].map(dealt)
     else:
@@ -112,12 +118,19 @@ def assign(
     return rows.assign(split=split.reindex(rows.index).fillna("ood"))
 
 
-def _with_spare(group: stratified.Group, splits: int) -> stratified.Group:
-    """Return a class with one person more in each split that needs some, if it has so many: quality
-    control may lose one."""
-    more = group.fewest + 1
-    spare = group.fewest and splits * more <= len(group.persons)
-    return replace(group, fewest=more) if spare else group
+WISHES = ((JUDGED, 1), (JUDGED, 0), (0, 1))
+"""Tested persons of every class, for numbers to be given, and persons to spare in each split that
+needs some, since quality control may lose one."""
+
+
+def _demanding(group: stratified.Group, wishes: Sequence[tuple[int, int]]) -> stratified.Group:
+    """Return a class with the first of these wishes for which it has enough persons."""
+    for tested, spare in wishes if group.fewest else ():
+        fewest = group.fewest + spare
+        most = max(fewest, tested + spare if tested else 0)
+        if 2 * fewest + most <= len(group.persons):
+            return replace(group, fewest=fewest, tested=most)
+    return group
 
 
 def _published_or_hashed(

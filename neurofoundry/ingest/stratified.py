@@ -39,6 +39,8 @@ class Group:
     """A key of WEIGHTS."""
     fewest: int = 0
     """Of a class: how many each split that needs some must have."""
+    tested: int = 0
+    """Of a class: how many test must have, if that is more."""
 
 
 def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
@@ -74,25 +76,37 @@ def deal(
     *,
     needed: Sequence[str],
     key: str,
+    wished: Sequence[Sequence[Group]] = (),
 ) -> dict[str, str]:
     """Return the split of each of ``persons``.
 
     Each split gets its share of everybody and of each group, as well as whole persons allow. A
     split in ``needed`` gets the ``fewest`` of a class before others get more, even above its share.
-    A function of the persons, the groups and ``key``.
+    ``wished`` are the same groups with higher demands: the first of them that can be met holds. A
+    function of the persons, the groups and ``key``.
     """
     shares = {name: share for name, share in shares.items() if share > 0}
     everybody = Group("everybody", frozenset(persons), "everybody")
-    tables = _tables([everybody, *among], shares, needed)
-    best, least = {}, np.inf
-    for attempt in range(TRIES):
-        dealt, shortfall = _deal(everybody.persons, [everybody, *among], tables, f"{key} {attempt}")
-        if shortfall < least:
-            best, least = dealt, shortfall
+    for demands in (*wished, among):
+        dealt, shortfall = _best([everybody, *demands], shares, needed, key)
         if not shortfall:
             break
     names = list(shares)
-    return {person: names[place] for person, place in best.items()}
+    return {person: names[place] for person, place in dealt.items()}
+
+
+def _best(
+    groups: Sequence[Group], shares: Mapping[str, float], needed: Sequence[str], key: str
+) -> tuple[dict[str, int], float]:
+    """Return what `_deal` returns, of the order of persons that leaves least to be desired."""
+    tables = _tables(groups, shares, needed)
+    best: tuple[dict[str, int], float] = {}, np.inf
+    for attempt in range(TRIES):
+        tried = _deal(groups[0].persons, groups, tables, f"{key} {attempt}")
+        best = min(best, tried, key=lambda each: each[1])
+        if not best[1]:
+            break
+    return best
 
 
 def _tables(
@@ -103,7 +117,10 @@ def _tables(
     share = np.array([*shares.values()])
     share /= share.sum()
     needs = np.array([name in needed for name in shares], float)
-    floors = np.array([group.fewest * needs for group in groups])
+    of_test = np.array([name == "test" for name in shares]) * needs
+    floors = np.array(
+        [np.maximum(group.fewest * needs, group.tested * of_test) for group in groups]
+    )
     quotas = [
         _quota(len(group.persons), share, floor)
         for group, floor in zip(groups, floors, strict=True)
@@ -131,7 +148,7 @@ def _deal(
     member = _membership(order, groups)
     weight = np.array([WEIGHTS[group.kind] for group in groups])
     have, left = np.zeros_like(quota), member.sum(axis=0)
-    dealt = {}
+    dealt: dict[str, int] = {}
     for row in _rarest_first(member, groups):
         of = member[row]
         # First where a class is needed, of several the one with fewest persons to spare.

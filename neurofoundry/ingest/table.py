@@ -5,7 +5,7 @@ root. Other columns are optional:
 ``dataset`` (by default the table's own name), ``subject`` (by default the ``sub-LABEL`` in the
 path, else the path itself: then every file counts as one person), ``session`` (by default the
 ``ses-LABEL`` in the path, else ``ses-1``), and whatever `ingest.columns` names. Of several rows of
-a session the first is used.
+a session the first is used. A further contrast has a column of paths, ``path_FLAIR`` or ``FLAIR``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.errors import DataError
-from neurofoundry.ingest import contrast, delimited
+from neurofoundry.ingest import contrast as agents
+from neurofoundry.ingest import delimited
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import Dataset
@@ -35,6 +39,11 @@ _NOT_ABOUT_AGENTS = re.compile(
 _OWN = ("path", "subject", "session", "dataset")
 """Columns that say what a row is about."""
 _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])")
+_OWN_NAMES = {
+    T1W: _T1W,
+    "FLAIR": re.compile(r"(flair|dark[-_ ]?fluid|(?<![a-z])tirm(?![a-z]))"),
+    "T2w": re.compile(r"(?<![a-z0-9])(t2|t2w)(?![a-z0-9])"),
+}
 
 
 def find(folder: Path) -> list[Path]:
@@ -61,8 +70,8 @@ def _is_misnamed(why: UnusableError | None) -> bool:
     return isinstance(why, delimited.MisnamedColumnError)
 
 
-def read(dataset: Dataset, findings: Findings) -> None:
-    """Add the scans of the table ``dataset.path`` to ``findings``."""
+def read(dataset: Dataset, findings: Findings, *, contrasts: Sequence[str]) -> None:
+    """Add the scans of the table ``dataset.path``, in these ``contrasts``, to ``findings``."""
     file = findings.data / dataset.path
     try:
         table = delimited.read(file, key="path")
@@ -88,6 +97,35 @@ def read(dataset: Dataset, findings: Findings) -> None:
             )
         else:
             findings.scans.append(scan)
+    for contrast in contrasts[1:]:
+        _read_further(contrast, table, file, dataset, findings)
+
+
+def _read_further(
+    contrast: str, table: delimited.Table, file: Path, dataset: Dataset, findings: Findings
+) -> None:
+    """Add the images of a further contrast, of which rows name the paths."""
+    wanted = (f"path_{contrast}".casefold(), contrast.casefold())
+    columns = [column for column in table.columns if column.casefold() in wanted]
+    if not columns:
+        findings.note(dataset.name, file, f"there is no column 'path_{contrast}': no {contrast}")
+    seen = set()
+    for row in table.rows:
+        named = next((row.cells.find(c) for c in columns if _given(row.cells.find(c))), None)
+        if named is None or row.problem or row.fields in seen:
+            continue
+        seen.add(row.fields)
+        origin = f"{findings.name(file)}, line {row.line}, {contrast}"
+        read = partial(_scan, root=file.parent, dataset=dataset, data=findings.data)
+        scan = attempt(partial(read, path=named, contrast=contrast), row)
+        if isinstance(scan, UnusableError):
+            findings.exclude(dataset.name, origin, scan)
+        else:
+            findings.scans.append(replace(scan, origin=origin))
+
+
+def _given(cell: str) -> bool:
+    return not delimited.is_missing(cell)
 
 
 def _check_columns(table: delimited.Table, dataset: Dataset, findings: Findings) -> None:
@@ -136,35 +174,58 @@ def _listed(
     return scans
 
 
-def _scan(row: delimited.Row, root: Path, dataset: Dataset, data: Path) -> Scan:
-    """Return the scan that a row is about. Raises UnusableError."""
+def _scan(
+    row: delimited.Row,
+    root: Path,
+    dataset: Dataset,
+    data: Path,
+    path: str | None = None,
+    contrast: str = T1W,
+) -> Scan:
+    """Return the scan that a row is about: its T1w image, or the ``path`` of a further contrast.
+
+    Raises UnusableError.
+    """
     if row.problem:
         raise UnusableError(row.problem)
-    file, root = _locate(row.cells["path"], root, data)
+    of_t1w, beside = _locate(row.cells["path"], root, data)
+    file, root = (of_t1w, beside) if path is None else _locate(path, root, data)
     if not file.name.endswith(IMAGE):
         raise UnusableError(
             f"not NIfTI: expected .nii or .nii.gz, found '{file.suffix}'. Convert it"
         )
     check_location(file, root)
-    name = file.name.casefold()
-    if (other := _NOT_T1W.search(name)) and not _T1W.search(name):
-        raise UnusableError(f"not T1w: its name says '{other[1]}'")
-    if contrast.in_name(_NOT_ABOUT_AGENTS.sub("", file.name)):
+    if other := _other_contrast(file.name.casefold(), contrast):
+        raise UnusableError(f"not {contrast}: its name says '{other}'")
+    if agents.in_name(_NOT_ABOUT_AGENTS.sub("", file.name)):
         raise UnusableError("contrast agent: its name says that one was given")
-    path = file.relative_to(data).as_posix()
-    inside = file.relative_to(root).as_posix()
+    inside = of_t1w.relative_to(beside).as_posix()
     stem = inside.removesuffix(".gz").removesuffix(".nii")
     return Scan(
         dataset=_cell(row, "dataset") or dataset.name,
         subject=_label(row, "subject", "sub-", inside) or f"sub-{stem.replace('/', '-')}",
         session=_label(row, "session", "ses-", inside) or "ses-1",
         source="table",
-        path=path,
+        path=(listed := file.relative_to(data).as_posix()),
         file=file,
-        origin=path,
+        origin=listed,
         rank=(row.line,),
         rows=(row.cells,),
+        contrast=contrast,
     )
+
+
+def _other_contrast(name: str, contrast: str) -> str | None:
+    """Return the word of a name that says that an image is of another contrast."""
+    own = _OWN_NAMES.get(contrast)
+    if own is None:  # of which nobody knows how it is called
+        return None
+    if contrast == "T2w" and "flair" in name:
+        return "flair"
+    if own.search(name):
+        return None
+    other = _NOT_T1W.search(name) or (_T1W.search(name) if contrast != T1W else None)
+    return other[1] if other else None
 
 
 def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:

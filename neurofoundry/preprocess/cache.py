@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
-from neurofoundry.preprocess.scan import Job, Result
+from neurofoundry.preprocess.scan import Job, Result, read_result
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import hash_file, link
 from neurofoundry.runtime.progress import Progress
@@ -82,6 +82,12 @@ class ScanCache:
             volume = place / self.layout.volume.format(job.stem)
             if result.volume_sha256 and result.volume_sha256 != hash_file(volume):
                 continue
+            if any(
+                each.volume_sha256 != hash_file(place / self._volume_of(job, contrast))
+                for contrast, each in result.further.items()
+                if each.volume_sha256
+            ):
+                continue
             if place != self.folder:
                 (self.folder / job.stem).parent.mkdir(parents=True, exist_ok=True)
                 for name in names:
@@ -92,11 +98,20 @@ class ScanCache:
     def _names(self, job: Job, result: Result) -> list[str]:
         """Return the files that a scan with this result has."""
         files = self.layout.files if result.volume_sha256 else (self.layout.result,)
-        return [name.format(job.stem) for name in files]
+        others = [
+            name
+            for contrast, each in result.further.items()
+            if each.volume_sha256
+            for name in self.layout.of_contrast(contrast)
+        ]
+        return [name.format(job.stem) for name in (*others, *files)]
+
+    def _volume_of(self, job: Job, contrast: str) -> str:
+        return self.layout.of_contrast(contrast)[0].format(job.stem)
 
 
 def _read(path: Path) -> Result | None:
     try:
-        return Result(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_result(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,13 @@ from typing import Any
 import pandas as pd
 
 import neurofoundry
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.runtime.files import write_json, write_text
+
+CONTRAST = "CONTRAST"
+"""Stands for that of a further contrast in the names of its files."""
 
 BIDS_VERSION = "1.10.1"
 
@@ -59,6 +63,8 @@ class Layout:
     transform: str
     warps: tuple[str, ...]
     """Forward, inverse; of a registration by syn."""
+    further: tuple[str, ...] = ()
+    """Those of a further contrast, called CONTRAST: volume, picture, transform."""
 
     @classmethod
     def of(cls, params: PreprocessParams) -> Layout:
@@ -73,7 +79,17 @@ class Layout:
             picture=f"{image}.png",
             transform=f"{there}_mode-image_desc-affine_xfm.txt",
             warps=tuple(deformed) if params.registration == "syn" else (),
+            further=(
+                image.removesuffix(T1W) + f"{CONTRAST}.nii",
+                image.removesuffix(T1W) + f"{CONTRAST}.png",
+                f"{{}}_from-T1w_to-{CONTRAST}_mode-image_desc-rigid_xfm.txt",
+            ),
         )
+
+    def of_contrast(self, contrast: str) -> tuple[str, str, str]:
+        """Return the names of the files of a further contrast: volume, picture, transform."""
+        volume, drawn, transform = (name.replace(CONTRAST, contrast) for name in self.further)
+        return volume, drawn, transform
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -127,6 +143,7 @@ def write_description(
     raw: str,
     data_version: str,
     without_volume: Iterable[str],
+    contrasts: Sequence[str],
 ) -> None:
     """Write what makes ``folder`` a dataset of BIDS-Derivatives.
 
@@ -134,7 +151,8 @@ def write_description(
     names of files that describe no image.
     """
     description = {
-        "Name": "Preprocessed T1-weighted brains",
+        "Name": "Preprocessed T1-weighted brains"
+        + "".join(f" and {contrast}" for contrast in contrasts[1:]),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "neurofoundry", "Version": neurofoundry.__version__}],
@@ -142,14 +160,16 @@ def write_description(
     }
     write_json(folder / DESCRIPTION, description)
     # What is true of all volumes is said once, in a sidecar from which all of them inherit.
-    write_json(folder / common_sidecar(params), _sidecar(params, template))
+    for contrast in contrasts:
+        write_json(folder / common_sidecar(params, contrast), _sidecar(params, template))
     write_text(folder / IGNORE, "\n".join([*OURS, *(f"/{name}" for name in without_volume)]) + "\n")
     write_text(folder / README, ABOUT)
 
 
-def common_sidecar(params: PreprocessParams) -> str:
-    """Return the name of the sidecar that says what is true of all volumes."""
-    return Layout.of(params).result.format("").removeprefix("_")
+def common_sidecar(params: PreprocessParams, contrast: str) -> str:
+    """Return the name of the sidecar that says what is true of all volumes of a contrast."""
+    name = Layout.of(params).result.format("").removeprefix("_")
+    return name.replace(f"_{T1W}.", f"_{contrast}.")
 
 
 def _sidecar(params: PreprocessParams, template: Mapping[str, str]) -> dict[str, Any]:

@@ -78,6 +78,20 @@ class QualityParams(Section):
     """syn: the largest factor by which the warp changes a volume."""
 
 
+class CoregistrationParams(Section):
+    """What a further contrast, such as FLAIR, must show of its session's T1w image. One that does
+    not is left out; where ingest says that no session may lack it, so is the session."""
+
+    coverage: Bounds = Bounds(min=0.9)
+    """Share of the brain that lies within its field of view."""
+    edges: Bounds = Bounds(min=0.16)
+    """How parallel its edges are to those of the T1w image, within the brain, 0 to 1: 0.18 and more
+    where both are of one person, at most 0.13 where they are of two."""
+    likeness: Bounds = Bounds(max=0.95)
+    """Correlation of its intensities with those of the T1w image: it is no other contrast where
+    they are the same."""
+
+
 class MaskParams(Section):
     """A program that finds the brain instead of ours, such as SynthStrip or HD-BET."""
 
@@ -136,6 +150,7 @@ class PreprocessParams(Section):
     """zscore: mean 0 and standard deviation 1 within the brain. whitestripe: white matter at 0.
     nyul: the histogram's landmarks at those of the scans of the splits pretrain and train."""
     quality: QualityParams = QualityParams()
+    coregistration: CoregistrationParams = CoregistrationParams()
     outliers: float | None = Field(default=6.0, ge=3, le=1000)
     """A scan is not usable when its fit or its contrast lies this many robust standard deviations
     below the median of its site, where at least 20 scans are usable. null: compare none."""
@@ -155,5 +170,5 @@ class PreprocessParams(Section):
     def of_one_scan(self) -> dict[str, Any]:
         """Return what the files of one scan depend on: not what is decided when all are done. The
         template counts by its content, not by its path."""
-        left_out = {"quality", "outliers", "overrides", "batch", "template"}
+        left_out = {"quality", "coregistration", "outliers", "overrides", "batch", "template"}
         return self.model_dump(mode="json", exclude=left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,10 @@ class Placement:
         """Return where points (n, 3) of MNI space lie in the scan, in mm."""
         moved: Array = apply_affine(self.to_scan, self.warp(points) if self.warp else points)
         return moved
+
+    def then(self, to_other: Matrix) -> Placement:
+        """Return where another image lies to which ``to_other`` leads from the scan, in mm."""
+        return replace(self, affine=to_other @ self.affine, to_scan=to_other @ self.to_scan)
 
     def in_mni(self, points: Array) -> Array:
         """Return where points (n, 3) of the scan lie in MNI space, in mm."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from neurofoundry.contracts.cohort import SCANS
+from neurofoundry.contracts.cohort import SCANS, read_contrasts
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.preprocess import intensity, template, workers
@@ -69,7 +69,13 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> C
     torch.set_num_threads(1)
     threadpool_limits(1)
     chosen = scans.iloc[:: max(1, len(scans) // tries)].head(tries)
-    jobs = to_jobs(chosen, data=data, cohort=cohort, begins=beginnings(scans))
+    jobs = to_jobs(
+        chosen,
+        data=data,
+        cohort=cohort,
+        begins=beginnings(scans),
+        contrasts=list(read_contrasts(cohort)),
+    )
     prepared = template.build(params.registration_spacing, template.find(params, data))
     # For the time that nyul takes, any scale will do.
     worker = Worker(params, prepared, [(each - 50) / 25 for each in intensity.PERCENTILES])
@@ -84,7 +90,9 @@ def plan(*, data: Path, cohort: Path, params: PreprocessParams, tries: int) -> C
                 progress.advance(failed=not result.volume_sha256)
                 if result.volume_sha256:
                     seconds.append(taken)
-                    names = [name.format(job.stem) for name in Layout.of(params).files]
+                    layout = Layout.of(params)
+                    others = (layout.of_contrast(c)[0] for c in result.further)
+                    names = [name.format(job.stem) for name in (*layout.files, *others)]
                     sizes.append(sum((Path(folder) / n).stat().st_size for n in names) / 1e6)
     if not seconds:
         raise DataError(

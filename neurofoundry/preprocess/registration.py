@@ -112,7 +112,7 @@ def orient(
         tried = np.concatenate([poses[n], found[0]]), np.concatenate([fits[n], information[0]])
         best = _best(*tried)
         poses[n, 0], fits[n, 0] = (each[best] for each in tried)
-    return [_as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
+    return [as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
 
 
 def finer(levels: Sequence[Level]) -> list[Level]:
@@ -131,7 +131,7 @@ def refine(
     information, in nats; the other arguments are those of `register`."""
     starts = [np.column_stack([a[:3, :3], apply_affine(a, centre)]) for a in affines]
     poses, fits = optimize_poses(brains, levels, np.stack(starts)[:, None], device)
-    return [_as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
+    return [as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
 
 
 def closest_rigid(affine: Matrix, centre: Array) -> Matrix:
@@ -185,18 +185,24 @@ def near_header(poses: Array) -> Mask:
 
 
 def optimize_poses(
-    brains: Sequence[Image], levels: Sequence[Level], poses: Array, device: torch.device = CPU
+    brains: Sequence[Image],
+    levels: Sequence[Level],
+    poses: Array,
+    device: torch.device = CPU,
+    *,
+    rigid: bool = False,
 ) -> tuple[Array, Array]:
     """Follow ``poses`` (scans, starts, 3, 4) to maxima of mutual information, level by level.
 
     A pose is the linear part and, in its last column, where the template's centre comes to lie.
-    Returns the poses and their mutual information, in nats, at the last level, (scans, starts).
+    ``rigid`` turns and shifts it alone. Returns the poses and their mutual information, in nats, at
+    the last level, (scans, starts).
     """
     scans, starts = poses.shape[:2]
     pose = torch.as_tensor(poses.reshape(-1, 3, 4).astype(np.float32), device=device)
     for level in levels:
         comparison = _Comparison.at(level, brains, starts, device)
-        pose = _climb(comparison, pose, level.spacing)
+        pose = _climb(comparison, pose, level.spacing, rigid=rigid)
     moving = _look_up(comparison.volumes, comparison.unit(pose))
     information = mutual_information(joint_histogram(comparison.values, moving))
     return (
@@ -291,7 +297,8 @@ def _distance(first: Array, second: Array) -> float:
     return float(np.linalg.norm(difference))
 
 
-def _as_map(pose: Array, centre: Array) -> Matrix:
+def as_map(pose: Array, centre: Array) -> Matrix:
+    """Return the map (4, 4) that a pose (3, 4) of what is centred on ``centre`` stands for."""
     linear, position = pose[:, :3], pose[:, 3]
     affine: Matrix = from_matvec(linear, position - linear @ centre)
     return affine
@@ -342,22 +349,75 @@ class _Comparison:
         return self.to_unit[:, :, :3].mT @ (by_unit.mT @ self.points)
 
 
-def _climb(comparison: _Comparison, start: torch.Tensor, spacing: float) -> torch.Tensor:
+def _climb(
+    comparison: _Comparison, start: torch.Tensor, spacing: float, *, rigid: bool
+) -> torch.Tensor:
     """Return the poses (batch, 3, 4) uphill from ``start``, by Adam (Kingma and Ba, ICLR 2015)
     with a rate that falls along a cosine."""
-    in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0], device=start.device)
+    moves = _Rigid(start) if rigid else _Affine(start)
     steps, rate = max(FEWEST_STEPS, round(STEPS_PER_MM * spacing)), spacing / 8
-    pose, change = start, torch.zeros_like(start)
-    mean, square = torch.zeros_like(start), torch.zeros_like(start)
+    pose, change = start, moves.none()
+    mean, square = moves.none(), moves.none()
     for step in range(1, steps + 1):
-        uphill = in_mm * comparison.slope(pose)
+        uphill = moves.uphill(comparison.slope(pose), pose)
         mean = torch.lerp(uphill, mean, REMEMBERED[0])
         square = torch.lerp(uphill**2, square, REMEMBERED[1])
         first, second = (1 - share**step for share in REMEMBERED)
         falling = 0.05 + 0.475 * (1 + math.cos(math.pi * (step - 1) / steps))
         change = change + rate * falling * (mean / first) / ((square / second).sqrt() + TINY)
-        pose = start + change * in_mm
+        pose = moves.applied(change)
     return pose
+
+
+class _Affine:
+    """How poses (batch, 3, 4) may move away from ``start``, in mm at the brain's surface."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        self.start = start
+        self.in_mm = torch.tensor([1 / BRAIN_RADIUS_MM] * 3 + [1.0], device=start.device)
+
+    def none(self) -> torch.Tensor:
+        """Return no movement."""
+        return torch.zeros_like(self.start)
+
+    def uphill(self, slope: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+        """Return the derivative by the movement, from that by the pose."""
+        return self.in_mm * slope
+
+    def applied(self, change: torch.Tensor) -> torch.Tensor:
+        """Return the poses that have moved."""
+        return self.start + change * self.in_mm
+
+
+class _Rigid(_Affine):
+    """Turns about the three axes and shifts along them: (batch, 6)."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        super().__init__(start)
+        # The derivatives of rotations about x, y and z at no rotation.
+        self.turns = torch.tensor(
+            [
+                [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
+                [[0, 0, 1], [0, 0, 0], [-1, 0, 0]],
+                [[0, -1, 0], [1, 0, 0], [0, 0, 0]],
+            ],
+            dtype=start.dtype,
+            device=start.device,
+        )
+
+    def none(self) -> torch.Tensor:
+        return self.start.new_zeros(len(self.start), 6)
+
+    def uphill(self, slope: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+        turned = self.turns @ pose[:, None, :, :3]
+        by_turn = (turned * slope[:, None, :, :3]).sum((2, 3)) / BRAIN_RADIUS_MM
+        return torch.cat([by_turn, slope[:, :, 3]], 1)
+
+    def applied(self, change: torch.Tensor) -> torch.Tensor:
+        angles = change[:, :3, None, None] / BRAIN_RADIUS_MM
+        turn = torch.linalg.matrix_exp((angles * self.turns).sum(1))
+        shifted = self.start[:, :, 3:] + change[:, 3:, None]
+        return torch.cat([turn @ self.start[:, :, :3], shifted], 2)
 
 
 def _homogeneous(pose: torch.Tensor) -> torch.Tensor:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from neurofoundry.contracts.cohort import SCANS, read_alternates
+from neurofoundry.contracts.cohort import (
+    SCANS,
+    T1W,
+    further,
+    read_alternates,
+    read_contrasts,
+)
 from neurofoundry.contracts.sketches import SIMILAR
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import VOLUMES, VolumesRecord, picture_of, write_record
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.preprocess import copies, label_images, nyul, report
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.cache import ScanCache, make_key, scan_settings
 from neurofoundry.preprocess.layout import Layout, beginnings, write_description
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
-from neurofoundry.preprocess.scan import Job, Result, to_jobs
+from neurofoundry.preprocess.scan import FurtherResult, Job, Result, to_jobs
 from neurofoundry.preprocess.verdict import (
     Narrow,
     decide,
+    decide_further,
     find_overrides,
     narrow_bounds,
     read_overrides,
@@ -49,7 +56,8 @@ def preprocess(
     A scan that cannot be used stays in the table, with the reason. Raises DataError when fewer
     than two can be used, and UsageError when a worker process is killed.
     """
-    whole_cohort = read_table(cohort / "scans.tsv", SCANS)
+    whole_cohort, contrasts = read_table(cohort / "scans.tsv", SCANS), read_contrasts(cohort)
+    _check_contrasts(contrasts, params)
     decided = find_overrides(params, data)
     overrides = read_overrides(decided, whole_cohort) if decided else {}
     template = templates.find(params, data)
@@ -72,8 +80,9 @@ def preprocess(
         data=data,
         cohort=cohort,
         begins=beginnings(whole_cohort),
-        keys=_keys(scans, alternates, settings, str(standard), params),
+        keys=_keys(scans, alternates, settings, str(standard), params, contrasts),
         alternates=alternates,
+        contrasts=list(contrasts),
     )
     cache = ScanCache(work.dir, work.earlier, Layout.of(params))
     reused = cache.finished(jobs)
@@ -93,13 +102,21 @@ def preprocess(
     with announced("scans.tsv and qc.html"):
         table = _join(scans, results, alternates, _volumes(jobs, results, cache.layout))
         table = decide(table, params, overrides, whole=work.shard.whole)
+        table = decide_further(
+            table,
+            _of_contrasts(jobs, results, contrasts),
+            params,
+            overrides,
+            _further_volumes(jobs, results, contrasts, cache.layout),
+            required=[contrast for contrast, required in contrasts.items() if required],
+        )
         if work.shard.whole:
             table = _without_copies(table, work.dir, params)
         table = label_images.carry(
             table, work.dir, data=data, cohort=cohort, params=params, workers=workers
         )
         narrow = narrow_bounds(table, params) if work.shard.whole else []
-        write_record(work.dir, _record(params, fingerprint, standard))
+        write_record(work.dir, _record(params, fingerprint, standard, list(contrasts)))
         write_description(
             work.dir,
             params,
@@ -111,11 +128,13 @@ def preprocess(
                 for job in jobs
                 if not results[job.scan_id].volume_sha256
             ],
+            contrasts=list(contrasts),
         )
         write_table(table, work.dir / "scans.tsv", VOLUMES)
         with atomic(work.dir / "qc.html") as page:
             html = report.render(table, work.dir, params, overrides, narrow)
             page.write_text(html, encoding="utf-8")
+    _log_further(table, list(contrasts))
     _warn(table, narrow, dict(zip(scans["scan_id"], scans["sha256"], strict=True)))
     work.tracker.pictures("qc", _examples(table, work.dir), step=0)
     work.summary |= _summarize(table, work)
@@ -137,15 +156,60 @@ def _keys(
     settings: str,
     standard: str,
     params: PreprocessParams,
+    contrasts: Iterable[str],
 ) -> dict[str, str]:
     """Return the key of every scan. The bounds decide about one that has alternates, too."""
     others = alternates.groupby("scan_id")["sha256"].agg(list).to_dict()
     bounds = params.quality.model_dump_json()
+    further = [f"sha256_{contrast}" for contrast in contrasts if contrast != T1W]
+    of_further = scans[further].fillna("none").to_dict("records")
     return {
         scan_id: make_key(
-            sha256, settings, standard, *((*others[scan_id], bounds) if scan_id in others else ())
+            sha256,
+            settings,
+            standard,
+            *((*others[scan_id], bounds) if scan_id in others else ()),
+            *(f"{name} {value}" for name, value in images.items()),
         )
-        for scan_id, sha256 in zip(scans["scan_id"], scans["sha256"], strict=True)
+        for scan_id, sha256, images in zip(
+            scans["scan_id"], scans["sha256"], of_further, strict=True
+        )
+    }
+
+
+def _check_contrasts(contrasts: Iterable[str], params: PreprocessParams) -> None:
+    further = [contrast for contrast in contrasts if contrast != T1W]
+    if further and params.normalization != "zscore":
+        raise UsageError(
+            f"preprocess.normalization is {params.normalization}, which needs the white matter, or "
+            f"the scale, of T1w images; the cohort has {', '.join(further)}, too. Set it to "
+            "zscore, or ingest.contrasts to [T1w]."
+        )
+
+
+def _of_contrasts(
+    jobs: Sequence[Job], results: Mapping[str, Result], contrasts: Iterable[str]
+) -> dict[str, list[FurtherResult | None]]:
+    """Return what became of each further contrast, in the order of the jobs."""
+    return {
+        contrast: [results[job.scan_id].further.get(contrast) for job in jobs]
+        for contrast in contrasts
+        if contrast != T1W
+    }
+
+
+def _further_volumes(
+    jobs: Sequence[Job], results: Mapping[str, Result], contrasts: Iterable[str], layout: Layout
+) -> dict[str, list[str | None]]:
+    """Return the files of each further contrast, in the order of the jobs."""
+    return {
+        contrast: [
+            layout.of_contrast(contrast)[0].format(job.stem)
+            if each and each.volume_sha256
+            else None
+            for job, each in zip(jobs, of_jobs, strict=True)
+        ]
+        for contrast, of_jobs in _of_contrasts(jobs, results, contrasts).items()
     }
 
 
@@ -196,13 +260,18 @@ def _join(
 
 
 def _record(
-    params: PreprocessParams, fingerprint: Mapping[str, str], standard: Sequence[float]
+    params: PreprocessParams,
+    fingerprint: Mapping[str, str],
+    standard: Sequence[float],
+    contrasts: Sequence[str],
 ) -> VolumesRecord:
+    without = set() if contrasts[1:] else {"coregistration"}  # which then decides nothing
     scale = f" at {' '.join(f'{value:g}' for value in standard)}" if standard else ""
     return VolumesRecord(
         grid=params.grid.describe(),
         normalization=params.normalization + scale,
-        params=params.model_dump(mode="json"),
+        contrasts=tuple(contrasts) if contrasts[1:] else None,
+        params=params.model_dump(mode="json", exclude=without),
         **fingerprint,
     )
 
@@ -232,6 +301,18 @@ def _warn(table: pd.DataFrame, narrow: Sequence[Narrow], chosen: Mapping[str, st
             "program has blanked it.",
             lacking,
             len(table),
+        )
+
+
+def _log_further(table: pd.DataFrame, contrasts: Sequence[str]) -> None:
+    for contrast in contrasts[1:]:
+        there = table[further("volume", contrast)].notna()
+        LOGGER.info(
+            "%s: %d of %d scans have a volume; reason_%s in scans.tsv says why others have none",
+            contrast,
+            int(there.sum()),
+            len(table),
+            contrast,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -10,20 +11,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from neurofoundry.contracts.cohort import scan_path
+from neurofoundry.contracts.cohort import T1W, further, scan_path
 from neurofoundry.contracts.sketches import sketch
 from neurofoundry.contracts.volumes import Grid, open_volume, write_volume
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import bias, intensity, picture, quality
 from neurofoundry.preprocess.brain import Brain, find_brain
+from neurofoundry.preprocess.coregistration import coregister, shading_of
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement, brain_mask, place
-from neurofoundry.preprocess.resample import Image, Mask, antialias, interpolate
+from neurofoundry.preprocess.resample import Image, Mask, Matrix, antialias, interpolate
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_affine, write_warp
 from neurofoundry.runtime.files import hash_file, write_json
@@ -36,6 +39,15 @@ UNDECIDED = "undecided"
 class Alternate:
     """Another image of a scan's session."""
 
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Further:
+    """The image of a scan's session in another contrast than T1w."""
+
+    contrast: str
     path: Path
     sha256: str
 
@@ -54,11 +66,22 @@ class Job:
     """Images that stand in where this one fails quality control, the best first."""
     begins: str = ""
     """How the names of its files begin (layout.py), if not with ``scan_id``."""
+    further: tuple[Further, ...] = ()
 
     @property
     def stem(self) -> str:
         """How the names of its files begin."""
         return self.begins or self.scan_id
+
+
+@dataclass(frozen=True)
+class FurtherResult:
+    """What is known about a further contrast of a scan."""
+
+    reason: str | None
+    """Why nothing could be made of it."""
+    volume_sha256: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,8 @@ class Result:
     measures: dict[str, float] = field(default_factory=dict)
     sketch: str | None = None
     """By which copies of the image are known."""
+    further: dict[str, FurtherResult] = field(default_factory=dict)
+    """By contrast; empty where there are none, and where nothing could be made of the scan."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +132,13 @@ def to_jobs(
     begins: Mapping[str, str] | None = None,
     keys: Mapping[str, str] | None = None,
     alternates: pd.DataFrame | None = None,
+    contrasts: Sequence[str] = (T1W,),
 ) -> list[Job]:
     """Return the jobs of rows of the cohort.
 
     ``begins`` and ``keys`` are by ``scan_id``; without them the jobs are for looking at scans only.
-    ``alternates`` are those of the cohort, if they may stand in.
+    ``alternates`` are those of the cohort, if they may stand in, and ``contrasts`` what is made of
+    a session, T1w first.
     """
     others: dict[str, list[Mapping[Any, str]]] = {}
     for other in [] if alternates is None else alternates.to_dict("records"):
@@ -131,6 +158,15 @@ def to_jobs(
                 for other in others.get(row["scan_id"], ())
             ),
             begins[row["scan_id"]] if begins else "",
+            tuple(
+                Further(
+                    contrast,
+                    scan_path(row, data=data, cohort=cohort, contrast=contrast),
+                    row[further("sha256", contrast)],
+                )
+                for contrast in contrasts[1:]
+                if isinstance(row[further("path", contrast)], str)
+            ),
         )
         for row in rows
     ]
@@ -201,7 +237,8 @@ def _attempt(
     opened: dict[Job, _Opened] = {}
     layout = Layout.of(params)
     for job in jobs:
-        for name in reversed(layout.files):
+        of_others = (layout.of_contrast(each.contrast) for each in job.further)
+        for name in (*reversed(layout.files), *itertools.chain.from_iterable(of_others)):
             (out / name.format(job.stem)).unlink(missing_ok=True)
         (out / job.stem).parent.mkdir(parents=True, exist_ok=True)
         # The key speaks of the image as ingest saw it. What another image gives must not be kept
@@ -229,11 +266,16 @@ def _attempt(
 
 
 def change_since_ingest(job: Job) -> str | None:
-    """Return how the file differs from what ingest saw, in words; None when it does not."""
-    if not job.path.exists():
+    """Return how the files differ from what ingest saw, in words; None when they do not."""
+    changes = [f"{each.contrast}: {why}" for each in job.further if (why := _change(each))]
+    return _change(job) or next(iter(changes), None)
+
+
+def _change(image: Job | Further) -> str | None:
+    if not image.path.exists():
         return "the file is gone: run ingest again, or bring it back"
-    with _reading(job.path):
-        changed = hash_file(job.path) != job.sha256
+    with _reading(image.path):
+        changed = hash_file(image.path) != image.sha256
     return "the file has changed since ingest: run ingest again" if changed else None
 
 
@@ -259,8 +301,17 @@ def brain_histogram(
 
 def _keep(job: Job, result: Result, out: Path, layout: Layout) -> Result:
     made = replace(result, sha256=result.sha256 or job.sha256)
-    write_json(out / layout.result.format(job.stem), asdict(made))
+    record = asdict(made)
+    if not record["further"]:
+        del record["further"]
+    write_json(out / layout.result.format(job.stem), record)
     return made
+
+
+def read_result(record: Mapping[str, Any]) -> Result:
+    """Return the result of which a scan's ``.json`` tells. Raises TypeError."""
+    others = {name: FurtherResult(**each) for name, each in record.get("further", {}).items()}
+    return Result(**{**record, "further": others})
 
 
 @contextmanager
@@ -321,7 +372,72 @@ def _finish(
     mask = Image(resampled.mask.astype(np.float32), grid.affine)
     picture.write(png, scan.image, placement, mask=mask, depth=template.depth)
     drawn = sketch(open_volume(volume, grid))
-    return Result(job.key, None, job.sha256, hash_file(volume), measures, drawn)
+    others = {
+        each.contrast: _finish_further(
+            each, job.stem, brain, placement, resampled.mask, out, params, template
+        )
+        for each in job.further
+    }
+    return Result(job.key, None, job.sha256, hash_file(volume), measures, drawn, others)
+
+
+def _finish_further(
+    image: Further,
+    stem: str,
+    brain: Brain,
+    placement: Placement,
+    mask: Mask,
+    out: Path,
+    params: PreprocessParams,
+    template: Template,
+) -> FurtherResult:
+    """Write the volume, picture and transform of a further contrast, within the brain ``mask`` that
+    the T1w image shows on the grid."""
+    files = (out / name.format(stem) for name in Layout.of(params).of_contrast(image.contrast))
+    volume, png, transform = files
+    grid = params.grid
+    try:
+        with _reading(image.path):
+            scan = read_scan(image.path)
+        device = torch.device(params.device)
+        found = coregister(brain, scan, params.registration_spacing, device)
+        whole = placement.then(found.to_other)
+        values, seen = _resample_further(scan, brain, found.to_other, whole, mask, params)
+    except UnusableScanError as unusable:
+        return FurtherResult(str(unusable))
+    write_volume(volume, intensity.zscore(values, seen), seen, grid)
+    write_affine(transform, found.to_other)
+    shown = Image(seen.astype(np.float32), grid.affine)
+    picture.write(png, scan, whole, mask=shown, depth=template.depth)
+    return FurtherResult(None, hash_file(volume), found.measures)
+
+
+def _resample_further(
+    scan: Image,
+    brain: Brain,
+    to_other: Matrix,
+    placement: Placement,
+    mask: Mask,
+    params: PreprocessParams,
+) -> tuple[NDArray[np.float32], Mask]:
+    """Return a further contrast on the grid, and the brain as far as it shows it.
+
+    Raises UnusableScanError where it shows nothing of it.
+    """
+    grid, seen = params.grid, mask.copy()
+    points = placement.in_scan(apply_affine(grid.affine, np.argwhere(mask)))
+    in_view = quality.in_view(scan, points)
+    seen[mask] = in_view
+    values = np.zeros(grid.shape, np.float32)
+    if seen.sum() > 1:
+        # The one interpolation, as of the T1w image.
+        values[seen] = interpolate(antialias(scan, grid.spacing), points[in_view])
+        if params.bias_correction != "none":
+            log_bias = shading_of(scan, brain, to_other)
+            values[seen] /= bias.bias_at(log_bias, points[in_view])
+    if seen.sum() < 2 or values[seen].std() == 0:
+        raise UnusableScanError("it shows nothing of the brain that the T1w image shows")
+    return values, seen
 
 
 def _resample(scan: Image, brain: Brain, placement: Placement, grid: Grid) -> _Resampled:

@@ -7,17 +7,21 @@ other decisions cost no preprocessing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
 
+from neurofoundry.contracts.cohort import further as further_column
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import UsageError
+from neurofoundry.preprocess import coregistration
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import CATCHES, MEASURES, judge, out_of_bounds
+from neurofoundry.preprocess.scan import FurtherResult
 from neurofoundry.runtime.files import hash_file
 
 FEWEST_OF_SITE = 20
@@ -122,6 +126,62 @@ def decide(
             [decision for decision, _ in decided], index=table.index, dtype=object
         ),
     )
+
+
+def decide_further(
+    table: pd.DataFrame,
+    further: Mapping[str, Sequence[FurtherResult | None]],
+    params: PreprocessParams,
+    overrides: Overrides,
+    volumes: Mapping[str, Sequence[str | None]],
+    *,
+    required: Collection[str],
+) -> pd.DataFrame:
+    """Return the table, which is decided, with columns for each further contrast.
+
+    ``further`` are the results of its rows by contrast, ``volumes`` the files. What is unlike the
+    T1w image of its session is left out, and where the contrast is ``required`` so is the session.
+    A person's decision to keep a scan keeps what could be made of its contrasts.
+    """
+    for contrast, results in further.items():
+        kept = [overrides.get(scan_id, ("", ""))[0] == "keep" for scan_id in table["scan_id"]]
+        reasons = [
+            _why_not(result, params, kept=keep) for result, keep in zip(results, kept, strict=True)
+        ]
+        there = [each is None for each in reasons]
+        measures = [result.measures if result else {} for result in results]
+        columns: dict[str, list[Any]] = {
+            "volume": _where(there, volumes[contrast]),
+            "volume_sha256": _where(there, [each and each.volume_sha256 for each in results]),
+            "reason": reasons,
+        }
+        for name in coregistration.MEASURES:
+            columns[name] = [each.get(name, math.nan) for each in measures]
+        for name, values in columns.items():
+            dtype: type = float if name in coregistration.MEASURES else object
+            column = pd.Series(values, index=table.index, dtype=dtype)
+            table = table.assign(**{further_column(name, contrast): column})
+        if contrast in required:
+            lost = table["usable"] & ~pd.Series(there, index=table.index)
+            why = [f"{contrast}: {reason}" for reason in reasons]
+            table = table.assign(
+                reason=table["reason"].where(~lost, pd.Series(why, index=table.index)),
+                usable=table["usable"] & ~lost,
+            )
+    return table
+
+
+def _why_not(result: FurtherResult | None, params: PreprocessParams, *, kept: bool) -> str | None:
+    """Return why a further contrast is left out; None when it is used."""
+    if result is None:
+        return "the session has none"
+    if result.reason or kept:
+        return result.reason
+    return coregistration.judge(result.measures, params.coregistration)
+
+
+def _where(there: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+    return [value if each else None for each, value in zip(there, values, strict=True)]
 
 
 def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:

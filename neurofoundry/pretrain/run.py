@@ -15,7 +15,7 @@ import pandas as pd
 from neurofoundry import morphometry
 from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
 from neurofoundry.contracts.tables import hash_table, write_table
-from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.contracts.volumes import Volumes, check_contrasts
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
 from neurofoundry.nn.selfcheck import check_convolutions
@@ -42,6 +42,7 @@ def pretrain(
     """
     section = params.section(method)
     source = Volumes(volumes)
+    check_contrasts(source)
     scans, spacing = select_scans(source.scans, params), source.grid.spacing
     probe = None
     if params.probe:

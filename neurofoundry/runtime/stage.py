@@ -54,7 +54,14 @@ ENCODER_FILES = ("encoder.safetensors", "plan.json", "subjects.tsv", "images.tsv
 STAGES = {
     "ingest": Stage(
         "neurofoundry.ingest.run",
-        ("scans.tsv", "alternates.tsv", "labels.tsv", "excluded.tsv", "splits.tsv"),
+        (
+            "scans.tsv",
+            "contrasts.tsv",
+            "alternates.tsv",
+            "labels.tsv",
+            "excluded.tsv",
+            "splits.tsv",
+        ),
     ),
     "preprocess": Stage(
         "neurofoundry.preprocess.run",

@@ -50,11 +50,22 @@ def recorded_items(folder: Path) -> dict[str, str]:
         with (folder / table).open(encoding="utf-8", newline="") as file, suppress(KeyError):
             rows = csv.DictReader(file, delimiter="\t")
             items |= {
-                read_cell(name.format(**row)): row[column]
+                read_cell(each.format(**row)): row[of]
                 for row in rows
-                if row.get(column) not in (None, "n/a")
+                for each, of in _columns(name, column, row)
+                if row.get(of) not in (None, "n/a")
             }
     return items
+
+
+def _columns(name: str, column: str, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the name of an item and the column of its hash: of a volume, also those of its session
+    in further contrasts."""
+    yield name, column
+    if column == "volume_sha256":
+        for other in row:
+            if str(other).startswith("volume_sha256_"):
+                yield f"{{volume_{other.removeprefix('volume_sha256_')}}}", other
 
 
 def differences(folder: Path, *, items: bool) -> list[str]:

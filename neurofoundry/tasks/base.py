@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,23 @@ Values = NDArray[np.float64]
 
 BASELINE = "baseline-"
 """Beginning of the names of baselines: what can be reached without a network."""
+
+
+JUDGED = 5
+"""Tested persons, of every class, from which on evaluate gives numbers by default."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How sure the outputs of a model are, as its validation persons show."""
+
+    temperature: float
+    """The divisor of the logits of a classification; NaN for a regression."""
+    limits: tuple[float, ...]
+    """What the conformal score of the truth seldom exceeds: for each class, 1 less its probability;
+    of a regression one, the absolute error. Infinite where validation persons are too few."""
+    calibrated_on: tuple[int, ...]
+    """The validation persons that each limit is of."""
 
 
 class Condition(Section):
@@ -236,12 +254,12 @@ class Task(Labelled):
         """Return the one number per scan that explanations explain, (batch,)."""
 
     @abstractmethod
-    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
-        """Return what `neurofoundry predict` needs to state the uncertainty: ``temperature`` or
-        ``half_width``, fitted on outputs (scans, outputs) of the network and targets of val."""
+    def uncertainty(self, outputs: Values, targets: Values, persons: NDArray[Any]) -> Uncertainty:
+        """Return what `neurofoundry predict` needs to state the uncertainty, fitted on outputs
+        (scans, outputs) of the network, targets and persons of val."""
 
     @abstractmethod
-    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
+    def state(self, outputs: Tensor, known: Uncertainty) -> dict[str, Any]:
         """Return the outputs of a network as columns for people: ``prediction`` and how certain
         it is."""
 

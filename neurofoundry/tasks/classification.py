@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from neurofoundry.tasks.base import BASELINE, Task, Values
+from neurofoundry.tasks import conformal
+from neurofoundry.tasks.base import BASELINE, Task, Uncertainty, Values
 
 if TYPE_CHECKING:
     import torch
@@ -123,12 +124,25 @@ class Classification(Task):
         """Return the log odds of the last class, which is the class of interest."""
         return outputs[:, -1] - outputs[:, :-1].logsumexp(dim=1)
 
-    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
+    def uncertainty(self, outputs: Values, targets: Values, persons: NDArray[Any]) -> Uncertainty:
+        """Return the temperature, and for each class the limit of 1 less its probability from those
+        who have it, so that the promise holds for each class."""
+        from scipy.special import softmax
+
+        scores, of_class = 1 - softmax(outputs, axis=1), targets.astype(int)
+        rows = [of_class == index for index in range(len(self.classes))]
+        return Uncertainty(
+            self._temperature(outputs, of_class),
+            tuple(conformal.limit(scores[each, k], persons[each]) for k, each in enumerate(rows)),
+            tuple(len(np.unique(persons[each])) for each in rows),
+        )
+
+    def _temperature(self, outputs: Values, classes: NDArray[np.int64]) -> float:
         """Return the temperature that minimizes the cross-entropy (Guo et al. 2017)."""
         from scipy.optimize import minimize_scalar
         from scipy.special import log_softmax
 
-        rows, classes = np.arange(len(targets)), targets.astype(int)
+        rows = np.arange(len(classes))
 
         def loss(log_temperature: float) -> float:
             scaled = log_softmax(outputs / np.exp(log_temperature), axis=1)
@@ -136,12 +150,13 @@ class Classification(Task):
 
         # Classes that are separated without error would want 0, and random ones infinity.
         best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-        return {"temperature": float(np.exp(best.x)), "half_width": np.nan}
+        return float(np.exp(best.x))
 
-    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
+    def state(self, outputs: Tensor, known: Uncertainty) -> dict[str, Any]:
         """Return ``prediction``, ``p_CLASS``, ``calibrated_p_CLASS``, and ``entropy`` of the
-        latter (0 certain, 1 undecided)."""
-        calibrated = self.columns(outputs / temperature)
+        latter (0 certain, 1 undecided); and ``set``, the classes that cannot be ruled out, with the
+        persons that the smallest class of it is ``calibrated_on``."""
+        calibrated = self.columns(outputs / known.temperature)
         probabilities = np.stack(list(calibrated.values()), axis=1)
         entropy = -(probabilities * np.log(np.clip(probabilities, 1e-300, 1))).sum(axis=1)
         return {
@@ -149,7 +164,18 @@ class Classification(Task):
             **self.columns(outputs),
             **{f"calibrated_{name}": values for name, values in calibrated.items()},
             "entropy": entropy / np.log(len(self.classes)),
+            "set": self._sets(np.stack(list(self.columns(outputs).values()), axis=1), known),
+            "calibrated_on": min(known.calibrated_on),
         }
+
+    def _sets(self, probabilities: Values, known: Uncertainty) -> list[str | None]:
+        """Return the set of each scan, its classes joined by '|'; None where validation persons are
+        too few to rule a class out."""
+        if not np.isfinite(known.limits).all():
+            return [None] * len(probabilities)
+        names = np.array(self.classes)
+        inside = conformal.sets(probabilities, np.array(known.limits))
+        return ["|".join(names[each]) for each in inside]
 
     @property
     def metric_names(self) -> tuple[str, ...]:

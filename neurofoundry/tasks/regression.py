@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from neurofoundry.tasks.base import BASELINE, Task, Values
+from neurofoundry.tasks import conformal
+from neurofoundry.tasks.base import BASELINE, Task, Uncertainty, Values
 
 if TYPE_CHECKING:
     import torch
@@ -101,20 +102,23 @@ class Regression(Task):
         """Return the value."""
         return outputs[:, 0]
 
-    def uncertainty(self, outputs: Values, targets: Values, coverage: float) -> dict[str, float]:
-        """Return the half-width of the interval of split conformal prediction (Lei et al. 2018):
-        the ⌈(n + 1) · ``coverage``⌉-th smallest absolute residual; infinite if n is too small."""
-        residuals = np.sort(np.abs(outputs[:, 0] - targets))
-        rank = int(np.ceil((len(residuals) + 1) * coverage))
-        half = float(residuals[rank - 1]) if rank <= len(residuals) else np.inf
-        return {"temperature": np.nan, "half_width": half}
+    def uncertainty(self, outputs: Values, targets: Values, persons: NDArray[Any]) -> Uncertainty:
+        """Return the half-width of the interval that `conformal.limit` gives."""
+        half = conformal.limit(np.abs(outputs[:, 0] - targets), persons)
+        return Uncertainty(np.nan, (half,), (len(np.unique(persons)),))
 
-    def state(self, outputs: Tensor, *, temperature: float, half_width: float) -> dict[str, Any]:
-        """Return ``prediction`` with the ends of its interval, ``low`` and ``high``."""
+    def state(self, outputs: Tensor, known: Uncertainty) -> dict[str, Any]:
+        """Return ``prediction`` with the ends of its interval, ``low`` and ``high``, and the number
+        of persons that it is ``calibrated_on``."""
         value = self.columns(outputs)["output"]
-        # With too few scans of val: no interval rather than an infinite one.
-        half = half_width if np.isfinite(half_width) else np.nan
-        return {"prediction": value, "low": value - half, "high": value + half}
+        # With too few persons of val: no interval rather than an infinite one.
+        half = known.limits[0] if np.isfinite(known.limits[0]) else np.nan
+        return {
+            "prediction": value,
+            "low": value - half,
+            "high": value + half,
+            "calibrated_on": known.calibrated_on[0],
+        }
 
     @property
     def metric_names(self) -> tuple[str, ...]:

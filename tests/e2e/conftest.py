@@ -52,7 +52,10 @@ def shrink(params: Path) -> None:
     values["pretrain"].update(epochs=2, batch_size=8)
     values["pretrain"]["encoder"]["width"] = 0.125
     values["finetune"].update(epochs=2, batch_size=8)
-    values["finetune"]["explain"].update(scans=2, steps=4)
+    for name in ("small", "small-probe"):  # it is bound to 3 mm
+        del values["finetune"]["initializations"][name]
+    values["finetune"]["explain"].update(initializations=["simclr"], scans=2, steps=4)
+    values["evaluate"]["promotion"]["initialization"] = "simclr"
     values["evaluate"].update(bootstraps=200)
     params.write_text(yaml.safe_dump(values, sort_keys=False))
 

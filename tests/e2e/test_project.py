@@ -130,6 +130,41 @@ def test_only_an_added_scan_is_preprocessed(project: Path, command: Run, tmp_pat
     )
 
 
+def test_of_folds_one_that_is_lost_is_made_alone(
+    project: Path, command: Run, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(project, clone, symlinks=True)
+    params = clone / "params.yaml"
+    values = yaml.safe_load(params.read_text())
+    apart = values["ingest"]["splits"]["ood"]
+    values["ingest"]["splits"] = {"mode": "folds", "folds": 3, "pretrain": 0.2, "ood": apart}
+    values["tasks"] = {"sex": values["tasks"]["sex"]}
+    starts = values["finetune"]["initializations"]
+    values["finetune"].update(epochs=1, explain=None)
+    values["finetune"]["initializations"] = {name: starts[name] for name in ("simclr", "scratch")}
+    values["pretrain"].update(epochs=1, probe=None)
+    values["evaluate"].update(promotion=None, combat=None)
+    params.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert stages_run(command("dvc", "repro", cwd=clone).stdout) == list(STAGES)
+    assert json.loads((clone / ".volumes.run.json").read_text())["reused"] > 60
+    tested = pd.read_csv(clone / "cohort/scans.tsv", sep="\t").query("split == 'test'")
+    measured = pd.read_csv(clone / "evaluation/tables/metrics.tsv", sep="\t")
+    of_folds = measured.query("init == 'scratch' and split == 'test' and metric == 'auc'")
+    assert of_folds["subjects"].tolist() == [tested["person"].nunique()]
+
+    models = clone / "models"
+    made = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
+    assert len(made) == 2 * 3
+    lost = models / "sex/scratch/1.0/0/fold-2"
+    weights = (lost / "model.safetensors").read_bytes()
+    shutil.rmtree(lost)
+    command("dvc", "repro", "--force", "--single-item", "finetune", cwd=clone)
+    again = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
+    assert {folder for folder in made if made[folder] != again[folder]} == {lost}
+    assert (lost / "model.safetensors").read_bytes() == weights
+
+
 def test_dvc_shows_metrics_and_plots(project: Path, command: Run, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(project, clone, symlinks=True)

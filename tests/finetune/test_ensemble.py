@@ -52,7 +52,10 @@ def test_it_is_trusted_as_far_as_its_averages_for_val_allow(models: Path) -> Non
     losses = [log_loss(ill, softmax(logits / t, axis=1)) for t in grid]
     assert found.temperature is not None
     assert found.temperature == pytest.approx(grid[np.argmin(losses)], rel=0.01)
-    assert found.half_width is None
+    p = softmax(logits.to_numpy(), axis=1)
+    assert found.calibrated_on == tuple(one[rows]["person"].nunique() for rows in (~ill, ill))
+    for limit, scores in zip(found.limits, (1 - p[~ill, 0], 1 - p[ill, 1]), strict=True):
+        assert limit in (None, pytest.approx(scores.max()), pytest.approx(np.sort(scores)[-2]))
     distance = (one["distance"] + other["distance"]) / 2
     assert (
         (distance > found.distance_limit).mean()
@@ -61,13 +64,9 @@ def test_it_is_trusted_as_far_as_its_averages_for_val_allow(models: Path) -> Non
     )
 
 
-def test_of_values_it_has_an_interval(models: Path) -> None:
-    folder = models / "age/scratch/1.0"
-    one, other = validation(folder, ensemble_of(folder).members)
-    mean = (one["output"] + other["output"]) / 2
-    residuals = np.sort((mean - one["label"]).abs())
-    half = residuals[int(np.ceil((len(residuals) + 1) * 0.9)) - 1]
-    assert ensemble_of(folder).half_width == pytest.approx(half)
+def test_of_eight_persons_it_promises_nothing(models: Path) -> None:
+    found = ensemble_of(models / "age/scratch/1.0")
+    assert (found.limits, found.calibrated_on) == ((None,), (8,))
 
 
 def test_in_folds_each_scan_is_judged_by_the_models_that_it_has_validated(
@@ -81,9 +80,12 @@ def test_in_folds_each_scan_is_judged_by_the_models_that_it_has_validated(
     pooled = pd.concat(validation(folder, found.members))
     scans = in_folds()
     assert sorted(pooled.index) == sorted(scans["scan_id"][scans["split"] != "ood"])
-    residuals = np.sort((pooled["output"] - pooled["label"]).abs())
-    half = residuals[int(np.ceil((len(residuals) + 1) * 0.9)) - 1]
-    assert found.half_width == pytest.approx(half)
+    errors = (pooled["output"] - pooled["label"]).abs().sort_values()
+    share = 1 / pooled.groupby("person")["person"].transform("size")  # a person counts once
+    persons = pooled["person"].nunique()
+    half = errors[share[errors.index].cumsum() >= 0.9 * (persons + 1)].min()
+    assert found.limits == (pytest.approx(half),)
+    assert found.calibrated_on == (persons,)
 
 
 def test_one_model_is_none(models: Path, volumes: Path, encoder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from neurofoundry.errors import DataError
 from neurofoundry.finetune import trust
 from neurofoundry.finetune.trust import Trust
+from neurofoundry.tasks.conformal import COVERAGE
 from tests.support.tiny import AGE, DIAGNOSIS
 
 
@@ -18,7 +19,13 @@ def regression(residuals: np.ndarray, random: np.random.Generator) -> Trust:
     n = len(residuals)
     features = random.normal(size=(n, 3))
     targets = random.normal(50, 10, n)
-    return trust.fit(features, features, (targets + residuals)[:, None], targets, AGE)
+    outputs = (targets + residuals)[:, None]
+    return trust.fit(features, features, outputs, targets, np.arange(n), AGE)
+
+
+def half_width(found: Trust) -> float:
+    (half,) = found.uncertainty.limits
+    return half
 
 
 class TestDistance:
@@ -27,7 +34,7 @@ class TestDistance:
         mix = random.normal(size=(4, 4))
         learn = random.normal(size=(20000, 4)) @ mix + 5
         val = random.normal(size=(400, 4)) @ mix + 5
-        found = trust.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        found = trust.fit(learn, val, val[:, :1], val[:, 0], np.arange(len(val)), AGE)
         inverse = np.linalg.inv(mix.T @ mix)
         expected = [mahalanobis(scan, np.full(4, 5.0), inverse) for scan in val]
         np.testing.assert_allclose(found.distance(val), expected, rtol=0.05)
@@ -37,7 +44,7 @@ class TestDistance:
         random = np.random.default_rng(1)
         learn, val = random.normal(size=(12, 64)), random.normal(size=(8, 64))
         learn[:, :10] = val[:, :10] = 0
-        found = trust.fit(learn, val, val[:, :1], val[:, 0], AGE)
+        found = trust.fit(learn, val, val[:, :1], val[:, 0], np.arange(len(val)), AGE)
         far = found.distance(val + 20)
         assert np.isfinite(far).all()
         assert (far > found.distance_limit).all()
@@ -48,36 +55,54 @@ class TestTemperature:
         random = np.random.default_rng(2)
         targets = random.integers(0, 2, 300)
         logits = random.normal(size=(300, 2)) + 2 * np.eye(2)[targets]
-        found = trust.fit(logits, logits, 3 * logits, targets.astype(float), DIAGNOSIS)
+        persons = np.arange(300)
+        found = trust.fit(logits, logits, 3 * logits, targets.astype(float), persons, DIAGNOSIS)
         grid = np.linspace(0.5, 10, 200)
         losses = [log_loss(targets, softmax(3 * logits / t, axis=1)) for t in grid]
-        assert found.temperature == pytest.approx(grid[np.argmin(losses)], abs=0.05)
-        assert np.isnan(found.half_width)
+        assert found.uncertainty.temperature == pytest.approx(grid[np.argmin(losses)], abs=0.05)
 
     def test_logits_that_are_right_are_left_as_they_are(self) -> None:
         random = np.random.default_rng(3)
         logits = random.normal(size=(20000, 2)) * 2
         targets = (random.random(20000) < softmax(logits, axis=1)[:, 1]).astype(float)
-        found = trust.fit(logits[:50], logits, logits, targets, DIAGNOSIS)
-        assert found.temperature == pytest.approx(1, abs=0.05)
+        persons = np.arange(20000)
+        found = trust.fit(logits[:50], logits, logits, targets, persons, DIAGNOSIS)
+        assert found.uncertainty.temperature == pytest.approx(1, abs=0.05)
+
+
+class TestSets:
+    def test_each_class_has_the_limit_of_those_who_have_it_each_counted_once(self) -> None:
+        random = np.random.default_rng(8)
+        targets = np.repeat([0, 1], [14, 30])
+        persons = np.r_[np.arange(14), 14 + np.arange(30) // 2]  # the ill were scanned twice
+        logits = random.normal(size=(44, 2)) + np.eye(2)[targets]
+        found = trust.fit(logits, logits, logits, targets.astype(float), persons, DIAGNOSIS)
+        p = softmax(logits, axis=1)
+        healthy = np.sort(1 - p[:14, 0])
+        assert found.uncertainty.limits[0] == pytest.approx(healthy[13])  # ⌈15 · 0.9⌉ = 14th
+        assert found.uncertainty.calibrated_on == (14, 15)
+        # A scan of the ill counts half a person: 0.9 · 16 are 28.8 halves.
+        assert found.uncertainty.limits[1] == pytest.approx(np.sort(1 - p[14:, 1])[28])
 
 
 class TestInterval:
     def test_it_is_the_residual_of_the_conformal_rank(self) -> None:
         residuals = np.array([-1, 2, -3, 4, -5, 6, -7, 8, -9, 10.0])
         found = regression(residuals, np.random.default_rng(4))
-        assert found.half_width == pytest.approx(10)  # ⌈11 · 0.9⌉ = 10th of 10
+        assert half_width(found) == pytest.approx(10)  # ⌈11 · 0.9⌉ = 10th of 10
 
     def test_too_few_scans_cannot_say(self) -> None:
-        assert regression(np.ones(8), np.random.default_rng(5)).half_width == np.inf
+        found = regression(np.ones(8), np.random.default_rng(5))
+        assert half_width(found) == np.inf
+        assert found.uncertainty.calibrated_on == (8,)
 
     def test_it_covers_what_it_promises(self) -> None:
         random = np.random.default_rng(6)
         covered = [
-            abs(random.standard_t(4)) <= regression(random.standard_t(4, 29), random).half_width
+            abs(random.standard_t(4)) <= half_width(regression(random.standard_t(4, 29), random))
             for _ in range(1000)
         ]
-        assert np.mean(covered) == pytest.approx(trust.COVERAGE, abs=0.03)
+        assert np.mean(covered) == pytest.approx(COVERAGE, abs=0.03)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -85,6 +110,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     trust.write(tmp_path / "trust.npz", found)
     again = trust.read(tmp_path / "trust.npz")
     assert np.array_equal(again.precision, found.precision)
-    assert (again.half_width, again.distance_limit) == (found.half_width, found.distance_limit)
+    assert half_width(again) == half_width(found)
+    assert again.uncertainty.calibrated_on == (20,)
+    assert again.distance_limit == found.distance_limit
     with pytest.raises(DataError, match="Run finetune again"):
         trust.read(tmp_path / "gone.npz")

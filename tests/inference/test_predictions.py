@@ -24,7 +24,7 @@ TUNED = {**tiny.FINETUNED, "epochs": 1}
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predict") / "volumes"
-    tiny.write_volumes(folder, tiny.scans_table())
+    tiny.write_volumes(folder, tiny.scans_table(70))
     write_json(folder / "grid.json", {"grid": tiny.GRID.describe(), "params": RECIPE})
     return folder
 
@@ -60,11 +60,14 @@ class TestPredictions:
         more_ill = np.where(found["p_AD"] > found["p_CN"], "AD", "CN")
         assert found["prediction"].tolist() == more_ill.tolist()
         # Dividing logits by a temperature divides their difference.
-        t = trust.read(model / "trust.npz").temperature
+        known = trust.read(model / "trust.npz").uncertainty
+        t = known.temperature
         odds = np.log(calibrated[:, 1] / calibrated[:, 0])
         np.testing.assert_allclose(
             odds * t, np.log(expected["p_AD"] / expected["p_CN"]), atol=2e-3, rtol=1e-3
         )
+        assert set(found["calibrated_on"]) == {min(known.calibrated_on)} == {5}
+        assert found["set"].isna().all()  # of five persons
 
     def test_of_values_have_an_interval(
         self, models: Path, volumes: Path, tmp_path: Path, init: str
@@ -75,9 +78,10 @@ class TestPredictions:
         found = found.loc[expected.index]
         np.testing.assert_allclose(found["prediction"], expected["output"], rtol=1e-4, atol=1e-2)
         val = expected[expected["split"] == "val"]
-        residuals = np.sort((val["output"] - val["label"]).abs())
-        half = residuals[int(np.ceil((len(residuals) + 1) * 0.9)) - 1]
-        np.testing.assert_allclose(found["high"] - found["low"], 2 * half, rtol=1e-3)
+        assert set(found["calibrated_on"]) == {val["person"].nunique()} == {10}
+        largest = (val["output"] - val["label"]).abs().max()  # of 10 persons none may lie beyond
+        inside = (found["high"] - found["low"]) / 2
+        np.testing.assert_allclose(inside, largest, rtol=1e-3)
 
 
 class TestFamiliarity:

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 
 from neurofoundry.ingest.dicom_header import Header, age_in_years, read_header, slides
-from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+from neurofoundry.ingest.dicom_series import Series, why_not
 from tests.support.dicom_files import MPRAGE, write_series
 
 
@@ -94,7 +94,7 @@ def test_multi_frame_headers_are_understood(tmp_path: Path) -> None:
     assert header.sequence == {"GR"}
     assert header.pixel_mm == 1
     assert header.cut_short  # 160 frames are announced, one is there
-    assert why_not_t1w(Series(header, [file], [0.0], {header.orientation})) is None
+    assert why_not(Series(header, [file], [0.0], {header.orientation}), "T1w") is None
 
 
 @pytest.mark.parametrize(

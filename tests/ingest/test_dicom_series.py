@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from neurofoundry.ingest.dicom_header import Header
-from neurofoundry.ingest.dicom_series import Series, why_not_t1w
+from neurofoundry.ingest.dicom_series import Series, contrast_of, why_not
 
 HEADER = Header(
     age_refused=False,
@@ -55,8 +55,47 @@ def test_t1w_is_recognised_by_technique(
         inversion_time=ti,
         flip_angle=flip,
     )
-    assert (why_not_t1w(candidate) is None) is t1w, protocol
-    assert t1w or str(why_not_t1w(candidate)).startswith("not T1w: ")
+    assert (why_not(candidate, "T1w") is None) is t1w, protocol
+    assert t1w or str(why_not(candidate, "T1w")).startswith("not T1w: ")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sequence", "times", "contrast"),
+    [
+        ("2D FLAIR, Siemens", "SE IR", (9000, 90, 2500), "FLAIR"),
+        ("2D FLAIR at 1.5 T", "SE IR", (8000, 120, 2200), "FLAIR"),
+        ("3D SPACE FLAIR", "SE IR", (5000, 395, 1800), "FLAIR"),
+        ("3D FLAIR, research mode", "RM", (4800, 340, 1650), "FLAIR"),
+        ("2D TSE", "SE", (5000, 95, None), "T2w"),
+        ("3D SPACE", "SE", (3200, 408, None), "T2w"),
+        ("MPRAGE", "GR IR", (2300, 3.0, 900), "T1w"),
+        ("T1-FLAIR", "SE IR", (2000, 20, 800), "T1w"),
+        ("PD", "SE", (2500, 15, None), None),
+        ("STIR", "SE IR", (4000, 80, 160), None),
+        ("EPI T2", "EP SE", (5000, 95, None), None),
+        ("T2* GRE", "GR", (2500, 65, None), None),
+        ("DIR", "SE IR", (7500, 40, 3000), None),
+    ],
+)
+def test_flair_and_t2w_are_recognised_by_technique(
+    protocol: str, sequence: str, times: Sequence[float | None], contrast: str | None
+) -> None:
+    tr, te, ti = times
+    candidate = series(
+        sequence=frozenset(sequence.split()),
+        repetition_time=tr,
+        echo_time=te,
+        inversion_time=ti,
+        flip_angle=9.0 if contrast == "T1w" else 150.0,
+    )
+    found = contrast_of(candidate, ("T1w", "FLAIR", "T2w"))
+    if contrast is None:
+        assert str(found).startswith("not T1w or FLAIR or T2w: "), protocol
+    else:
+        assert found == contrast, protocol
+        assert str(contrast_of(candidate, ("T1w", "PDw"))).startswith("not T1w or PDw") or (
+            contrast == "T1w"
+        )
 
 
 def series(slices: int = 160, **header: Any) -> Series:
@@ -80,7 +119,7 @@ def series(slices: int = 160, **header: Any) -> Series:
     ],
 )
 def test_other_series_are_told_apart(header: dict[str, Any], reason: str) -> None:
-    assert str(why_not_t1w(series(**header))).startswith(reason)
+    assert str(why_not(series(**header), "T1w")).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +137,12 @@ def test_other_series_are_told_apart(header: dict[str, Any], reason: str) -> Non
     ],
 )
 def test_heads_in_other_languages_and_unknown_words_leave_it_to_technique(body: str) -> None:
-    assert why_not_t1w(_whole(replace(HEADER, body=body))) is None
+    assert why_not(_whole(replace(HEADER, body=body)), "T1w") is None
 
 
 @pytest.mark.parametrize("body", ["KNIE", "ABDOMEN", "LSPINE", "C-SPINE MUELLER", "HALS"])
 def test_other_body_parts_are_no_heads_and_free_text_is_not_repeated(body: str) -> None:
-    reason = why_not_t1w(_whole(replace(HEADER, body=body)))
+    reason = why_not(_whole(replace(HEADER, body=body)), "T1w")
     assert reason is not None
     assert reason.startswith("not a head")
     assert "MUELLER" not in reason
@@ -113,11 +152,11 @@ def test_other_body_parts_are_no_heads_and_free_text_is_not_repeated(body: str) 
 def test_slices_with_a_jitter_are_one_volume(turned: float, localizer: bool) -> None:
     series = _whole(HEADER)
     series.orientations = {(1, 0, 0, 0, 1, 0), (1 - turned, 0, 0, 0, 1, turned)}
-    assert (why_not_t1w(series) == "not T1w: a localizer") is localizer
+    assert (why_not(series, "T1w") == "not T1w: a localizer") is localizer
 
 
 def test_an_odd_modality_is_not_repeated() -> None:
-    reason = why_not_t1w(_whole(replace(HEADER, modality="MUELLER")))
+    reason = why_not(_whole(replace(HEADER, modality="MUELLER")), "T1w")
     assert reason == "not T1w: modality unknown, expected MR"
 
 

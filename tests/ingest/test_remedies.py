@@ -20,9 +20,8 @@ def test_every_remedy_that_is_named_works() -> None:
     for seed in range(12):
         rows = cohort(seed, exact=False)
         said = remedies.find(rows, HASH, "diagnosis", TASKS, seed=seed)
-        for words in re.findall(r"\{.*?\}", said):
-            shares = HASH.shares if "stratified" in words else {}
-            params = Splits(**shares, **yaml.safe_load(words))
+        for words in re.findall(r"ingest.splits=(\{.*?\}),", said):
+            params = Splits(**yaml.safe_load(words))
             dealt = splits.assign(rows, params, TASKS, seed=seed)
             assert folds.gap(TASKS["diagnosis"], dealt) is None
             tried += 1
@@ -37,9 +36,10 @@ def test_it_says_how_many_of_the_smallest_class_each_split_would_get() -> None:
     in_folds = splits.assign(rows, Splits(mode="folds", folds=5, pretrain=0.5), TASKS, seed=1)
     tested = int(((in_folds["diagnosis"] == "AD") & (in_folds["split"] == "test")).sum())
     assert (
-        "{mode: stratified} with the same shares, which gives "
-        f"train {counts['train']}, val {counts['val']}, test {counts['test']} persons with "
-        f"diagnosis=AD; or {{mode: folds, folds: 5, pretrain: 0.5}}, which tests {tested} persons"
+        "ingest.splits={mode: stratified, pretrain: 0.5, train: 0.25, val: 0.1, test: 0.15}, which "
+        f"gives train {counts['train']}, val {counts['val']}, test {counts['test']} persons with "
+        "diagnosis=AD; or ingest.splits={mode: folds, pretrain: 0.5, folds: 5}, which tests "
+        f"{tested} persons"
     ) in said
 
 
@@ -47,7 +47,8 @@ def test_folds_are_asked_for_where_splits_are_those_that_were_published() -> Non
     params = Splits(mode="published", column="set")
     said = remedies.find(cohort(1, exact=True), params, "diagnosis", TASKS, seed=1)
     assert said == (
-        "Would do: ingest.splits {mode: folds, folds: 5}, which tests 12 persons with diagnosis=AD."
+        "Would do: ingest.splits={mode: folds, folds: 5}, which tests 12 persons with diagnosis=AD "
+        "(for pretraining, import weights: nobody is left)."
     )
 
 
@@ -56,7 +57,18 @@ def test_a_site_kept_apart_that_lacks_a_class_is_said_to_be_the_reason() -> None
     rows.loc[rows["diagnosis"] == "AD", ["dataset", "site"]] = ["a", "north"]
     params = HASH.model_copy(update={"ood": {"dataset": ("b",)}})
     said = remedies.find(rows, params, "diagnosis", TASKS, seed=1)
-    assert said.startswith("Would do: ingest.splits without ood {mode: stratified}")
+    assert said.startswith(
+        "Would do (without ood): ingest.splits={mode: stratified, pretrain: 0.5,"
+    )
+
+
+def test_a_site_that_stays_apart_is_part_of_what_is_pasted() -> None:
+    params = HASH.model_copy(update={"ood": {"site": ("yes", "it's: south")}})
+    rows = cohort(1, exact=True).assign(site="north")
+    rows.loc[rows.index[::5], "site"] = "it's: south"
+    said = remedies.find(rows, params, "diagnosis", TASKS, seed=1)
+    words = said.partition("ingest.splits=")[2].partition(", which")[0]
+    assert Splits(**yaml.safe_load(words)).ood == params.ood
 
 
 @pytest.mark.parametrize("left", [0, 3])

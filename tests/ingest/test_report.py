@@ -4,10 +4,15 @@ import io
 from pathlib import Path
 
 import pytest
+import yaml
 
+from benchmarks.splits import TASKS, cohort
+from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import EXCLUDED
+from neurofoundry.contracts.splits import Splits
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
+from neurofoundry.ingest import report, splits
 from tests.support.building import DIAGNOSIS, EVERY_SPLIT, SEX, bids, run, write_scan
 
 AGE = {"kind": "regression", "column": "age"}
@@ -102,3 +107,22 @@ def test_nothing_usable_says_why(tmp_path: Path) -> None:
         run(tmp_path / "data", tmp_path / "out", tasks={"sex": SEX})
     assert "not one scan can be used" in str(refused.value)
     assert "ds/sub-01/anat/sub-01_T1w.nii.gz: empty file: 0 bytes" in str(refused.value)
+
+
+@pytest.mark.parametrize("ill", [8, 12])
+def test_a_task_that_can_be_learned_and_not_judged_is_told_at_the_start(ill: int) -> None:
+    rows = cohort(1, exact=True)
+    few = rows.drop(rows.index[rows["diagnosis"] == "AD"][ill:])
+    params = Splits(mode="stratified", pretrain=0.2, train=0.36, val=0.15, test=0.29)
+    dealt = splits.assign(few, params, TASKS, seed=1)
+    said = report.without_numbers(dealt, TASKS, params, seed=1)
+    if ill == 12:
+        assert said == []
+        return
+    (line,) = said
+    assert line.startswith("task 'diagnosis' will have no numbers, as evaluate.min_subjects is 5")
+    assert "split 'test' has " in line
+    words = line.partition("ingest.splits=")[2].partition(", which")[0]
+    again = splits.assign(few, Splits(**yaml.safe_load(words)), TASKS, seed=1)
+    assert folds.gap(TASKS["diagnosis"], again) is None
+    assert folds.unjudged(TASKS["diagnosis"], again) is None

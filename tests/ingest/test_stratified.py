@@ -15,11 +15,10 @@ SHARES = {"pretrain": 0.2, "train": 0.4, "val": 0.15, "test": 0.25}
 
 @pytest.mark.parametrize("file", ["params.yaml", "neurofoundry/presets/first-look.yaml"])
 def test_a_study_of_sixty_can_be_split_where_a_hash_cannot(file: str) -> None:
-    feasible = {
-        name: measure(params, cohorts=40, exact=True)["feasible"] for name, params in modes(file)
-    }
-    assert feasible.pop("hash") < 0.5
-    assert feasible == {"stratified": 1.0, "5 folds": 1.0}
+    found = {name: measure(params, cohorts=40, exact=True) for name, params in modes(file)}
+    assert found.pop("hash")["feasible"] < 0.5
+    assert [each["feasible"] for each in found.values()] == [1.0, 1.0]
+    assert [each["judged"] for each in found.values()] == [1.0, 1.0]
 
 
 def test_sizes_and_groups_are_within_a_person_or_two_of_their_shares() -> None:
@@ -71,6 +70,17 @@ def test_the_scans_of_a_person_stay_together_and_out_of_distribution_comes_first
     assert (dealt.groupby("person")["split"].nunique() == 1).all()
     in_b = both["person"].isin(both["person"][both["dataset"] == "b"])
     assert ((dealt["split"] == "ood") == in_b).all()
+
+
+@pytest.mark.parametrize(("ill", "tested"), [(12, 6), (10, 5), (9, 5), (8, 2)])
+def test_as_many_are_tested_as_numbers_take_before_others_get_more(ill: int, tested: int) -> None:
+    rows = cohort(2, exact=True)
+    few = rows.drop(rows.index[rows["diagnosis"] == "AD"][ill:])
+    params = Splits(mode="stratified", pretrain=0.5, train=0.25, val=0.1, test=0.15)
+    dealt = splits.assign(few, params, TASKS, seed=1)
+    counts = dealt[dealt["diagnosis"] == "AD"]["split"].value_counts()
+    assert counts["test"] == tested
+    assert counts[["train", "val"]].min() >= 2
 
 
 def test_each_split_has_one_person_to_spare_if_the_class_has_so_many() -> None:

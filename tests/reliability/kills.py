@@ -122,11 +122,12 @@ def _parameters() -> dict[str, Any]:
     values["pretrain"].update(epochs=1, batch_size=4)
     values["pretrain"]["encoder"]["width"] = 0.125
     values["pretrain"]["probe"] = {"every": 1, "columns": {"age": "regression"}}
-    del values["finetune"]["initializations"]["frozen-random"]
+    for name in ("small", "small-probe", "frozen-random"):  # small is bound to 3 mm
+        del values["finetune"]["initializations"][name]
     values["finetune"].update(epochs=1, batch_size=4)
-    values["finetune"]["explain"].update(scans=2, steps=4)
+    values["finetune"]["explain"].update(initializations=["simclr"], scans=2, steps=4)
     values["evaluate"].update(bootstraps=100)
-    values["evaluate"]["promotion"]["task"] = "sex"
+    values["evaluate"]["promotion"].update(task="sex", initialization="simclr")
     values["tracking"]["mode"] = "disabled"
     return values
 

@@ -169,12 +169,20 @@ def test_the_constant_baseline_says_the_same_of_everybody(task: Task) -> None:
 @KINDS
 def test_what_is_told_to_people_has_a_prediction_and_how_sure_it_is(task: Task) -> None:
     outputs = torch.randn(30, len(task.output_columns))
-    known = task.uncertainty(outputs.double().numpy(), targets_of(task, 30), 0.9)
-    told = pd.DataFrame(task.state(outputs, **known))
+    known = task.uncertainty(outputs.double().numpy(), targets_of(task, 30), np.arange(30))
+    told = pd.DataFrame(task.state(outputs, known))
     assert len(told) == 30
     if task.classes:
         assert set(told["prediction"]) <= set(task.classes)
         assert told["entropy"].between(0, 1).all()
+        truth = [task.classes[int(index)] for index in targets_of(task, 30)]
+        sets = [each.split("|") for each in told["set"]]
+        held = pd.Series([name in each for name, each in zip(truth, sets, strict=True)])
+        assert held.groupby(truth).mean().min() >= 0.9
+        assert all(said in each for said, each in zip(told["prediction"], sets, strict=True))
+        assert set(told["calibrated_on"]) == {30 // len(task.classes)}
+        few = task.uncertainty(outputs.double().numpy(), targets_of(task, 30), np.arange(30) // 4)
+        assert pd.DataFrame(task.state(outputs, few))["set"].isna().all()
     else:
         covered = (told["low"] <= targets_of(task, 30)) & (targets_of(task, 30) <= told["high"])
         assert covered.mean() >= 0.9

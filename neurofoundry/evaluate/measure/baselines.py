@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,6 +33,9 @@ TITLES = {
     MORPHOMETRY: "simple brain volumes",
 }
 """What each baseline is, in a sentence: "it beats …"."""
+
+Dealt = list[tuple[NDArray[np.int_], NDArray[np.int_]]]
+"""Rows to learn from and rows to judge, of each fold."""
 
 PENALTIES = np.logspace(-1, 3, 5)
 """Of the squared weights of standardized features: to choose from."""
@@ -156,20 +160,26 @@ def _morphometry(
     task: Task, train: pd.DataFrame, scans: pd.DataFrame, sizes: pd.DataFrame
 ) -> Model:
     """Return a regression on ``sizes``."""
-    values = (sizes.loc[each["scan_id"]].to_numpy() for each in (train, scans))
-    return Model(MORPHOMETRY, 1.0, (0,), regress(task, train, *values)[None])
+    learned, new = (sizes.loc[each["scan_id"]].to_numpy() for each in (train, scans))
+    outputs = regress(task, train, learned, new, deal(task, train))
+    return Model(MORPHOMETRY, 1.0, (0,), outputs[None])
 
 
-def regress(task: Task, train: pd.DataFrame, learned: Values, new: Values) -> Values:
-    """Return what a linear model of a task says of scans with the measures ``new`` (scans,
-    columns), after learning from ``train`` and its measures; its penalty is chosen by
-    cross-validation over training persons."""
+def deal(task: Task, train: pd.DataFrame) -> Dealt:
+    """Return five folds by person, or as many as a class has persons; none where that is one."""
     targets, groups = task.targets(train), train["person"].to_numpy()
     persons = [len(set(groups[targets == index])) for index in range(len(task.classes))]
     folds = min(5, len(set(groups)), *persons)
+    return list(task.splitter(folds).split(targets, targets, groups)) if folds >= 2 else []
+
+
+def regress(task: Task, train: pd.DataFrame, learned: Values, new: Values, dealt: Dealt) -> Values:
+    """Return what a linear model of a task says of scans with the measures ``new`` (scans,
+    columns), after learning from ``train`` and its measures; its penalty is chosen by
+    cross-validation in the folds ``dealt``."""
+    targets = task.targets(train)
     model: Any = make_pipeline(StandardScaler(), task.linear_model())
-    if folds >= 2:
-        dealt = list(task.splitter(folds).split(targets, targets, groups))
+    if dealt:
         choices = task.penalties(PENALTIES)
         model = GridSearchCV(model, choices, scoring=task.scoring, cv=dealt)
     model.fit(learned, targets)

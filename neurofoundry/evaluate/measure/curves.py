@@ -26,7 +26,7 @@ RELIABILITY = ["task", "init", "split", "stated", "observed", "scans"]
 PREDICTED = ["task", "init", "split", "true", "predicted"]
 
 FALSE_ALARMS = np.linspace(0, 1, 101)
-RESAMPLES = 500
+RESAMPLES = 200
 """Of persons, behind the band of a curve: it is drawn, and no conclusion rests on it."""
 
 

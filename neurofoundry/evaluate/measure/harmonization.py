@@ -80,8 +80,9 @@ def _of_site(features: Features, inputs: Inputs, params: EvaluateParams) -> dict
     head["subjects"] = len(set(people))
     if len(set(site)) < 2:
         return {**head, "reason": f"{len(set(site))} known sites to tell apart, 2 are needed"}
+    dealt = robustness.deal(site, people)
     as_is, moved = (
-        robustness.recall(robustness.read_site(each, site, people), site, people)
+        robustness.recall(robustness.read_site(each, site, dealt), site, people)
         for each in (features.of(scans["scan_id"]), values[known])
     )
     persons = robustness.persons_per_site(site, people)
@@ -175,11 +176,15 @@ def _of_task(
             yield {**head, "reason": why}
             return
         known[rows] = np.isin(site_of(chosen), fitted.sites)
+        dealt = baselines.deal(evidence.task, train)
         for place, state in enumerate((None, fitted)):
-            values = [_state(features, each, state, train, covariates) for each in (train, chosen)]
-            project = robustness.principal(values[0], robustness.COMPONENTS).fit(values[0])
-            projected = map(project.transform, values)
-            outputs[place, 0, rows] = baselines.regress(evidence.task, train, *projected)
+            learned, new = (
+                _state(features, each, state, train, covariates).astype(np.float32)
+                for each in (train, chosen)
+            )
+            project = robustness.principal(learned, robustness.COMPONENTS).fit(learned)
+            learned, new = project.transform(learned), project.transform(new)
+            outputs[place, 0, rows] = baselines.regress(evidence.task, train, learned, new, dealt)
     made_by = None if evidence.fold_of is None else evidence.fold_of[:1]
     models = tuple(
         Model(name, 1.0, (0,), each) for name, each in zip(STATES[:2], outputs, strict=True)

@@ -12,10 +12,11 @@ from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure.performance import shortage
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
-from neurofoundry.stats import conformal, intervals
-from neurofoundry.stats.conformal import COVERAGE
+from neurofoundry.stats import intervals
 from neurofoundry.stats.intervals import Estimate
 from neurofoundry.stats.metrics import Values
+from neurofoundry.tasks import conformal
+from neurofoundry.tasks.conformal import COVERAGE
 
 SETS = [
     *("task", "init", "split", "group", "measure", "value", "low", "high", "aimed"),
@@ -95,13 +96,20 @@ def _rows(
         else:
             found["half_width"] = Estimate(float(decided[inside].mean()), None, None)
         if behind < conformal.fewest():
-            whose = "" if group == EVERYBODY else f" with {group}"
+            whose = (
+                f" with {_scarcest(evidence, group, calibrated)}" if evidence.task.classes else ""
+            )
             why = (
                 f"{behind} validation subjects{whose}, {conformal.fewest()} are needed for a limit"
             )
             found = dict.fromkeys(found, Estimate(None, None, None, why))
         for name, estimate in found.items():
             yield {**head, "measure": name, **cells(estimate)}
+
+
+def _scarcest(evidence: Evidence, group: str, calibrated: list[int]) -> str:
+    """Return the class that a group's limit lacks persons of."""
+    return evidence.task.classes[int(np.argmin(calibrated))] if group == EVERYBODY else group
 
 
 def _groups(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.preprocessing import StandardScaler
 
@@ -34,6 +35,9 @@ DRAWS = 10
 
 NEIGHBOURS = 20
 """Training scans that vote, as in DINO (Caron et al. 2021); fewer where there are fewer."""
+
+BLOCK = 1024
+"""Scans whose neighbours are sought at once, to save memory."""
 
 TEMPERATURE = 0.07
 """Of the votes by cosine similarity (Wu et al. 2018)."""
@@ -123,20 +127,21 @@ def _examples(train: pd.DataFrame, task: Task, shots: int, key: str) -> pd.DataF
 def nearest(x: Values, y: Values, tested: Values, *, classes: int) -> Values:
     """Return probabilities (scans, classes), or means (scans,), by the vote of the nearest training
     scans ``x`` (scans, features), with weights exp(cosine / ``TEMPERATURE``)."""
-    cosine = _unit(tested) @ _unit(x).T
-    count = min(NEIGHBOURS, len(x))
-    near = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
-    weights = softmax(np.take_along_axis(cosine, near, axis=1) / TEMPERATURE, axis=1)
-    if not classes:
-        means: Values = (weights * y[near]).sum(axis=1)
-        return means
-    votes: Values = np.stack([(weights * (y[near] == k)).sum(axis=1) for k in range(classes)], -1)
-    return votes
+    labels = np.eye(classes)[y.astype(int)] if classes else y
+    known, beyond = _unit(x), max(0, len(x) - NEIGHBOURS)
+    said = np.empty((len(tested), *labels.shape[1:]))
+    for start in range(0, len(tested), BLOCK):
+        cosine = _unit(tested[start : start + BLOCK]) @ known.T
+        near = np.argpartition(cosine, beyond, axis=1)[:, beyond:]
+        weights = softmax(np.take_along_axis(cosine, near, axis=1) / TEMPERATURE, axis=1)
+        said[start : start + BLOCK] = np.einsum("sn,sn...->s...", weights, labels[near])
+    return said
 
 
-def _unit(values: Values) -> Values:
-    unit: Values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    return unit
+def _unit(values: Values) -> NDArray[np.float32]:
+    """Return vectors of length 1, in single precision, which is enough to tell neighbours."""
+    length = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return np.asarray(values / length, np.float32)
 
 
 def _rows(

@@ -14,6 +14,7 @@ from neurofoundry.evaluate.report import (
     clinic,
     cohort,
     embedding_map,
+    glossary,
     headline,
     narrative,
     plots,
@@ -78,7 +79,8 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         "kept": results.params.combat or (),
         "harmonization": clinic.harmonization(results),
         "limits": limits(results),
-        "metrics": {name for each in results.tasks for name in each.task.metric_names},
+        "glossary": glossary.glossary(results),
+        "whom": glossary.whom_it_is_for(results),
         "colours": {"familiar": plots.FAMILIAR, "new": plots.NEW},
     }
 
@@ -115,6 +117,8 @@ def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
         each["conclusion"].verdict == "better" and each["conclusion"].sure for each in compared
     )
     count = f"{len(compared)} {'task' if len(compared) == 1 else 'tasks'}"
+    if none := sum(each["conclusion"].headline == "Not estimable" for each in tasks):
+        count += f" ({none} more cannot be estimated)"
     chosen = f"the model {_how_chosen({each['conclusion'].candidate[1] for each in compared})}"
     if not better:
         return f"In none of {count} is {chosen} shown to be better than {reference}"

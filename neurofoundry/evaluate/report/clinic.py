@@ -15,7 +15,7 @@ from neurofoundry.evaluate.report import narrative
 from neurofoundry.evaluate.report.narrative import Conclusion
 from neurofoundry.evaluate.results import Results
 from neurofoundry.evaluate.rows import find_row
-from neurofoundry.stats.conformal import COVERAGE, fewest
+from neurofoundry.tasks.conformal import COVERAGE, fewest
 
 Row = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ def _sets(evidence: Evidence, results: Results) -> dict[str, Any]:
         "groups": groups[1:],
         "behind": min(behind, default=0),
         "fewest": fewest(),
-        "between": "–".join(narrative.percent(each) for each in min(ends, default=(0.0, 0.0))),
+        "between": " to ".join(narrative.percent(each) for each in min(ends, default=(0.0, 0.0))),
         "reasons": _reasons(rows),
     }
 

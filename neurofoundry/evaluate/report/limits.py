@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 
 from neurofoundry.contracts import folds
 from neurofoundry.evaluate.evidence import TESTED, Evidence
-from neurofoundry.evaluate.inputs import site_of
+from neurofoundry.evaluate.inputs import Inputs, site_of
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.report import narrative, simulated
 from neurofoundry.evaluate.report.cohort import lacking
@@ -66,18 +67,27 @@ def _cross_validation(results: Results) -> str:
     )
 
 
-def _unfamiliar(results: Results) -> str:
+def unfamiliar(inputs: Inputs) -> int:
     """Return how many of the test subjects, who count as of familiar sites, are of none."""
-    inputs = results.inputs
-    usable = inputs.scans[inputs.scans["usable"]]
-    tested = usable[usable["split"] == "test"]
+    if folds.count(inputs.scans):
+        return 0
+    tested = _tested(inputs)
     strange = ~np.isin(site_of(tested), site_of(inputs.train()))
-    if folds.count(inputs.scans) or not strange.any():
+    return int(tested[strange]["person"].nunique())
+
+
+def _tested(inputs: Inputs) -> pd.DataFrame:
+    usable = inputs.scans[inputs.scans["usable"]]
+    return usable[usable["split"] == "test"]
+
+
+def _unfamiliar(results: Results) -> str:
+    persons = unfamiliar(results.inputs)
+    if not persons:
         return ""
-    persons = tested[strange]["person"].nunique()
     return (
-        f"{persons} of {tested['person'].nunique()} test subjects who are counted as of familiar "
-        "sites are from sites without training scans."
+        f"{persons} of {_tested(results.inputs)['person'].nunique()} test subjects who are counted "
+        "as of familiar sites are from sites without training scans."
     )
 
 
@@ -130,10 +140,10 @@ def _seeds(measured: Measured) -> str:
             "same model is unknown."
         )
     spread = measured.measures.query("split == 'test' and metric == 'auc'")["seed_sd"].max()
-    moved = f", by at most {spread:.2f} AUC (standard deviation)" if spread == spread else ""
+    moved = f", which moves an AUC by up to {spread:.2f} (standard deviation)"
     return (
-        f"Models were trained up to {seeds} times and their metrics averaged; the intervals "
-        f"cover the choice of subjects, not that of training runs{moved}."
+        f"Models were trained up to {seeds} times and their metrics averaged; the intervals cover "
+        f"the choice of subjects, not that of training runs{moved if spread == spread else ''}."
     )
 
 

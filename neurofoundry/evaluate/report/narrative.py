@@ -44,30 +44,40 @@ def plain(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def number(value: float | None, metric: str, *, signed: bool = False) -> str:
+def number(
+    value: float | None,
+    metric: str,
+    *,
+    signed: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> str:
     """Format a value: 0.81, or +0.03 for differences; errors in the unit of the label have three
-    digits or so."""
+    digits or so, as many decimals as the largest of the estimate that they stand ``beside``."""
     if value is None:
         return "–"
-    size = abs(value)
-    text = f"{size:.2f}"
-    if metric in ("mae", "rmse") and (size >= 10 or size < 0.1):
-        text = f"{size:.0f}" if size >= 100 else f"{size:.1f}" if size >= 10 else f"{size:.2g}"
+    ends = [abs(end) for end in map((beside or {}).get, ENDS) if end is not None and end == end]
+    text = f"{abs(value):.{_decimals(max(abs(value), *ends, 0), metric)}f}"
     negative = value < 0 and float(text) != 0
     return ("−" if negative else "+" if signed else "") + text
+
+
+def _decimals(size: float, metric: str) -> int:
+    if metric not in ("mae", "rmse") or 0.1 <= size < 10 or size == 0:
+        return 2
+    return 0 if size >= 100 else 1 if size >= 10 else 1 - math.floor(math.log10(size))
 
 
 def interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
     """Format an interval: 0.66–0.93, or −0.06 to +0.12."""
     if row["low"] is None:
         return "no interval"
-    low, high = (number(row[end], metric, signed=signed) for end in ("low", "high"))
+    low, high = (number(row[end], metric, signed=signed, beside=row) for end in ("low", "high"))
     return f"{low} to {high}" if signed or row["low"] < 0 else f"{low}–{high}"
 
 
 def with_interval(row: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
     """Format a value with its interval: 0.81 (0.66–0.93)."""
-    value = number(row["value"], metric, signed=signed)
+    value = number(row["value"], metric, signed=signed, beside=row)
     return f"{value} ({interval(row, metric, signed=signed)})"
 
 
@@ -166,7 +176,8 @@ def conclude(evidence: Evidence, measured: Measured, reference: str) -> Conclusi
 
     title = "an AUC" if metric == "auc" else "a mean absolute error"
     reached = f"In {row['subjects']} unseen subjects {name} reached {title} of "
-    reached += f"{number(row['value'], metric)}{unit(evidence)} ({interval(row, metric)})"
+    reached += f"{number(row['value'], metric, beside=row)}{unit(evidence)} "
+    reached += f"({interval(row, metric)})"
     verdict: Literal["better", "worse", "none", "nothing"] = "nothing"
     headline, sentences = f"{name}, with nothing to compare", [f"{reached}."]
     versus = find_row(measured.differences, init=name, versus=reference, split="test", **where)
@@ -254,13 +265,13 @@ def against_baselines(
         {"better": beaten, "none": unbeaten, "worse": better}[versus["verdict"]].append(text)
     clauses = []
     if beaten:
-        clauses.append(f"It beats {_list(beaten, 'and')}")
+        clauses.append(f"It beats {listed(beaten, 'and')}")
     if unbeaten:
         subject = "but it" if beaten else "It"
-        clauses.append(f"{subject} is not shown to beat {_list(unbeaten, 'or')}")
+        clauses.append(f"{subject} is not shown to beat {listed(unbeaten, 'or')}")
     if better:
         subject = "and" if unbeaten else "but it" if beaten else "It"
-        clauses.append(f"{subject} may be worse than {_list(better, 'and')}")
+        clauses.append(f"{subject} may be worse than {listed(better, 'and')}")
     return f"{', '.join(clauses)}." if clauses else ""
 
 
@@ -324,7 +335,7 @@ def label_efficiency(evidence: Evidence, measured: Measured, name: str, referenc
         sure = "is" if all(each.sure for each in tried) else "may be"
         return (
             f"With fewer labels {name} {sure} worse than {reference} with {_all(evidence)} "
-            f"(difference with {_list(worse, 'and')})."
+            f"(difference with {listed(worse, 'and')})."
         )
     reached = f"With {enough.fraction:.0%} of the labels {name} reaches "
     reached += number(enough.value["value"], metric)
@@ -381,7 +392,7 @@ def _elsewhere(
     if versus is None or versus["verdict"] is None:
         return f"{text}."
     against = (
-        f"(difference {number(versus['value'], metric, signed=True)}, "
+        f"(difference {number(versus['value'], metric, signed=True, beside=versus)}, "
         f"{interval(versus, metric, signed=True)})"
     )
     if versus["verdict"] == "none":
@@ -414,9 +425,9 @@ def note(
         if versus is not None and versus["verdict"] in verdicts:
             verdicts[versus["verdict"]].append(plain(baseline))
     if verdicts["worse"]:
-        notes.append(("worse", f"perhaps worse than {_list(verdicts['worse'], 'and')}"))
+        notes.append(("worse", f"perhaps worse than {listed(verdicts['worse'], 'and')}"))
     if verdicts["none"]:
-        notes.append(("doubt", f"not shown to beat {_list(verdicts['none'], 'or')}"))
+        notes.append(("doubt", f"not shown to beat {listed(verdicts['none'], 'or')}"))
     return notes
 
 
@@ -480,7 +491,7 @@ def baselines_ahead(value: float, baselines: Mapping[str, float | None], metric:
         for name, baseline in baselines.items()
         if baseline is not None and sign * baseline >= sign * value
     ]
-    return f"no better than {_list(ahead, 'and')}" if ahead else ""
+    return f"no better than {listed(ahead, 'and')}" if ahead else ""
 
 
 def p_value(p: float) -> str:
@@ -493,7 +504,8 @@ def _baselines(evidence: Evidence) -> list[str]:
     return [model.name for model in evidence.models if model.is_baseline]
 
 
-def _list(items: Sequence[str], joiner: str) -> str:
+def listed(items: Sequence[str], joiner: str) -> str:
+    """Return items as words: a, b and c."""
     if len(items) < 3:
         return f" {joiner} ".join(items)
     return f"{', '.join(items[:-1])} {joiner} {items[-1]}"

@@ -65,10 +65,10 @@ def describe(
         **clinic.describe(evidence, results, conclusion),
         "panels": figures,
         "maps": _maps(evidence, results, figures),
-        "number": lambda row, name: narrative.number(row["value"], name),
+        "number": lambda row, name: narrative.number(row["value"], name, beside=row),
         "interval": lambda row, name: narrative.interval(row, name),
         "plain": lambda value: narrative.number(value, task.primary),
-        "signed": lambda row: narrative.number(row["value"], task.primary, signed=True),
+        "signed": lambda row: narrative.number(row["value"], task.primary, signed=True, beside=row),
         "signed_interval": lambda row: narrative.interval(row, task.primary, signed=True),
     }
 

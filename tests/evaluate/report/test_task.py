@@ -16,7 +16,7 @@ def test_every_model_and_baseline_has_a_row_with_its_numbers(evaluated, page):
     assert len(rows) == 2 * 4 * (4 + 3)
     for row in rows.to_dict("records"):
         value, metric = row["value"], row["metric"]
-        text = f"{narrative.number(value, metric)} ({narrative.interval(row, metric)})"
+        text = f"{narrative.number(value, metric, beside=row)} ({narrative.interval(row, metric)})"
         assert text in page.words.replace("( ", "(")
 
 
@@ -54,7 +54,7 @@ def test_ages_are_corrected_on_validation_and_on_training_subjects(evaluated, pa
         part = rows[rows["metric"] == name]
         assert part["corrected"].to_list() == ["no", "val", "train"]
         cells += [
-            f"{narrative.number(row['value'], name)} {narrative.interval(row, name)}"
+            f"{narrative.number(row['value'], name, beside=row)} {narrative.interval(row, name)}"
             for row in part.to_dict("records")
         ]
     assert " ".join(["scratch", *cells]) in page.words

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neurofoundry.stats import conformal
+from neurofoundry.tasks import conformal
 
 
 def test_with_one_scan_a_person_the_limit_is_the_published_rank():

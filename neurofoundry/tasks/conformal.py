@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from neurofoundry.stats.metrics import Values
+Values = NDArray[np.float64]
 
 COVERAGE = 0.9
 """Aimed at."""
@@ -43,6 +42,8 @@ def spread(persons: int, coverage: float = COVERAGE) -> tuple[float, float]:
     The promise is kept on average over who calibrates; for one choice of them the coverage follows
     a beta distribution (Vovk, Asian Conference on Machine Learning 2012).
     """
+    from scipy import stats
+
     beyond = math.floor((persons + 1) * (1 - coverage) + 1e-9)
     if not beyond:
         return 1.0, 1.0

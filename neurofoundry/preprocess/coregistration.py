@@ -1,0 +1,209 @@
+"""Where the other contrasts of a session lie: rigidly, from the T1w image to each of them.
+
+The T1w image takes the template's place in registration.py, and mutual information compares the
+two, whatever their contrasts. Both are of one head: what is left then tells whether they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nibabel.affines import apply_affine, voxel_sizes
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from neurofoundry.preprocess import bias
+from neurofoundry.preprocess.brain import Brain, ball
+from neurofoundry.preprocess.load import UnusableScanError
+from neurofoundry.preprocess.params import CoregistrationParams
+from neurofoundry.preprocess.registration import (
+    CPU,
+    Level,
+    as_map,
+    entropies,
+    joint_histogram,
+    optimize_poses,
+)
+from neurofoundry.preprocess.resample import (
+    Array,
+    Image,
+    Mask,
+    Matrix,
+    antialias,
+    coarsen,
+    look_up,
+    resample,
+)
+from neurofoundry.preprocess.template import MOST_POINTS
+
+AROUND_MM = 8.0
+"""How far around the brain images are compared: its edge, and what moves with it."""
+ROUGH_MM, CLOSE_MM = (16.0, 8.0), 4.0
+"""Levels at which starts are followed, from where scanners put an image without the coarsest, and
+the one at which they are compared."""
+SEEN_MM = 3.0
+"""Spacing at which edges are compared, whatever the parameters: gyri show, noise hardly."""
+TINY = 1e-12
+
+MEASURES = {
+    "coverage": "brain within its field of view",
+    "edges": "how parallel its edges are to those of the T1w image",
+    "likeness": "correlation with the T1w image",
+    "nmi": "normalized mutual information with the T1w image",
+    "moved_mm": "how far the brain has moved since the T1w image, mm",
+    "turned_deg": "how far it has turned, degrees",
+}
+"""Columns of volumes/scans.tsv, each with _CONTRAST, and what they hold in words."""
+CATCHES = {
+    "coverage": "cut off",
+    "edges": "not the head of the T1w image",
+    "likeness": "the contrast of the T1w image",
+}
+"""What a bound is there to set aside, by its measure."""
+
+
+@dataclass(frozen=True)
+class Coregistration:
+    """Where another contrast of a session lies."""
+
+    to_other: Matrix
+    """From mm of the T1w image to mm of the other, rigid."""
+    measures: dict[str, float]
+
+
+def coregister(
+    brain: Brain, other: Image, finest: float, device: torch.device = CPU
+) -> Coregistration:
+    """Find where ``other`` shows what the T1w image of ``brain`` does, down to ``finest`` mm."""
+    centre = brain.centroid()
+    head = brain.uncut()  # with what surrounds the brain, as far as the scan shows it
+    levels = [_level(head, brain.inside, centre, spacing) for spacing in (*ROUGH_MM, CLOSE_MM)]
+    # Scanners know where both lie. Files that have lost it are at least of a head each.
+    there = apply_affine(other.affine, ndimage.center_of_mass(other.values - other.values.min()))
+    here = apply_affine(head.affine, ndimage.center_of_mass(head.values))
+    shown = scaled(other, None)
+    tried = [
+        _climb(shown, levels[1:], centre, device),
+        _climb(shown, levels, centre + there - here, device),
+    ]
+    pose, _ = max(tried, key=lambda each: each[1])
+    points = apply_affine(head.affine, np.argwhere(brain.inside))
+    shown = scaled(other, apply_affine(as_map(pose[0, 0], centre), points))
+    if finest < CLOSE_MM:
+        fine = _level(head, brain.inside, centre, finest)
+        pose, _ = optimize_poses([shown], [levels[-1], fine], pose, device, rigid=True)
+    to_other = as_map(pose[0, 0], centre)
+    return Coregistration(to_other, measure(brain, shown, to_other))
+
+
+def _climb(
+    shown: Image, levels: Sequence[Level], position: Array, device: torch.device
+) -> tuple[Array, float]:
+    """Return the pose (1, 1, 3, 4) that ``levels`` lead to from a position, and its mutual
+    information."""
+    start = np.column_stack([np.eye(3), position])[None, None]
+    pose, fits = optimize_poses([shown], levels, start, device, rigid=True)
+    return pose, float(fits[0, 0])
+
+
+def measure(brain: Brain, other: Image, to_other: Matrix) -> dict[str, float]:
+    """Return every one of ``MEASURES`` of a contrast of the same head that lies at ``to_other``.
+
+    ``edges`` is the mean of cos² of the angle between the gradients of both images, weighted by how
+    strong these are: normalized gradient fields (Haber and Modersitzki, MICCAI 2006).
+    """
+    fixed = coarsen(brain.uncut(), SEEN_MM)
+    inside = _at(brain.inside, brain.head, fixed)
+    shown = resample(
+        antialias(other, SEEN_MM),
+        fixed.affine,
+        fixed.values.shape,
+        transform=to_other,
+        outside=np.nan,
+    ).values
+    seen = inside & np.isfinite(shown)
+    core = ndimage.binary_erosion(seen)
+    if not core.any() or not shown[core].std():
+        raise UnusableScanError("it shows nothing of the brain that the T1w image shows")
+    joint = joint_histogram(
+        torch.from_numpy(fixed.values[seen]), torch.from_numpy(shown[seen])[None]
+    )
+    first, second, both = (float(entropy) for entropy in entropies(joint))
+    turned = np.clip((np.trace(to_other[:3, :3]) - 1) / 2, -1, 1)
+    centre = brain.centroid()
+    return {
+        "coverage": float(seen.sum() / inside.sum()),
+        "edges": _edges(fixed.values, np.nan_to_num(shown), core),
+        "likeness": float(np.corrcoef(fixed.values[core], shown[core])[0, 1]),
+        "nmi": (first + second) / both,
+        "moved_mm": float(np.linalg.norm(apply_affine(to_other, centre) - centre)),
+        "turned_deg": float(np.degrees(np.arccos(turned))),
+    }
+
+
+def judge(measures: Mapping[str, float], params: CoregistrationParams) -> str | None:
+    """Return why a contrast is not one of its session's head, in words; None when it is."""
+    for name in CATCHES:
+        bounds, value = getattr(params, name), measures[name]
+        low = -math.inf if bounds.min is None else bounds.min
+        high = math.inf if bounds.max is None else bounds.max
+        if not low <= value <= high:
+            expected = f"at least {low:g}" if value < low else f"at most {high:g}"
+            return f"{CATCHES[name]}: {MEASURES[name]} {value:.3g}, expected {expected}"
+    return None
+
+
+def shading_of(image: Image, brain: Brain, to_other: Matrix) -> Image:
+    """Return the logarithm of the shading of another contrast, within the brain."""
+    head = coarsen(image, float(voxel_sizes(brain.head.affine)[0]))
+    mask = Image(brain.inside.astype(np.float32), brain.head.affine)
+    back = np.linalg.inv(to_other).astype(np.float64)
+    inside = resample(mask, head.affine, head.values.shape, transform=back).values
+    return bias.estimate(head, inside > 0.5)
+
+
+def _edges(first: NDArray[np.float32], second: NDArray[np.float32], inside: Mask) -> float:
+    a, b = (np.array(np.gradient(each))[:, inside] for each in (first, second))
+    a_square, b_square = (a**2).sum(axis=0), (b**2).sum(axis=0)
+    # Gradients as weak as the median count half: noise has no direction.
+    weak = [np.median(square) for square in (a_square, b_square)]
+    parallel = (a * b).sum(axis=0) ** 2 / ((a_square + weak[0]) * (b_square + weak[1]) + TINY)
+    return float(parallel.mean())
+
+
+def _at(inside: Mask, head: Image, coarse: Image) -> Mask:
+    """Return a mask of the head's voxels at those of the same head, coarser."""
+    share = resample(
+        antialias(Image(inside.astype(np.float32), head.affine), SEEN_MM),
+        coarse.affine,
+        coarse.values.shape,
+    )
+    within: Mask = share.values > 0.5
+    return within
+
+
+def _level(head: Image, inside: Mask, centre: Array, spacing: float) -> Level:
+    """Return the T1w image around its brain, as registration sees it at one resolution."""
+    edge = float(voxel_sizes(head.affine)[0])
+    around = ndimage.binary_dilation(inside, ball(AROUND_MM / edge))
+    coarse = coarsen(head, spacing)
+    compared = coarsen(Image(around.astype(np.float32), head.affine), spacing).values > 0.5
+    voxels = np.argwhere(compared)
+    if len(voxels) > MOST_POINTS:
+        chosen = np.random.default_rng(0).choice(len(voxels), MOST_POINTS, replace=False)
+        voxels = voxels[np.sort(chosen)]
+    points = apply_affine(coarse.affine, voxels) - centre
+    return Level(spacing, points.astype(np.float32), coarse.values[tuple(voxels.T)])
+
+
+def scaled(image: Image, points: Array | None) -> Image:
+    """Return an image, 0..1, by what it shows at the ``points`` (n, 3) of a brain, or anywhere."""
+    values = image.values
+    shown = values if points is None else look_up(image, points)
+    low, high = float(np.percentile(values, 2)), float(np.percentile(shown, 99.5))
+    scaled = (values - low) / max(high - low, TINY)
+    return Image(scaled.clip(0, 1).astype(np.float32), image.affine)
