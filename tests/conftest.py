@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from neurofoundry.runtime.log import LOGGER, configure
 # One thread a test process, as two of them fill two cores. Before torch is loaded: a process that
 # is forked from one whose threads have worked waits for them forever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that runs tests in the background has them ignore Ctrl-C, and so what they start: no test
+# of an interruption could pass.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -145,7 +145,7 @@ class Watch:
             if not events & select.POLLIN:
                 os.close(listener)
                 return
-            with suppress(FileNotFoundError):  # it was killed meanwhile
+            with suppress(FileNotFoundError, ProcessLookupError):  # it was killed meanwhile
                 self._answer(listener)
 
     def start(self, listener: int) -> threading.Thread:
@@ -211,7 +211,10 @@ def _text(task: int, address: int) -> str:
         content = b""
         while b"\0" not in content:  # a page at a time: the next one may not be mapped
             memory.seek(address + len(content))
-            content += memory.read(4096 - (address + len(content)) % 4096)
+            page = memory.read(4096 - (address + len(content)) % 4096)
+            if not page:
+                raise ProcessLookupError  # its memory is no more
+            content += page
     return os.fsdecode(content.partition(b"\0")[0])
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +104,17 @@ def _run(channel: socket.socket, words: list[str], folder: str, log: str, held: 
     return 0
 
 
+def _forget_locks() -> None:
+    """Close what a worker has of its parent's locks by being its fork; other workers have none.
+
+    Else a killed command leaves them locked for as long as its workers take to notice.
+    """
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+                os.close(int(descriptor))
+
+
 def _import_all() -> None:
     """Import what the commands import where they use it, and build what they build again."""
     import importlib
@@ -120,6 +132,7 @@ if __name__ == "__main__":
     _import_all()
     gc.collect()
     gc.freeze()  # else the first collection of each fork copies all of the memory
+    os.register_at_fork(after_in_child=_forget_locks)
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: forks  # type: ignore[assignment]
     _serve(socket.socket(fileno=int(sys.argv[1])))
