@@ -5,7 +5,7 @@
     4  RunFailedError    a run of the pipeline, of which a step failed
     5  RefusedError      a cluster that refuses a request
     6  UnreachableError  a cluster that does not answer
-    130                  the user, with Ctrl-C
+    130, 143             whoever interrupted it: the user, with Ctrl-C, or a machine, with SIGTERM
 
 Everything else is a defect of ours: a traceback, and exit code 1.
 """
@@ -13,8 +13,10 @@ Everything else is a defect of ours: a traceback, and exit code 1.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class NeurofoundryError(Exception):
@@ -61,8 +63,8 @@ FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What an operating system refuses until a person makes room or gives permission."""
 
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C has ended, as of a shell: 128 and the signal's number."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of a command that Ctrl-C has ended, as of a shell."""
 
 
 INTERRUPTION = (
@@ -81,22 +83,42 @@ def complain(message: str) -> None:
 
 def run_app(app: Callable[[], object], tell: Callable[[str], object] = complain) -> None:
     """Run a command line: what a person can fix is told once, and the exit code says what it is."""
+    with _termination_interrupts() as received:
+        try:
+            app()
+        except NeurofoundryError as error:
+            tell(str(error))
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in FIXABLE:
+                raise
+            tell(
+                f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space "
+                "or give write permission, then run the same command again; it resumes."
+            )
+            sys.exit(UsageError.exit_code)
+        except (KeyboardInterrupt, SystemExit) as end:
+            # typer has made an exit of the interrupt, unless that came while it imported a module.
+            if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+                raise
+            tell(INTERRUPTION)
+            sys.exit(128 + max(received, default=signal.SIGINT))
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[list[int]]:
+    """Let SIGTERM do what Ctrl-C does: it is how clusters, batch systems and services end a job.
+
+    Yield the signals that have come.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        app()
-    except NeurofoundryError as error:
-        tell(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in FIXABLE:
-            raise
-        tell(
-            f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space or "
-            "give write permission, then run the same command again; it resumes."
-        )
-        sys.exit(UsageError.exit_code)
-    except (KeyboardInterrupt, SystemExit) as end:
-        # typer has made an exit of the interrupt, unless that came while a module was imported.
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
-            raise
-        tell(INTERRUPTION)
-        sys.exit(INTERRUPTED)
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

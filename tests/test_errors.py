@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import time
 
 import pytest
 
 from neurofoundry.errors import (
+    INTERRUPTION,
     DataError,
     NeurofoundryError,
     RefusedError,
@@ -57,6 +61,24 @@ def test_a_full_disk_is_for_a_person_to_fix_and_a_defect_is_not() -> None:
         with pytest.raises(type(defect)):
             run_app(lambda defect=defect: raising(defect), told.append)  # type: ignore[misc]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_told_and_the_exit_code_is_a_shells(
+    number: signal.Signals, code: int
+) -> None:
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def app() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        run_app(app, told.append)
+    assert ended.value.code == code
+    assert told == [INTERRUPTION]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_app_that_ends_well_is_left_alone() -> None:

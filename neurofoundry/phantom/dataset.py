@@ -20,7 +20,12 @@ from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
 from neurofoundry.runtime.guard import guard_output
-from neurofoundry.runtime.processes import deaf_children, end_with_parent, ended_with_block
+from neurofoundry.runtime.processes import (
+    check_shared_memory,
+    deaf_children,
+    end_with_parent,
+    ended_with_block,
+)
 from neurofoundry.runtime.progress import Progress
 
 _FINE_MM = 1.8
@@ -113,6 +118,7 @@ def _scan(
     """Write the scans of ``sessions`` and their records."""
     if not sessions:
         return
+    check_shared_memory()
     fine = params.spacing_mm is not None and params.spacing_mm < _FINE_MM
     build_atlas(1 if fine else 2).save(partial.atlas)
     with ProcessPoolExecutor(

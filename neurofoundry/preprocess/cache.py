@@ -56,6 +56,15 @@ class ScanCache:
                 progress.advance()
         return results
 
+    def passing(self, jobs: Sequence[Job]) -> int:
+        """Count the jobs with results that are not kept: the next run may find otherwise, as where
+        an image that is gone has been brought back."""
+        records = (_read(self.folder / self.layout.result.format(job.stem)) for job in jobs)
+        return sum(
+            record is None or record.key != job.key
+            for job, record in zip(jobs, records, strict=True)
+        )
+
     def remove_others(
         self, jobs: Sequence[Job], results: Mapping[str, Result], keep: Collection[str]
     ) -> None:

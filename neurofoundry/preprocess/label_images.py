@@ -35,16 +35,20 @@ from neurofoundry.contracts.labels import (
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.preprocess.layout import Layout
+from neurofoundry.preprocess.load import DAMAGED
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, Matrix, look_up, resample
 from neurofoundry.preprocess.transform import read_affine, read_warp
-from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.files import hash_file, stamp
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.progress import Progress
 
 ROUNDING = 1e-6
 """By how much a share must be larger than another to count."""
+
+
+CHANGED = "the label image has changed since ingest: run ingest again"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ def carry(
     )
     write_table(labels, folder / TABLE, CARRIED)
     return _without(table, labels[labels["reason"].notna()])
+
+
+def passing(folder: Path) -> int:
+    """Count the label images that were not carried and that the next run may carry."""
+    return int((read_labels(folder, CARRIED)["reason"] == CHANGED).sum())
 
 
 def _carry_all(
@@ -162,11 +171,9 @@ def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
     """Write one label image on the grid."""
     if job.problem:
         return _Carried(None, np.nan, np.nan, job.problem)
-    if not job.label.exists() or hash_file(job.label) != job.sha256:
-        changed = "the label image has changed since ingest: run ingest again"
-        return _Carried(None, np.nan, np.nan, changed)
+    if (classes := _read(job)) is None:
+        return _Carried(None, np.nan, np.nan, CHANGED)
     placement = read_placement(folder, job.stem, params)
-    classes = classify(read_placed(job.label).voxels, job.values)
     # The label image has the voxels of the scan: what little its own affine differs is rounding.
     _, affine = geometry(job.scan)
     on_grid = to_grid(classes, affine, placement, params.grid)
@@ -175,6 +182,20 @@ def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
     voxel_ml = params.grid.spacing**3 / 1000 * float(abs(np.linalg.det(placement.to_scan)))
     grid_ml = round(np.count_nonzero(on_grid) * voxel_ml, 4)
     return _Carried(hash_file(path), grid_ml, voxel_ml, None)
+
+
+def _read(job: _Job) -> NDArray[np.uint8] | None:
+    """Return the classes of a label image; None where it is not, or no more, what ingest saw."""
+    seen = stamp(job.label)
+    if seen is None or hash_file(job.label) != job.sha256:
+        return None
+    try:
+        classes = classify(read_placed(job.label).voxels, job.values)
+    except (*DAMAGED, OSError):
+        if stamp(job.label) == seen:
+            raise
+        return None
+    return classes if stamp(job.label) == seen else None
 
 
 def read_placement(folder: Path, stem: str, params: PreprocessParams) -> Placement:

@@ -20,6 +20,7 @@ from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.params import MaskParams
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.processes import end_family
 
 PLAUSIBLE_ML = (300.0, 2500.0)
 """What can be a brain's volume at all; preprocess.quality bounds it further."""
@@ -68,21 +69,26 @@ def run(scan: Image, params: MaskParams) -> Image:
 
 
 def _call(command: list[str], timeout: float, written: Path) -> None:
-    try:
-        ended = subprocess.run(
-            command,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnusableScanError(f"no mask: the command took more than {timeout:g} s") from error
-    if ended.returncode or not written.exists():
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as program:
+        try:
+            _, said = program.communicate(timeout=timeout)
+        except BaseException as error:
+            end_family(program.pid)  # it may be a script that has started others
+            if isinstance(error, subprocess.TimeoutExpired):
+                why = f"no mask: the command took more than {timeout:g} s"
+                raise UnusableScanError(why) from error
+            raise
+    if program.returncode or not written.exists():
         # What it says may differ between runs, which the reason in scans.tsv must not.
-        LOGGER.warning("%s: %s", command[0], ended.stderr.strip()[-500:])
+        LOGGER.warning("%s: %s", command[0], said.strip()[-500:])
         raise UnusableScanError(
-            f"no mask: the command ended with {ended.returncode}"
-            + ("" if ended.returncode else " and wrote no file")
+            f"no mask: the command ended with {program.returncode}"
+            + ("" if program.returncode else " and wrote no file")
         )

@@ -97,6 +97,7 @@ def preprocess(
         before=list(reused.values()),
     ):
         results[job.scan_id], seconds[job.scan_id] = result, taken
+    work.provisional = cache.passing(jobs)
     cache.remove_others(jobs, results, KEPT)
 
     with announced("scans.tsv and qc.html"):
@@ -115,6 +116,7 @@ def preprocess(
         table = label_images.carry(
             table, work.dir, data=data, cohort=cohort, params=params, workers=workers
         )
+        work.provisional += label_images.passing(work.dir)
         narrow = narrow_bounds(table, params) if work.shard.whole else []
         write_record(work.dir, _record(params, fingerprint, standard, list(contrasts)))
         write_description(

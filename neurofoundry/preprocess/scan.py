@@ -29,7 +29,9 @@ from neurofoundry.preprocess.placement import Placement, brain_mask, place
 from neurofoundry.preprocess.resample import Image, Mask, Matrix, antialias, interpolate
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.transform import write_affine, write_warp
-from neurofoundry.runtime.files import hash_file, write_json
+from neurofoundry.runtime.files import hash_file, stamp, write_json
+
+CHANGING = "the file has changed while it was read: let it come to rest, then run ingest again"
 
 UNDECIDED = "undecided"
 """Instead of a key, while it is not known which image of a session will be used."""
@@ -243,13 +245,18 @@ def _attempt(
         (out / job.stem).parent.mkdir(parents=True, exist_ok=True)
         # The key speaks of the image as ingest saw it. What another image gives must not be kept
         # under it: the right one may come back.
+        seen = stamp(job.path)
         if (change := change_since_ingest(job)) is not None:
             results[job] = Result(job.key, change)
             continue
         try:
             opened[job] = _open(job.path, params)
         except UnusableScanError as unusable:
-            results[job] = _keep(job, Result(job.key, str(unusable)), out, layout)
+            if stamp(job.path) == seen:
+                results[job] = _keep(job, Result(job.key, str(unusable)), out, layout)
+        if stamp(job.path) != seen:
+            opened.pop(job, None)
+            results[job] = Result(job.key, CHANGING)
     placed = place(
         [scan.brain for scan in opened.values()],
         [scan.intensities for scan in opened.values()],

@@ -31,8 +31,9 @@ from neurofoundry.preprocess.scan import (
 )
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime import log
+from neurofoundry.runtime.files import stamp
 from neurofoundry.runtime.log import LOGGER, log_defect
-from neurofoundry.runtime.processes import end_with_parent, ended_with_block
+from neurofoundry.runtime.processes import check_shared_memory, end_with_parent, ended_with_block
 from neurofoundry.runtime.progress import Progress
 
 LARGE = 2**26
@@ -66,7 +67,9 @@ class Worker:
         """Return `brain_histogram` of a scan, unless it has changed since ingest."""
         # What is wrong with a scan is for preprocess_scans to say.
         try:
-            return None if change_since_ingest(job) else brain_histogram(job.path, self.params)
+            seen = stamp(job.path)
+            found = None if change_since_ingest(job) else brain_histogram(job.path, self.params)
+            return found if stamp(job.path) == seen else None
         except (OSError, UsageError):
             raise
         except Exception:
@@ -193,6 +196,7 @@ def pool(workers: int, worker: Worker) -> Iterator[ProcessPoolExecutor]:
     parameters name.
     """
     check(worker.params)
+    check_shared_memory()
     context = multiprocessing.get_context("forkserver")
     # Workers that fork from a process that has imported everything share its memory.
     context.set_forkserver_preload([__name__])

@@ -18,6 +18,18 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs once a file has been replaced, cut or written to; None if it is gone.
+
+    Who hashes a file and then reads it compares this before and after: it is the same file then.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to, with the same suffixes (.nii.gz), that becomes ``path``.

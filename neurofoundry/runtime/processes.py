@@ -1,4 +1,7 @@
-"""Worker processes: none outlives its parent, and the user speaks to the parent alone."""
+"""Worker processes: none outlives its parent, and the user speaks to the parent alone.
+
+Nor does a program that a worker runs, such as a mask command, and what that has started itself.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from neurofoundry.errors import UsageError
+
+
+def check_shared_memory() -> None:
+    """Raise UsageError where worker processes cannot speak with each other, for want of what their
+    locks and queues lie in."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except OSError as error:
+        raise UsageError(
+            f"/dev/shm: {error.strerror}. Worker processes need this shared memory, 64 MB of it: "
+            "mount a tmpfs there that this user can write to, as `docker run --shm-size 64m` does, "
+            "then run the same command again."
+        ) from error
 
 
 @contextmanager
@@ -35,7 +54,8 @@ def ended_with_block() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, BrokenProcessPool):
         for worker in multiprocessing.active_children():
-            worker.kill()
+            assert worker.pid is not None
+            end_family(worker.pid)
         raise
 
 
@@ -50,6 +70,28 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         parent.join()
+        for child in children(os.getpid()):
+            end_family(child)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_family(process: int) -> None:
+    """Kill a process, what it has started, and what that has."""
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP)  # so that it starts nothing meanwhile
+        for child in children(process):
+            end_family(child)
+        os.kill(process, signal.SIGKILL)
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that a process has started and that are there still."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # PID (NAME) STATE PARENT …; the name may hold anything.
+            if int(status.read_text(errors="replace").rpartition(")")[2].split()[1]) == process:
+                found.append(int(status.parent.name))
+    return found

@@ -198,6 +198,9 @@ class Workspace:
     circumstances: dict[str, Any] = field(default_factory=dict)
     """What differs from run to run and decides nothing, such as seconds; it goes beside the output,
     which is the same bytes whenever it is made."""
+    provisional: int = 0
+    """Items that the next run tries again though nothing that decides them has changed, such as
+    those of files that were not there."""
     answer: Answer | None = None
     """What is recorded of the whole pipeline run; its last stage sets it."""
 
@@ -241,8 +244,8 @@ def run(
                 body(Workspace(Path(scratch), data_version=job.data_version))
         return to.folder(name, job.key)
     # Never true of ingest, which must read the raw data to know whether they have changed: the key
-    # of its output holds what it has found (`write_record`).
-    if output.current(job.key) and _is_intact(output.folder):
+    # of its output holds what it has found (`record`).
+    if output.current(job.key) and _is_final(output.folder) and _is_intact(output.folder):
         folder = to.folder(name, job.key)
         LOGGER.info("%s: up to date", folder)
         return hand_over(folder, to.out)
@@ -254,15 +257,25 @@ def run(
         if recorded_key(partial) != key or verify.differences(partial, items=True):
             work = job.workspace(partial, accept_code_change)
             job.do(body, work, track)
-            key = job.write_record(work)
-            folder = to.folder(name, key)
-            write_json(circumstances_of(folder), job.circumstances(work))
+            record = job.record(work)
+            key = record["key"]
+            # Before stage.json, with which all is there: a killed run goes on after it.
+            write_json(circumstances_of(to.folder(name, key)), job.circumstances(work, key))
+            write_json(partial / "stage.json", record)
         folder = to.folder(name, key)
         if to.store and recorded_key(folder) == key and _is_intact(folder):
             shutil.rmtree(partial)  # ingest has read the same data as an earlier run
         else:
             output.publish(folder)
     return hand_over(folder, to.out)
+
+
+def _is_final(folder: Path) -> bool:
+    """Return whether nothing of a finished output should be tried again, and log if it should."""
+    again = read_json(folder / "stage.json").get("provisional", 0)
+    if again:
+        LOGGER.info("%s: items that could not be made before are tried again (%s)", folder, again)
+    return not again
 
 
 def _is_intact(folder: Path) -> bool:
@@ -428,8 +441,8 @@ class _Job:
             metadata={"data_version": work.data_version, **work.summary},
         )
 
-    def write_record(self, work: Workspace) -> str:
-        """Write stage.json, last of all, and return the key of the output."""
+    def record(self, work: Workspace) -> dict[str, Any]:
+        """Return what stage.json holds, which is written last of all."""
         remove_temporaries(work.dir)  # of kills
         contents = {
             file.relative_to(work.dir).as_posix(): hash_file(file)
@@ -438,7 +451,7 @@ class _Job:
         }
         # Without inputs only the contents say which data were read.
         key = self.key if self.identity["inputs"] else hash_json([self.key, contents])
-        record = {
+        return {
             **self.identity,
             "code": self.code,
             "key": key,
@@ -448,16 +461,15 @@ class _Job:
             "data_version": work.data_version,
             "data_reference": work.data_reference,
             "summary": work.summary,
+            **({"provisional": work.provisional} if work.provisional else {}),
             "contents": contents,
             "files": " ".join(hash_name(name) for name in names_of(work.dir) if name != ".key"),
         }
-        write_json(work.dir / "stage.json", record)
-        return key
 
-    def circumstances(self, work: Workspace) -> dict[str, Any]:
+    def circumstances(self, work: Workspace, key: str) -> dict[str, Any]:
         """Return when, where and how fast the output was made, which decide nothing of it."""
         return {
-            "key": recorded_key(work.dir),
+            "key": key,
             "started": self.started.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "git_commit": git_commit(),

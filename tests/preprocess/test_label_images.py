@@ -27,7 +27,7 @@ from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
 from neurofoundry.phantom.scanner import Head
-from neurofoundry.preprocess.label_images import carry, read_placement, to_grid
+from neurofoundry.preprocess.label_images import carry, passing, read_placement, to_grid
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, antialias, resample
@@ -183,6 +183,7 @@ def test_a_label_image_that_changed_since_ingest_is_not_carried(
     table, labels = carried()
     assert "has changed since ingest" in labels["reason"]["a"]
     assert table["ventricles"].isna().all()
+    assert passing(tmp_path / "volumes") == 1
 
 
 def test_a_warp_that_was_stored_carries_as_it_did(tmp_path: Path) -> None:

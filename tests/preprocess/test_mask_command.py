@@ -17,6 +17,7 @@ from neurofoundry.preprocess.params import MaskParams
 from neurofoundry.preprocess.resample import Image
 from neurofoundry.preprocess.template import Template
 from tests.support.preprocessing import PARAMS, VOLUME, image_of, preprocess_one
+from tests.support.processes import ended
 
 BALL = """
 import nibabel as nib, numpy as np, sys
@@ -69,6 +70,19 @@ def test_a_program_without_a_mask_costs_the_scan_and_says_why(
     params = MaskParams(command=program(tmp_path, last), timeout=5 if "sleep" in last else 60)
     with pytest.raises(UnusableScanError, match=words):
         mask_command.run(SCAN, params)
+
+
+def test_what_a_slow_program_has_started_ends_with_it(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    last = (
+        "import subprocess, time\n"
+        "helper = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(started)!r}, 'w').write(str(helper.pid))\n"
+        "time.sleep(600)"
+    )
+    with pytest.raises(UnusableScanError, match="took more than 3 s"):
+        mask_command.run(SCAN, MaskParams(command=program(tmp_path, last), timeout=3))
+    assert ended(int(started.read_text()))
 
 
 def test_a_mask_of_another_program_is_used_as_it_is(

@@ -296,6 +296,36 @@ def test_nyul_is_fitted_on_the_training_splits_alone(
         fit(["val"] * 4, 4, "none")
 
 
+def test_a_scan_that_was_gone_is_made_by_the_same_command_once_it_is_back(
+    head_files: list[Path], write_cohort: WriteCohort, tmp_path: Path
+) -> None:
+    lost = Path(shutil.copy(head_files[2], tmp_path / "lost.nii.gz"))
+    cohort = write_cohort({"a": head_files[0], "b": head_files[1], "lost": lost})
+    record = {"stage": "ingest", "schema_version": SCHEMA_VERSION, "data_version": "v"}
+    write_json(cohort / "stage.json", {**record, "contents": {}, "key": "k"})
+
+    def usable() -> dict[str, bool]:
+        out = stage.run(
+            "preprocess",
+            lambda work: run.preprocess(
+                work, data=Path("/"), cohort=cohort, params=PARAMS, workers=2
+            ),
+            to=stage.Destination(tmp_path / "volumes"),
+            params={"preprocess": PARAMS},
+            inputs={"ingest": cohort},
+        )
+        return dict(read_table(out / "scans.tsv", VOLUMES).set_index("scan_id")["usable"])
+
+    lost.rename(tmp_path / "elsewhere")
+    assert usable() == {"a": True, "b": True, "lost": False}
+    (tmp_path / "elsewhere").rename(lost)
+    assert usable() == {"a": True, "b": True, "lost": True}
+    made = (tmp_path / "volumes/stage.json").stat().st_mtime_ns
+    usable()
+    assert (tmp_path / "volumes/stage.json").stat().st_mtime_ns == made
+    assert read_circumstances(tmp_path / "volumes")["reused"] == 2
+
+
 def test_a_killed_run_is_resumed_to_the_bytes_of_a_clean_one(
     head_files: list[Path], write_cohort: WriteCohort, preprocess: Preprocess, tmp_path: Path
 ) -> None:

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from neurofoundry.errors import INTERRUPTION
+from neurofoundry.runtime.processes import children
 from tests.pretrain.conftest import last_step
+from tests.support.processes import ended
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = {
@@ -90,29 +94,42 @@ def rank_of(launcher: int, number: int) -> int:
     return process
 
 
-def test_a_rank_of_the_real_stage_is_killed_and_the_same_command_goes_on(
+def test_ranks_of_the_real_stage_end_together_and_the_same_command_goes_on(
     volumes: Path, tmp_path: Path
 ) -> None:
+    """One is killed, then a cluster ends the job, then the user; in between each takes steps."""
     command = [sys.executable, "-m", "neurofoundry", "pretrain", "--processes", "2"]
-    command += ["--method", "simclr", "--volumes", str(volumes), "--out", str(tmp_path / "out")]
-    command += ["--params", str(PARAMS)]
+    command += ["--method", "simclr", "--volumes", str(volumes), "--params", str(PARAMS)]
     command += [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
-    partial = tmp_path / ".out.partial"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
-        while last_step(partial / "checkpoint") < 2:
-            assert job.poll() is None
-            time.sleep(0.01)
-        os.kill(rank_of(job.pid, 1), signal.SIGKILL)
-        killed = time.monotonic()
-        assert job.stderr is not None
-        said = job.stderr.read()
-        assert job.wait(60) == 137
-        assert time.monotonic() - killed < 60
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+
+    def end(at_step: int, send: Callable[[int], None], code: int) -> str:
+        with subprocess.Popen(
+            [*command, "--out", str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as job:
+            while last_step(partial / "checkpoint") < at_step:
+                assert job.poll() is None
+                time.sleep(0.01)
+            ranks = children(job.pid)
+            send(job.pid)
+            _, said = job.communicate(timeout=600)
+        assert job.returncode == code, said
+        assert all(ended(rank) for rank in ranks)
+        assert "Traceback" not in said
+        assert not out.exists()
+        return said
+
+    said = end(2, lambda job: os.kill(rank_of(job, 1), signal.SIGKILL), 137)
     assert "Process 1 was killed by SIGKILL (too little memory?)" in said
     assert said.count("continues from the last checkpoint") == 1
-    assert "Traceback" not in said
-    assert not (tmp_path / "out").exists()
     begun = (partial / "views.png").stat().st_mtime_ns  # of step 0
-    subprocess.run(command, check=True, timeout=120)
-    assert last_step(tmp_path / "out" / "checkpoint") == 18
-    assert (tmp_path / "out" / "views.png").stat().st_mtime_ns == begun
+    said = end(5, lambda job: os.kill(job, signal.SIGTERM), 143)
+    assert said.count("the same command continues") == 1
+    said = end(8, lambda job: os.killpg(job, signal.SIGINT), 130)
+    assert said.count(INTERRUPTION) == 1
+    subprocess.run([*command, "--out", str(out)], check=True)
+    assert last_step(out / "checkpoint") == 18
+    assert (out / "views.png").stat().st_mtime_ns == begun

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -173,31 +173,34 @@ class Bench:
     project: Path
     place: Path
     warm: Warm
+    known: dict[str, tuple[list[Call], dict[str, bytes]]] = field(default_factory=dict)
 
     def run(self, name: str, watch: Watch | None = None) -> Done:
         """Run a command where it was run before."""
         return self.warm.run(COMMANDS[name].words, self.place / name, watch)
 
-    def calls(self, name: str) -> list[Call]:
-        """Run a command that nothing kills; return its calls that change a file."""
-        watch = Watch(self._begin(name))
-        must(self.run(name, watch))
-        return watch.calls
+    def undisturbed(self, name: str) -> tuple[list[Call], dict[str, bytes]]:
+        """Run a command that nothing kills; return its calls that change a file, and all files."""
+        if name not in self.known:
+            watch = Watch(self.begin(name))
+            must(self.run(name, watch))
+            self.known[name] = watch.calls, self.made(name)
+        return self.known[name]
 
     def kill(self, name: str, at: int, *, everyone: bool) -> Call | None:
         """Kill a command at a call, and run it again; return the call, if it came to that."""
-        watch = Watch(self._begin(name), kill_at=at, everyone=everyone)
+        watch = Watch(self.begin(name), kill_at=at, everyone=everyone)
         self.run(name, watch)
         must(self.run(name))  # at once: what the killed one has left may still be running
         return watch.killed
 
     def interrupt(self, name: str, at: int) -> Done:
         """Press Ctrl-C at a call of a command; return how it has ended."""
-        return self.run(name, Watch(self._begin(name), kill_at=at, signal=signal.SIGINT))
+        return self.run(name, Watch(self.begin(name), kill_at=at, signal=signal.SIGINT))
 
     def fail(self, name: str, at: int, error: int) -> Done:
         """Let the disk fail a command from a call on; return how it has ended."""
-        return self.run(name, Watch(self._begin(name), kill_at=at, error=error))
+        return self.run(name, Watch(self.begin(name), kill_at=at, error=error))
 
     def made(self, name: str) -> dict[str, bytes]:
         """Return all files of a command's folder; of what is dated, only that it is there."""
@@ -208,7 +211,8 @@ class Bench:
             if not file.is_dir()
         }
 
-    def _begin(self, name: str) -> Path:
+    def begin(self, name: str) -> Path:
+        """Make the folder in which a command is run, with what it reads."""
         folder = self.place / name
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "new").mkdir(parents=True)
@@ -241,8 +245,7 @@ def sample(calls: Sequence[Call], most: int) -> list[int]:
 def sweep(bench: Bench, name: str, every: int) -> bool:
     """Kill a command at each ``every``-th call; print what came of it; return whether all held."""
     started = time.monotonic()
-    calls = bench.calls(name)
-    whole = bench.made(name)
+    calls, whole = bench.undisturbed(name)
     numbers = range(1, len(calls) + 1, every)
     killed: Counter[str] = Counter()
     failed = []

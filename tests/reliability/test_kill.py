@@ -6,10 +6,12 @@ Here at some of each kind and file; `python -m tests.reliability.kills` kills at
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +20,18 @@ import pytest
 from neurofoundry.errors import INTERRUPTION
 from tests.reliability import calls
 from tests.reliability.calls import Watch, hold_calls
-from tests.reliability.kills import Bench, prepare, sample
+from tests.reliability.kills import COMMANDS, Bench, prepare, sample
 from tests.reliability.warm import Warm
+from tests.support.processes import ended
 
 pytestmark = pytest.mark.skipif(not calls.works(), reason="this kernel cannot hold system calls")
 
-MOST = {"ingest": 6}
+MOST = {"ingest": 6, "compare": 6, "preprocess": 1, "predict": 1, "phantom": 1, "run": 1}
 """Kills of a command that is quick, or slow."""
 USUAL = 3
-SAMPLED = ("ingest", "ingest again", "pretrain", "evaluate", "export", "import", "embed")
-"""What CI has the time for."""
+SAMPLED = tuple(name for name in COMMANDS if name != "finetune")
+"""What CI has the time for: `run` finetunes."""
+INTERRUPTED = ("ingest", "pretrain", "evaluate", "export", "import", "embed")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def test_a_killed_command_run_again_gives_what_one_without_a_kill_gives(
     name: str, bench: Bench
 ) -> None:
-    seen = bench.calls(name)
-    whole = bench.made(name)
+    seen, whole = bench.undisturbed(name)
     # A process that reads a mapped file which somebody cuts short ends without a word (SIGBUS).
     mapped = {path for call in seen if call.kind == "mmap" for path in call.paths}
     assert {path for path in mapped if ".partial/atlas/" not in path} == set()
@@ -56,10 +59,10 @@ def test_a_killed_command_run_again_gives_what_one_without_a_kill_gives(
     assert reached, "no call was reached: nothing was tested"
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLED if "again" not in name])
+@pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupted_command_says_that_it_goes_on_and_does(name: str, bench: Bench) -> None:
-    number = len(bench.calls(name)) // 3
-    whole = bench.made(name)
+    seen, whole = bench.undisturbed(name)
+    number = len(seen) // 3
     done = bench.interrupt(name, number)
     assert done.code == 130, done.said
     assert done.said.rstrip().endswith(f"error: {INTERRUPTION}"), done.said
@@ -73,14 +76,40 @@ def test_an_interrupted_command_says_that_it_goes_on_and_does(name: str, bench: 
 def test_a_disk_that_fails_is_told_and_the_same_command_goes_on(
     name: str, error: int, bench: Bench
 ) -> None:
-    number = len(bench.calls(name)) // 2 if error == errno.ENOSPC else 1
-    whole = bench.made(name)
+    seen, whole = bench.undisturbed(name)
+    number = len(seen) // 2 if error == errno.ENOSPC else 1
     done = bench.fail(name, number, error)
     assert done.code == 2, done.said
     assert os.strerror(error) in done.said
     assert "Traceback" not in done.said
     assert bench.run(name).code == 0
     assert bench.made(name) == whole
+
+
+PROGRAM = """
+import os, subprocess, time
+helper = subprocess.Popen(["sleep", "600"])
+with open("started", "w") as file:
+    print(os.getpid(), helper.pid, file=file)
+os.kill(os.getsid(0), {number})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_mask_command_ends_with_what_runs_it(
+    number: signal.Signals, code: int, bench: Bench
+) -> None:
+    folder = bench.begin("preprocess")
+    (folder / "program.py").write_text(PROGRAM.format(number=int(number)))
+    mask = {"command": f"{sys.executable} program.py {{input}} {{output}}"}
+    words = [*COMMANDS["preprocess"].words.split(), "--workers", "1"]
+    done = bench.warm.run([*words, "--set", f"preprocess.mask={json.dumps(mask)}"], folder)
+    assert done.code == code, done.said
+    assert done.said.endswith(f"error: {INTERRUPTION}\n") or number == signal.SIGKILL
+    assert all(ended(int(process)) for process in (folder / "started").read_text().split())
 
 
 def _published(written: set[str]) -> set[str]:
