@@ -1,6 +1,7 @@
 """Contract tables: tab-separated, with a header, 'n/a' for missing values, checked both ways.
 
-A text that a spreadsheet would run as a formula has an apostrophe before it (cells.py).
+A text that a spreadsheet would run as a formula has an apostrophe before it (cells.py), in the
+header, too: people name the columns of labels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the table cannot be read ({error}).") from error
-    table = table.map(read_cell, na_action="ignore")
+    table = table.map(read_cell, na_action="ignore").rename(columns=read_cell)
     if "usable" in table:
         table["usable"] = table["usable"].map({"true": True, "false": False})
     return _check(table, schema, path)
@@ -36,6 +37,7 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
     for column in table.columns[[dtype.kind == "O" for dtype in table.dtypes]]:
         guarded = [guard_cell(cell) if isinstance(cell, str) else cell for cell in table[column]]
         table = table.assign(**{column: pd.Series(guarded, table.index, dtype=object)})
+    table = table.rename(columns=lambda name: guard_cell(str(name)))
     with atomic(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
 

@@ -51,6 +51,10 @@ from neurofoundry.ingest.scan import (
 )
 from neurofoundry.runtime.progress import Progress
 
+LABEL = re.compile(r"sub-[^,^]+")
+"""How a subject may be called. BIDS knows letters, digits and +; others are common all the same,
+but for those between the names of a person, as in a list or a DICOM header."""
+
 IMAGE = (".nii", ".nii.gz")
 _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
 
@@ -147,19 +151,27 @@ class _Reader:
         scans = self.findings.scans[before:]
         self._note_missing(participants, list(folders), any(scan.rows for scan in scans))
         for subject, row in participants.unmatched.items():
-            missing = f"no image: {subject} is listed, but there is no such folder"
+            shown = subject if LABEL.fullmatch(subject) else "a subject"
+            missing = f"no image: {shown} is listed, but there is no such folder"
             self._exclude(table, row.problem or missing)
 
     def _subjects(self) -> list[Path]:
-        """Return the folders of subjects; leave out those that somebody has called so."""
+        """Return the folders of subjects; leave out those that may be called after people."""
         folders = _folders(self.root, "sub-")
-        subjects = [folder for folder in folders if not _is_of_dicom(folder)]
-        if hidden := len(folders) - len(subjects):
+        labelled = [folder for folder in folders if LABEL.fullmatch(folder.name)]
+        subjects = [folder for folder in labelled if not holds_dicom(folder)]
+        why = (
+            (len(labelled) - len(subjects), "hold DICOM (convert it, or move it elsewhere)"),
+            (
+                len(folders) - len(labelled),
+                "have a comma or ^, as names of people do (rename them: letters and digits)",
+            ),
+        )
+        if hidden := [f"{count} folders sub-* {what}" for count, what in why if count]:
             self._exclude(
                 self.root,
-                f"not NIfTI: {hidden} folders sub-* hold DICOM alone; their names, which may be "
-                "those of patients, are not shown. Convert them, or put them into a folder of "
-                "their own",
+                f"not BIDS: {'; '.join(hidden)}. Their names, which may be those of patients, are "
+                "not shown",
             )
         return subjects
 
@@ -408,17 +420,6 @@ def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
     if isinstance(field, int | float) and not isinstance(field, bool) and field > 0:
         header["field_strength"] = float(field)
     return header
-
-
-def _is_of_dicom(folder: Path) -> bool:
-    """Return whether the folder of a subject has nothing of BIDS, and DICOM files in it."""
-    try:
-        below = [child.name for child in folder.iterdir()]
-    except OSError:  # for the reader to say
-        return False
-    if any(name == "anat" or name.startswith("ses-") for name in below):
-        return False
-    return holds_dicom(folder)
 
 
 def _suffix(name: str) -> str:

@@ -41,10 +41,11 @@ def is_dicom(file: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Return whether there are DICOM files below a folder, and no NIfTI file."""
+    """Return whether there are DICOM files below the folder of a subject, and none that BIDS would
+    call so."""
     found = False
     for file in files(folder, skip=set(), closed=[]):
-        if file.name.lower().endswith((".nii", ".nii.gz")):
+        if file.name.startswith(f"{folder.name}_"):
             return False
         found = found or is_dicom(file)
     return found

@@ -16,6 +16,7 @@ from typing import Any
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime import machine
+from neurofoundry.runtime.cells import guard_cell
 from neurofoundry.runtime.files import read_json, write_text
 from neurofoundry.runtime.guard import guard_file
 from neurofoundry.runtime.store import read_circumstances
@@ -91,7 +92,11 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     }
     names = ("cohort", "volumes", "encoder", "models", "evaluation", "model")
     metadata = {name: {**origin, "folder": str(folder)} for name in names}
-    metadata["metrics"] = scalars
+    # Kubeflow's page lets people copy these into spreadsheets, as it does the names of classes.
+    metadata["metrics"] = {
+        name: guard_cell(value) if isinstance(value, str) else value
+        for name, value in scalars.items()
+    }
     if (folder / "plots/roc.tsv").exists():
         metadata["roc"] = _classification_metrics(folder, record)
     return {"parameters": {**scalars, "folder": str(folder)}, "metadata": metadata}

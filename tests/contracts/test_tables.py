@@ -50,11 +50,14 @@ def test_truth_values_in_a_column_of_objects_read_back(tmp_path: Path) -> None:
 
 def test_no_cell_is_a_formula_and_all_read_back(tmp_path: Path) -> None:
     paths, sites = ["=HYPERLINK(1)/a.nii", "@b.nii"], ["-3", "+site"]
-    write_table(scans(path=paths, site=sites), tmp_path / "scans.tsv", SCANS)
+    labels = {"=1+1": ["a", "b"]}
+    write_table(scans(path=paths, site=sites, **labels), tmp_path / "scans.tsv", SCANS)
     text = (tmp_path / "scans.tsv").read_text()
     assert all(f"\t'{cell}\t" in text for cell in (*paths, "+site"))
     assert "\t-3\t" in text
+    assert text.splitlines()[0].endswith("\t'=1+1")
     found = read_table(tmp_path / "scans.tsv", SCANS)
+    assert found["=1+1"].tolist() == ["a", "b"]
     assert (found["path"].tolist(), found["site"].tolist()) == (paths, sites)
 
 

@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 
 from neurofoundry.errors import NeurofoundryError
 from neurofoundry.ingest.pseudonyms import KEY
-from tests.support.building import bids, run
+from tests.support.building import bids, run, write_scan
 from tests.support.dicom_files import LOCALIZER, MPRAGE, T2, write_series
 
 NUMBER = 47114711
@@ -183,7 +183,8 @@ def test_a_folder_of_dicom_that_is_called_as_bids_calls_one_is_named_nowhere(
     outcome = run(data, tmp_path / "out")
     assert set(outcome.scans["source"]) == ({"dicom"} if beside == "nothing" else {"bids"})
     if beside != "nothing":
-        assert outcome.excluded["cd"].startswith("not NIfTI: 2 folders sub-* hold DICOM alone")
+        assert outcome.excluded["cd"].startswith("not BIDS: 1 folders sub-* hold DICOM")
+        assert "1 folders sub-* have a comma or ^" in outcome.excluded["cd"]
         for folder in list((data / "cd").glob("sub-*Q*")):  # the remedy
             folder.rename(data / folder.name.replace("sub", "own"))
         again = run(data, tmp_path / "again")
@@ -191,6 +192,27 @@ def test_a_folder_of_dicom_that_is_called_as_bids_calls_one_is_named_nowhere(
     printed = capfd.readouterr()
     said = printed.out + printed.err + logged.getvalue() + outcome.bytes().decode()
     assert not [name for name in ("GEHEIMQ", "MeierQ") if name in said]
+
+
+def test_subjects_that_are_called_after_people_beside_those_of_bids_are_named_nowhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: io.StringIO
+) -> None:
+    data = bids(tmp_path / "data", 2, "participant_id\tage\nsub-01\t30\nsub-Geheim, Q\t40\n")
+    for number, folder in enumerate(
+        ("sub-GEHEIMA/anat", "sub-GEHEIMB/ses-1/x", "sub-GEHEIMC", "sub-GEHEIMD")
+    ):
+        write_series(data / folder, MPRAGE, person={"PatientID": f"P{number}"}, seed=number)
+    write_scan(data / "sub-GEHEIMC/brain.nii.gz")
+    (data / "sub-GEHEIMD/report.pdf").write_bytes(b"GEHEIM")
+    for name in ("sub-GEHEIM, E", "sub-GEHEIM^F", "sub-GEHEIM,F"):
+        write_scan(data / name / "anat" / f"{name}_T1w.nii.gz", 7)
+    outcome = run(data, tmp_path / "out")
+    assert list(outcome.scans["subject"]) == ["sub-01", "sub-02"]
+    printed = capfd.readouterr()
+    said = printed.out + printed.err + logged.getvalue() + outcome.bytes().decode()
+    assert "GEHEIM" not in said.upper()
+    assert "4 folders sub-* hold DICOM" in said
+    assert "3 folders sub-* have a comma or ^" in said
 
 
 def test_known_terms_of_scanners_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

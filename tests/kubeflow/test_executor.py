@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from neurofoundry.contracts.tables import write_table
 from neurofoundry.kubeflow import executor
 
 
@@ -114,3 +116,18 @@ def test_without_a_rule_the_first_curve_is_drawn(evaluation: Path) -> None:
     record["params"]["evaluate"]["promotion"] = None
     (evaluation / "stage.json").write_text(json.dumps(record))
     assert executor.describe(evaluation)["metadata"]["roc"]["model"] == "sex/scratch"
+
+
+def test_what_kubeflow_shows_is_no_formula(evaluation: Path) -> None:
+    record = json.loads((evaluation / "stage.json").read_text())
+    record["summary"]["best"] = "=1+1"
+    (evaluation / "stage.json").write_text(json.dumps(record))
+    table = evaluation / "tables/confusion.tsv"
+    counts = pd.read_csv(table, sep="\t").replace("F", "@SUM(A1)")
+    write_table(counts, table)
+    told = executor.describe(evaluation)["metadata"]
+    assert told["metrics"]["best"] == "'=1+1"
+    assert told["roc"]["confusionMatrix"] == {
+        "annotationSpecs": [{"displayName": "'@SUM(A1)"}, {"displayName": "M"}],
+        "rows": [{"row": [5, 1]}, {"row": [2, 7]}],
+    }
