@@ -57,6 +57,10 @@ MANY = 1_000_000
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that becomes a folder."""
+Line = Annotated[
+    str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$", max_length=1000)
+]
+"""A text that is shown, and put into cards: on one line, without codes that a terminal obeys."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -136,10 +140,18 @@ def _read_sections(text: str, overrides: Sequence[str], *, origin: str) -> dict[
     return values
 
 
+MOST_BYTES = 10_000_000
+"""More than anybody writes by hand."""
+
+
 def read_text(path: Path) -> str:
     """Read a file that a person wrote, with or without a byte order mark. Raises UsageError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UsageError(f"{path}: more than {MOST_BYTES} bytes, expected parameters.")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}).") from error
 
@@ -155,7 +167,10 @@ def read_yaml(text: str, *, origin: str) -> Any:
             "false. Remove it: YAML 1.2 is read."
         )
     try:
-        return YAML(typ="safe", pure=True).load(text)  # the loader in C knows YAML 1.1 only
+        yaml = YAML(typ="safe", pure=True)  # the loader in C knows YAML 1.1 only
+        if "<<" in text and _size(yaml.compose(text), {}) > MANY:
+            raise UsageError(f"{origin}: its merge keys (<<) make more than {MANY} values of it.")
+        return yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -164,6 +179,16 @@ def read_yaml(text: str, *, origin: str) -> Any:
     except (YAMLError, ValueError, LookupError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise UsageError(f"{origin}: not valid YAML: {why}.") from error
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Count the values below a node of YAML, those that it merges as often as they are."""
+    if id(node) not in known:
+        known[id(node)] = 1  # while it is counted: it may hold itself
+        inside = node.value if isinstance(getattr(node, "value", None), list) else []
+        each = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in each)
+    return known[id(node)]
 
 
 def _mentions(kind: Any, *wanted: Any) -> bool:

@@ -127,6 +127,9 @@ def test_every_number_has_both_bounds() -> None:
             for a, b in zip("abcdefgh", "bcdefghi", strict=True)
         ),
         "? [seed]\n: 1",
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),
+        "a: &a {<<: *a}",
     ],
 )
 def test_malformed_parameters_end_in_one_clear_message(text: str) -> None:
@@ -134,6 +137,11 @@ def test_malformed_parameters_end_in_one_clear_message(text: str) -> None:
         load_text(text, Params, origin="params.yaml")
     assert str(refused.value).startswith("params.yaml")
     assert len(str(refused.value)) < 3000
+
+
+def test_a_file_without_end_is_no_parameters() -> None:
+    with pytest.raises(UsageError, match="/dev/zero: more than"):
+        load(Path("/dev/zero"), Params)
 
 
 MALFORMED = {

@@ -41,6 +41,7 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    machine.name_user()
     # Threads of torch that wait should soon sleep. libgomp's default of 300,000 spins keeps a core
     # busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

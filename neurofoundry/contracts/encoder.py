@@ -17,7 +17,7 @@ from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import Grid, Volumes, check_contrasts, check_described
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.params import Name, Section
+from neurofoundry.params import Line, Name, Section
 from neurofoundry.runtime.links import check_link, check_links
 
 UNTRAINED = ("random", "sfcn")
@@ -76,7 +76,7 @@ class EncoderParams(Section):
 class Pretraining(Section):
     """What the weights have seen."""
 
-    data_version: str
+    data_version: Line
     persons: int
     scans: int
     epochs: int
@@ -97,16 +97,16 @@ class Plan(Section):
     grid: dict[str, Any]
     """``Grid.describe()`` of the volumes: space, orientation, spacing, shape. Empty for weights
     from elsewhere that are bound to no grid."""
-    normalization: str = "zscore"
+    normalization: Line = "zscore"
     """How intensities were normalized in those volumes, as in their grid.json; background is 0."""
     preprocess: Recipe = Field(default_factory=dict)
     """How a scan's volume is made and checked (`Volumes.recipe`); empty if unknown."""
     method: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """How the weights were learned: an objective of pretraining, random, supervised or unknown."""
-    licence: str
+    licence: Line
     """Licence of the weights: what the licences of the data allow."""
     pretraining: Pretraining | None = None
-    origin: str = ""
+    origin: Line = ""
     """The checkpoint from which weights from elsewhere were read."""
 
     @field_validator("grid")

@@ -100,6 +100,8 @@ def guard_place(
     fix: str = "Give a new or empty folder",
 ) -> Path:
     """Return where ``out`` lies, links followed; raise UsageError where nothing may be written."""
+    if out.parts and out.parts[0].startswith("~"):  # libraries would look for a home in it
+        raise _refusal(out, option, "a path with '~', which no shell has replaced", fix)
     try:
         place = out.resolve()
         place.exists()

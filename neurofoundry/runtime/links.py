@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from neurofoundry.errors import DataError
 
@@ -13,6 +13,12 @@ CONTENT_STORE = re.compile(
 )
 """Data versioning tools keep files under the hash of their content and may leave links to them: DVC
 by 2 and 30 digits, git-annex under a key, twice, in a repository, a submodule or a RIA store."""
+
+
+def lies_within(name: str) -> bool:
+    """Return whether the name of a file, as a record or table of a folder says it, stays in it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_links(folder: Path) -> None:

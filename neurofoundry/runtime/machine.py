@@ -6,6 +6,7 @@ the CPU that a pod asks for are three different things, and os.cpu_count() knows
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 from collections.abc import Iterator
@@ -42,6 +43,15 @@ def memory() -> int:
 def workers(each: int) -> int:
     """Return how many workers that need ``each`` bytes fit: one per core, or fewer; at least 1."""
     return max(1, min(cores(), (memory() - RESERVED) // each))
+
+
+def name_user() -> None:
+    """Give a name to a user whom this system does not know, as in a container with a user of its
+    own: libraries ask for one while they are imported, and would end the process."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user-{os.getuid()}"
 
 
 def _quotas() -> Iterator[float]:

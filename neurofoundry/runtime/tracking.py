@@ -329,7 +329,14 @@ def _start(
     """Begin a run, offline where the server does not answer; the stage goes on in any case."""
     import wandb
 
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _warn(
+            f"{folder / 'wandb'}: {error.strerror}. The stage is not recorded: set WANDB_DIR to a "
+            "folder that can be written to."
+        )
+        return Tracker()
     silence = _Silence(folder / "wandb" / ".unreachable", named["group"])
     attempts: tuple[Mode, ...] = ("online", "offline") if mode == "online" else ("offline",)
     if mode == "online" and silence.lasts():

@@ -16,6 +16,7 @@ from neurofoundry.errors import DataError
 from neurofoundry.runtime import machine
 from neurofoundry.runtime.cells import read_cell
 from neurofoundry.runtime.files import hash_file, read_json
+from neurofoundry.runtime.links import lies_within
 from neurofoundry.runtime.progress import Progress
 
 ITEMS = {
@@ -131,6 +132,8 @@ def _compare(
     folder: Path, hashes: Mapping[str, str], progress: Progress | None = None
 ) -> Iterator[str]:
     def difference(name: str) -> str | None:
+        if not lies_within(name):
+            return f"{name} lies in another folder, which no stage writes"
         path = folder / name
         try:
             value = hash_file(path)

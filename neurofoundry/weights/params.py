@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from neurofoundry.params import Name, Section
+from neurofoundry.params import Line, Name, Section
 
 CheckpointKind = Literal["3d-neuro-simclr", "medicalnet", "monai", "neurofoundry"]
 
@@ -16,7 +16,7 @@ class ImportParams(Section):
     """What finetune.initializations call the weights."""
     kind: CheckpointKind | None = None
     """Whose format the checkpoint has; None: guess."""
-    licence: str = ""
+    licence: Line = ""
     """Licence of the weights; needed where the kind does not imply it."""
     spacing: float | None = None
     """mm of the standard grid to bind the weights to; None: any grid."""

@@ -57,6 +57,13 @@ def set_recipe(folder: Path, **values: Any) -> None:
     change(folder / "plan.json", lambda plan: plan["preprocess"].update(values))
 
 
+@pytest.mark.parametrize("text", ["MIT\nname: theirs", "\x1b]0;theirs\x07MIT", "x" * 2000])
+def test_a_text_of_theirs_is_a_short_line(theirs: Path, text: str) -> None:
+    change(theirs / "plan.json", lambda plan: plan.update(licence=text))
+    with pytest.raises(DataError, match="licence"):
+        load_encoder(theirs)
+
+
 class TestCommands:
     """Of every command line that takes weights, none runs what a plan names."""
 

@@ -11,7 +11,7 @@ import pytest
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import stage, verify
 from neurofoundry.runtime.cache import take
-from neurofoundry.runtime.files import hash_file
+from neurofoundry.runtime.files import hash_file, read_json, write_json
 
 INPUTS = {
     "ingest": (),
@@ -127,3 +127,21 @@ def test_a_file_of_an_output_is_checked_wherever_in_it_it_lies(finished: Path) -
     with pytest.raises(DataError, match="not what was written"):
         verify.check_item(file)
     verify.check_item(finished / "of-no-output.nii")
+
+
+def test_a_record_or_table_that_names_files_elsewhere_is_refused_and_they_are_not_read(
+    finished: Path,
+) -> None:
+    """One of them has no end."""
+    cohort, volumes = finished / "ingest", finished / "preprocess"
+    record = read_json(cohort / "stage.json")
+    outside = {"/dev/zero": "0" * 64, "../preprocess/a.nii": hash_file(volumes / "a.nii")}
+    write_json(cohort / "stage.json", record | {"contents": record["contents"] | outside})
+    assert len(verify.differences(cohort, items=True)) == 2
+    (finished / "a.nii").write_bytes((volumes / "a.nii").read_bytes())
+    table = (volumes / "scans.tsv").read_text().replace("\ta.nii\t", "\t../a.nii\t")
+    (volumes / "scans.tsv").write_text(table)
+    (difference,) = verify.item_differences(volumes)
+    assert difference.startswith("../a.nii lies in another folder")
+    with pytest.raises(DataError, match="another folder"):
+        make(finished, "evaluate")
