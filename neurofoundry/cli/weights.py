@@ -62,15 +62,32 @@ def import_(
 @app.command()
 def export(
     encoder: Annotated[
-        Path, typer.Argument(callback=locate_encoder, help="The output of pretrain or import.")
+        Path,
+        typer.Argument(
+            callback=locate_encoder,
+            help="The output of pretrain, import or promote, or a model: "
+            "models/TASK/INIT/FRACTION/SEED, or models/TASK/INIT/FRACTION for all as one.",
+        ),
     ],
     out: Out,
     authors: Annotated[str, typer.Option(help="Authors for the model card.")] = "Not named",
 ) -> None:
-    """Export an encoder for the Hugging Face hub, for MONAI and for other installations."""
+    """Export an encoder or a fine-tuned model for the Hugging Face hub, for MONAI and for other
+    installations."""
+    from neurofoundry.inference import bundle as models
     from neurofoundry.runtime import stage
     from neurofoundry.weights import bundle
 
+    if models.is_model(encoder):
+        stage.run(
+            "export a model",
+            lambda work: models.export(work, model=encoder, authors=authors),
+            to=stage.Destination(out),
+            params={"authors": authors, "model": models.identity(encoder)},
+            inputs={},
+            reads=[encoder],
+        )
+        return
     stage.run(
         "export",
         lambda work: bundle.export(work, encoder=encoder, authors=authors),
@@ -150,7 +167,8 @@ def predict(
     mask_command: MaskCommand = None,
     workers: Workers = 0,
 ) -> None:
-    """Write predictions for raw scans, with uncertainty and a flag for unfamiliar ones."""
+    """Write predictions for raw scans, with uncertainty and a flag for unfamiliar ones; of a
+    segmentation masks in a folder of the table's name, and their volumes."""
     from neurofoundry.inference.predictions import predict
 
     predict(

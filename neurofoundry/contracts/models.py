@@ -42,7 +42,7 @@ def _run_columns(table: pd.DataFrame) -> list[str]:
 
 
 FILES = ("model.safetensors", "plan.json", "trust.npz")
-"""The files that a prediction is made of."""
+"""The files that a prediction is made of; that of a segmentation is made of the first two."""
 
 
 def run_folder(task: str, init: str, fraction: float, seed: int, fold: int = 0) -> Path:
@@ -86,9 +86,19 @@ def files_of(folder: Path) -> tuple[str, ...]:
     """
     together = read_ensemble(folder)
     if together is None:
-        return FILES
-    members = (f"{member}/{name}" for member in together.members for name in FILES)
+        return _made_of(folder)
+    members = (
+        f"{member}/{name}" for member in together.members for name in _made_of(folder / member)
+    )
     return ("ensemble.json", *members)
+
+
+def _made_of(folder: Path) -> tuple[str, ...]:
+    """Return the files of a single model."""
+    outlines = (folder / "plan.json").exists() and isinstance(
+        read_model_plan(folder).predicts, Segmentation
+    )
+    return FILES[:2] if outlines else FILES
 
 
 DESCRIBED = ("scan_id", "dataset", "person", "session", "split", "site", "label")
@@ -209,9 +219,10 @@ class EnsemblePlan(Section):
     temperature: float | None
     """As in trust.npz of a model, of the averaged predictions for the validation scans; null where
     there is none."""
-    limits: tuple[float | None, ...]
-    calibrated_on: tuple[int, ...]
-    distance_limit: float
+    limits: tuple[float | None, ...] = ()
+    calibrated_on: tuple[int, ...] = ()
+    distance_limit: float | None
+    """null of a segmentation, which has no measure of distance."""
 
 
 def read_ensemble(folder: Path) -> EnsemblePlan | None:

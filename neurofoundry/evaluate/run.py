@@ -40,10 +40,12 @@ def evaluate(
     _check(params, tasks, single, earlier, models)
     results = measure(of_single, opened, models, tasks=single, params=params, seed=seed)
     outputs.write(work.dir, results)
-    if outlined := segmentations(tasks):
-        outlines.write(work.dir, _outlines(outlined, earlier, opened, models, params))
+    outlined = None
+    if declared := segmentations(tasks):
+        outlined = _outlines(declared, earlier, opened, models, params)
+        outlines.write(work.dir, outlined)
     drawn = figures.draw(results)
-    build.write(work.dir, results, drawn)
+    build.write(work.dir, results, drawn, outlined)
     wandb.record(work.tracker, work.dir, models, results, drawn)
     work.summary |= headline.numbers(results) | {"promoted": results.decision.promoted}
     work.answer = wandb.answer(results, params, single, seed)

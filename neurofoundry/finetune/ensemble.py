@@ -12,14 +12,23 @@ from neurofoundry.contracts.models import PREDICTIONS, EnsemblePlan, write_ensem
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune import trust
 from neurofoundry.finetune.trust import Values
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Segmentation, Task
 
 
-def write(folder: Path, members: Sequence[str], task: Task) -> None:
-    """Write ensemble.json into ``folder``, that of a share of the labels, with its ``members``.
+def write(folder: Path, members: Sequence[str], task: Task | Segmentation) -> None:
+    """Write ensemble.json into ``folder``, that of a share of the labels, with its ``members``."""
+    if isinstance(task, Task):
+        plan = _trusted(folder, members, task)
+    else:
+        plan = EnsemblePlan(members=tuple(members), temperature=None, distance_limit=None)
+    write_ensemble(folder, plan)
 
-    How far to trust it is fitted as for each of them, on validation scans; of a cross-validation
-    each scan is judged by the models that it has validated, which have not learned from it.
+
+def _trusted(folder: Path, members: Sequence[str], task: Task) -> EnsemblePlan:
+    """Return the ensemble, and how far to trust the members together.
+
+    That is fitted as for each of them, on validation scans; of a cross-validation each scan is
+    judged by the models that it has validated, which have not learned from it.
     """
     tables = pd.concat([_validation(folder / member) for member in members])
     tables = tables.sort_values("scan_id", kind="stable")
@@ -29,14 +38,13 @@ def write(folder: Path, members: Sequence[str], task: Task) -> None:
     outputs = task.network_outputs(task.average(by_member[..., :-1]))
     targets: Values = task.numbers(scans["label"]).to_numpy(float)
     fitted = task.uncertainty(outputs, targets, scans["person"].to_numpy())
-    plan = EnsemblePlan(
+    return EnsemblePlan(
         members=tuple(members),
         distance_limit=trust.distance_limit(by_member[..., -1].mean(axis=0)),
         temperature=fitted.temperature if math.isfinite(fitted.temperature) else None,
         limits=tuple(each if math.isfinite(each) else None for each in fitted.limits),
         calibrated_on=fitted.calibrated_on,
     )
-    write_ensemble(folder, plan)
 
 
 def _validation(member: Path) -> pd.DataFrame:

@@ -319,8 +319,7 @@ def _write_ensembles(
     for path in root.glob("*/*/*/ensemble.json"):
         path.unlink()
     for group, members in ensembles.items():
-        if isinstance(task := tasks[Path(group).parts[0]], Task):
-            ensemble.write(root / group, members, task)
+        ensemble.write(root / group, members, tasks[Path(group).parts[0]])
 
 
 def _remove_models_above(folders: Iterable[Path]) -> None:

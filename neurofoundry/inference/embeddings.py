@@ -70,6 +70,13 @@ class Weights:
     recipe: Mapping[str, Any]
     """``Plan.preprocess``."""
 
+    def see(
+        self, jobs: Sequence[Job], volumes: VolumeFolder, params: PreprocessParams
+    ) -> NDArray[np.floating]:
+        """Return what is kept of raw scans, (scans, values), when their ``volumes`` have been made
+        with ``params``: their features."""
+        return _forward(self.encoder, volumes, [job.scan_id for job in jobs])
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -80,7 +87,10 @@ class Embedded:
     sha256: str
     reason: str
     """Why there are no features, or why they are not to be trusted; '' when they are."""
-    features: NDArray[np.float32] | None
+    features: NDArray[np.floating] | None
+    """What `Weights.see` has kept."""
+    key: str = ""
+    """Of what is kept of a raw scan."""
 
 
 def embed(
@@ -178,7 +188,7 @@ def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
 
 @contextmanager
 def open_table(out: Path) -> Iterator[tuple[Path, WriteTable]]:
-    """Give a folder to work in, and the function that writes the table whole and ends the work.
+    """Give a folder to work in until all is done, and the function that writes the table whole.
 
     Raises UsageError where the table cannot be written, or another process is writing it.
     """
@@ -200,10 +210,10 @@ def open_table(out: Path) -> Iterator[tuple[Path, WriteTable]]:
         else:
             with atomic(out) as temporary:
                 table.to_parquet(temporary, index=False)
-        shutil.rmtree(work)
 
     try:
         yield work, write
+        shutil.rmtree(work)
     finally:
         os.close(lock)
 
@@ -343,7 +353,7 @@ def _embed_raw(
     }
     layout = Layout.of(params)
     volumes = VolumeFolder(cache.folder, params.grid, {T1W: layout.volume})
-    batch = _Batch(weights.encoder, volumes, cache, layout.files)
+    batch = _Batch(weights, params, volumes, cache, layout.files)
     for job, result, _ in preprocess_jobs(
         list(waiting.values()),
         out=cache.folder,
@@ -355,7 +365,7 @@ def _embed_raw(
         reason = result.reason or judge(result.measures, params.quality) or ""
         reasons[job.key] = reason
         if result.volume_sha256:
-            batch.add(job.key, reason)
+            batch.add(job, reason)
         elif (cache.folder / layout.result.format(job.key)).exists():
             cache.keep(job.key, None, reason)
         # Else it is a defect of ours: the next run tries again.
@@ -365,8 +375,8 @@ def _embed_raw(
             yield Embedded(scan.origin, "", "", scan.reason, None)
         else:
             key = keys[scan.scan_id]
-            reason = reasons[key] or ""
-            yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, cache.features(key))
+            reason, kept = reasons[key] or "", cache.features(key)
+            yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, kept, key)
 
 
 def _read_recipe(weights: Weights, mask: MaskParams | None) -> PreprocessParams:
@@ -392,27 +402,28 @@ def _read_recipe(weights: Weights, mask: MaskParams | None) -> PreprocessParams:
 class _Batch:
     """Volumes that wait until there are enough of them for the encoder."""
 
-    encoder: nn.Module
+    weights: Weights
+    params: PreprocessParams
     volumes: VolumeFolder
     cache: FeatureCache
     files: Sequence[str]
     """Files of a scan, which are removed when it has been seen."""
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Key to the reason why the scan is not usable; '' if it is."""
+    reasons: dict[Job, str] = field(default_factory=dict)
+    """Why each scan is not usable; '' if it is."""
 
-    def add(self, key: str, reason: str) -> None:
-        self.reasons[key] = reason
+    def add(self, job: Job, reason: str) -> None:
+        self.reasons[job] = reason
         if len(self.reasons) == _batch_size():
             self.flush()
 
     def flush(self) -> None:
         if not self.reasons:
             return
-        features = _forward(self.encoder, self.volumes, list(self.reasons))
-        for (key, reason), values in zip(self.reasons.items(), features, strict=True):
-            self.cache.keep(key, values, reason)
+        kept = self.weights.see(list(self.reasons), self.volumes, self.params)
+        for (job, reason), values in zip(self.reasons.items(), kept, strict=True):
+            self.cache.keep(job.key, values, reason)
             for name in self.files:
-                (self.volumes.folder / name.format(key)).unlink(missing_ok=True)
+                (self.volumes.folder / name.format(job.stem)).unlink(missing_ok=True)
         self.reasons.clear()
 
 

@@ -16,17 +16,17 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, key: str, features: NDArray[np.float32] | None, reason: str = "") -> None:
+    def keep(self, key: str, features: NDArray[np.floating] | None, reason: str = "") -> None:
         """Keep features (features,), None where there are none, and why the scan is not usable."""
         values = np.empty(0, np.float32) if features is None else features
         with atomic(self._path(key)) as temporary:
             np.savez(temporary, features=values, reason=np.array(reason))
 
-    def features(self, key: str) -> NDArray[np.float32] | None:
+    def features(self, key: str) -> NDArray[np.floating] | None:
         """Return features; None where there are none, or none yet."""
         try:
             with np.load(self._path(key), allow_pickle=False) as content:
-                features: NDArray[np.float32] = content["features"]
+                features: NDArray[np.floating] = content["features"]
         except FileNotFoundError:
             return None
         return features if features.size else None

@@ -13,15 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurofoundry.contracts.models import (
-    EnsemblePlan,
-    ModelPlan,
-    files_of,
-    read_ensemble,
-    read_model_plan,
-)
-from neurofoundry.contracts.origin import check_contents
-from neurofoundry.errors import DataError, UsageError
+from neurofoundry.contracts.models import EnsemblePlan, ModelPlan, read_ensemble
 from neurofoundry.finetune import trust
 from neurofoundry.finetune.network import Network
 from neurofoundry.finetune.trust import Trust
@@ -32,11 +24,12 @@ from neurofoundry.inference.embeddings import (
     embed_scans,
     open_table,
 )
+from neurofoundry.inference.members import ModelFolder, read_members
+from neurofoundry.inference.outlines import outline
 from neurofoundry.nn import encoders
-from neurofoundry.runtime.files import hash_file, hash_json
+from neurofoundry.runtime.files import hash_json
 from neurofoundry.runtime.guard import guard_table
-from neurofoundry.runtime.links import check_links
-from neurofoundry.tasks import Task
+from neurofoundry.tasks import Segmentation, Task
 from neurofoundry.tasks.base import Uncertainty
 
 
@@ -100,14 +93,26 @@ def predict(
 ) -> None:
     """Write the table ``out`` (.tsv or .parquet), one row a scan: prediction, or why there is none.
 
-    ``model`` is one model of finetune (models/TASK/INIT/FRACTION/SEED), all of its seeds and folds
-    (models/TASK/INIT/FRACTION), or a promoted one. ``places`` are raw scans, or outputs of
-    preprocess; ``template`` is the folder of a template that is not nilearn's, and ``mask_command``
-    the program that finds the brain, as in `embed`. Raises DataError and UsageError.
+    A segmentation also writes masks (`outlines.outline`). ``model`` is one model of finetune
+    (models/TASK/INIT/FRACTION/SEED), all of its seeds and folds (models/TASK/INIT/FRACTION), or a
+    promoted one. ``places`` are raw scans, or outputs of preprocess; ``template`` is the folder of
+    a template that is not nilearn's, and ``mask_command`` the program that finds the brain, as in
+    `embed`. Raises DataError and UsageError.
     """
     read = [*places, model, *([template] if template else [])]
     guard_table(out, columns=DESCRIBED, inputs=read)
-    loaded = read_model(model)
+    members = read_members(model)
+    if isinstance(members[0].task, Segmentation):
+        outline(
+            places,
+            members=members,
+            out=out,
+            workers=workers,
+            template=template,
+            mask_command=mask_command,
+        )
+        return
+    loaded = _read_model(model, members)
     with open_table(out) as (work, write):
         rows = list(
             embed_scans(
@@ -128,23 +133,14 @@ def predict(
         write(table)
 
 
-def read_model(folder: Path) -> Model:
+def _read_model(folder: Path, parts: Sequence[ModelFolder]) -> Model:
     """Read one model of finetune, or an ensemble of several. Raises DataError."""
-    check_links(folder)  # before anything is hashed: a link may lead to a device
-    check_contents(folder, files_of(folder))
+    members = tuple(_read_member(part) for part in parts)
     together = read_ensemble(folder)
-    names = together.members if together else ("",)
-    members = tuple(_read_member(folder / name) for name in names)
-    first = members[0]
-    for member, name in zip(members, names, strict=True):
-        if _in_common(member.plan) != _in_common(first.plan):
-            raise DataError(
-                f"{folder / name}: not a model of the same task, start and volumes as "
-                f"{folder / names[0]}, though ensemble.json puts them together. Run finetune again."
-            )
     if together is None:
-        return Model(members, first.trust.uncertainty, first.trust.distance_limit)
-    return Model(members, _uncertainty(together), together.distance_limit)
+        return Model(members, members[0].trust.uncertainty, members[0].trust.distance_limit)
+    limit = together.distance_limit
+    return Model(members, _uncertainty(together), math.nan if limit is None else limit)
 
 
 def _uncertainty(together: EnsemblePlan) -> Uncertainty:
@@ -155,22 +151,13 @@ def _uncertainty(together: EnsemblePlan) -> Uncertainty:
     )
 
 
-def _read_member(folder: Path) -> Member:
-    plan = read_model_plan(folder)
-    task = plan.predicts
-    if not isinstance(task, Task):
-        raise UsageError(f"{folder}: predicts no label of a scan, it is a {task.kind}.")
+def _read_member(part: ModelFolder) -> Member:
+    plan, task = part.plan, part.task
+    assert isinstance(task, Task)
     encoder = encoders.build(plan.encoder.encoder, seed=0)
     network = Network(encoder, task, mirror=plan.test_time_augmentation == "mirror")
-    encoders.read_weights(folder / "model.safetensors", network)
-    sha256 = hash_file(folder / "model.safetensors")
-    return Member(plan, task, network, trust.read(folder / "trust.npz"), sha256)
-
-
-def _in_common(plan: ModelPlan) -> ModelPlan:
-    """Return a plan without what members of an ensemble differ in."""
-    own = ("fraction", "seed", "fold", "learned_from")
-    return plan.model_copy(update=dict.fromkeys(own))
+    encoders.read_weights(part.weights, network)
+    return Member(plan, task, network, trust.read(part.folder / "trust.npz"), part.sha256)
 
 
 def predict_from_features(features: NDArray[np.float32], model: Model) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""Carries label images to the standard grid, once, with the transform of their scan.
+"""Carries label images to the standard grid, once, with the transform of their scan, and back what
+a network finds there.
 
 A voxel of the grid gets the class that has the largest share, the background's included, of where
 its centre lies between the voxels of the label image (trilinear). Unlike the scan, shares are not
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from neurofoundry.contracts.cohort import SCANS, scan_path
 from neurofoundry.contracts.labels import (
@@ -46,6 +48,11 @@ from neurofoundry.runtime.progress import Progress
 
 ROUNDING = 1e-6
 """By how much a share must be larger than another to count."""
+
+_SLAB = 1 << 20
+"""Voxels of a scan that are looked at once."""
+_NEAR = 2
+"""Voxels of the grid around what is found: one to interpolate, one for the error of an inverse."""
 
 
 CHANGED = "the label image has changed since ingest: run ingest again"
@@ -237,3 +244,64 @@ def _share(
     voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
     points = placement.in_scan(apply_affine(grid.affine, voxels))
     return look_up(image, points).reshape(grid.shape)
+
+
+def to_scan(
+    shares: NDArray[np.float32],
+    placement: Placement,
+    grid: Grid,
+    affine: Matrix,
+    shape: tuple[int, ...],
+) -> NDArray[np.uint8]:
+    """Return the classes of the voxels of a scan, which ``affine`` takes to mm: `to_grid` reversed.
+
+    ``shares`` (1 + classes, x, y, z) are those of the background and of each class on the grid,
+    which add up to 1. They are interpolated at the centre of each voxel, and the largest counts: an
+    outline then runs between the voxels of the grid, where that of interpolated classes would have
+    their corners.
+    """
+    classes = np.zeros(shape, np.uint8)
+    low, high = _reach(shares, placement, grid, affine, shape)
+    if (low >= high).any():
+        return classes
+    to_grid_voxels = np.linalg.inv(grid.affine)
+    rows = max(1, _SLAB // int(np.prod((high - low)[1:])))
+    for first in range(low[0], high[0], rows):
+        slab = (slice(first, min(first + rows, high[0])), *map(slice, low[1:], high[1:]))
+        voxels = np.moveaxis(np.mgrid[slab], 0, -1)
+        points = placement.in_mni(apply_affine(affine, voxels.reshape(-1, 3)))
+        classes[slab] = _largest(shares, apply_affine(to_grid_voxels, points)).reshape(
+            voxels.shape[:3]
+        )
+    return classes
+
+
+def _reach(
+    shares: NDArray[np.float32],
+    placement: Placement,
+    grid: Grid,
+    affine: Matrix,
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the corners of the box of a scan's voxels beyond which all are background."""
+    found = shares[1:].max(axis=0) > shares[0]
+    near = ndimage.binary_dilation(found, np.ones((3, 3, 3)), iterations=_NEAR)
+    if not near.any():
+        return np.zeros(3, np.int64), np.zeros(3, np.int64)
+    points = placement.in_scan(apply_affine(grid.affine, np.argwhere(near)))
+    voxels = apply_affine(np.linalg.inv(affine), points)
+    low = np.clip(np.floor(voxels.min(axis=0)), 0, shape).astype(np.int64)
+    high = np.clip(np.ceil(voxels.max(axis=0)) + 1, 0, shape).astype(np.int64)
+    return low, high
+
+
+def _largest(shares: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the class with the largest share ``at`` each of some voxels (n, 3) of the grid, which
+    need not be whole."""
+    best = np.zeros(len(at), np.uint8)
+    most = ndimage.map_coordinates(shares[0], at.T, order=1, cval=1.0)
+    for number, share in enumerate(shares[1:], 1):
+        here = ndimage.map_coordinates(share, at.T, order=1, cval=0.0)
+        more = here > most + ROUNDING
+        best[more], most[more] = number, here[more]
+    return best

@@ -92,9 +92,16 @@ STAGES = {
     ),
     "import": Stage("neurofoundry.weights.published", ENCODER_FILES),
     "export": Stage("neurofoundry.weights.bundle", ENCODER_FILES),
+    "export a model": Stage(
+        "neurofoundry.inference.bundle",
+        (
+            *("ensemble.json", "**/model.safetensors", "**/plan.json", "**/trust.npz"),
+            "models/model.ts",
+        ),
+    ),
 }
 
-RECORDED_AS = {"import": "pretrain"}
+RECORDED_AS = {"import": "pretrain", "export a model": "export"}
 """Commands whose output takes the place of another stage's, and is recorded as that stage's."""
 
 LIBRARIES = (

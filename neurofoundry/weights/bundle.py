@@ -26,6 +26,16 @@ from neurofoundry.weights.hub import front_matter
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 """The schema that MONAI checks metadata.json against."""
 
+PREPROCESSING = {
+    "_target_": "Compose",
+    "transforms": [
+        {"_target_": "LoadImage", "image_only": True},
+        {"_target_": "EnsureChannelFirst"},
+        {"_target_": "Transpose", "indices": [0, 3, 2, 1]},
+    ],
+}
+"""How MONAI reads a volume of preprocess."""
+
 CARD = Path(__file__).with_name("card.md")
 
 
@@ -62,7 +72,6 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
 
 def metadata(plan: Plan, authors: str) -> dict[str, Any]:
     """Return configs/metadata.json, which MONAI asks of a bundle."""
-    shape = plan.grid["shape_xyz"][::-1] if plan.grid else ["*", "*", "*"]
     return {
         "schema": SCHEMA,
         "version": neurofoundry.__version__,
@@ -81,19 +90,7 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
         "intended_use": "Research: a starting point for fine-tuning and linear models. "
         "Not for diagnosis.",
         "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "modality": "MR",
-                    "num_channels": 1,
-                    "spatial_shape": shape,
-                    "dtype": "float32",
-                    "value_range": [-LARGEST, LARGEST],
-                    "is_patch_data": False,
-                    "channel_def": {"0": f"T1w, axes (z, y, x), {plan.normalization}"},
-                }
-            },
+            "inputs": {"image": describe_input(plan)},
             "outputs": {
                 "pred": {
                     "type": "array",
@@ -108,6 +105,21 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
     }
 
 
+def describe_input(plan: Plan) -> dict[str, Any]:
+    """Return what MONAI's metadata say of a volume that the weights take."""
+    return {
+        "type": "image",
+        "format": "magnitude",
+        "modality": "MR",
+        "num_channels": 1,
+        "spatial_shape": plan.grid["shape_xyz"][::-1] if plan.grid else ["*", "*", "*"],
+        "dtype": "float32",
+        "value_range": [-LARGEST, LARGEST],
+        "is_patch_data": False,
+        "channel_def": {"0": f"T1w, axes (z, y, x), {plan.normalization}"},
+    }
+
+
 def inference(plan: Plan) -> dict[str, Any]:
     """Return configs/inference.json: the network, and how it reads a volume of preprocess."""
     return {
@@ -116,14 +128,7 @@ def inference(plan: Plan) -> dict[str, Any]:
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": _network(plan),
         "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImage", "image_only": True},
-                {"_target_": "EnsureChannelFirst"},
-                {"_target_": "Transpose", "indices": [0, 3, 2, 1]},
-            ],
-        },
+        "preprocessing": PREPROCESSING,
         "inferer": {"_target_": "SimpleInferer"},
     }
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, write_classes
 from neurofoundry.contracts.masks import open_masks, pack, write_masks
+from neurofoundry.contracts.models import read_ensemble
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.errors import DataError
 from neurofoundry.finetune.segment import Trainer
@@ -111,6 +112,18 @@ def test_files_and_rows_are_those_that_are_declared(models: Path) -> None:
         "sfcn": "not estimable",
     }
     assert "skips" in runs["reason"]["sfcn"]
+
+
+def test_models_of_several_seeds_are_an_ensemble(
+    labelled: Path, encoder: Path, tmp_path: Path
+) -> None:
+    few = {"initializations": {"frozen": PARAMS["initializations"]["frozen"]}, "epochs": 1}
+    params = {**PARAMS, **few, "seeds": [4, 2]}
+    models = tiny.run(tmp_path / "models", labelled, encoder, params, {"hole": TASK})
+    plan = read_ensemble(models / "hole/frozen/1.0")
+    assert plan is not None
+    assert plan.members == ("4", "2")
+    assert plan.distance_limit is None
 
 
 def test_a_frozen_encoder_stays_as_it_was(models: Path, encoder: Path) -> None:

@@ -27,7 +27,13 @@ from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
 from neurofoundry.phantom.scanner import Head
-from neurofoundry.preprocess.label_images import carry, passing, read_placement, to_grid
+from neurofoundry.preprocess.label_images import (
+    carry,
+    passing,
+    read_placement,
+    to_grid,
+    to_scan,
+)
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, antialias, resample
@@ -96,6 +102,62 @@ def test_of_two_classes_each_keeps_its_place() -> None:
     volumes = np.bincount(classes.ravel())[1:] * 8, np.bincount(on_grid.ravel())[1:] * voxel
     np.testing.assert_allclose(volumes[1], volumes[0], rtol=0.05)
     assert set(np.unique(on_grid)) == {0, 1, 2}
+
+
+def shares_of(classes: NDArray[np.uint8], count: int = 1) -> NDArray[np.float32]:
+    """The shares of a network that is sure of its classes."""
+    return np.stack([classes == number for number in range(count + 1)]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("edges", "axes"), [((0.9, 1.0, 1.1), "RAS"), ((1.2, 1.4, 5.0), "PIR")])
+def test_what_was_carried_to_the_grid_comes_back_to_its_place(
+    edges: tuple[float, ...], axes: str
+) -> None:
+    """An oblique scan; anisotropic and with turned axes; more than one slab, in finer voxels."""
+    turn = Rotation.from_euler("xyz", [20, -15, 10], degrees=True).as_matrix()
+    shape = tuple(int(140 / edge) for edge in edges)
+    affine = from_matvec(turn * edges, [10.0, -20, 15] - turn @ np.full(3, 66.0))
+    stored = nib.Nifti1Image(ball(affine, shape, 28), affine)
+    turned = stored.as_reoriented(nib.orientations.axcodes2ornt(axes, ("LR", "PA", "IS")))
+    classes = np.asarray(turned.dataobj)
+    placement = Placement(TO_SCAN, TO_SCAN)
+    on_grid = to_grid(classes, turned.affine, placement, GRID)
+    back = to_scan(shares_of(on_grid), placement, GRID, turned.affine, turned.shape)
+    assert back.shape == classes.shape
+    assert 2 * (back & classes).sum() / (back.sum() + classes.sum()) > 0.96
+    assert back.sum() == pytest.approx(classes.sum(), rel=0.02)
+
+
+def test_a_voxel_of_the_scan_gets_the_largest_share_between_eight_of_the_grid() -> None:
+    """The oracle is a loop over the corners."""
+    random = np.random.default_rng(0)
+    shares = np.zeros((3, *GRID.shape), np.float32)
+    shares[0] = 1
+    lump = (slice(None), slice(30, 34), slice(30, 34), slice(20, 24))
+    shares[lump] = random.dirichlet([1.0, 1.0, 1.0], (4, 4, 4)).transpose(3, 0, 1, 2)
+    affine = from_matvec(np.eye(3) * 2.3, [-20.0, -30, -25])
+    found = to_scan(shares, Placement(TO_SCAN, TO_SCAN), GRID, affine, (20, 20, 20))
+    onto = np.linalg.inv(GRID.affine) @ np.linalg.inv(TO_SCAN) @ affine
+    expected = np.zeros((20, 20, 20), np.uint8)
+    for voxel in np.ndindex(expected.shape):
+        place = apply_affine(onto, voxel)
+        base = np.floor(place).astype(int)
+        share = np.zeros(3)
+        for corner in np.ndindex(2, 2, 2):
+            weight = np.prod(1 - np.abs(place - base - corner))
+            share += weight * shares[(slice(None), *(base + corner))]
+        expected[voxel] = share.argmax()
+    assert set(np.unique(expected)) == {0, 1, 2}
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_nothing_that_is_found_and_nothing_in_view_give_an_empty_mask() -> None:
+    everywhere = Placement(np.eye(4), np.eye(4))
+    beside = from_matvec(np.eye(3), [500.0, 0, 0])
+    nothing, all_of_it = np.zeros((2, *GRID.shape), np.uint8)
+    all_of_it[:] = 1
+    for classes, affine in ((nothing, np.eye(4)), (all_of_it, beside)):
+        assert not to_scan(shares_of(classes), everywhere, GRID, affine, (8, 9, 10)).any()
 
 
 def test_values_are_the_classes_that_ingest_has_found() -> None:
@@ -202,6 +264,8 @@ def test_a_warp_that_was_stored_carries_as_it_did(tmp_path: Path) -> None:
     moved = to_grid(classes, of_scan, placement, GRID)
     still = to_grid(classes, of_scan, Placement(np.eye(4), np.eye(4)), GRID)
     np.testing.assert_array_equal(moved[:-2], still[2:])
+    back = to_scan(shares_of(moved), placement, GRID, of_scan, (75, 75, 75))
+    assert 2 * (back & classes).sum() / (back.sum() + classes.sum()) > 0.94
 
 
 def test_a_file_that_is_no_label_image_of_the_grid_is_refused(tmp_path: Path) -> None:

@@ -8,21 +8,24 @@ scans that its overlap with them is largest. A cross-validation has no floors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import SimpleITK
 from numpy.typing import NDArray
+from scipy import stats
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, read_labels
 from neurofoundry.contracts.masks import MASKS, open_masks
 from neurofoundry.contracts.models import DONE, PREDICTIONS, run_folder
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import Volumes
+from neurofoundry.contracts.volumes import Grid, Volumes
 from neurofoundry.evaluate.evidence import TESTED
 from neurofoundry.stats import intervals
 from neurofoundry.stats.comparisons import t_test
@@ -42,7 +45,19 @@ OUTLINE_DIFFERENCES = (
 )
 """Columns of tables/outline_differences.tsv."""
 
-SCANS = ("task", "class", "init", "fraction", "scan_id", "person", "split", *OUTLINE_METRICS)
+OUTLINE_VOLUMES = (
+    *("task", "class", "init", "fraction", "split", "bias", "low", "high"),
+    *("limit_low", "limit_high", "correlation", "correlation_low", "correlation_high"),
+    *("persons", "scans", "reason"),
+)
+"""Columns of tables/outline_volumes.tsv: the outlined less the true volume in ml, its mean with
+the interval, and the limits that 95 % of scans lie within (Bland and Altman, Lancet 1986); the
+correlation of the two over persons."""
+
+ML = ("true_ml", "found_ml")
+"""Volumes in the size of the scan."""
+
+SCANS = ("task", "class", "init", "fraction", "scan_id", "person", "split", *OUTLINE_METRICS, *ML)
 """Columns of the table of single scans; it stays in memory, as it names scans."""
 
 OTSU, ATLAS = f"{BASELINE}otsu", f"{BASELINE}atlas"
@@ -53,14 +68,43 @@ Reader = Callable[[str], NDArray[np.uint8]]
 """A function from a scan id to classes (z, y, x)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A test scan with both of its outlines, (z, y, x) on the standard grid."""
+
+    task: str
+    name: str
+    """The class."""
+    init: str
+    place: str
+    """best, median or worst, by Dice."""
+    dice: float
+    true_ml: float
+    found_ml: float
+    volume: NDArray[np.int16]
+    truth: NDArray[np.bool_]
+    found: NDArray[np.bool_]
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
 class Outlines:
     """What is measured of all segmentations."""
 
+    tasks: Mapping[str, Segmentation]
+    reference: str
     measures: pd.DataFrame
     """``OUTLINES``."""
     differences: pd.DataFrame
     """``OUTLINE_DIFFERENCES``."""
+    volumes: pd.DataFrame
+    """``OUTLINE_VOLUMES``."""
+    scans: pd.DataFrame
+    """``SCANS``."""
+    chosen: Mapping[str, str]
+    """The initialization of each task with the least loss on val, where anything was trained."""
+    examples: tuple[Example, ...]
+    """Of the chosen initializations, with all labels."""
 
 
 def measure(
@@ -76,30 +120,44 @@ def measure(
 
     Splits with fewer than ``fewest`` persons for a metric get a reason instead of a number.
     """
-    rows = [
-        row
-        for name, task in tasks.items()
-        for row in _Study(name, task, volumes, models).scans(runs[runs["task"] == name])
-    ]
+    studies = [_Study(name, task, volumes, models) for name, task in tasks.items()]
+    rows = [row for each in studies for row in each.scans(_done(runs, each.name))]
     scans = pd.DataFrame(rows, columns=list(SCANS))
     keys = ["task", "class", "init", "fraction", "scan_id", "person", "split"]
     # A scan that several seeds or folds have predicted counts once.
-    scans = scans.groupby(keys, sort=False)[list(OUTLINE_METRICS)].mean().reset_index()
+    scans = scans.groupby(keys, sort=False)[[*OUTLINE_METRICS, *ML]].mean().reset_index()
     count = folds.count(volumes.scans)
     widening = intervals.widening(count) if count else 1.0
+    chosen = {each.name: init for each in studies if (init := each.chosen(_done(runs, each.name)))}
     return Outlines(
-        pd.DataFrame(_measures(scans, fewest, widening), columns=list(OUTLINES)),
-        pd.DataFrame(
+        tasks=tasks,
+        reference=reference,
+        measures=pd.DataFrame(_measures(scans, fewest, widening), columns=list(OUTLINES)),
+        differences=pd.DataFrame(
             _differences(scans, reference, fewest, widening), columns=list(OUTLINE_DIFFERENCES)
+        ),
+        volumes=pd.DataFrame(_agreement(scans, fewest), columns=list(OUTLINE_VOLUMES)),
+        scans=scans,
+        chosen=chosen,
+        examples=tuple(
+            example
+            for each in studies
+            if each.name in chosen
+            for example in each.examples(scans, _done(runs, each.name), chosen[each.name])
         ),
     )
 
 
+def _done(runs: pd.DataFrame, task: str) -> pd.DataFrame:
+    return runs[(runs["task"] == task) & (runs["status"] == DONE)]
+
+
 def write(folder: Path, measured: Outlines) -> None:
-    """Write tables/outlines.tsv and tables/outline_differences.tsv."""
+    """Write tables/outlines.tsv, tables/outline_differences.tsv and tables/outline_volumes.tsv."""
     (folder / "tables").mkdir(exist_ok=True)
     write_table(measured.measures, folder / "tables/outlines.tsv")
     write_table(measured.differences, folder / "tables/outline_differences.tsv")
+    write_table(measured.volumes, folder / "tables/outline_volumes.tsv")
 
 
 def describe(measured: Outlines) -> Iterator[str]:
@@ -126,11 +184,9 @@ class _Study:
     models: Path
 
     def scans(self, runs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
-        """Yield the rows of ``SCANS`` of all runs that are done, then of the floors."""
-        for run in runs[runs["status"] == DONE].to_dict("records"):
-            folder = self.models / run_folder(
-                self.name, run["init"], run["fraction"], run["seed"], run.get("fold", 0)
-            )
+        """Yield the rows of ``SCANS`` of ``runs``, which are done, then of the floors."""
+        for run in runs.to_dict("records"):
+            folder = self._folder(run)
             table = read_table(folder / "predictions.tsv", PREDICTIONS)
             read = open_masks(folder / MASKS, self.volumes.grid)
             yield from self._compared(str(run["init"]), float(run["fraction"]), table, read)
@@ -144,22 +200,82 @@ class _Study:
         for init, read in floors.items():
             yield from self._compared(init, 1.0, judged, read)
 
+    def chosen(self, runs: pd.DataFrame) -> str | None:
+        """Return the initialization whose models have the least loss on val, with all labels."""
+        largest = runs[runs["fraction"] == runs["fraction"].max()]
+        losses = [
+            pd.read_csv(self._folder(run) / "history.tsv", sep="\t")["val_loss"].min()
+            for run in largest.to_dict("records")
+        ]
+        means = pd.Series(losses, dtype=float).groupby(largest["init"].to_numpy()).mean()
+        return None if means.empty else str(means.idxmin())
+
+    def examples(self, scans: pd.DataFrame, runs: pd.DataFrame, init: str) -> Iterator[Example]:
+        """Yield the test scans that an initialization outlines best, at the median and worst, of
+        each class, as its first model does."""
+        largest = runs["fraction"].max()
+        of_init = runs[(runs["init"] == init) & (runs["fraction"] == largest)]
+        rows = scans[
+            (scans["task"] == self.name)
+            & (scans["init"] == init)
+            & (scans["fraction"] == largest)
+            & (scans["split"] == "test")
+        ]
+        for number, name in enumerate(self.task.classes, 1):
+            ranked = rows[rows["class"] == name].dropna(subset="dice")
+            # Of scans where nothing fits, the largest that was missed is the worst.
+            ranked = ranked.sort_values(
+                ["dice", "true_ml", "scan_id"], ascending=[False, True, True]
+            )
+            for place, row in _places(ranked):
+                yield self._example(row["scan_id"], of_init, number, place)
+
+    def _example(self, scan_id: str, runs: pd.DataFrame, number: int, place: str) -> Example:
+        folder = next(
+            folder
+            for folder in map(self._folder, runs.to_dict("records"))
+            if scan_id in set(read_table(folder / "predictions.tsv", PREDICTIONS)["scan_id"])
+        )
+        found = open_masks(folder / MASKS, self.volumes.grid)(scan_id) == number
+        truth, voxel_ml = self.truth(scan_id) == number, self.voxel_ml[scan_id]
+        return Example(
+            task=self.name,
+            name=self.task.classes[number - 1],
+            init=str(runs["init"].iloc[0]),
+            place=place,
+            dice=2 * int((found & truth).sum()) / int(found.sum() + truth.sum()),
+            true_ml=float(truth.sum() * voxel_ml),
+            found_ml=float(found.sum() * voxel_ml),
+            volume=self.volumes.open(scan_id),
+            truth=truth,
+            found=found,
+            grid=self.volumes.grid,
+        )
+
+    def _folder(self, run: Mapping[Hashable, Any]) -> Path:
+        where = (self.name, run["init"], run["fraction"], run["seed"], run.get("fold", 0))
+        return self.models / run_folder(*where)
+
+    @cached_property
+    def voxel_ml(self) -> pd.Series[float]:
+        """The volume of a voxel of the grid in each scan."""
+        labels = read_labels(self.volumes.folder, CARRIED)
+        of_task = labels[labels["task"] == self.name]
+        return of_task.set_index("scan_id")["voxel_ml"].astype(float)
+
     def _compared(
         self, init: str, fraction: float, table: pd.DataFrame, read: Reader
     ) -> Iterator[tuple[object, ...]]:
-        labels = read_labels(self.volumes.folder, CARRIED)
-        voxel_ml = labels[labels["task"] == self.name].set_index("scan_id")["voxel_ml"]
         for scan in table[table["split"].isin(TESTED)].to_dict("records"):
             found, truth = read(scan["scan_id"]), self.truth(scan["scan_id"])
             for number, name in enumerate(self.task.classes, 1):
+                masks, voxel_ml = (truth == number, found == number), self.voxel_ml[scan["scan_id"]]
                 compared = compare(
-                    found == number,
-                    truth == number,
-                    spacing=self.volumes.grid.spacing,
-                    voxel_ml=float(voxel_ml[scan["scan_id"]]),
+                    *reversed(masks), spacing=self.volumes.grid.spacing, voxel_ml=voxel_ml
                 )
                 about = (self.name, name, init, fraction, scan["scan_id"], scan["person"])
-                yield (*about, scan["split"], *(compared[each] for each in OUTLINE_METRICS))
+                metrics = (compared[each] for each in OUTLINE_METRICS)
+                yield (*about, scan["split"], *metrics, *(m.sum() * voxel_ml for m in masks))
 
     def truth(self, scan_id: str) -> NDArray[np.uint8]:
         """Return the label image of a scan."""
@@ -232,6 +348,50 @@ def _differences(
                 about = (task, name, init, reference, fraction, split, metric)
                 value, low, high, p = _estimated(of_split, metric, fewest, widening, paired=True)
                 yield (*about, value, low, high, p, *_counted(of_split, metric, fewest))
+
+
+def _places(ranked: pd.DataFrame) -> Iterator[tuple[str, dict[Hashable, Any]]]:
+    """Yield the best, the median and the worst of ranked scans, each once."""
+    rows = ranked.to_dict("records")
+    if rows:
+        yield "best", rows[0]
+    if len(rows) > 2:
+        yield "median", rows[len(rows) // 2]
+    if len(rows) > 1:
+        yield "worst", rows[-1]
+
+
+def _agreement(scans: pd.DataFrame, fewest: int) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of ``OUTLINE_VOLUMES``."""
+    for key, rows in scans.groupby(["task", "class", "init", "fraction", "split"], sort=False):
+        counted = (rows["person"].nunique(), len(rows))
+        if counted[0] < max(fewest, 4):
+            reason = f"{counted[0]} persons, {max(fewest, 4)} are needed"
+            yield (*key, *[None] * 8, *counted, reason)
+            continue
+        apart = (rows["found_ml"] - rows["true_ml"]).to_numpy(float)
+        found = intervals.mean_with_error(apart, rows["person"].to_numpy())
+        bias = t_test(float(found[0]), float(found[1]), [counted[0]])
+        reach = 1.96 * float(apart.std(ddof=1))
+        limits = (float(found[0]) - reach, float(found[0]) + reach)
+        yield (
+            *key,
+            *(bias.value, bias.low, bias.high),
+            *limits,
+            *_correlation(rows.groupby("person")[[*ML]].mean()),
+            *counted,
+            None,
+        )
+
+
+def _correlation(volumes: pd.DataFrame) -> tuple[float | None, float | None, float | None]:
+    """Return Pearson's correlation with its interval by Fisher's transformation; None where either
+    is the same for everybody."""
+    if (volumes.nunique() < 2).any():
+        return None, None, None
+    found = stats.pearsonr(volumes["true_ml"], volumes["found_ml"])
+    ends = found.confidence_interval(0.95)
+    return float(found.statistic), float(ends.low), float(ends.high)
 
 
 def _estimated(

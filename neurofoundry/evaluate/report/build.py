@@ -10,6 +10,7 @@ import pandas as pd
 
 from neurofoundry.evaluate.measure import embeddings
 from neurofoundry.evaluate.measure.explanations import SMOOTHING_MM
+from neurofoundry.evaluate.measure.outlines import Outlines
 from neurofoundry.evaluate.report import (
     clinic,
     cohort,
@@ -17,6 +18,7 @@ from neurofoundry.evaluate.report import (
     glossary,
     headline,
     narrative,
+    outlined,
     plots,
     provenance,
     task,
@@ -36,20 +38,28 @@ PAGES = ("report.html", "model_card.md", "checklist.md", "methods.md")
 TASKS_OF_HUB = {"classification": "image-classification", "regression": "image-regression"}
 
 
-def write(folder: Path, results: Results, figures: Figures) -> None:
-    """Write the pages, and embeddings.html beside them: the same bytes for the same results."""
+def write(folder: Path, results: Results, figures: Figures, outlines: Outlines | None) -> None:
+    """Write the pages, and embeddings.html and outlines.html beside them: the same bytes for the
+    same results."""
     mapped = embedding_map.write(folder, results)
-    for name, text in pages(results, figures, mapped=mapped).items():
+    if outlines is not None:
+        outlined.write(folder, outlines, synthetic=results.inputs.synthetic)
+    for name, text in pages(results, figures, mapped=mapped, outlines=outlines).items():
         write_text(folder / name, f"{text}\n")
 
 
-def pages(results: Results, figures: Figures, *, mapped: bool) -> dict[str, str]:
-    """Return the text of each of ``PAGES``; ``mapped`` says whether there is an embedding map."""
-    context = _context(results, figures, mapped=mapped)
+def pages(
+    results: Results, figures: Figures, *, mapped: bool, outlines: Outlines | None = None
+) -> dict[str, str]:
+    """Return the text of each of ``PAGES``; ``mapped`` says whether there is an embedding map, and
+    ``outlines`` are those of segmentations, where any are declared."""
+    context = _context(results, figures, mapped=mapped, outlines=outlines)
     return {name: only_cited(render(Path(__file__).with_name(name), context)) for name in PAGES}
 
 
-def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, Any]:
+def _context(
+    results: Results, figures: Figures, *, mapped: bool, outlines: Outlines | None
+) -> dict[str, Any]:
     """Return what the templates name."""
     inputs = results.inputs
     initializations = provenance.initializations(inputs)
@@ -62,13 +72,14 @@ def _context(results: Results, figures: Figures, *, mapped: bool) -> dict[str, A
         **provenance.describe(results, figures),
         "front_matter": _front_matter(results),
         "tasks": tasks,
+        "outlined": outlined.describe(outlines) if outlines else [],
         "ensembles": [
             {"task": each["name"], "name": row["name"], "words": row["origin"]}
             for each in tasks
             for row in each["rows"]
             if row["ensemble"]
         ],
-        "title": _title(tasks, results.params.reference),
+        "title": _title(tasks, results.params.reference, outlines),
         "reference": results.params.reference,
         "bootstraps": results.params.bootstraps,
         "min_subgroup": results.params.min_subgroup,
@@ -105,9 +116,11 @@ def _front_matter(results: Results) -> str:
     return front_matter(licence=" and ".join(licences), synthetic=synthetic, **index)
 
 
-def _title(tasks: Sequence[Mapping[str, Any]], reference: str) -> str:
+def _title(tasks: Sequence[Mapping[str, Any]], reference: str, outlines: Outlines | None) -> str:
     """Return the answer in one line."""
     compared = [each for each in tasks if each["conclusion"].verdict != "nothing"]
+    if not tasks and outlines is not None:
+        return "; ".join(each["headline"] for each in outlined.describe(outlines))
     if not tasks:
         return "No task is declared: the cohort and the pretraining"
     if not compared:

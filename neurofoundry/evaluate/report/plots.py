@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,12 +21,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neurofoundry.contracts import mni
+from neurofoundry.contracts.volumes import SLOPE
 from neurofoundry.evaluate.measure.explanations import Explanation
+from neurofoundry.evaluate.measure.outlines import Example
 
 INK, MUTED, RULE = "#1d2733", "#5b6673", "#d8dde3"
 REFERENCE = "#6b7280"
 COLOURS = ("#1f5f8b", "#c4611f", "#3b7d5d", "#84529b", "#a8861c", "#2f9aa0")
 FAMILIAR, NEW = "#1f5f8b", "#c4611f"
+TRUTH, FOUND = "#4fd0ff", "#ffb000"
+"""Outlines on a scan."""
+
+VIEWS = ("axial", "coronal", "sagittal")
+
+WINDOW = 2.5
+"""z-scores from black to middle grey, and from there to white."""
 
 PANEL = (1.65, 1.6)
 """Inches of a plot that has others like it beside it."""
@@ -265,6 +274,89 @@ def plane(explained: Explanation, limit: float, axis: int, position: float) -> N
     strength = np.clip(np.abs(moved) / limit, 0, 1)[..., None] if limit else 0.0
     colour = np.where(moved[..., None] > 0, WARM, COLD)
     return np.asarray((1 - strength) * 0.9 * grey[..., None] + strength * colour)
+
+
+def outlines(example: Example, title: str) -> str:
+    """Plot a scan with its true (``TRUTH``) and its found outline (``FOUND``): axial, coronal and
+    sagittal through the largest true lesion, as radiologists have them: right is on the left."""
+    place = _middle_of_largest(example.truth)
+    shown = [
+        np.concatenate(_planes(volume, place), axis=1)
+        for volume in (_grey(example.volume), example.truth * 1.0, example.found * 1.0)
+    ]
+    grey, *masks = shown
+    ends = np.cumsum([plane.shape[1] for plane in _planes(example.truth, place)])
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+        for mask, colour in zip(masks, (TRUTH, FOUND), strict=True):
+            if mask.any():
+                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+        for number, (start, name) in enumerate(zip([0, *ends], VIEWS, strict=False)):
+            height = grey.shape[0] - 1
+            axes.text(start + 1, 1, name, color="#fff", size=7, va="top")
+            side = "A" if number == 2 else "R"
+            axes.text(start + 1, height - 1, side, color="#fff", size=8, weight="bold")
+        axes.axis("off")
+
+    return _svg(draw, title, size=(7.2, 7.2 * grey.shape[0] / grey.shape[1] + 0.1))
+
+
+def _middle_of_largest(truth: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Return the voxel (z, y, x) of the largest lesion that lies nearest to its centre."""
+    lesions, _ = ndimage.label(truth, np.ones((3, 3, 3)))
+    voxels = np.argwhere(lesions == np.bincount(lesions[truth]).argmax())
+    z, y, x = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()].tolist()
+    return z, y, x
+
+
+def _planes(volume: NDArray[Any], place: tuple[int, int, int]) -> list[NDArray[Any]]:
+    """Return three planes of (z, y, x), rows from the top, of one height."""
+    z, y, x = place
+    planes = [volume[z, ::-1, ::-1], volume[::-1, y, ::-1], volume[::-1, ::-1, x]]
+    height = max(plane.shape[0] for plane in planes)
+    return [np.pad(p, ((height - p.shape[0], 0), (0, 1))) for p in planes]
+
+
+def _grey(volume: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Return z-scores as 0 (black) to 1, black outside of the brain."""
+    grey = np.clip((volume * SLOPE + WINDOW) / (2 * WINDOW), 0, 1)
+    return np.asarray(np.where(volume == 0, 0, grey))
+
+
+def volumes(points: pd.DataFrame, title: str) -> str:
+    """Plot outlined against true volumes, ml."""
+    limits = (0.0, float(points[["true_ml", "found_ml"]].max().max()))
+    shown = points.rename(columns={"true_ml": "true", "found_ml": "predicted"})
+    return predicted_against_true(shown, limits, ", ml", title)
+
+
+def bland_altman(points: pd.DataFrame, agreement: Mapping[str, Any] | None, title: str) -> str:
+    """Plot the difference of outlined and true volumes against their mean, ml, with the bias and
+    the limits of ``agreement``."""
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for split, colour in SITES:
+            rows = points[points["split"] == split]
+            mean = (rows["found_ml"] + rows["true_ml"]) / 2
+            axes.scatter(
+                mean,
+                rows["found_ml"] - rows["true_ml"],
+                s=6,
+                color=colour,
+                alpha=0.7,
+                linewidths=0,
+                rasterized=len(points) > 1000,
+            )
+        for name in ("bias", "limit_low", "limit_high"):
+            if agreement and agreement[name] is not None:
+                axes.axhline(agreement[name], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.set(xlabel="Mean of both, ml", ylabel="Outlined − true, ml")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+
+    return _svg(draw, title, size=PANEL)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -55,6 +55,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         }
         write_masks(folder / "masks.npz", masks)
         write_table(held_out, folder / "predictions.tsv")
+        losses = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.9, 0.2 + 0.1 * steps]})
+        write_table(losses, folder / "history.tsv")
     return volumes, models
 
 
@@ -116,6 +118,44 @@ def test_differences_are_paired(measured: Outlines) -> None:
     assert 0 < row["low"] < row["value"] < row["high"]
     assert row["p"] < 0.001
     assert set(measured.differences["init"]) == {"perfect", outlines.OTSU, outlines.ATLAS}
+
+
+def test_volumes_agree_as_bland_and_altman_have_it(measured: Outlines) -> None:
+    """The oracle is the table of single scans, one a person but for a few."""
+    scans = measured.scans[measured.scans["init"] == outlines.ATLAS]
+    scans = scans[scans["split"] == "test"]
+    row = cell(measured.volumes, init=outlines.ATLAS, split="test")
+    apart = scans["found_ml"] - scans["true_ml"]
+    assert row["bias"] == pytest.approx(apart.mean())
+    assert row["limit_high"] == pytest.approx(apart.mean() + 1.96 * apart.std())
+    assert row["low"] < row["bias"] < row["high"]
+    assert np.isnan(row["correlation"])  # the atlas outlines the same for everybody
+    assert cell(measured.volumes, init="perfect", split="ood")["correlation"] == pytest.approx(1)
+
+
+def test_examples_are_of_the_model_that_validation_chose(measured: Outlines) -> None:
+    assert measured.chosen == {"hole": "perfect"}
+    assert [each.place for each in measured.examples] == ["best", "median", "worst"]
+    for each in measured.examples:
+        assert each.dice == 1
+        np.testing.assert_array_equal(each.truth, each.found)
+        assert each.true_ml == pytest.approx(each.truth.sum() * 0.1)
+
+
+def test_the_worst_scan_is_the_one_that_fits_least(
+    measured: Outlines, folders: tuple[Path, Path]
+) -> None:
+    volumes, models = folders
+    runs = pd.DataFrame(
+        [("hole", "shifted", 1.0, 0, "done")],
+        columns=["task", "init", "fraction", "seed", "status"],
+    )
+    only = outlines.measure(
+        {"hole": TASK}, runs, Volumes(volumes), models, reference="shifted", fewest=3
+    )
+    scans = only.scans[(only.scans["init"] == "shifted") & (only.scans["split"] == "test")]
+    best, _, worst = only.examples
+    assert (best.dice, worst.dice) == pytest.approx((scans["dice"].max(), scans["dice"].min()))
 
 
 def test_floors_need_no_network(measured: Outlines) -> None:
