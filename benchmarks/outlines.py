@@ -2,12 +2,12 @@
 
     python benchmarks/outlines.py FOLDER [--toy]
 
-FOLDER is that of `python benchmarks/learning.py FOLDER`, whose cohort and two of whose encoders of
-seed 1 are made first where they are missing (8 minutes of one core). Its labelled persons with an
-infarct are outlined as they were painted, one scan each. All initializations have the same decoder,
-steps and learning rates, of which validation chooses. Every model is kept in FOLDER/outlines: the
-same command continues, and ends with FOLDER/outlines/report.md. 40 minutes of one core. --toy is
-the same in a minute, and says nothing.
+FOLDER is that of `python benchmarks/learning.py FOLDER --study first`, whose cohort and two of whose
+encoders of seed 1 are made first where they are missing (8 minutes of one core). Its labelled
+persons with an infarct are outlined as they were painted, one scan each. All initializations have
+the same decoder, steps and learning rates, of which validation chooses. Every model is kept in
+FOLDER/outlines: the same command continues, and ends with FOLDER/outlines/report.md. 20 minutes of
+one core. --toy is the same in a minute, and says nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from learning import FULL, PHANTOMS, TOY, Design, advance, steps
+from learning import FIRST, TOY, Design, advance, steps
 from learning_study.cohort import GRID, persons
 from numpy.typing import NDArray
 
@@ -73,7 +73,7 @@ def outline(folder: Path, painted: Path, design: Design) -> None:
     table = read_table(painted / "scans.tsv", VOLUMES).set_index("scan_id", drop=False)
     atlas = build_atlas(2)
     rows = []
-    for split, subject in persons(PHANTOMS, design.counts):
+    for split, subject in persons(design.phantoms, design.counts):
         if split != "pretrain" and subject.infarct:
             site = SITES[subject.site_of("1")]
             infarct = head_on_grid(subject, "1", site, atlas, GRID.affine, GRID.shape).infarct
@@ -151,10 +151,10 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    design, root = TOY if given.toy else FULL, given.folder
+    design, root = TOY if given.toy else FIRST, given.folder
     encoders = [root / "encoder/1" / arm for arm in ARMS]
     wanted = {root / "cohort", *encoders}
-    for step in steps(root, design, 1):
+    for step in steps(root, design, (1,)):
         if step.folder in wanted and not advance(step):
             raise SystemExit(f"{step.folder}: another process makes it. Run this again later.")
     volumes, models = root / "outlines/volumes", root / "outlines/models"
