@@ -2,7 +2,7 @@
 
     python benchmarks/outlines.py FOLDER [--toy]
 
-FOLDER is that of `python benchmarks/learning.py FOLDER --study first`, whose cohort and two of whose
+FOLDER is that of `python benchmarks/learning.py FOLDER --study first`: its cohort and two of its
 encoders of seed 1 are made first where they are missing (8 minutes of one core). Its labelled
 persons with an infarct are outlined as they were painted, one scan each. All initializations have
 the same decoder, steps and learning rates, of which validation chooses. Every model is kept in
