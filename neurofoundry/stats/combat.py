@@ -35,12 +35,13 @@ class Combat:
 
     def apply(self, features: Values, site: NDArray[Any], covariates: Values) -> Values:
         """Return features (scans, features) as of an average site."""
-        kept = self.mean + covariates @ self.slopes
-        standard = (features - kept) / self.spread
-        place = np.searchsorted(self.sites, site).clip(max=len(self.sites) - 1)
-        known = (self.sites[place] == site)[:, None]
-        moved = (standard - self.shift[place]) / np.sqrt(self.scale[place])
-        return np.where(known, moved * self.spread + kept, features)
+        moved = np.array(features, np.float64)
+        offset, spread = self.shift * self.spread, np.sqrt(self.scale)
+        for place, name in enumerate(self.sites):
+            rows = site == name
+            kept = self.mean + covariates[rows] @ self.slopes
+            moved[rows] = (moved[rows] - kept - offset[place]) / spread[place] + kept
+        return moved
 
 
 def fit(features: Values, site: NDArray[Any], covariates: Values) -> Combat:
