@@ -41,6 +41,8 @@ def in_fold(scans: pd.DataFrame, number: int) -> pd.DataFrame:
     if not number:
         return scans
     place, folds = places(scans)
+    if not folds:
+        return scans  # nobody of these is in a fold
     repeat, fold = divmod(number - 1, folds)
     here = place[:, repeat]
     role = np.where(

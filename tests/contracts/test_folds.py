@@ -67,3 +67,8 @@ def test_it_is_known_how_many_folds_would_do(ill: int, folds_to_do: int) -> None
 
 def _dealt(cohort: pd.DataFrame, count: int) -> pd.Series:
     return (cohort.groupby("sex").cumcount() % count + 1).astype(str) + f"/{count}"
+
+
+def test_of_nobody_in_a_fold_all_stay_what_they_are() -> None:
+    none = pd.DataFrame({"split": ["test"], "fold": ["1/3"]}).iloc[:0]
+    assert folds.in_fold(none, 2).equals(none)

@@ -116,10 +116,10 @@ def test_fractions_of_the_labels_are_measured_and_the_largest_is_reported(tmp_pa
         for init in skill:
             where = f"task == '{task}' and init == '{init}' and fraction == 0.1"
             where += f" and split == 'test' and metric == '{metric}'"
-            value = measured.query(where).iloc[0]["value"]
+            value = measured.query(where).iloc[0]
             where += " and versus == 'scratch' and versus_fraction == 1"
             versus = table.query(where).iloc[0]
-            text = narrative.number(value, metric) + " "
+            text = narrative.number(value["value"], metric, beside=value) + " "
             text += narrative.with_interval(versus, metric, signed=True)
             words = r"(perhaps |better with|worse with|with 10% not shown to be worse)[^)]*"
             assert re.search(f"{init} {words} {re.escape(text)}", shown)

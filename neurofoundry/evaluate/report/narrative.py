@@ -55,7 +55,11 @@ def number(
     digits or so, as many decimals as the largest of the estimate that they stand ``beside``."""
     if value is None:
         return "–"
-    ends = [abs(end) for end in map((beside or {}).get, ENDS) if end is not None and end == end]
+    ends = [
+        abs(end)
+        for end in map(({} if beside is None else beside).get, ENDS)
+        if end is not None and end == end
+    ]
     text = f"{abs(value):.{_decimals(max(abs(value), *ends, 0), metric)}f}"
     negative = value < 0 and float(text) != 0
     return ("−" if negative else "+" if signed else "") + text
