@@ -146,9 +146,8 @@ def test_of_folds_one_that_is_lost_is_made_alone(
     values["pretrain"].update(epochs=1, probe=None)
     values["evaluate"].update(promotion=None, combat=None)
     params.write_text(yaml.safe_dump(values, sort_keys=False))
-    assert stages_run(command("dvc", "repro", cwd=clone).stdout) == list(STAGES)
-    assert json.loads((clone / ".volumes.run.json").read_text())["reused"] > 60
-    tested = pd.read_csv(clone / "cohort/scans.tsv", sep="\t").query("split == 'test'")
+    assert stages_run(command("dvc", "repro", cwd=clone).stdout)[-2:] == ["finetune", "evaluate"]
+    tested = pd.read_csv(clone / "volumes/scans.tsv", sep="\t").query("usable and split == 'test'")
     measured = pd.read_csv(clone / "evaluation/tables/metrics.tsv", sep="\t")
     of_folds = measured.query("init == 'scratch' and split == 'test' and metric == 'auc'")
     assert of_folds["subjects"].tolist() == [tested["person"].nunique()]
