@@ -10,6 +10,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from neurofoundry.cli import main as cli
+from tests.support import tiny
 
 FINETUNE = {
     "seed": 0,
@@ -29,7 +30,11 @@ def command(*arguments: object) -> BaseException | None:
 
 def commands(folder: Path, *, scans: Path, volumes: Path, out: Path) -> dict[str, list[object]]:
     """Return every command that takes an encoder's folder."""
-    others = ["--cohort", volumes, "--volumes", volumes, "--models", volumes]
+    models = out / "trained"  # what it is made with is asked for before the encoder is read
+    models.mkdir(parents=True, exist_ok=True)
+    (models / "runs.tsv").touch()
+    tiny.finished(models, "finetune", "runs.tsv")
+    others = ["--cohort", volumes, "--volumes", volumes, "--models", models]
     return {
         "embed": ["embed", scans, "--weights", folder, "--out", out / "e.tsv"],
         "import": ["import", folder, "--as", "theirs", "--out", out / "imported"],
