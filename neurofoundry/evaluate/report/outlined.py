@@ -230,9 +230,11 @@ def _against_floors(measures: pd.DataFrame, own: pd.DataFrame) -> Iterator[str]:
 
 def _of_volumes(row: Mapping[str, Any]) -> str:
     """Return what Bland and Altman would say."""
+    sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
     way = "too much" if row["bias"] > 0 else "too little"
     mean = {"value": row["bias"], "low": row["low"], "high": row["high"]}
-    text = f"It outlines {number(mean, '_ml', signed=True)} ml, on average {way}; for single scans "
+    text = f"On average it outlines {number(mean, '_ml', signed=True)} ml "
+    text += f"{way if sure else 'more than is there, which may be chance'}; for single scans "
     text += f"anything from {row['limit_low']:+.1f} to {row['limit_high']:+.1f} ml must be expected"
     if row["correlation"] is not None:
         low, high = row["correlation_low"], row["correlation_high"]
