@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandera.pandas as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from neurofoundry.contracts.cohort import SHA256
+from neurofoundry.contracts.cohort import SHA256, T1W
 from neurofoundry.contracts.documents import read_document
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.contracts.volumes import Grid, Volumes, check_contrasts, check_described
+from neurofoundry.contracts.volumes import Grid, Volumes, check_described
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.params import Line, Name, Section
 from neurofoundry.runtime.links import check_link, check_links
@@ -99,6 +105,9 @@ class Plan(Section):
     from elsewhere that are bound to no grid."""
     normalization: Line = "zscore"
     """How intensities were normalized in those volumes, as in their grid.json; background is 0."""
+    contrasts: tuple[str, ...] = (T1W,)
+    """The input channels in their order, by BIDS suffix; left out where that is T1w alone. A
+    contrast that a scan lacks is a channel of zeros."""
     preprocess: Recipe = Field(default_factory=dict)
     """How a scan's volume is made and checked (`Volumes.recipe`); empty if unknown."""
     method: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -114,6 +123,20 @@ class Plan(Section):
     def _a_grid(cls, described: dict[str, Any]) -> dict[str, Any]:
         return check_described(described) if described else {}
 
+    @field_validator("contrasts")
+    @classmethod
+    def _t1w_first(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
+        if contrasts[:1] != (T1W,) or len(set(contrasts)) < len(contrasts):
+            raise ValueError("expected T1w first, and each contrast once")
+        return contrasts
+
+    @model_serializer(mode="wrap")
+    def _without_one_contrast(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.contrasts == (T1W,):
+            values.pop("contrasts", None)
+        return values
+
     @model_validator(mode="after")
     def _features_of_the_encoder(self) -> Plan:
         if self.features != self.encoder.features:
@@ -125,8 +148,8 @@ class Plan(Section):
 
 
 def check_volumes(plan: Plan, volumes: Volumes) -> None:
-    """Raise UsageError unless the weights were trained on volumes like these."""
-    check_contrasts(volumes)
+    """Raise UsageError unless the weights were trained on volumes like these, whatever the
+    contrasts: one that the volumes lack is a channel of zeros."""
     check_grid(plan, volumes.grid)
     check_normalization(plan, volumes.normalization)
 
@@ -160,6 +183,15 @@ def check_normalization(plan: Plan, normalization: str) -> None:
         f"The encoder {plan.name} was trained on volumes normalized by {plan.normalization}; "
         f"these are normalized by {normalization}. {fix}, or pretrain an encoder on these volumes."
     )
+
+
+def check_exportable(plan: Plan, folder: Path) -> None:
+    """Raise UsageError unless MONAI can read what the weights in ``folder`` take: T1w alone."""
+    if plan.contrasts[1:]:
+        raise UsageError(
+            f"{folder}: weights of several contrasts ({', '.join(plan.contrasts)}) cannot be "
+            "exported yet. Share the folder as it is: plan.json says what the channels are."
+        )
 
 
 def shipped(name: str) -> Path | None:

@@ -23,7 +23,7 @@ from neurofoundry.contracts.cohort import SCANS, SHA256, T1W, further
 from neurofoundry.contracts.documents import read_document, write_document
 from neurofoundry.contracts.recipe import describe
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.errors import DataError, UsageError
+from neurofoundry.errors import DataError
 from neurofoundry.params import Section
 from neurofoundry.runtime.files import atomic
 
@@ -204,6 +204,8 @@ class VolumeFolder:
 
     def __init__(self, folder: Path, grid: Grid, names: Mapping[str, str] | None = None) -> None:
         self.folder, self.grid, self._names = folder, grid, names or {T1W: "{}.nii"}
+        self.contrasts = tuple(self._names)
+        """What there may be of a scan, T1w first."""
 
     def find(self, scan_id: str, contrast: str) -> Path | None:
         """Return the file of a scan in a contrast, None where there is none."""
@@ -283,16 +285,6 @@ class Volumes(VolumeFolder):
         if landmarks.exists():
             recipe["standard"] = json.loads(landmarks.read_text())["standard"]
         return recipe
-
-
-def check_contrasts(volumes: Volumes) -> None:
-    """Raise UsageError where scans have other contrasts than T1w: networks see T1w alone as yet."""
-    if volumes.contrasts[1:]:
-        raise UsageError(
-            f"{volumes.folder}: these scans have {', '.join(volumes.contrasts[1:])} beside T1w, "
-            "which encoders cannot see yet. Set ingest.contrasts to [T1w], then run ingest and "
-            "preprocess again."
-        )
 
 
 def write_record(folder: Path, record: VolumesRecord) -> None:

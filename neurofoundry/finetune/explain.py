@@ -33,15 +33,21 @@ Score = Callable[[Tensor], Tensor]
 
 
 def flat(scan: Tensor) -> Tensor:
-    """Return the brain with its mean intensity everywhere; the background stays 0."""
-    inside = scan != 0
-    return torch.where(inside, scan[inside].mean(), 0.0)
+    """Return the brain (1, channels, z, y, x) with the mean intensity of each contrast everywhere;
+    the background stays 0."""
+    return torch.stack(
+        [
+            torch.where(contrast != 0, contrast[contrast != 0].mean(), 0.0)
+            for contrast in scan.unbind(1)
+        ],
+        1,
+    )
 
 
 def integrated_gradients(
     score: Score, scan: Tensor, base: Tensor, steps: int, *, size: int = 8
 ) -> Tensor:
-    """Return the attribution of every voxel of ``scan`` (1, 1, z, y, x) against ``base``.
+    """Return the attribution of every voxel of ``scan`` (1, channels, z, y, x) against ``base``.
 
     It is (scan − base) times the mean gradient on the straight line between them, by the midpoint
     rule, ``size`` points per batch. With enough steps it sums to score(scan) − score(base).
@@ -104,7 +110,7 @@ def write(
         scan = read([scan_id]).to(device).float() * SLOPE
         base = flat(scan)
         voxels = integrated_gradients(score, scan, base, steps, size=size)
-        maps.append(block_sums(voxels[0, 0].cpu().numpy(), grid))
+        maps.append(block_sums(voxels[0].sum(0).cpu().numpy(), grid))
         with torch.no_grad():
             answers.append(score(scan).item())
             flat_answers.append(score(base).item())

@@ -75,23 +75,26 @@ def find_origins(
             )
         encoder, plan = encoders.load(folder)
         check_volumes(plan, volumes)
+        encoder, plan = encoders.widen(encoder, plan, volumes.contrasts)
         origin = Origin(encoders.place(encoder), plan, hash_file(folder / "encoder.safetensors"))
         origins |= {(name, run_seed): origin for run_seed in run_seeds}
     plan = read_plan(next(iter(folders.values())))
     sfcn = EncoderParams(architecture="sfcn", width=plan.encoder.width)
     for name, network in zip(UNTRAINED, (plan.encoder, sfcn), strict=True):
         for run_seed in run_seeds:
-            origins[name, run_seed] = _untrained(name, network, plan, (seed, run_seed))
+            like = plan.model_copy(update={"contrasts": volumes.contrasts})
+            origins[name, run_seed] = _untrained(name, network, like, (seed, run_seed))
     return origins
 
 
 def _untrained(name: str, network: EncoderParams, like: Plan, key: tuple[int, int]) -> Origin:
-    """Return an untrained ``network`` for the volumes of the encoder ``like``."""
+    """Return an untrained ``network`` for the volumes and contrasts of the encoder ``like``."""
     drawn = int(generator(*key, "encoder").integers(2**63))
     about = {"name": name, "method": "random", "pretraining": None}
     shape = {"encoder": network, "features": network.features}
     plan = like.model_copy(update=about | shape)
-    encoder = encoders.place(encoders.build(network, seed=drawn))
+    channels = len(like.contrasts)
+    encoder = encoders.place(encoders.build(network, seed=drawn, channels=channels))
     return Origin(encoder, plan, f"{network.architecture} of seed {drawn}")
 
 
@@ -217,13 +220,19 @@ class Blueprint:
 
 
 def write_features(
-    path: Path, origin: Origin, scans: pd.DataFrame, read: Reader, earlier: Sequence[Path]
+    path: Path,
+    origin: Origin,
+    scans: pd.DataFrame,
+    read: Reader,
+    earlier: Sequence[Path],
+    hashes: Sequence[str],
 ) -> None:
     """Write the features of ``scans`` by the frozen encoder, or take them from an earlier file.
 
-    The arrays are ``scan_id`` (scans,), ``features`` (scans, features) and the key ``made_of``.
+    ``hashes`` are the columns with the hashes of what is read. The arrays are ``scan_id`` (scans,),
+    ``features`` (scans, features) and the key ``made_of``.
     """
-    content = scans[["scan_id", "volume_sha256"]].to_csv(index=False)
+    content = scans[["scan_id", *hashes]].to_csv(index=False)
     key = hashlib.sha256(f"{origin.weights}\n{content}".encode()).hexdigest()
     if not cache.take(path, key, earlier=earlier, key_of=key_of_arrays):
         features = origin.features(scans["scan_id"], read).numpy()

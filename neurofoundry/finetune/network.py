@@ -15,7 +15,7 @@ BATCH = 8
 """Scans in a forward pass without gradients."""
 
 Reader = Callable[[Sequence[str]], Tensor]
-"""A function from scan ids to volumes (batch, 1, z, y, x), int16 steps of ``SLOPE``."""
+"""A function from scan ids to volumes (batch, channels, z, y, x), int16 steps of ``SLOPE``."""
 
 
 class Mirrored(nn.Module):
@@ -35,7 +35,7 @@ class Mirrored(nn.Module):
 
 
 class Network(nn.Module):
-    """Maps z-scores (batch, 1, z, y, x) to logits (batch, classes) or values (batch, 1)."""
+    """Maps z-scores (batch, channels, z, y, x) to logits (batch, classes) or values (batch, 1)."""
 
     def __init__(self, encoder: Encoder, task: Task, *, mirror: bool = False) -> None:
         super().__init__()

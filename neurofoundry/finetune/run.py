@@ -117,10 +117,9 @@ class Study:
     sound: set[int] = field(default_factory=set)
     """The origins, by identity, whose precision has been checked."""
 
-    @property
-    def read(self) -> Reader:
-        """A function that reads volumes by their scan ids."""
-        return partial(read_batch, self.volumes)
+    def read(self, origin: Origin) -> Reader:
+        """Return a function that reads the volumes that an encoder sees by their scan ids."""
+        return partial(read_batch, self.volumes, contrasts=origin.plan.contrasts)
 
     def effort(self, run: Run) -> int:
         """Return by how much the model of a run advances the progress."""
@@ -171,10 +170,10 @@ class Study:
         rows = runs.labelled(folds.in_fold(self.scans, run.fold), task)
         common: dict[str, Any] = {
             "name": run.name,
-            "origin": self.origins[init.encoder, run.seed],
+            "origin": (origin := self.origins[init.encoder, run.seed]),
             "mode": init.mode,
             "learn": runs.learned_from(rows, run, task, self.seed),
-            "read": self.read,
+            "read": self.read(origin),
             "params": self.params,
             "tuning": self.params.tuning(run.init),
             "seed": int(generator(self.seed, run.seed, run.task).integers(2**63)),
@@ -219,7 +218,9 @@ class Study:
             "stage_seed": self.seed,
             "training": self.params.training(run.init) if self._is_tuned(run) else None,
             "weights": blueprint.origin.weights,
-            "scans_sha256": hash_table(blueprint.rows[[*DESCRIBED, *blueprint.contents]]),
+            "scans_sha256": hash_table(
+                blueprint.rows[[*DESCRIBED, *blueprint.contents, *self.volumes.hashes[1:]]]
+            ),
             "code_sha256": code_hash(type(blueprint).__module__),
         }
 
@@ -241,7 +242,7 @@ class Study:
             ),
             blueprint.task,
             rows=blueprint.rows,
-            read=self.read,
+            read=blueprint.read,
             grid=self.volumes.grid,
             steps=params.steps,
             count=math.ceil(params.scans / max(1, parts)),
@@ -261,7 +262,9 @@ class Study:
             earlier = [output / file for output in work.earlier]
             origin = self.origins[name, self.params.seeds[0]]
             rows = wanted.sort_values("scan_id")
-            write_features(work.dir / file, origin, rows, self.read, earlier)
+            write_features(
+                work.dir / file, origin, rows, self.read(origin), earlier, self.volumes.hashes
+            )
 
     def _is_tuned(self, run: Run) -> bool:
         """Return whether a model is trained, and not fitted."""

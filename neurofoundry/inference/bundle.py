@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import neurofoundry
 from neurofoundry.contracts.cohort import is_phantom
+from neurofoundry.contracts.encoder import check_exportable
 from neurofoundry.contracts.models import PREDICTIONS, ModelPlan, files_of
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune.network import Network
@@ -63,6 +64,8 @@ def export(work: Workspace, *, model: Path, authors: str) -> None:
     Whom it was trained or judged on is left out: no table of finetune is copied. Raises DataError.
     """
     members = read_members(model)
+    for member in members:
+        check_exportable(member.plan.encoder, model)
     for name in files_of(model):
         (work.dir / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, work.dir / name)

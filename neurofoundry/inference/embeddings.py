@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from neurofoundry.contracts.cohort import T1W
+from neurofoundry.contracts.cohort import T1W, further
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
 from neurofoundry.contracts.tables import write_table
@@ -33,12 +33,13 @@ from neurofoundry.inference.scans import InputScan, find_scans
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.params import validate
+from neurofoundry.preprocess import coregistration
 from neurofoundry.preprocess.cache import make_key, source_hash
 from neurofoundry.preprocess.intensity import PERCENTILES as LANDMARKS
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import MaskParams, PreprocessParams
 from neurofoundry.preprocess.quality import judge
-from neurofoundry.preprocess.scan import Job
+from neurofoundry.preprocess.scan import Job, Result
 from neurofoundry.preprocess.template import fingerprint
 from neurofoundry.preprocess.workers import preprocess_jobs
 from neurofoundry.runtime.cells import read_cell
@@ -75,7 +76,7 @@ class Weights:
     ) -> NDArray[np.floating]:
         """Return what is kept of raw scans, (scans, values), when their ``volumes`` have been made
         with ``params``: their features."""
-        return _forward(self.encoder, volumes, [job.scan_id for job in jobs])
+        return _forward(self, volumes, [job.scan_id for job in jobs])
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Embedded:
     """What `Weights.see` has kept."""
     key: str = ""
     """Of what is kept of a raw scan."""
+    contrasts: tuple[str, ...] = (T1W,)
+    """Those that there were of the ones that the weights take."""
 
 
 def embed(
@@ -146,7 +149,7 @@ def embed(
             if row.features is not None:
                 values[number] = row.features
         columns = pd.DataFrame(values, columns=[f"f{i:04d}" for i in range(plan.features)])
-        write(pd.concat([describe_scans(rows), columns], axis=1))
+        write(pd.concat([describe_scans(rows, plan), columns], axis=1))
 
 
 def features_of(
@@ -172,9 +175,9 @@ def features_of(
     return table.set_index("scan")
 
 
-def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
-    """Return the columns ``DESCRIBED``."""
-    return pd.DataFrame(
+def describe_scans(rows: Sequence[Embedded], plan: Plan) -> pd.DataFrame:
+    """Return the columns ``DESCRIBED``; of weights of several contrasts also which there were."""
+    table = pd.DataFrame(
         {
             "scan": [row.scan for row in rows],
             "scan_id": [row.scan_id or None for row in rows],
@@ -184,6 +187,10 @@ def describe_scans(rows: Sequence[Embedded]) -> pd.DataFrame:
         },
         columns=list(DESCRIBED),
     )
+    if plan.contrasts[1:]:
+        shown = ["+".join(row.contrasts) if row.features is not None else None for row in rows]
+        table = table.assign(contrasts=pd.Series(shown, dtype=object))
+    return table
 
 
 @contextmanager
@@ -247,7 +254,8 @@ def embed_scans(
         )
     _check_template(weights, template)
     params = _read_recipe(weights, _choose_mask(weights, mask_command))
-    scans = find_scans(raw, nifti=work / "nifti", workers=workers)
+    contrasts = weights.plan.contrasts
+    scans = find_scans(raw, contrasts=contrasts, nifti=work / "nifti", workers=workers)
     yield from _embed_raw(scans, weights, params, FeatureCache(work), workers, template)
 
 
@@ -307,8 +315,17 @@ def _embed_volumes(volumes: Volumes, weights: Weights, cache: FeatureCache) -> I
     check_volumes(weights.plan, volumes)
     scans = volumes.scans
     rows = scans.astype(object).where(scans.notna(), "").to_dict("records")
+    contrasts = weights.plan.contrasts
+    there = {
+        row["scan_id"]: tuple(c for c in contrasts if row.get(further("volume_sha256", c)))
+        for row in rows
+    }
     keys = {
-        row["scan_id"]: make_key(weights.sha256, row["volume_sha256"])
+        row["scan_id"]: make_key(
+            weights.sha256,
+            *(row[further("volume_sha256", c)] for c in there[row["scan_id"]]),
+            *(c for c in there[row["scan_id"]] if c != T1W),
+        )
         for row in rows
         if row["volume_sha256"]
     }
@@ -317,14 +334,17 @@ def _embed_volumes(volumes: Volumes, weights: Weights, cache: FeatureCache) -> I
     with Progress("embed", len(keys), unit="volumes", done=done) as progress:
         for start in range(0, len(waiting), _batch_size()):
             batch = waiting[start : start + _batch_size()]
-            features = _forward(weights.encoder, volumes, batch)
+            features = _forward(weights, volumes, batch)
             for scan_id, values in zip(batch, features, strict=True):
                 cache.keep(keys[scan_id], values)
             progress.advance(len(batch))
     for row in rows:
         key = keys.get(row["scan_id"])
         kept = None if key is None else cache.features(key)
-        yield Embedded(row["path"], row["scan_id"], row["sha256"], row["reason"], kept)
+        scan_id = row["scan_id"]
+        yield Embedded(
+            row["path"], scan_id, row["sha256"], row["reason"], kept, contrasts=there[scan_id]
+        )
 
 
 def _embed_raw(
@@ -340,20 +360,30 @@ def _embed_raw(
     if params.mask is not None:
         settings += params.mask.command
     keys = {
-        scan.scan_id: make_key(weights.sha256, settings, scan.sha256)
+        scan.scan_id: make_key(
+            weights.sha256,
+            settings,
+            scan.sha256,
+            *(f"{each.contrast} {each.sha256}" for each in scan.further),
+        )
         for scan in scans
         if not scan.reason
     }
     reasons = {key: cache.reason(key) for key in keys.values()}
     # Copies of an image share its key.
     waiting = {
-        key: Job(scan.file.resolve(), scan_id=key, sha256=scan.sha256, key=key)
+        key: Job(
+            scan.file.resolve(), scan_id=key, sha256=scan.sha256, key=key, further=scan.further
+        )
         for scan in scans
         if scan.file is not None and reasons[key := keys[scan.scan_id]] is None
     }
     layout = Layout.of(params)
-    volumes = VolumeFolder(cache.folder, params.grid, {T1W: layout.volume})
-    batch = _Batch(weights, params, volumes, cache, layout.files)
+    names = {T1W: layout.volume}
+    names |= {c: layout.of_contrast(c)[0] for c in weights.plan.contrasts if c != T1W}
+    volumes = VolumeFolder(cache.folder, params.grid, names)
+    others = [name for c in volumes.contrasts[1:] for name in layout.of_contrast(c)]
+    batch = _Batch(weights, params, volumes, cache, (*layout.files, *others))
     for job, result, _ in preprocess_jobs(
         list(waiting.values()),
         out=cache.folder,
@@ -365,7 +395,7 @@ def _embed_raw(
         reason = result.reason or judge(result.measures, params.quality) or ""
         reasons[job.key] = reason
         if result.volume_sha256:
-            batch.add(job, reason)
+            batch.add(job, reason, _keep_sound(result, job, cache.folder, layout, params))
         elif (cache.folder / layout.result.format(job.key)).exists():
             cache.keep(job.key, None, reason)
         # Else it is a defect of ours: the next run tries again.
@@ -376,7 +406,23 @@ def _embed_raw(
         else:
             key = keys[scan.scan_id]
             reason, kept = reasons[key] or "", cache.features(key)
-            yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, kept, key)
+            there = cache.contrasts(key)
+            yield Embedded(scan.origin, scan.scan_id, scan.sha256, reason, kept, key, there)
+
+
+def _keep_sound(
+    result: Result, job: Job, folder: Path, layout: Layout, params: PreprocessParams
+) -> tuple[str, ...]:
+    """Remove the volumes of further contrasts that are not to be trusted; return what is left."""
+    there = [T1W]
+    for contrast, each in result.further.items():
+        why = each.reason or coregistration.judge(each.measures, params.coregistration)
+        if why is None:
+            there.append(contrast)
+            continue
+        LOGGER.warning("A %s image is left out: %s", contrast, why)
+        (folder / layout.of_contrast(contrast)[0].format(job.stem)).unlink(missing_ok=True)
+    return tuple(there)
 
 
 def _read_recipe(weights: Weights, mask: MaskParams | None) -> PreprocessParams:
@@ -408,11 +454,11 @@ class _Batch:
     cache: FeatureCache
     files: Sequence[str]
     """Files of a scan, which are removed when it has been seen."""
-    reasons: dict[Job, str] = field(default_factory=dict)
-    """Why each scan is not usable; '' if it is."""
+    reasons: dict[Job, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Why each scan is not usable, '' if it is, and which contrasts there are."""
 
-    def add(self, job: Job, reason: str) -> None:
-        self.reasons[job] = reason
+    def add(self, job: Job, reason: str, contrasts: tuple[str, ...]) -> None:
+        self.reasons[job] = reason, contrasts
         if len(self.reasons) == _batch_size():
             self.flush()
 
@@ -420,8 +466,8 @@ class _Batch:
         if not self.reasons:
             return
         kept = self.weights.see(list(self.reasons), self.volumes, self.params)
-        for (job, reason), values in zip(self.reasons.items(), kept, strict=True):
-            self.cache.keep(job.key, values, reason)
+        for (job, (reason, there)), values in zip(self.reasons.items(), kept, strict=True):
+            self.cache.keep(job.key, values, reason, there)
             for name in self.files:
                 (self.volumes.folder / name.format(job.stem)).unlink(missing_ok=True)
         self.reasons.clear()
@@ -431,12 +477,10 @@ def _batch_size() -> int:
     return BATCH if torch.cuda.is_available() else 1
 
 
-def _forward(
-    encoder: nn.Module, volumes: VolumeFolder, names: Sequence[str]
-) -> NDArray[np.float32]:
+def _forward(weights: Weights, volumes: VolumeFolder, names: Sequence[str]) -> NDArray[np.float32]:
     """Return features (scans, features)."""
-    read = partial(read_batch, volumes)
-    features: NDArray[np.float32] = infer(encoder, names, read, size=_batch_size()).numpy()
+    read = partial(read_batch, volumes, contrasts=weights.plan.contrasts)
+    features: NDArray[np.float32] = infer(weights.encoder, names, read, size=_batch_size()).numpy()
     if not np.isfinite(features).all():
         raise DataError("The encoder gives features that are not numbers. Its weights are damaged.")
     return features

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.runtime.files import atomic
 
 
@@ -16,11 +18,23 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, key: str, features: NDArray[np.floating] | None, reason: str = "") -> None:
-        """Keep features (features,), None where there are none, and why the scan is not usable."""
+    def keep(
+        self,
+        key: str,
+        features: NDArray[np.floating] | None,
+        reason: str = "",
+        contrasts: Sequence[str] = (T1W,),
+    ) -> None:
+        """Keep features (features,), None where there are none, why the scan is not usable, and
+        which contrasts there were."""
         values = np.empty(0, np.float32) if features is None else features
         with atomic(self._path(key)) as temporary:
-            np.savez(temporary, features=values, reason=np.array(reason))
+            np.savez(
+                temporary,
+                features=values,
+                reason=np.array(reason),
+                contrasts=np.array(list(contrasts), str),
+            )
 
     def features(self, key: str) -> NDArray[np.floating] | None:
         """Return features; None where there are none, or none yet."""
@@ -38,6 +52,14 @@ class FeatureCache:
                 return str(content["reason"])
         except FileNotFoundError:
             return None
+
+    def contrasts(self, key: str) -> tuple[str, ...]:
+        """Return which contrasts there were; T1w alone where that is not done yet."""
+        try:
+            with np.load(self._path(key), allow_pickle=False) as content:
+                return tuple(content["contrasts"].tolist())
+        except FileNotFoundError:
+            return (T1W,)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.npz"

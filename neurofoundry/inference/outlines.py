@@ -63,7 +63,8 @@ class Outliner(Weights):
 
     def _outline(self, job: Job, volumes: VolumeFolder, params: PreprocessParams) -> list[float]:
         with torch.no_grad():
-            shares = self.encoder(read_batch(volumes, [job.scan_id]))[0].cpu().numpy()
+            batch = read_batch(volumes, [job.scan_id], contrasts=self.plan.contrasts)
+            shares = self.encoder(batch)[0].cpu().numpy()
         if not np.isfinite(shares).all():
             raise DataError(
                 "The model gives probabilities that are not numbers. Its weights are damaged."
@@ -129,7 +130,7 @@ def outline(
         shutil.rmtree(masks, ignore_errors=True)  # of an earlier try
         label = re.sub("[^A-Za-z0-9]", "", str(members[0].plan.task["name"]))
         names = _write_dataset(masks, rows, outliner.task, label, work)
-        write(_table(rows, names, outliner.task, folder.name))
+        write(_table(rows, names, outliner, folder.name))
         masks.replace(folder)
     LOGGER.info("masks of %d scans are in %s", sum(map(bool, names)), folder)
 
@@ -140,7 +141,9 @@ def read_outliner(members: Sequence[ModelFolder]) -> Outliner:
     assert isinstance(task, Segmentation)
     networks = []
     for member in members:
-        network = Segmenter(encoders.build(plan.encoder.encoder, seed=0), len(task.classes))
+        channels = len(plan.encoder.contrasts)
+        encoder = encoders.build(plan.encoder.encoder, seed=0, channels=channels)
+        network = Segmenter(encoder, len(task.classes))
         encoders.read_weights(member.weights, network)
         networks.append(network)
     mirror = plan.test_time_augmentation == "mirror"
@@ -236,13 +239,14 @@ def mask_name(scan: str, label: str) -> str:
 
 
 def _table(
-    rows: Sequence[Embedded], names: Sequence[str], task: Segmentation, beside: str
+    rows: Sequence[Embedded], names: Sequence[str], outliner: Outliner, beside: str
 ) -> pd.DataFrame:
-    empty = np.full(len(task.classes), np.nan)
+    classes = outliner.task.classes
+    empty = np.full(len(classes), np.nan)
     ml = np.array([empty if row.features is None else row.features for row in rows])
-    columns = {f"ml_{name}": ml[:, n].round(4) for n, name in enumerate(task.classes)}
+    columns = {f"ml_{name}": ml[:, n].round(4) for n, name in enumerate(classes)}
     masks = pd.Series([f"{beside}/{name}" if name else None for name in names], dtype=object)
-    return describe_scans(rows).assign(mask=masks, **columns)
+    return describe_scans(rows, outliner.plan).assign(mask=masks, **columns)
 
 
 def _kept(work: Path, key: str) -> Path:

@@ -124,7 +124,7 @@ def predict(
                 mask_command=mask_command,
             )
         )
-        table = describe_scans(rows)
+        table = describe_scans(rows, loaded.plan.encoder)
         embedded = {n: row.features for n, row in enumerate(rows) if row.features is not None}
         if embedded:
             predictions = predict_from_features(np.stack(list(embedded.values())), loaded)
@@ -154,7 +154,8 @@ def _uncertainty(together: EnsemblePlan) -> Uncertainty:
 def _read_member(part: ModelFolder) -> Member:
     plan, task = part.plan, part.task
     assert isinstance(task, Task)
-    encoder = encoders.build(plan.encoder.encoder, seed=0)
+    channels = len(plan.encoder.contrasts)
+    encoder = encoders.build(plan.encoder.encoder, seed=0, channels=channels)
     network = Network(encoder, task, mirror=plan.test_time_augmentation == "mirror")
     encoders.read_weights(part.weights, network)
     return Member(plan, task, network, trust.read(part.folder / "trust.npz"), part.sha256)

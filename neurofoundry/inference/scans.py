@@ -13,6 +13,7 @@ from neurofoundry.ingest import listing, sources
 from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.run import inspect_images, read_dataset
 from neurofoundry.ingest.scan import Findings, Scan, slug
+from neurofoundry.preprocess.scan import Further
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,57 @@ class InputScan:
     sha256: str = ""
     reason: str = ""
     """Why it cannot be read; '' when it can."""
+    further: tuple[Further, ...] = ()
+    """Images of its session in other contrasts."""
 
 
-def find_scans(places: Sequence[Path], *, nifti: Path, workers: int) -> list[InputScan]:
+def find_scans(
+    places: Sequence[Path], *, contrasts: Sequence[str], nifti: Path, workers: int
+) -> list[InputScan]:
     """Find every scan below ``places``, readable ones first: BIDS, DICOM, a table or NIfTI files.
 
-    DICOM is converted into the folder ``nifti``. Unlike ingest, this keeps every T1w of a session.
+    DICOM is converted into the folder ``nifti``. Unlike ingest, this keeps every T1w of a session;
+    of each further one of ``contrasts`` it takes the best, where there is one.
     Raises DataError when a place holds no scan, and UsageError when there is no such place.
     """
     readable: list[InputScan] = []
     unreadable: list[InputScan] = []
     counts: Counter[str] = Counter()
     for number, place in enumerate(places):
-        findings = _read_below(place, nifti / str(number), workers)
-        for scan in inspect_images(findings.scans, findings, workers):
+        findings = _read_below(place, contrasts, nifti / str(number), workers)
+        found = inspect_images(findings.scans, findings, workers)
+        beside = _further(found)
+        for scan in (each for each in found if each.contrast == T1W):
             counts[scan.scan_id] += 1
             count = counts[scan.scan_id]
             unique = scan.scan_id if count == 1 else f"{scan.scan_id}_{count}"
-            readable.append(InputScan(scan.origin, unique, scan.file, scan.sha256))
+            others = beside.get(_session(scan), ())
+            readable.append(
+                InputScan(scan.origin, unique, scan.file, scan.sha256, further=tuple(others))
+            )
         unreadable += [
             InputScan(path, "", None, reason=reason) for _, path, reason in findings.excluded
         ]
     return readable + unreadable
 
 
-def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
+def _session(scan: Scan) -> tuple[str, str, str]:
+    return scan.dataset, scan.subject, scan.session
+
+
+def _further(scans: Sequence[Scan]) -> dict[tuple[str, str, str], list[Further]]:
+    """Return the best image of each session in each further contrast."""
+    best: dict[tuple[tuple[str, str, str], str], Scan] = {}
+    for scan in sorted((s for s in scans if s.contrast != T1W), key=lambda scan: scan.rank):
+        best.setdefault((_session(scan), scan.contrast), scan)
+    beside: dict[tuple[str, str, str], list[Further]] = {}
+    for (session, contrast), scan in sorted(best.items()):
+        image = Further(contrast, scan.file.resolve(), scan.sha256)
+        beside.setdefault(session, []).append(image)
+    return beside
+
+
+def _read_below(place: Path, contrasts: Sequence[str], nifti: Path, workers: int) -> Findings:
     if not place.exists():
         raise UsageError(f"{place}: no such file or folder. Give the scans, or a folder of them.")
     if place.is_file():
@@ -75,7 +102,7 @@ def _read_below(place: Path, nifti: Path, workers: int) -> Findings:
             datasets,
             findings,
             columns={},
-            contrasts=(T1W,),
+            contrasts=contrasts,
             nifti=nifti,
             workers=workers,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,9 +29,13 @@ BLOCKS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4,
 
 
 class Encoder(nn.Module):
-    """Maps z-scores (batch, 1, z, y, x) to (batch, features)."""
+    """Maps z-scores (batch, channels, z, y, x) to (batch, features)."""
 
     features: int
+    channels: int
+    """Contrasts of a scan that it sees."""
+    stem: ClassVar[str]
+    """The name of the weights that see them, (filters, channels, …)."""
     levels: ClassVar[tuple[str, ...]]
     """Its modules, or their common prefixes, from the output down to the input."""
 
@@ -40,10 +44,11 @@ class ResNetEncoder(Encoder, ResNet):
     """MONAI's ResNet without its classifier (He et al. 2016, arXiv 1512.03385)."""
 
     levels = ("layer4", "layer3", "layer2", "layer1", "")
+    stem = "conv1.weight"
 
-    def __init__(self, params: EncoderParams) -> None:
-        super().__init__(**monai_arguments(params))
-        self.features = self.in_planes
+    def __init__(self, params: EncoderParams, channels: int = 1) -> None:
+        super().__init__(**monai_arguments(params) | {"n_input_channels": channels})
+        self.features, self.channels = self.in_planes, channels
         if params.norm == "group":
             # MONAI's own argument `norm` changes the stem alone.
             for module in list(self.modules()):
@@ -78,12 +83,13 @@ class Sfcn(Encoder):
     """
 
     levels = ("blocks.5", "blocks.4", "blocks.3", "blocks.2", "blocks.1", "blocks.0")
+    stem = "blocks.0.0.weight"
 
-    def __init__(self, params: EncoderParams) -> None:
+    def __init__(self, params: EncoderParams, channels: int = 1) -> None:
         super().__init__()
-        channels = [1, *(int(share * params.width) for share in (32, 64, 128, 256, 256, 64))]
-        self.features = channels[-1]
-        steps = itertools.pairwise(channels)
+        widths = [channels, *(int(share * params.width) for share in (32, 64, 128, 256, 256, 64))]
+        self.features, self.channels = widths[-1], channels
+        steps = itertools.pairwise(widths)
         self.blocks = nn.Sequential(
             *(self._block(*step, last=number == 5) for number, step in enumerate(steps))
         )
@@ -145,10 +151,31 @@ def _dilate(level: nn.Module, dilation: int) -> None:
             module.stride = 1
 
 
-def build(params: EncoderParams, *, seed: int) -> Encoder:
+def build(params: EncoderParams, *, seed: int, channels: int = 1) -> Encoder:
     """Return an encoder on the CPU whose weights depend on ``seed`` alone."""
     with seeded(seed):
-        return Sfcn(params) if params.architecture == "sfcn" else ResNetEncoder(params)
+        if params.architecture == "sfcn":
+            return Sfcn(params, channels)
+        return ResNetEncoder(params, channels)
+
+
+def widen(encoder: Encoder, plan: Plan, contrasts: Sequence[str]) -> tuple[Encoder, Plan]:
+    """Return an encoder, and its plan, that sees further ``contrasts``, too.
+
+    Filters of what it has seen stay, those of the new channels are 0: until it is trained on, it
+    says of a scan what it has said before. The same encoder where there is nothing new.
+    """
+    new = [contrast for contrast in contrasts if contrast not in plan.contrasts]
+    if not new:
+        return encoder, plan
+    weights = encoder.state_dict()
+    stem = weights[encoder.stem]
+    added = stem.new_zeros(len(stem), len(new), *stem.shape[2:])
+    weights[encoder.stem] = torch.cat([stem, added], 1)
+    both = (*plan.contrasts, *new)
+    wider = build(plan.encoder, seed=0, channels=len(both))
+    wider.load_state_dict(weights)
+    return wider, plan.model_copy(update={"contrasts": both})
 
 
 def place(encoder: Placed) -> Placed:
@@ -172,7 +199,7 @@ def load(folder: Path) -> tuple[Encoder, Plan]:
     """
     plan = read_plan(folder)
     check_contents(folder, ENCODER_FILES)
-    encoder = build(plan.encoder, seed=0)
+    encoder = build(plan.encoder, seed=0, channels=len(plan.contrasts))
     read_weights(folder / "encoder.safetensors", encoder)
     return encoder, plan
 

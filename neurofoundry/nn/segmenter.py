@@ -19,7 +19,7 @@ FINE = 8
 
 
 class Segmenter(nn.Module):
-    """Maps z-scores (batch, 1, z, y, x) to logits (batch, 1 + classes, z, y, x).
+    """Maps z-scores (batch, channels, z, y, x) to logits (batch, 1 + classes, z, y, x).
 
     The background comes first.
     """
@@ -33,7 +33,7 @@ class Segmenter(nn.Module):
             )
         self.encoder = encoder
         device = next(encoder.parameters()).device
-        self.head = Decoder(_channels(encoder), 1 + classes).to(device)
+        self.head = Decoder(encoder.channels, _channels(encoder), 1 + classes).to(device)
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Return logits."""
@@ -56,9 +56,9 @@ def maps_of(encoder: ResNetEncoder, volumes: Tensor) -> list[Tensor]:
 class Decoder(nn.Module):
     """From the maps of the encoder's stages, the finest first, and the volume to logits."""
 
-    def __init__(self, channels: list[int], outputs: int) -> None:
+    def __init__(self, contrasts: int, channels: list[int], outputs: int) -> None:
         super().__init__()
-        self.entrance = _block(1, FINE)
+        self.entrance = _block(contrasts, FINE)
         below = channels[-1]
         self.steps = nn.ModuleList()
         for skip in (*reversed(channels[:-1]), FINE):
@@ -101,6 +101,6 @@ def _channels(encoder: ResNetEncoder) -> list[int]:
     """Return how many channels each of the encoder's maps has."""
     training = encoder.training
     weight = next(encoder.parameters())
-    maps = maps_of(encoder.eval(), weight.new_zeros(1, 1, 32, 32, 32))
+    maps = maps_of(encoder.eval(), weight.new_zeros(1, encoder.channels, 32, 32, 32))
     encoder.train(training)
     return [each.shape[1] for each in maps]

@@ -60,7 +60,7 @@ def convolutions(encoder: Encoder, shape: Sequence[int]) -> list[Convolution]:
     for module in shadow.modules():
         if isinstance(module, nn.Conv3d):
             module.register_forward_hook(note)
-    shadow.forward(torch.empty(2, 1, *shape, device="meta"))
+    shadow.forward(torch.empty(2, encoder.channels, *shape, device="meta"))
     return list(kinds)
 
 

@@ -331,6 +331,7 @@ def head_on_grid(
     atlas: Atlas,
     affine: NDArray[np.float64],
     shape: tuple[int, ...],
+    contrast: str = "T1w",
 ) -> Head:
     """Scan one session as if faultless preprocessing had put it on a grid of MNI space.
 
@@ -338,6 +339,9 @@ def head_on_grid(
     registration or interpolation; contrast, shading, blur (in voxels) and noise are the site's.
     """
     rng = generator(subject.seed, "scan", subject.index, session)
+    if contrast != "T1w":
+        rng = generator(subject.seed, "scan", subject.index, session, contrast)
+        site = further(site, contrast)
     anatomy = grow(subject, dict(subject.sessions)[session], atlas)
     to_head = np.linalg.inv(closest_rigid(anatomy)).astype(np.float64)
     return _scanned(rng, anatomy, site, affine, shape, to_head)

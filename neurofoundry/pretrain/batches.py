@@ -45,7 +45,7 @@ class Batches:
 
     def read(self, start: int, stop: int) -> Iterator[tuple[pd.DataFrame, torch.Tensor]]:
         """Yield the batches of the steps from ``start`` to ``stop``: rows of ``scans``, and the
-        stored volumes of this rank's share (own, 1, z, y, x).
+        stored volumes of this rank's share (own, contrasts, z, y, x).
 
         The next batch is read while this one is used. Raises DataError.
         """
@@ -65,7 +65,7 @@ class Batches:
         own, gpu = self.own(batch), self.ranks.device.type == "cuda"
         stored = read_batch(self.volumes, own, readers=readers, pinned=gpu)
         for scan_id, volume in zip(own, stored, strict=True):
-            if not volume.any():
+            if not volume[0].any():
                 name = self.volumes.path(scan_id).name
                 raise DataError(
                     f"{name}: no voxel of brain. Exclude the scan, or run preprocess again."

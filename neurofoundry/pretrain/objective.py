@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from neurofoundry.nn import augment
+from neurofoundry.nn import augment, seeds
 from neurofoundry.nn.augment.params import AugmentParams
 from neurofoundry.nn.encoders import Encoder
 from neurofoundry.params import Section
@@ -31,6 +32,8 @@ class Objective(nn.Module, ABC):
     """Of the objective: its module, its section of params.yaml, and the encoders that it makes."""
     Params: ClassVar[type[Section]] = Section
     """The section `pretrain.NAME`; every field has a default."""
+    several: ClassVar[bool] = True
+    """Whether scans may have several contrasts."""
     views: ClassVar[int] = 2
     """Rows of a scan in a step."""
 
@@ -69,9 +72,10 @@ class Objective(nn.Module, ABC):
     def inputs(
         self, zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int
     ) -> torch.Tensor:
-        """Return what is shown of ``scans``, whose volumes are z-scores (batch, 1, z, y, x).
+        """Return what is shown of ``scans``, whose volumes are z-scores (batch, channels, z, y, x).
 
-        ``key`` is (seed, epoch). Returns (views, batch, channels, z, y, x), channel 0 the view.
+        ``key`` is (seed, epoch). Returns (views, batch, channels, z, y, x): the views, and beside
+        them what else the objective needs.
         """
         return draw_views(zscores, scans, params, *key, views=self.views)
 
@@ -102,9 +106,9 @@ class Objective(nn.Module, ABC):
 def draw_views(
     zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int, views: int
 ) -> torch.Tensor:
-    """Return random views (views, batch, 1, z, y, x) of z-scores (batch, 1, z, y, x).
+    """Return random views (views, batch, channels, z, y, x) of z-scores (batch, channels, z, y, x).
 
-    ``key`` is (seed, epoch).
+    ``key`` is (seed, epoch). Of several channels a view may lack all but the first.
     """
     seed, epoch = key
     _, _, z, y, x = zscores.shape
@@ -112,5 +116,23 @@ def draw_views(
         augment.draw(params, seed=seed, epoch=epoch, scans=scans, view=view, shape=(z, y, x))
         for view in range(views)
     ]
-    shown = augment.apply(zscores, augment.Draws.joined(drawn))
-    return shown.view(views, *zscores.shape)
+    shown = augment.apply(zscores, augment.Draws.joined(drawn)).view(views, *zscores.shape)
+    if zscores.shape[1] > 1:
+        shown = shown * _there(scans, params, *key, shape=shown.shape[:3]).to(shown)
+    return shown
+
+
+def _there(
+    scans: Sequence[str], params: AugmentParams, *key: int, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Draw which channels views show, (views, batch, channels, 1, 1, 1), 0 or 1."""
+    views, _, channels = shape
+    shown = [
+        [
+            [True, *(seeds.generator(*key, scan, view, "lacking").random(channels - 1) >= lacking)]
+            for scan in scans
+        ]
+        for view in range(views)
+        for lacking in [params.lacking]
+    ]
+    return torch.tensor(np.array(shown))[..., None, None, None]

@@ -13,10 +13,11 @@ from neurofoundry.runtime.files import atomic
 def draw_views(path: Path, volumes: torch.Tensor, inputs: torch.Tensor, *, scans: int = 6) -> None:
     """Write a PNG with a column a scan: axial and coronal slices of its volume and its views.
 
-    ``volumes`` are z-scores (batch, 1, z, y, x), ``inputs`` what `Objective.inputs` returns.
+    ``volumes`` are z-scores (batch, contrasts, z, y, x), of which T1w is shown; ``inputs`` are what
+    `Objective.inputs` returns.
     """
     views = {f"view {number + 1}": view[:, :1] for number, view in enumerate(inputs)}
-    if inputs.shape[2] > 1:
+    if inputs.shape[2] > volumes.shape[1]:
         views["visible"] = inputs[0, :, :1] * inputs[0, :, 1:]
     rows = {"scan": volumes, **views}
     scans = min(scans, len(volumes))

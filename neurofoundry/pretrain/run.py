@@ -15,7 +15,7 @@ import pandas as pd
 from neurofoundry import morphometry
 from neurofoundry.contracts.encoder import IMAGES, SUBJECTS, Plan, Pretraining
 from neurofoundry.contracts.tables import hash_table, write_table
-from neurofoundry.contracts.volumes import Volumes, check_contrasts
+from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.nn import encoders
 from neurofoundry.nn.selfcheck import check_convolutions
@@ -42,13 +42,13 @@ def pretrain(
     """
     section = params.section(method)
     source = Volumes(volumes)
-    check_contrasts(source)
     scans, spacing = select_scans(source.scans, params), source.grid.spacing
     probe = None
     if params.probe:
         views, size = params.augment, params.batch_size
         probe = Probe(source, params.probe, views=views, batch_size=size, seed=seed)
-    encoder = encoders.build(params.encoder, seed=seed)
+    check_contrasts(method, source)
+    encoder = encoders.build(params.encoder, seed=seed, channels=len(source.contrasts))
     with joined() as ranks:
         shape, bf16 = source.grid.shape[::-1], params.precision == "bf16"
         check_convolutions(encoder, shape, ranks.device, bf16=bf16, stage="pretrain")
@@ -98,6 +98,16 @@ def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:
     return scans
 
 
+def check_contrasts(method: str, volumes: Volumes) -> None:
+    """Raise UsageError unless an objective can learn from all contrasts of the volumes."""
+    if volumes.contrasts[1:] and not objectives.find(method).several:
+        raise UsageError(
+            f"pretrain.methods: {method} learns from T1w alone, and these volumes have "
+            f"{', '.join(volumes.contrasts[1:])}, too. Use simclr, or set ingest.contrasts to "
+            "[T1w]."
+        )
+
+
 def fit_to_ranks(objective: Objective, params: PretrainParams, ranks: Ranks) -> None:
     """Give batch norm the statistics of all ranks, and let the objective check what it needs.
 
@@ -124,7 +134,7 @@ def made_of(
         "method": method,
         "seed": seed,
         "spacing": volumes.grid.spacing,
-        "scans": hash_table(scans[["scan_id", "person", "volume_sha256"]]),
+        "scans": hash_table(scans[["scan_id", "person", *volumes.hashes]]),
     }
 
 
@@ -146,6 +156,7 @@ def write_encoder(
         grid=volumes.grid.describe(),
         preprocess=volumes.recipe,
         normalization=volumes.normalization,
+        contrasts=volumes.contrasts,
         method=method,
         licence=params.licence,
         pretraining=Pretraining(

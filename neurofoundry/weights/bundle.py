@@ -13,7 +13,13 @@ import torch
 
 import neurofoundry
 from neurofoundry.contracts.cohort import is_phantom
-from neurofoundry.contracts.encoder import HASHED_SUBJECTS, Plan, hash_person, read_pretrained
+from neurofoundry.contracts.encoder import (
+    HASHED_SUBJECTS,
+    Plan,
+    check_exportable,
+    hash_person,
+    read_pretrained,
+)
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import ResNetEncoder
@@ -46,6 +52,7 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     names can see whom the encoder has seen, and the guard against leakage still works.
     """
     network, plan = encoders.load(encoder)
+    check_exportable(plan, encoder)
     encoders.save(work.dir, network, plan)
     for folder in ("configs", "models"):
         (work.dir / folder).mkdir(exist_ok=True)

@@ -60,6 +60,8 @@ class FrozenEncoder:
     ) -> Tensor:
         """Return features, (scans, features), float32, on the CPU.
 
+        Volumes are T1w: further contrasts of the weights count as lacking.
+
         ``volumes`` are z-scores within the brain and 0 outside, as preprocess writes them: one
         NIfTI image (or its path), or several; or an array (x, y, z) with the ``affine`` of its
         voxels; or a tensor (scans, 1, z, y, x) with the ``grid`` it is on. Raises DataError when
@@ -82,7 +84,9 @@ class FrozenEncoder:
                 f"Values up to {largest:g}, expected z-scores within the brain (at most "
                 f"{LARGEST:g}) and 0 outside. {REMEDY}"
             )
-        batch = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None, None]
+        size = (1, self.encoder.channels, *volume.shape)
+        batch = torch.zeros(size)
+        batch[0, 0] = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
         with torch.no_grad():
             features: Tensor = self.encoder(batch.to(self.device)).float().cpu()
         return features

@@ -19,13 +19,21 @@ def apply(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Return a random view of each z-scored volume: one resampling, then what scanners do.
 
     In this order: crop, flip and rotation; blur and slice thickness; gamma and a curve of contrast;
-    bias field; noise. ``volumes`` and views are (batch, 1, z, y, x) with background 0; in the brain
-    of a view the mean is 0 and the standard deviation 1. A crop that misses the brain gives zeros.
+    bias field; noise. ``volumes`` and views are (batch, channels, z, y, x) with background 0; in
+    the brain of a view the mean is 0 and the standard deviation 1. A crop that misses the brain
+    gives zeros.
 
-    ``draws`` may be of several views of all volumes, one batch after the other; so are the views.
+    Channels are contrasts of one scan: they are seen from the same place and change alike, but for
+    noise, which each has of its own. ``draws`` may be of several views of all volumes, one batch
+    after the other; so are the views.
     """
+    import torch
+
     from neurofoundry.nn.augment import batched, cpu
 
+    if volumes.shape[1] > 1:
+        each = enumerate(volumes.split(1, dim=1))
+        return torch.cat([apply(one, draws.of_channel(number)) for number, one in each], 1)
     if volumes.device.type == "cpu":
         return cpu.apply(volumes, draws)
     return batched.apply(volumes, draws)

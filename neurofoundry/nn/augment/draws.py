@@ -7,7 +7,7 @@ batch or worker it was in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class Draws:
         columns = {f.name: getattr(self, f.name).cpu().unbind() for f in fields(self)}
         for row in zip(*columns.values(), strict=True):
             yield Draws(**dict(zip(columns, row, strict=True)))
+
+    def of_channel(self, number: int) -> Draws:
+        """Return the parameters of another channel of the same views: its noise is its own."""
+        return replace(self, noise_seed=self.noise_seed ^ number)
 
     def split(self, size: int) -> Iterator[Draws]:
         """Yield the parameters of ``size`` scans after the other, and of those that are left."""

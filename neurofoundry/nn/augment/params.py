@@ -45,6 +45,10 @@ class AugmentParams(Section):
     noise: float = Field(default=0.3, ge=0, le=10)
     """Standard deviation of Rician noise, in standard deviations of the brain."""
 
+    lacking: float = Field(default=0.3, ge=0, le=1)
+    """Probability that a view lacks a further contrast, where scans have several: an encoder then
+    copes with scans that lack it. T1w is always there."""
+
     @model_validator(mode="after")
     def _crops_fit(self) -> AugmentParams:
         low, high = self.crop
@@ -64,7 +68,11 @@ class AugmentParams(Section):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> AugmentParams:
         fields_ = type(self).model_fields.items()
-        changed = [name for name, field in fields_ if getattr(self, name) != field.default]
+        changed = [
+            name
+            for name, field in fields_
+            if name != "lacking" and getattr(self, name) != field.default
+        ]
         if self.preset == "paper" and changed != ["preset"]:
             raise ValueError(
                 f"{', '.join(changed[1:])}: no effect with the preset 'paper'. Remove them, or set "

@@ -41,6 +41,7 @@ class Mae(Objective):
 
     name = "mae"
     Params = MaeParams
+    several = False
     views = 1
 
     def __init__(self, encoder: Encoder, params: MaeParams, *, spacing_mm: float) -> None:
