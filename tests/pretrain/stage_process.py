@@ -37,8 +37,8 @@ def run_shallow_stage(volumes: Path, out: Path, values: str, cache: Path) -> Non
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     build = encoders.build
 
-    def shallow(params: EncoderParams, *, seed: int) -> encoders.Encoder:
-        encoder = build(params, seed=seed)
+    def shallow(params: EncoderParams, *, seed: int, channels: int = 1) -> encoders.Encoder:
+        encoder = build(params, seed=seed, channels=channels)
         encoder.layer2, encoder.layer3 = nn.Identity(), nn.Identity()
         encoder.layer4 = encoders.Padded(encoder.features, 1)
         return encoder
