@@ -221,6 +221,7 @@ class EnsemblePlan(Section):
     there is none."""
     limits: tuple[float | None, ...] = ()
     calibrated_on: tuple[int, ...] = ()
+    """As in trust.npz: limits of 90 % sets or intervals, and how many persons each rests on."""
     distance_limit: float | None
     """null of a segmentation, which has no measure of distance."""
 

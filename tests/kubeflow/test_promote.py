@@ -25,7 +25,7 @@ def promoted_from(
             (folder / "plan.json").write_text(json.dumps(model_plan()))
             (folder / "trust.npz").touch()
             rows.append(f"sex\tsimclr\t{fraction}\t{seed}\tdone\tn/a")
-        together = {"members": ["3", "1"], "temperature": 1.5, "half_width": None}
+        together = {"members": ["3", "1"], "temperature": 1.5, "limits": [0.4, None]}
         write_json(folder.parent / "ensemble.json", together | {"distance_limit": 9.0})
     (models / "runs.tsv").write_text("\n".join(rows) + "\n")
     evaluation.mkdir()
