@@ -94,7 +94,10 @@ class _Partial:
 
     def open(self, params: PhantomParams) -> None:
         """Make the folder, without what other code or other parameters have left in it."""
-        key = {"code": code_hash("neurofoundry.phantom.dataset"), "params": params.model_dump(mode="json")}
+        key = {
+            "code": code_hash("neurofoundry.phantom.dataset"),
+            "params": params.model_dump(mode="json"),
+        }
         if _read(self.folder / "key.json") != key:
             shutil.rmtree(self.folder, ignore_errors=True)
         for folder in (self.tree, self.folder / "records"):
