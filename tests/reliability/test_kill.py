@@ -26,7 +26,7 @@ from tests.support.processes import ended
 
 pytestmark = pytest.mark.skipif(not calls.works(), reason="this kernel cannot hold system calls")
 
-MOST = {"ingest": 6, "compare": 6, "preprocess": 1, "predict": 1, "phantom": 1}
+MOST = {"ingest": 6, "compare": 6, "embed": 1, "preprocess": 1, "predict": 1, "phantom": 1}
 """Kills of a command that is quick, or slow."""
 USUAL = 3
 SAMPLED = tuple(name for name in COMMANDS if name not in ("finetune", "run"))
