@@ -27,7 +27,6 @@ from neurofoundry.contracts.models import PREDICTIONS, ModelPlan, files_of
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune.network import Network
 from neurofoundry.inference.members import ModelFolder, read_members
-from neurofoundry.nn import encoders
 from neurofoundry.nn.segmenter import Segmenter
 from neurofoundry.runtime import templates
 from neurofoundry.runtime.files import atomic, hash_file, write_json, write_text
@@ -106,28 +105,14 @@ class Answer(nn.Module):
             if self.mirror:
                 shares = (shares + member(volumes.flip(-1)).softmax(1).flip(-1)) / 2
             return shares
-        assert isinstance(member, Network)
-        features: Tensor = member.encoder(volumes)
-        if self.mirror:
-            features = (features + member.encoder(volumes.flip(-1))) / 2
-        answer: Tensor = member.head(features)
+        answer: Tensor = member(volumes)
         return answer
 
 
 def read_answer(members: Sequence[ModelFolder]) -> Answer:
     """Read all members. Raises DataError."""
-    networks: list[Network | Segmenter] = []
-    for member in members:
-        encoder = encoders.build(member.plan.encoder.encoder, seed=0)
-        task = member.task
-        if isinstance(task, Segmentation):
-            network: Network | Segmenter = Segmenter(encoder, len(task.classes))
-        else:
-            network = Network(encoder, task)
-        encoders.read_weights(member.weights, network)
-        networks.append(network)
-    mirror = members[0].plan.test_time_augmentation == "mirror"
-    return Answer(networks, mirror=mirror).eval()
+    networks = [member.read_network() for member in members]
+    return Answer(networks, mirror=members[0].mirror).eval()
 
 
 def _write_program(path: Path, members: Sequence[ModelFolder], described: dict[str, Any]) -> None:

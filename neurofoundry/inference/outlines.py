@@ -32,7 +32,6 @@ from neurofoundry.inference.embeddings import (
     open_table,
 )
 from neurofoundry.inference.members import ModelFolder
-from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.segmenter import Segmenter
 from neurofoundry.preprocess.label_images import read_placement, to_scan
@@ -139,16 +138,10 @@ def read_outliner(members: Sequence[ModelFolder]) -> Outliner:
     """Read the networks of a segmentation. Raises DataError."""
     plan, task = members[0].plan, members[0].task
     assert isinstance(task, Segmentation)
-    networks = []
-    for member in members:
-        channels = len(plan.encoder.contrasts)
-        encoder = encoders.build(plan.encoder.encoder, seed=0, channels=channels)
-        network = Segmenter(encoder, len(task.classes))
-        encoders.read_weights(member.weights, network)
-        networks.append(network)
-    mirror = plan.test_time_augmentation == "mirror"
+    read = [member.read_network() for member in members]
+    networks = [network for network in read if isinstance(network, Segmenter)]
     sha256 = hash_json([plan.test_time_augmentation, *(member.sha256 for member in members)])
-    together = MeanShares(networks, mirror=mirror)
+    together = MeanShares(networks, mirror=members[0].mirror)
     return Outliner(together, plan.weights, sha256, plan.volumes.preprocess, task)
 
 

@@ -26,7 +26,6 @@ from neurofoundry.inference.embeddings import (
 )
 from neurofoundry.inference.members import ModelFolder, read_members
 from neurofoundry.inference.outlines import outline
-from neurofoundry.nn import encoders
 from neurofoundry.runtime.files import hash_json
 from neurofoundry.runtime.guard import guard_table
 from neurofoundry.tasks import Segmentation, Task
@@ -152,13 +151,10 @@ def _uncertainty(together: EnsemblePlan) -> Uncertainty:
 
 
 def _read_member(part: ModelFolder) -> Member:
-    plan, task = part.plan, part.task
+    network, task = part.read_network(), part.task
+    assert isinstance(network, Network)
     assert isinstance(task, Task)
-    channels = len(plan.encoder.contrasts)
-    encoder = encoders.build(plan.encoder.encoder, seed=0, channels=channels)
-    network = Network(encoder, task, mirror=plan.test_time_augmentation == "mirror")
-    encoders.read_weights(part.weights, network)
-    return Member(plan, task, network, trust.read(part.folder / "trust.npz"), part.sha256)
+    return Member(part.plan, task, network, trust.read(part.folder / "trust.npz"), part.sha256)
 
 
 def predict_from_features(features: NDArray[np.float32], model: Model) -> pd.DataFrame:
