@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +17,7 @@ from neurofoundry.phantom.scanner import SITES, Head, head
 from neurofoundry.preprocess import template as templates
 from neurofoundry.preprocess.template import Template
 from neurofoundry.runtime.files import hash_file
-from tests.support.preprocessing import WriteCohort
+from tests.support.preprocessing import WriteCohort, write_heads
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,11 +40,7 @@ def template() -> Template:
 
 @pytest.fixture(scope="session")
 def head_files(heads: list[Head], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("heads")
-    paths = [folder / f"head-{number}.nii.gz" for number in range(len(heads))]
-    for path, scan in zip(paths, heads, strict=True):
-        nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), path)
-    return paths
+    return write_heads(heads, tmp_path_factory.mktemp("heads"), "head")
 
 
 @pytest.fixture

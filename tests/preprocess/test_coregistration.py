@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,7 +33,7 @@ from neurofoundry.runtime import verify
 from neurofoundry.runtime.files import hash_file, write_json
 from neurofoundry.runtime.stage import Workspace
 from neurofoundry.runtime.tracking import Tracker
-from tests.support.preprocessing import LAYOUT, PARAMS, WriteCohort, image_of
+from tests.support.preprocessing import LAYOUT, PARAMS, WriteCohort, image_of, write_heads
 
 BOUNDS = CoregistrationParams()
 
@@ -50,11 +49,7 @@ def flairs() -> list[Head]:
 
 @pytest.fixture(scope="session")
 def flair_files(flairs: list[Head], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("flairs")
-    paths = [folder / f"flair-{number}.nii.gz" for number in range(len(flairs))]
-    for path, scan in zip(paths, flairs, strict=True):
-        nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), path)
-    return paths
+    return write_heads(flairs, tmp_path_factory.mktemp("flairs"), "flair")
 
 
 @pytest.fixture(scope="session")

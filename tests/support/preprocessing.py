@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from neurofoundry.contracts.volumes import Grid
@@ -54,6 +55,14 @@ def preprocess_one(
     out.mkdir(exist_ok=True)
     job = Job(path, "a", hash_file(path), "k")
     return preprocess_scans([job], out=out, params=params, template=template)[0]
+
+
+def write_heads(heads: Sequence[Head], folder: Path, name: str) -> list[Path]:
+    """Write heads as NIfTI images of whole numbers, as scanners do."""
+    paths = [folder / f"{name}-{number}.nii.gz" for number in range(len(heads))]
+    for path, scan in zip(paths, heads, strict=True):
+        nib.save(nib.Nifti1Image(scan.image.astype(np.int16), scan.affine), path)
+    return paths
 
 
 def image_of(head: Head) -> Image:
