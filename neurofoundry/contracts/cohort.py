@@ -56,8 +56,7 @@ CONTRASTS = pa.DataFrameSchema(
     },
     coerce=True,
 )
-"""cohort/contrasts.tsv: what sessions are scanned with, T1w first, and what none may lack. There is
-none where that is T1w alone."""
+"""cohort/contrasts.tsv: what sessions are scanned with, T1w first, and what none may lack."""
 
 EXCLUDED = pa.DataFrameSchema(
     {"dataset": pa.Column(str), "path": pa.Column(str), "reason": pa.Column(str)}, coerce=True
@@ -81,7 +80,8 @@ def read_alternates(cohort: Path) -> pd.DataFrame:
 
 
 def read_contrasts(cohort: Path) -> dict[str, bool]:
-    """Return the contrasts of a cohort, T1w first, and whether every session has them."""
+    """Return the contrasts of a cohort, T1w first, and whether every session has them; cohorts of
+    earlier versions say none."""
     path = cohort / "contrasts.tsv"
     if not path.exists():
         return {T1W: True}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from neurofoundry.contracts.cohort import CONTRASTS, T1W
+from neurofoundry.contracts.cohort import CONTRASTS, T1W, further
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
@@ -22,19 +22,19 @@ from neurofoundry.runtime.log import LOGGER
 def join(scans: Sequence[Scan], params: IngestParams, findings: Findings) -> list[Scan]:
     """Return the T1w images of ``scans`` (`choose`) with the further contrasts of their sessions;
     the others are excluded."""
-    further: dict[str, list[Scan]] = {}
+    others: dict[str, list[Scan]] = {}
     for scan in scans:
         if scan.contrast != T1W:
-            further.setdefault(scan.scan_id, []).append(scan)
+            others.setdefault(scan.scan_id, []).append(scan)
     sessions = []
     for scan in scans:
         if scan.contrast == T1W:
-            found = further.pop(scan.scan_id, [])
+            found = others.pop(scan.scan_id, [])
             if lacking := _lacking(found, params):
                 _exclude(scan, found, lacking, findings)
             else:
                 sessions.append(replace(scan, further=tuple(found)))
-    for alone in (scan for found in further.values() for scan in found):
+    for alone in (scan for found in others.values() for scan in found):
         reason = "no T1w: the session has none that can be used, and so no place for this image"
         findings.exclude(alone.dataset, alone.origin, reason)
     _log(sessions, params)
@@ -47,20 +47,18 @@ def add_columns(
     """Return the rows of ``scans`` with the path and the hash of every further contrast."""
     for contrast in contrasts[1:]:
         found = [next((s for s in scan.further if s.contrast == contrast), None) for scan in scans]
-        for column, values in (
-            (f"path_{contrast}", [each and each.path for each in found]),
-            (f"sha256_{contrast}", [each and each.sha256 for each in found]),
-        ):
-            rows = rows.assign(**{column: pd.Series(values, index=rows.index, dtype=object)})
+        for column in ("path", "sha256"):
+            values = [each and getattr(each, column) for each in found]
+            series = pd.Series(values, index=rows.index, dtype=object)
+            rows = rows.assign(**{further(column, contrast): series})
     return rows
 
 
 def write_contrasts(params: IngestParams, folder: Path) -> None:
-    """Write contrasts.tsv where there are more than T1w."""
-    if params.contrasts[1:]:
-        required = ["no" if c in params.optional_contrasts else "yes" for c in params.contrasts]
-        table = pd.DataFrame({"contrast": list(params.contrasts), "required": required})
-        write_table(table, folder / "contrasts.tsv", CONTRASTS)
+    """Write contrasts.tsv."""
+    required = ["no" if c in params.optional_contrasts else "yes" for c in params.contrasts]
+    table = pd.DataFrame({"contrast": list(params.contrasts), "required": required})
+    write_table(table, folder / "contrasts.tsv", CONTRASTS)
 
 
 def _lacking(found: Sequence[Scan], params: IngestParams) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from neurofoundry.contracts.cohort import T1W
+from neurofoundry.contracts.cohort import T1W, further
 from neurofoundry.errors import DataError
 from neurofoundry.ingest import contrast as agents
 from neurofoundry.ingest import delimited
@@ -105,7 +105,7 @@ def _read_further(
     contrast: str, table: delimited.Table, file: Path, dataset: Dataset, findings: Findings
 ) -> None:
     """Add the images of a further contrast, of which rows name the paths."""
-    wanted = (f"path_{contrast}".casefold(), contrast.casefold())
+    wanted = (further("path", contrast).casefold(), contrast.casefold())
     columns = [column for column in table.columns if column.casefold() in wanted]
     if not columns:
         findings.note(dataset.name, file, f"there is no column 'path_{contrast}': no {contrast}")

@@ -6,7 +6,6 @@ two, whatever their contrasts. Both are of one head: what is left then tells whe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from neurofoundry.preprocess import bias
+from neurofoundry.preprocess import bias, quality
 from neurofoundry.preprocess.brain import Brain, ball
 from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import CoregistrationParams
@@ -38,7 +37,6 @@ from neurofoundry.preprocess.resample import (
     look_up,
     resample,
 )
-from neurofoundry.preprocess.template import MOST_POINTS
 
 AROUND_MM = 8.0
 """How far around the brain images are compared: its edge, and what moves with it."""
@@ -135,25 +133,21 @@ def measure(brain: Brain, other: Image, to_other: Matrix) -> dict[str, float]:
     first, second, both = (float(entropy) for entropy in entropies(joint))
     turned = np.clip((np.trace(to_other[:3, :3]) - 1) / 2, -1, 1)
     centre = brain.centroid()
-    return {
-        "coverage": float(seen.sum() / inside.sum()),
+    measures = {
+        "coverage": seen.sum() / inside.sum(),
         "edges": _edges(fixed.values, np.nan_to_num(shown), core),
-        "likeness": float(np.corrcoef(fixed.values[core], shown[core])[0, 1]),
+        "likeness": np.corrcoef(fixed.values[core], shown[core])[0, 1],
         "nmi": (first + second) / both,
-        "moved_mm": float(np.linalg.norm(apply_affine(to_other, centre) - centre)),
-        "turned_deg": float(np.degrees(np.arccos(turned))),
+        "moved_mm": np.linalg.norm(apply_affine(to_other, centre) - centre),
+        "turned_deg": np.degrees(np.arccos(turned)),
     }
+    return quality.rounded(measures)
 
 
 def judge(measures: Mapping[str, float], params: CoregistrationParams) -> str | None:
     """Return why a contrast is not one of its session's head, in words; None when it is."""
-    for name in CATCHES:
-        bounds, value = getattr(params, name), measures[name]
-        low = -math.inf if bounds.min is None else bounds.min
-        high = math.inf if bounds.max is None else bounds.max
-        if not low <= value <= high:
-            expected = f"at least {low:g}" if value < low else f"at most {high:g}"
-            return f"{CATCHES[name]}: {MEASURES[name]} {value:.3g}, expected {expected}"
+    for name, fault in quality.out_of_bounds(measures, params).items():
+        return f"{CATCHES[name]}: {MEASURES[name]} {fault}"
     return None
 
 
@@ -192,12 +186,7 @@ def _level(head: Image, inside: Mask, centre: Array, spacing: float) -> Level:
     around = ndimage.binary_dilation(inside, ball(AROUND_MM / edge))
     coarse = coarsen(head, spacing)
     compared = coarsen(Image(around.astype(np.float32), head.affine), spacing).values > 0.5
-    voxels = np.argwhere(compared)
-    if len(voxels) > MOST_POINTS:
-        chosen = np.random.default_rng(0).choice(len(voxels), MOST_POINTS, replace=False)
-        voxels = voxels[np.sort(chosen)]
-    points = apply_affine(coarse.affine, voxels) - centre
-    return Level(spacing, points.astype(np.float32), coarse.values[tuple(voxels.T)])
+    return Level.of(coarse, compared, centre, spacing)
 
 
 def scaled(image: Image, points: Array | None) -> Image:

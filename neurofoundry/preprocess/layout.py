@@ -168,7 +168,11 @@ def write_description(
 
 def common_sidecar(params: PreprocessParams, contrast: str) -> str:
     """Return the name of the sidecar that says what is true of all volumes of a contrast."""
-    name = Layout.of(params).result.format("").removeprefix("_")
+    return beside(Layout.of(params).result.format("").removeprefix("_"), contrast)
+
+
+def beside(name: str, contrast: str) -> str:
+    """Return the name of the file that is of a contrast what ``name`` is of T1w."""
     return name.replace(f"_{T1W}.", f"_{contrast}.")
 
 

@@ -15,7 +15,7 @@ from neurofoundry.contracts.volumes import BOX_MM
 from neurofoundry.preprocess import surface
 from neurofoundry.preprocess.brain import Brain, largest_component
 from neurofoundry.preprocess.load import UnusableScanError
-from neurofoundry.preprocess.params import QualityParams
+from neurofoundry.preprocess.params import CoregistrationParams, QualityParams
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.registration import closest_rigid, entropies, joint_histogram
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, coarsen, look_up, resample
@@ -152,24 +152,21 @@ def measure(
     }
     if placement.warp is not None:
         measures |= dict(zip(BY_SYN, placement.warp.jacobian(), strict=True))
-    numbers = {name: round(float(value), 4) for name, value in measures.items()}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return rounded(measures)
 
 
 def judge(measures: Mapping[str, float], bounds: QualityParams) -> str | None:
     """Return why a scan is not usable, in words; None when it is."""
-    reasons = []
-    for name in out_of_bounds(measures, bounds):
-        value, bound = measures.get(name, math.nan), getattr(bounds, name)
-        low = bound.min is not None and not value >= bound.min
-        expected = f"at least {bound.min:g}" if low else f"at most {bound.max:g}"
-        reasons.append(f"{MEASURES[name]}: {value:.3g}, expected {expected}")
-    return "; ".join(reasons) or None
+    faults = out_of_bounds(measures, bounds)
+    return "; ".join(f"{MEASURES[name]}: {fault}" for name, fault in faults.items()) or None
 
 
-def out_of_bounds(measures: Mapping[str, float], bounds: QualityParams) -> list[str]:
-    """Return the measures that a bound does not allow, NaN among them; in the order of bounds."""
-    names = []
+def out_of_bounds(
+    measures: Mapping[str, float], bounds: QualityParams | CoregistrationParams
+) -> dict[str, str]:
+    """Return the measures that a bound does not allow, NaN among them, and what was expected in
+    words; in the order of bounds."""
+    faults = {}
     for name in type(bounds).model_fields:
         if name in MAY_LACK and name not in measures:
             continue
@@ -178,8 +175,15 @@ def out_of_bounds(measures: Mapping[str, float], bounds: QualityParams) -> list[
         above = bound.min is None or value >= bound.min
         below = bound.max is None or value <= bound.max
         if not (above and below):
-            names.append(name)
-    return names
+            expected = f"at most {bound.max:g}" if above else f"at least {bound.min:g}"
+            faults[name] = f"{value:.3g}, expected {expected}"
+    return faults
+
+
+def rounded(measures: Mapping[str, float | np.floating]) -> dict[str, float]:
+    """Return measures as they are kept: to four digits, without those that have no value."""
+    numbers = {name: round(float(value), 4) for name, value in measures.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def in_view(scan: Image, points: Array) -> Mask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image as Pillow
 
+from neurofoundry.contracts.cohort import T1W, further
 from neurofoundry.contracts.volumes import picture_of
+from neurofoundry.preprocess import coregistration
+from neurofoundry.preprocess.layout import beside
 from neurofoundry.preprocess.params import Bounds, PreprocessParams
 from neurofoundry.preprocess.quality import MEASURES
 from neurofoundry.preprocess.verdict import Narrow, Overrides
@@ -22,8 +25,8 @@ from neurofoundry.runtime import templates
 PAGE = Path(__file__).with_name("qc.html")
 
 EMBEDDED = 300
-"""Pictures within the page, of the worst scans; the others are loaded from the files beside it when
-they come into view. With all of 5,000 no browser would open it."""
+"""Scans whose pictures are within the page, the worst; the others are loaded from the files beside
+it when they come into view. With all of 5,000 no browser would open it."""
 NAMES_END = 22
 MOST_DOTS = 120
 """Dots for the usable scans of a site in one chart; more are thinned out, extremes stay."""
@@ -35,18 +38,20 @@ def render(
     params: PreprocessParams,
     overrides: Overrides,
     narrow: Sequence[Narrow] = (),
+    contrasts: Sequence[str] = (T1W,),
 ) -> str:
     """Return the page: ``table`` is volumes/scans.tsv, ``folder`` holds the pictures.
 
     ``overrides`` were decided by hand before; what the page exports holds them, too. ``narrow`` are
     bounds that set aside many scans of a site.
     """
+    measures, bounds = _measures(params, contrasts)
     # Unusable scans first, and of them those without any volume.
     order = table.sort_values(
         ["usable", "template_correlation", "scan_id"], na_position="first", kind="stable"
     )
     cards = [
-        _card(scan, folder, overrides, embed=number < EMBEDDED)
+        _card(scan, folder, overrides, measures, contrasts, embed=number < EMBEDDED)
         for number, scan in enumerate(order.to_dict("records"))
     ]
     faults = Counter(reason.partition(":")[0] for reason in table["reason"].dropna())
@@ -55,13 +60,12 @@ def render(
         "usable": int(table["usable"].sum()),
         "faults": sorted(faults.items(), key=lambda item: (-item[1], item[0])),
         "narrow": [(bound.site, bound.describe()) for bound in narrow],
-        "sites": [_site(name, rows) for name, rows in table.groupby("site", sort=True)],
-        "measures": MEASURES,
+        "sites": [_site(name, rows, measures) for name, rows in table.groupby("site", sort=True)],
+        "measures": measures,
         "charts": [
-            _chart(name, table, getattr(params.quality, name, None))
-            for name in MEASURES
-            if table[name].notna().any()
+            _chart(name, table, bounds.get(name)) for name in measures if table[name].notna().any()
         ],
+        "further": contrasts[1:],
         "names_end": NAMES_END,
         "cards": cards,
         "embedded": EMBEDDED,
@@ -71,17 +75,30 @@ def render(
     return templates.render(PAGE, context)
 
 
+def _measures(
+    params: PreprocessParams, contrasts: Sequence[str]
+) -> tuple[dict[str, str], dict[str, Bounds]]:
+    """Return the columns of measures in words, those of further contrasts among them, and what
+    bounds they have."""
+    words, bounds = dict(MEASURES), dict(params.quality)
+    for contrast in contrasts[1:]:
+        of_contrast = coregistration.MEASURES.items()
+        words |= {further(name, contrast): f"{contrast}: {text}" for name, text in of_contrast}
+        bounds |= {further(name, contrast): each for name, each in params.coregistration}
+    return words, bounds
+
+
 def unmeasured(table: pd.DataFrame, name: str) -> int:
     """Return how many scans have a volume, but not this measure."""
     return int((table["mask_ml"].notna() & table[name].isna()).sum())
 
 
-def _site(name: Any, rows: pd.DataFrame) -> dict[str, Any]:
+def _site(name: Any, rows: pd.DataFrame, measures: Iterable[str]) -> dict[str, Any]:
     return {
         "name": name,
         "scans": len(rows),
         "usable": int(rows["usable"].sum()),
-        "medians": [rows[measure].median() for measure in MEASURES],
+        "medians": [rows[measure].median() for measure in measures],
     }
 
 
@@ -144,12 +161,11 @@ def _card(
     scan: Mapping[Any, Any],
     folder: Path,
     overrides: Overrides,
+    measures: Iterable[str],
+    contrasts: Sequence[str],
     *,
     embed: bool,
 ) -> dict[str, Any]:
-    name = picture_of(scan["volume"]) if pd.notna(scan["volume"]) else ""
-    drawn = bool(name) and (folder / name).exists()
-    picture = _embed(folder / name) if drawn and embed else name
     decision, why = overrides.get(scan["scan_id"], ("", ""))
     return {
         "scan": scan["scan_id"],
@@ -158,8 +174,22 @@ def _card(
         "reason": scan["reason"] if pd.notna(scan["reason"]) else "",
         "decision": decision,
         "why": why,
-        "picture": picture if drawn else "",
-        "values": [round(scan[m], 4) if pd.notna(scan[m]) else None for m in MEASURES],
+        "pictures": [_picture(scan, folder, contrast, embed=embed) for contrast in contrasts],
+        "values": [round(scan[m], 4) if pd.notna(scan[m]) else None for m in measures],
+    }
+
+
+def _picture(
+    scan: Mapping[Any, Any], folder: Path, contrast: str, *, embed: bool
+) -> dict[str, str]:
+    """Return the picture of a contrast, also of one that is left out, and why that is."""
+    name = beside(picture_of(scan["volume"]), contrast) if pd.notna(scan["volume"]) else ""
+    drawn = bool(name) and (folder / name).exists()
+    reason = scan[further("reason", contrast)] if contrast != T1W else None
+    return {
+        "contrast": contrast,
+        "src": "" if not drawn else _embed(folder / name) if embed else name,
+        "reason": reason if pd.notna(reason) else "",
     }
 
 

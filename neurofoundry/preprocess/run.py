@@ -134,7 +134,7 @@ def preprocess(
         )
         write_table(table, work.dir / "scans.tsv", VOLUMES)
         with atomic(work.dir / "qc.html") as page:
-            html = report.render(table, work.dir, params, overrides, narrow)
+            html = report.render(table, work.dir, params, overrides, narrow, list(contrasts))
             page.write_text(html, encoding="utf-8")
     _log_further(table, list(contrasts))
     _warn(table, narrow, dict(zip(scans["scan_id"], scans["sha256"], strict=True)))
@@ -163,8 +163,8 @@ def _keys(
     """Return the key of every scan. The bounds decide about one that has alternates, too."""
     others = alternates.groupby("scan_id")["sha256"].agg(list).to_dict()
     bounds = params.quality.model_dump_json()
-    further = [f"sha256_{contrast}" for contrast in contrasts if contrast != T1W]
-    of_further = scans[further].fillna("none").to_dict("records")
+    hashes = [further("sha256", contrast) for contrast in contrasts if contrast != T1W]
+    of_further = scans[hashes].fillna("none").to_dict("records")
     return {
         scan_id: make_key(
             sha256,
@@ -310,11 +310,11 @@ def _log_further(table: pd.DataFrame, contrasts: Sequence[str]) -> None:
     for contrast in contrasts[1:]:
         there = table[further("volume", contrast)].notna()
         LOGGER.info(
-            "%s: %d of %d scans have a volume; reason_%s in scans.tsv says why others have none",
+            "%s: %d of %d scans have a volume; %s in scans.tsv says why others have none",
             contrast,
             int(there.sum()),
             len(table),
-            contrast,
+            further("reason", contrast),
         )
 
 

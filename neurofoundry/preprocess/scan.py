@@ -381,7 +381,7 @@ def _finish(
     drawn = sketch(open_volume(volume, grid))
     others = {
         each.contrast: _finish_further(
-            each, job.stem, brain, placement, resampled.mask, out, params, template
+            each, job.stem, brain, placement, resampled.mask, out, params
         )
         for each in job.further
     }
@@ -396,7 +396,6 @@ def _finish_further(
     mask: Mask,
     out: Path,
     params: PreprocessParams,
-    template: Template,
 ) -> FurtherResult:
     """Write the volume, picture and transform of a further contrast, within the brain ``mask`` that
     the T1w image shows on the grid."""
@@ -414,8 +413,7 @@ def _finish_further(
         return FurtherResult(str(unusable))
     write_volume(volume, intensity.zscore(values, seen), seen, grid)
     write_affine(transform, found.to_other)
-    shown = Image(seen.astype(np.float32), grid.affine)
-    picture.write(png, scan, whole, mask=shown, depth=template.depth)
+    picture.write_further(png, scan, whole, t1w=brain.head, of_t1w=placement)
     return FurtherResult(None, hash_file(volume), found.measures)
 
 

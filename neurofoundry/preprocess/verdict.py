@@ -145,8 +145,10 @@ def decide_further(
     """
     for contrast, results in further.items():
         kept = [overrides.get(scan_id, ("", ""))[0] == "keep" for scan_id in table["scan_id"]]
+        paths = table[further_column("path", contrast)]
         reasons = [
-            _why_not(result, params, kept=keep) for result, keep in zip(results, kept, strict=True)
+            _why_not(result, params, named=isinstance(path, str), kept=keep)
+            for result, path, keep in zip(results, paths, kept, strict=True)
         ]
         there = [each is None for each in reasons]
         measures = [result.measures if result else {} for result in results]
@@ -171,10 +173,13 @@ def decide_further(
     return table
 
 
-def _why_not(result: FurtherResult | None, params: PreprocessParams, *, kept: bool) -> str | None:
-    """Return why a further contrast is left out; None when it is used."""
+def _why_not(
+    result: FurtherResult | None, params: PreprocessParams, *, named: bool, kept: bool
+) -> str | None:
+    """Return why a further contrast, whose image the cohort has ``named``, is left out; None when
+    it is used."""
     if result is None:
-        return "the session has none"
+        return "nothing could be made of the T1w image" if named else "the session has none"
     if result.reason or kept:
         return result.reason
     return coregistration.judge(result.measures, params.coregistration)
@@ -246,7 +251,7 @@ def narrow_bounds(table: pd.DataFrame, params: PreprocessParams) -> list[Narrow]
     alone = []
     for scan in table[table["qc_decision"].isna()].to_dict("records"):
         measured = {name: scan[name] for name in MEASURES if pd.notna(scan[name])}
-        faults = out_of_bounds(measured, params.quality) if measured else []
+        faults = list(out_of_bounds(measured, params.quality)) if measured else []
         if len(faults) == 1 and faults[0] in measured:
             alone.append((scan["site"], faults[0], measured[faults[0]]))
     set_aside = pd.DataFrame(alone, columns=["site", "measure", "value"])

@@ -30,6 +30,7 @@ def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     assert again.bytes() == first
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "alternates.tsv",
+        "contrasts.tsv",
         "excluded.tsv",
         "labels.tsv",
         "notes.tsv",

@@ -96,7 +96,6 @@ class TestBids:
             flair(data, subject)
         beside = run(data, tmp_path / "beside")
         assert "path_FLAIR" not in beside.scans
-        assert not (beside.folder / "contrasts.tsv").exists()
         assert set(beside.excluded.values()) == {"not T1w: its name ends in 'FLAIR'"}
         assert beside.scans.equals(alone.scans)
         assert read_contrasts(beside.folder) == {"T1w": True}

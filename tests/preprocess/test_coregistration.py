@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nibabel.affines import apply_affine
+from PIL import Image as Pillow
 
 from neurofoundry.contracts.cohort import CONTRASTS, SCANS
 from neurofoundry.contracts.tables import read_table, write_table
@@ -24,6 +25,7 @@ from neurofoundry.preprocess import run
 from neurofoundry.preprocess.brain import Brain, find_brain
 from neurofoundry.preprocess.coregistration import Coregistration, coregister, judge, measure
 from neurofoundry.preprocess.params import CoregistrationParams, PreprocessParams
+from neurofoundry.preprocess.picture import MASK_COLOUR
 from neurofoundry.preprocess.placement import place
 from neurofoundry.preprocess.resample import Image, resample
 from neurofoundry.preprocess.scan import Further, FurtherResult, Job, Result, preprocess_scans
@@ -71,6 +73,17 @@ def errors_mm(found: Coregistration, t1w: Head, other: Head) -> np.ndarray:
     points = apply_affine(t1w.affine, np.argwhere(t1w.brain)[::50])
     found_there, truly_there = (apply_affine(m, points) for m in (found.to_other, true))
     return np.linalg.norm(found_there - truly_there, axis=1)
+
+
+def steepness_at_edges(picture: Path) -> float:
+    """How much steeper a picture is where red lines cross it than elsewhere in the head."""
+    with Pillow.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(float)
+    red = (pixels == MASK_COLOUR).all(axis=2)
+    grey = np.where(red, np.nan, pixels[..., 0])
+    across = np.abs(grey[:, 2:] - grey[:, :-2])
+    on, off = across[red[:, 1:-1]], across[~red[:, 1:-1] & (grey[:, 1:-1] > 20)]
+    return float(np.nanmean(on) / np.nanmean(off))
 
 
 def test_the_pose_is_rigid_and_that_of_the_phantom(
@@ -157,6 +170,8 @@ def test_the_t1w_image_itself_is_no_other_contrast(brain: Brain, heads: list[Hea
     measures = measure(brain, image_of(heads[0]), np.eye(4))
     assert measures["edges"] > BOUNDS.edges.min  # type: ignore[operator]
     assert str(judge(measures, BOUNDS)).startswith("the contrast of the T1w image")
+    lacking = str(judge({**measures, "edges": float("nan"), "likeness": 0.5}, BOUNDS))
+    assert lacking.endswith("nan, expected at least 0.16")
 
 
 class TestScan:
@@ -197,7 +212,7 @@ class TestScan:
         assert seen.sum() > 0.98 * (t1w != 0).sum()
         assert flair[seen].mean() == pytest.approx(0, abs=0.01)
         assert flair[seen].std() == pytest.approx(1, abs=0.01)
-        assert picture.exists()
+        assert steepness_at_edges(picture) > 2
         # Fluid is dark in both; of the rest, grey matter is darker here and brighter there.
         to_other = read_affine(transform)
         to_scan = read_affine(out / LAYOUT.transform.format("a"))
@@ -274,6 +289,8 @@ class TestStage:
         wrong, missing = table["reason_FLAIR"].tolist()[1:]
         assert wrong.startswith("not the head of the T1w image")
         assert missing == "the session has none"
+        cards = (out / "qc.html").read_text()
+        assert cards.count('"contrast": "FLAIR"') == 3
         edges = table["edges_FLAIR"].astype(float)
         assert edges["h0"] > 1.3 * edges["h1"]
         volumes = Volumes(out)

@@ -2,39 +2,56 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image as Pillow
 
-from neurofoundry.preprocess import report
+from neurofoundry.preprocess import coregistration, report
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.verdict import decide, narrow_bounds
 from tests.support.preprocessing import GOOD_MEASURES
 
+Card = dict[str, Any]
 
-def page_of(count: int, folder: Path) -> tuple[str, list[dict[str, object]]]:
+
+def page_of(
+    count: int, folder: Path, contrasts: Sequence[str] = ("T1w",)
+) -> tuple[str, list[Card]]:
+    """A page of scans with pictures, of which every second has a FLAIR if it is asked for."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame([GOOD_MEASURES | dict.fromkeys(BY_SYN, np.nan)] * count).assign(
         scan_id=[f"s{number:04d}" for number in range(count)],
         site=[f"site{number % 3}" for number in range(count)],
         usable=True,
         reason=None,
-        volume=[f"s{number:04d}.nii" for number in range(count)],
+        volume=[f"s{number:04d}_T1w.nii" for number in range(count)],
     )
     table["template_correlation"] = 0.6 + 0.3 * rng.random(count)
     table["usable"] = table.index != 2
     table.loc[2, "reason"] = "unlike its site: </script><b>"
     picture = Pillow.new("RGB", (60, 20))
-    for name in table["scan_id"]:
-        picture.save(folder / f"{name}.png")
+    for number, name in enumerate(table["scan_id"]):
+        for contrast in contrasts[: 1 + number % 2]:
+            picture.save(folder / f"{name}_{contrast}.png")
+    lacking = table.index % 2 == 0
+    for contrast in contrasts[1:]:
+        table[f"reason_{contrast}"] = np.where(lacking, "the session has none", None)
+        for name in coregistration.MEASURES:
+            table[f"{name}_{contrast}"] = np.where(lacking, np.nan, 0.2)
     decided = {"s0001": ("keep", 'a "good" one')}
-    page = report.render(table, folder, PreprocessParams(), decided)
+    page = report.render(table, folder, PreprocessParams(), decided, contrasts=contrasts)
     found = re.search(r'id="data">(.*?)</script>', page, re.S)
     assert found
     return page, json.loads(found[1])
+
+
+def shown(card: Card) -> list[str]:
+    return [picture["src"] for picture in card["pictures"]]
 
 
 def test_the_worst_scans_come_first_with_their_pictures_and_decisions(tmp_path: Path) -> None:
@@ -45,16 +62,31 @@ def test_the_worst_scans_come_first_with_their_pictures_and_decisions(tmp_path: 
     by_scan = {card["scan"]: card for card in cards}
     assert by_scan["s0001"]["decision"] == "keep"
     assert by_scan["s0001"]["why"] == 'a "good" one'
-    assert all(str(card["picture"]).startswith("data:image/jpeg;base64,") for card in cards)
-    fits = [card["values"][list(GOOD_MEASURES).index("template_correlation")] for card in cards[1:]]  # type: ignore[index]
+    assert all(src.startswith("data:image/jpeg;base64,") for card in cards for src in shown(card))
+    fits = [card["values"][list(GOOD_MEASURES).index("template_correlation")] for card in cards[1:]]
     assert fits == sorted(fits)
+    assert "edges" not in page
+
+
+def test_every_contrast_of_a_session_is_shown_or_said_to_be_missing(tmp_path: Path) -> None:
+    page, cards = page_of(4, tmp_path, ("T1w", "FLAIR"))
+    for card in cards:
+        there = int(card["scan"][1:]) % 2 == 1
+        assert [bool(src) for src in shown(card)] == [True, there]
+        assert [each["contrast"] for each in card["pictures"]] == ["T1w", "FLAIR"]
+        reasons = [each["reason"] for each in card["pictures"]]
+        assert reasons == ["", "" if there else "the session has none"]
+        assert card["values"][-len(coregistration.MEASURES)] == (0.2 if there else None)
+    assert "<b>edges_FLAIR</b>: FLAIR: how parallel" in page
+    assert f"bound: at least {PreprocessParams().coregistration.edges.min:g}" in page
+    assert "Over FLAIR, red are the edges of the T1w image" in page
 
 
 def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path: Path) -> None:
     page, cards = page_of(2000, tmp_path)
-    embedded = [str(card["picture"]).startswith("data:") for card in cards]
+    embedded = [shown(card)[0].startswith("data:") for card in cards]
     assert embedded == [True] * report.EMBEDDED + [False] * (2000 - report.EMBEDDED)
-    assert cards[-1]["picture"] == f"{cards[-1]['scan']}.png"
+    assert shown(cards[-1]) == [f"{cards[-1]['scan']}_T1w.png"]
     assert len(page) < 4_000_000
     charts = page.count("<svg height")
     # On a phone nothing can be pointed at: the columns' names stand beside their words.
