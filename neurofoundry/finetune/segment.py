@@ -40,7 +40,7 @@ from neurofoundry.finetune.train import (
 )
 from neurofoundry.nn import augment, encoders, seeds
 from neurofoundry.nn.seeds import seeded
-from neurofoundry.nn.segmenter import Segmenter
+from neurofoundry.nn.segmenter import Segmenter, shares_of
 from neurofoundry.tasks import Segmentation
 
 AT_ONCE = 2
@@ -198,14 +198,10 @@ def read_classes(volumes: VolumeFolder, task: str, scan_ids: Sequence[str]) -> T
 
 @torch.no_grad()
 def class_shares(network: Segmenter, volumes: Tensor, *, mirror: bool) -> Tensor:
-    """Return the probabilities (batch, 1 + classes, z, y, x) of volumes in steps of ``SLOPE``; with
-    ``mirror`` their mean with those of the mirrored volumes."""
+    """Return `shares_of` volumes in steps of ``SLOPE``."""
     network.eval()
     zscores = volumes.to(next(network.parameters()).device).float() * SLOPE
-    shares: Tensor = network(zscores).softmax(1)
-    if mirror:
-        shares = (shares + network(zscores.flip(-1)).softmax(1).flip(-1)) / 2
-    return shares
+    return shares_of(network, zscores, mirror=mirror)
 
 
 def _light_view(

@@ -27,7 +27,7 @@ from neurofoundry.contracts.models import PREDICTIONS, ModelPlan, files_of
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune.network import Network
 from neurofoundry.inference.members import ModelFolder, read_members
-from neurofoundry.nn.segmenter import Segmenter
+from neurofoundry.nn.segmenter import Segmenter, shares_of
 from neurofoundry.runtime import templates
 from neurofoundry.runtime.files import atomic, hash_file, write_json, write_text
 from neurofoundry.runtime.stage import Workspace
@@ -101,10 +101,7 @@ class Answer(nn.Module):
 
     def _one(self, member: nn.Module, volumes: Tensor) -> Tensor:
         if isinstance(member, Segmenter):
-            shares: Tensor = member(volumes).softmax(1)
-            if self.mirror:
-                shares = (shares + member(volumes.flip(-1)).softmax(1).flip(-1)) / 2
-            return shares
+            return shares_of(member, volumes, mirror=self.mirror)
         answer: Tensor = member(volumes)
         return answer
 

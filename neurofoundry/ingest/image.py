@@ -252,7 +252,7 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
     if len(shape) > 3:
         raise UnusableError(
             f"not 3D: a {len(shape)}D image of {sides} voxels, expected one volume. "
-            "Extract the volume that is T1-weighted"
+            "Extract the one that is meant"
         )
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise UnusableError(
@@ -269,7 +269,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[np.generic]:
     except KeyError:
         raise UnusableError(f"not greyscale: unknown data type {code}") from None
     if dtype.fields:
-        raise UnusableError("not greyscale: a colour (RGB) image")
+        raise UnusableError("not greyscale: a colour (RGB) image. Save it with one channel")
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or dtype.itemsize == 0:
         raise UnusableError(f"not greyscale: data type {dtype.name}, expected integers or floats")
     return dtype

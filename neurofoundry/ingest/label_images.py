@@ -6,9 +6,11 @@
   Of several, the one whose name differs least from the scan's; two that differ alike are none.
 - **By table**: the path in a column, relative to the dataset.
 - It is sound NIfTI on the grid of its scan: the same voxels in any order of the axes, every corner
-  within a tenth of a voxel. Its values are those of the classes. It may outline nothing.
+  within a tenth of a voxel. Its values are those of the classes. It may outline nothing, but not
+  everything, and not voxel for voxel the same as in another person.
 
-A label image that cannot be used costs its scan that label; notes.tsv says why.
+A label image that cannot be used costs its scan that label; notes.tsv says why, also of what is
+called like one and is of another session, image or space.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -47,13 +49,15 @@ from neurofoundry.ingest.scan import (
 )
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled, Segmentation, segmentations
-from neurofoundry.tasks.segmentation import EMPTY, LabelImage
+from neurofoundry.tasks.segmentation import EMPTY, JOINT, LabelImage
 
 _OFF_GRID = 0.1
 """How far, in voxels, a corner of a label image may lie from that of its scan."""
 _OF_THE_SCAN = frozenset({"T1w", "orig", "native", "individual", "scanner", "anat"})
 """Spaces that are the scan's own."""
 _PERSON = ("sub", "ses")
+_BY_CHANCE = 100
+"""Voxels that two persons' label images cannot have alike by chance."""
 
 _Images = Callable[[Path], tuple[Path, ...]]
 """A function that lists the images in a folder."""
@@ -75,6 +79,10 @@ class _Found:
     """A label image that can be used."""
 
     file: Path
+    content: str
+    """Of the values, as `ImageHashes` have it."""
+    voxels: int
+    """How many are outlined."""
     sha256: str
     values: str
     shows: str
@@ -97,22 +105,25 @@ def find(
         for name, task in segmentations(tasks).items()
         for scan in scans
     ]
-    rows = []
-    images = cache(_images)
-    for each, found in map_in_threads(
-        partial(_inspect, images=images),
+    found: list[tuple[_Sought, _Found]] = []
+    listed = cache(_images)
+    for each, image in map_in_threads(
+        partial(_inspect, images=listed),
         sought,
         what="inspecting label images",
         unit="scans",
         workers=workers,
     ):
-        if isinstance(found, UnusableError):
-            note = f"label image of {each.name}: {found}"
-            findings.note(each.scan.dataset, each.scan.origin, note)
-        elif found is not None:
-            path = found.file.relative_to(findings.data).as_posix()
-            findings.hashes[findings.name(found.file)] = found.sha256
-            rows.append((each.name, each.scan.scan_id, path, *astuple(found)[1:]))
+        if isinstance(image, UnusableError):
+            _note(findings, each, image)
+        elif image is not None:
+            found.append((each, image))
+    rows = []
+    for each, image in _without_copies(found, findings):
+        path = image.file.relative_to(findings.data).as_posix()
+        findings.hashes[findings.name(image.file)] = image.sha256
+        row = (image.sha256, image.values, image.shows, image.ml)
+        rows.append((each.name, each.scan.scan_id, path, *row))
     table = pd.DataFrame(rows, columns=list(LABELS.columns))
     used = set(table["path"])  # beside scans, where the reader of the dataset found no T1w
     findings.excluded = [each for each in findings.excluded if each[1] not in used]
@@ -130,17 +141,59 @@ def add_columns(
     return rows
 
 
+def _note(findings: Findings, of: _Sought, why: object) -> None:
+    findings.note(of.scan.dataset, of.scan.origin, f"label image of {of.name}: {why}")
+
+
+def _without_copies(
+    found: Sequence[tuple[_Sought, _Found]], findings: Findings
+) -> Iterator[tuple[_Sought, _Found]]:
+    """Yield what was found but label images that several persons have alike, which are noted: of
+    all but one person they are wrong, and nothing tells of whom."""
+    owners: dict[tuple[str, str], dict[tuple[str, str], Path]] = {}
+    for each, image in found:
+        if image.voxels >= _BY_CHANCE:
+            person = (each.scan.dataset, each.scan.subject)
+            owners.setdefault((each.name, image.content), {}).setdefault(person, image.file)
+    for each, image in found:
+        alike = dict(owners.get((each.name, image.content), {}))
+        alike.pop((each.scan.dataset, each.scan.subject), None)
+        if not alike:
+            yield each, image
+            continue
+        why = f"the same {image.voxels} voxels as in {_shown(next(iter(alike.values())))}, which "
+        why += "is of another person. Replace the one that is a copy"
+        _note(findings, each, f"{_shown(image.file)}: {why}")
+
+
 def _log(table: pd.DataFrame, sought: Sequence[_Sought]) -> None:
     for name, count in Counter(each.name for each in sought).items():
         of_task = table[table["task"] == name]
-        empty = int((of_task["shows"] == EMPTY).sum())
+        outlined = of_task[of_task["shows"] != EMPTY]
         LOGGER.info(
-            "task '%s': %d of %d scans have a label image, %d of them empty",
+            "task '%s': %d of %d scans have a label image, %d of them empty%s",
             name,
             len(of_task),
             count,
-            empty,
+            len(of_task) - len(outlined),
+            f"; the others outline {outlined['ml'].median():.3g} ml (median)"
+            if len(outlined)
+            else "",
         )
+        _log_absent(of_task, next(each.task for each in sought if each.name == name))
+
+
+def _log_absent(found: pd.DataFrame, task: Segmentation) -> None:
+    """Warn of classes that no label image shows: their values may be others."""
+    shown = {name for cell in found["shows"] for name in cell.split(JOINT)}
+    for name, values in task.label.values.items():
+        if len(found) and name not in shown:
+            LOGGER.warning(
+                "task '%s': no label image shows %s. Are its values %s in label.values right?",
+                task.column,
+                name,
+                ", ".join(map(str, values)),
+            )
 
 
 def _inspect(sought: _Sought, images: _Images) -> _Found | None:
@@ -159,8 +212,12 @@ def _inspect(sought: _Sought, images: _Images) -> _Found | None:
     except ValueError as error:
         raise UnusableError(f"{_shown(file)}: {error}") from None
     classes = classify(placed.voxels, values)
-    ml = int(np.count_nonzero(classes)) * placed.voxel_ml
-    return _Found(file, hashes.sha256, values, sought.task.shows(classes), round(ml, 4))
+    voxels = int(np.count_nonzero(classes))
+    if voxels == classes.size:
+        raise UnusableError(f"{_shown(file)}: every voxel is outlined, expected 0 as background")
+    ml = round(voxels * placed.voxel_ml, 4)
+    shows = sought.task.shows(classes)
+    return _Found(file, hashes.content, voxels, hashes.sha256, values, shows, ml)
 
 
 def _in_table(sought: _Sought) -> Path | None:
@@ -184,9 +241,16 @@ def _by_name(sought: _Sought, images: _Images) -> Path | None:
     if "sub" not in of_scan:
         return None
     near: dict[tuple[int, int], list[Path]] = {}
+    unfit = None
     for file in itertools.chain.from_iterable(map(images, _places(sought))):
-        if (difference := _difference(file, of_scan, sought.task.label)) is not None:
-            near.setdefault(difference, []).append(file)
+        if not _is_called_so(file, sought.task.label):
+            continue
+        if why := _contradiction(file, of_scan, sought.task.label):
+            unfit = unfit or f"{_shown(file)}: {why}"
+        else:
+            near.setdefault(_difference(file, of_scan, sought.task.label), []).append(file)
+    if unfit and not near:
+        raise UnusableError(unfit)
     best = near[min(near)] if near else []
     if len(best) > 1:
         names = " and ".join(_shown(file) for file in best[:2])
@@ -212,27 +276,45 @@ def _places(sought: _Sought) -> Iterator[Path]:
         yield from (pipeline / inside for pipeline in sorted(derivatives.glob("[!.]*/")))
 
 
-def _difference(
-    file: Path, of_scan: Mapping[str, str], label: LabelImage
-) -> tuple[int, int] | None:
-    """Return how many entities a name has that the scan has not, and the other way round; None
-    where it is no label image of this scan."""
+def _is_called_so(file: Path, label: LabelImage) -> bool:
+    """Return whether an image has the name of a label image, of whichever scan."""
     found = _entities(file)
     suffix = _stem(file).rpartition("_")[2]
-    if suffix != label.suffix or any(found.get(key) != of_scan.get(key) for key in _PERSON):
-        return None
-    wanted = label.entities
-    if any(found.get(key) != value for key, value in wanted.items()):
-        return None
-    others = {key: value for key, value in found.items() if key not in (*wanted, *_PERSON)}
+    return suffix == label.suffix and label.entities.items() <= found.items()
+
+
+def _contradiction(file: Path, of_scan: Mapping[str, str], label: LabelImage) -> str | None:
+    """Return why a label image is not of this scan, in words; None if it may be."""
+    found, others = _entities(file), _others(file, label)
+    for key in _PERSON:
+        if found.get(key) != of_scan.get(key):
+            there, here = (
+                f"{key}-{each[key]}" if key in each else f"no {key}" for each in (found, of_scan)
+            )
+            return f"of {there}, and the scan of {here}"
+    if "space" in others and "space" not in of_scan:
+        return (
+            f"in space-{others['space']}, and the scan is raw. Bring it into the scan's own voxels"
+        )
+    for key, value in others.items():
+        if of_scan.get(key, value) != value:
+            return f"of {key}-{value}, and the scan of {key}-{of_scan[key]}"
+    return None
+
+
+def _difference(file: Path, of_scan: Mapping[str, str], label: LabelImage) -> tuple[int, int]:
+    """Return how many entities a name has that the scan has not, and the other way round."""
+    others, missing = _others(file, label), of_scan.keys() - _entities(file).keys()
+    return len(others.keys() - of_scan.keys()), len(missing)
+
+
+def _others(file: Path, label: LabelImage) -> dict[str, str]:
+    """Return what a name says beside whose it is, what is wanted, and that it is in raw space."""
+    said = (*label.entities, *_PERSON)
+    others = {key: value for key, value in _entities(file).items() if key not in said}
     if others.get("space") in _OF_THE_SCAN:
         del others["space"]
-    if "space" in others and "space" not in of_scan:
-        return None
-    if any(key in of_scan and of_scan[key] != value for key, value in others.items()):
-        return None
-    missing = of_scan.keys() - found.keys()
-    return len(others.keys() - of_scan.keys()), len(missing)
+    return others
 
 
 def _check_grid(file: Path, scan: Path) -> None:

@@ -41,6 +41,15 @@ class Segmenter(nn.Module):
         return logits
 
 
+def shares_of(network: nn.Module, volumes: Tensor, *, mirror: bool) -> Tensor:
+    """Return the probabilities (batch, 1 + classes, z, y, x) of z-scores; with ``mirror`` their
+    mean with those of the mirrored volumes."""
+    shares: Tensor = network(volumes).softmax(1)
+    if mirror:
+        shares = (shares + network(volumes.flip(-1)).softmax(1).flip(-1)) / 2
+    return shares
+
+
 def maps_of(encoder: ResNetEncoder, volumes: Tensor) -> list[Tensor]:
     """Return what the stem and each stage make of volumes, the finest first: the steps of
     `ResNetEncoder.forward`."""

@@ -4,7 +4,8 @@ a network finds there.
 A voxel of the grid gets the class that has the largest share, the background's included, of where
 its centre lies between the voxels of the label image (trilinear). Unlike the scan, shares are not
 smoothed to the grid's resolution first: that would shrink what is convex, and small lesions most
-(docs/decisions/segmentation.md).
+(docs/decisions/segmentation.md). What lies mostly beside the brain is not carried: networks see
+nothing there, and it is most likely of another scan, turned or inverted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from neurofoundry.contracts.labels import (
     write_classes,
 )
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import Grid
+from neurofoundry.contracts.volumes import Grid, open_volume
 from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.load import DAMAGED
 from neurofoundry.preprocess.params import PreprocessParams
@@ -49,6 +50,10 @@ from neurofoundry.runtime.progress import Progress
 ROUNDING = 1e-6
 """By how much a share must be larger than another to count."""
 
+MOST_OUTSIDE = 0.5
+"""Share of what is outlined that may lie beside the brain, by more than a voxel of the grid."""
+_LOOKED_AT = 10_000
+"""Outlined voxels, spread evenly, that stand for all of a label image."""
 _SLAB = 1 << 20
 """Voxels of a scan that are looked at once."""
 _NEAR = 2
@@ -72,6 +77,8 @@ class _Job:
     """Of the label image, as ingest saw it."""
     scan: Path
     """The image of its scan."""
+    volume: str
+    """The scan on the grid."""
     problem: str | None
     """Why it cannot be carried, as far as the tables tell."""
 
@@ -168,6 +175,7 @@ def _jobs(
                 label=data / label["path"],
                 sha256=label["sha256"],
                 scan=scan_path(scan, data=data, cohort=cohort),
+                volume=str(scan["volume"]),
                 problem=problem,
             )
         )
@@ -183,12 +191,36 @@ def _carry(job: _Job, folder: Path, params: PreprocessParams) -> _Carried:
     placement = read_placement(folder, job.stem, params)
     # The label image has the voxels of the scan: what little its own affine differs is rounding.
     _, affine = geometry(job.scan)
+    brain = open_volume(folder / job.volume, params.grid).transpose(2, 1, 0) != 0
+    outside = _outside(classes, affine, placement, brain, params.grid)
+    if outside > MOST_OUTSIDE:
+        why = f"{outside:.0%} of what it outlines lies outside the brain mask, expected "
+        why += f"{MOST_OUTSIDE:.0%} at most: is it of this scan, and not turned or inverted?"
+        return _Carried(None, np.nan, np.nan, why)
     on_grid = to_grid(classes, affine, placement, params.grid)
     path = folder / FILE.format(scan_id=job.scan_id, task=job.task)
     write_classes(path, on_grid, params.grid.affine)
     voxel_ml = params.grid.spacing**3 / 1000 * float(abs(np.linalg.det(placement.to_scan)))
     grid_ml = round(np.count_nonzero(on_grid) * voxel_ml, 4)
     return _Carried(hash_file(path), grid_ml, voxel_ml, None)
+
+
+def _outside(
+    classes: NDArray[np.uint8],
+    affine: Matrix,
+    placement: Placement,
+    brain: NDArray[np.bool_],
+    grid: Grid,
+) -> float:
+    """Return which share of the outlined voxels of a scan lies beside its ``brain`` on the grid, by
+    more than a voxel of the grid."""
+    outlined = np.argwhere(classes)
+    some = outlined[:: 1 + len(outlined) // _LOOKED_AT]
+    points = placement.in_mni(apply_affine(affine, some))
+    near = ndimage.binary_dilation(brain).astype(np.uint8)
+    at = apply_affine(np.linalg.inv(grid.affine), points)
+    found = ndimage.map_coordinates(near, at.T, order=0, mode="constant")
+    return 1 - float(found.mean()) if len(some) else 0.0
 
 
 def _read(job: _Job) -> NDArray[np.uint8] | None:

@@ -25,6 +25,9 @@ WHOLE = 1e-3
 SMOOTH = 1.0
 """Voxels that keep Dice defined where a batch has none of a class."""
 
+MOST = 255
+"""Classes: masks are bytes, and 0 is the background."""
+
 JOINT = "+"
 """Between the classes that a label image shows."""
 
@@ -92,6 +95,8 @@ class Segmentation(Labelled):
             raise ValueError(f"classes: duplicate among {', '.join(self.classes)}")
         if wrong := [name for name in self.classes if not re.fullmatch(r"[\w.-]+", name)]:
             raise ValueError(f"classes: {wrong[0]!r} is not letters, digits, '_', '.' and '-'")
+        if len(self.classes) > MOST:
+            raise ValueError(f"{len(self.classes)} classes, expected {MOST} at most")
         if EMPTY in self.classes:
             raise ValueError(f"classes: '{EMPTY}' says that a label image outlines nothing")
         if self.label.values and set(self.label.values) != set(self.classes):
@@ -112,8 +117,9 @@ class Segmentation(Labelled):
         Raises ValueError that tells what was found and expected.
         """
         present = np.unique(voxels)
-        # Comparisons with NaN are false.
-        if not np.abs(present - np.rint(present)).max(initial=0) < WHOLE:
+        if np.isnan(present).any():
+            raise ValueError("NaN, expected 0 as background. Set it to 0")
+        if np.abs(present - np.rint(present)).max(initial=0) >= WHOLE:
             raise ValueError("values that are no whole numbers. Threshold the image")
         present = np.unique(np.rint(present))
         if self.label.values:

@@ -100,42 +100,121 @@ def test_axes_in_another_order_are_the_same_grid(tmp_path: Path) -> None:
     assert of(ingested(tmp_path, BY_NAME))["shows"].tolist() == ["lesion"]
 
 
-SHIFTED = AFFINE.copy()
-SHIFTED[0, 3] = 1.0
-UNFIT = {
+def moved(mm: float) -> NDArray[np.float64]:
+    """The grid of a head, elsewhere."""
+    affine = AFFINE.copy()
+    affine[0, 3] += mm
+    return affine
+
+
+def background(value: float) -> NDArray[np.float32]:
+    """Outlined by ones, with another value where there is nothing."""
+    return np.where(mask() == 1, 1, value).astype(np.float32)
+
+
+OUTSIDE = np.full((40, 40, 40), 0.0, np.float32)
+OUTSIDE[:2] = np.nan
+COLOURS = np.zeros((40, 40, 40), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+UNFIT: dict[str, tuple[NDArray[Any], NDArray[np.float64]]] = {
     "another grid than the scan's: 39 × 40 × 40 voxels, expected 40 × 40 × 40": (
         mask()[:39],
         AFFINE,
     ),
-    "another grid than the scan's: a corner lies 1 mm": (mask(), SHIFTED),
-    "values that are no whole numbers": (mask(value=0.5, dtype=np.float32), AFFINE),
+    "another grid than the scan's: a corner lies 1 mm": (mask(), moved(1)),
+    "another grid than the scan's: a corner lies 176 mm": (mask(), AFFINE * [[-1], [1], [1], [1]]),
+    "values that are no whole numbers. Threshold": (mask(value=0.5, dtype=np.float32), AFFINE),
     "values 1, 2, expected 0 and one other": (mask() + mask(2), AFFINE),
     "values -1, expected 0 and one other": (mask(value=-1, dtype=np.int16), AFFINE),
+    "values 1, 2035, expected 0 and one other": (
+        mask(dtype=np.int32) + mask(2, 2034, np.int32),
+        AFFINE,
+    ),
     "NaN or infinite values": (mask(value=np.nan, dtype=np.float32), AFFINE),
-    "not 3D": (np.stack([mask(), mask()], axis=-1), AFFINE),
+    "NaN or infinite values: 1": (mask(1, np.inf, np.float32), AFFINE),
+    "NaN, expected 0 as background": (background(0) + OUTSIDE, AFFINE),
+    "not 3D: a 4D image": (np.stack([mask(), mask()], axis=-1), AFFINE),
+    "not 3D: a 2D image": (mask()[:, :, :1], AFFINE),
+    "not greyscale: a colour (RGB) image": (COLOURS, AFFINE),
+    "every voxel is outlined, expected 0 as background": (mask() * 0 + 1, AFFINE),
+}
+FIT: dict[str, tuple[NDArray[Any], NDArray[np.float64]]] = {
+    "floats": (mask(dtype=np.float64), AFFINE),
+    "rounded": (mask(value=0.99996, dtype=np.float32), AFFINE),
+    "another value": (mask(value=2035, dtype=np.int32), AFFINE),
+    "a hundredth of a voxel aside": (mask(), moved(0.04)),
+    "one volume of a series": (mask()[..., None], AFFINE),
+    "empty": (mask(0), AFFINE),
 }
 
 
-@pytest.mark.parametrize(("reason", "image"), UNFIT.items(), ids=UNFIT)
-def test_one_that_does_not_fit_costs_its_scan_the_label_alone(
-    tmp_path: Path, reason: str, image: tuple[NDArray[Any], NDArray[np.float64]]
-) -> None:
-    bids(tmp_path / "data/ds", 2)
-    for subject, (voxels, affine) in {"sub-01": image, "sub-02": (mask(), AFFINE)}.items():
-        write_scan(tmp_path / "data" / PLACES["beside"].format(subject), voxels, affine)
+def test_what_does_not_fit_costs_its_scan_the_label_alone(tmp_path: Path) -> None:
+    """A person for each way in which a label image can be wrong, or odd and right."""
+    images = {**UNFIT, **FIT}
+    bids(tmp_path / "data/ds", len(images) + 1)
+    names = [f"sub-{number:02d}" for number in range(1, len(images) + 2)]
+    for name, (voxels, affine) in zip(names, images.values(), strict=False):
+        write_scan(tmp_path / "data" / PLACES["beside"].format(name), voxels, affine)
+    cut = write_scan(tmp_path / "data" / PLACES["beside"].format(names[-1]), mask())
+    cut.write_bytes(cut.read_bytes()[:150])
     outcome = ingested(tmp_path, BY_NAME)
-    assert of(outcome).index.tolist() == ["ds_sub-02_ses-1"]
-    assert len(outcome.scans) == 2
-    assert f"label image of stroke: sub-01_label-lesion_mask.nii.gz: {reason}" in outcome.notes
+    assert len(outcome.scans) == len(names)
+    reasons = [*UNFIT, *[None] * len(FIT), "cut short"]
+    used = [f"ds_{name}_ses-1" for name, why in zip(names, reasons, strict=True) if why is None]
+    assert sorted(of(outcome).index) == used
+    assert of(outcome)["shows"][used].tolist() == ["lesion"] * 5 + ["empty"]
+    for name, reason in zip(names, reasons, strict=True):
+        if reason:
+            said = f"label image of stroke: {name}_label-lesion_mask.nii.gz: {reason}"
+            assert said in outcome.notes
 
 
-def test_a_damaged_file_costs_its_scan_the_label_alone(tmp_path: Path) -> None:
-    bids(tmp_path / "data/ds", 2)
-    path = write_scan(tmp_path / "data" / PLACES["beside"].format("sub-01"), mask())
-    path.write_bytes(path.read_bytes()[:150])
+def test_the_label_image_of_another_person_is_refused_for_both(tmp_path: Path) -> None:
+    """Small ones may be alike by chance; those of one person are her own."""
+    blocks = {"01": 12, "02": 12, "03": 3, "04": 3, "05": 15}
+    bids(tmp_path / "data/ds", [*blocks])
+    for number, size in blocks.items():
+        voxels = np.zeros((40, 40, 40), np.uint8)
+        voxels[20 : 20 + size, 20, 10:20] = 1
+        path = tmp_path / "data" / PLACES["derivatives"].format(f"sub-{number}")
+        write_scan(path.with_suffix("") if number == "02" else path, voxels)  # packed, or not
+    outcome = ingested(tmp_path, BY_NAME)
+    assert sorted(of(outcome).index) == [f"ds_sub-0{number}_ses-1" for number in (3, 4, 5)]
+    for one, other in (("01", "02"), ("02", "01")):
+        assert f"sub-{one}_label-lesion_mask.nii" in outcome.notes
+        assert f"the same 120 voxels as in sub-{other}_label-lesion_mask.nii" in outcome.notes
+
+
+def test_what_is_called_like_a_label_image_of_something_else_is_told(tmp_path: Path) -> None:
+    called = {
+        "sub-01/anat/sub-02_label-lesion_mask": "of sub-02, and the scan of sub-01",
+        "sub-02/anat/sub-02_ses-2_label-lesion_mask": "of ses-2, and the scan of no ses",
+        "sub-03/anat/sub-03_space-MNI152_label-lesion_mask": "in space-MNI152, and the scan is raw",
+        "sub-04/anat/sub-04_label-brain_mask": None,
+        "sub-05/anat/sub-05_label-lesion_dseg": None,
+    }
+    bids(tmp_path / "data/ds", 5)
+    for name in called:
+        write_scan(tmp_path / f"data/ds/derivatives/{name}.nii.gz", mask())
     outcome = ingested(tmp_path, BY_NAME)
     assert of(outcome).empty
-    assert "cut short" in outcome.notes
+    assert outcome.notes.count("label image of stroke") == 3
+    for name, reason in called.items():
+        if reason:
+            assert f"{Path(name).name}.nii.gz: {reason}" in outcome.notes
+
+
+def test_values_that_no_label_image_has_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bids(tmp_path / "data/ds", 2)
+    write_scan(tmp_path / "data" / PLACES["beside"].format("sub-01"), mask())
+    caplog.set_level("INFO", "neurofoundry")
+    ingested(tmp_path, {**BY_NAME, "values": {"lesion": [10]}})
+    assert "no label image shows lesion. Are its values 10 in label.values right?" in caplog.text
+    ingested(tmp_path, BY_NAME)
+    assert "1 of 2 scans have a label image, 0 of them empty; the others outline 0.456 ml" in (
+        caplog.text
+    )
 
 
 def test_two_that_fit_alike_are_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from neurofoundry.contracts.encoder import EncoderParams
 from neurofoundry.errors import UsageError
 from neurofoundry.nn import encoders
 from neurofoundry.nn.seeds import seeded
-from neurofoundry.nn.segmenter import Segmenter, maps_of
+from neurofoundry.nn.segmenter import Segmenter, maps_of, shares_of
 
 SMALL: dict[str, Any] = {"stem_stride": 2, "width": 0.125}
 KINDS: list[dict[str, Any]] = [
@@ -44,6 +44,17 @@ def test_a_network_that_has_learned_nothing_answers_with_the_shares_of_the_class
     network.head.expect(torch.tensor([0.99, 0.01]))
     answered = network(torch.randn(1, 1, 25, 32, 32)).softmax(1)
     torch.testing.assert_close(answered[:, 1], torch.full_like(answered[:, 1], 0.01))
+
+
+def test_mirrored_shares_are_the_same_for_a_volume_and_its_mirror_image() -> None:
+    network = Segmenter(build(**SMALL), 1).eval()
+    torch.nn.init.normal_(network.head.classify.weight)
+    volumes = torch.randn(1, 1, 25, 32, 32)
+    plain, mirrored = (shares_of(network, volumes, mirror=each) for each in (False, True))
+    other = shares_of(network, volumes.flip(-1), mirror=True)
+    torch.testing.assert_close(other, mirrored.flip(-1))
+    torch.testing.assert_close(plain, network(volumes).softmax(1))
+    assert not torch.allclose(plain, mirrored, atol=1e-3)
 
 
 def test_every_encoder_gets_the_same_decoder() -> None:

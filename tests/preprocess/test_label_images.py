@@ -24,7 +24,7 @@ from neurofoundry.contracts.labels import (
     read_labels,
 )
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import Grid
+from neurofoundry.contracts.volumes import Grid, write_volume
 from neurofoundry.errors import DataError
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess.label_images import (
@@ -192,7 +192,11 @@ def carried(cohort: Path, heads: list[Head], tmp_path: Path) -> Carry:
     """Return scans.tsv and labels.tsv of the volumes, in which the first scan has its true pose."""
     volumes = tmp_path / "volumes"
     volumes.mkdir()
-    write_affine(volumes / TRANSFORM, np.linalg.inv(heads[0].pose))
+    to_scan = np.linalg.inv(heads[0].pose)
+    write_affine(volumes / TRANSFORM, to_scan)
+    brain = Image(heads[0].brain.astype(np.float32), heads[0].affine)
+    inside = resample(brain, GRID.affine, GRID.shape, transform=to_scan).values > 0.5
+    write_volume(volumes / VOLUME, inside.astype(np.float32), inside, GRID)
     scans = read_table(cohort / "scans.tsv", SCANS).assign(ventricles="ventricles")
     scans["volume"] = pd.Series([VOLUME, None, VOLUME], dtype=object)
     scans["volume_sha256"] = pd.Series(["0" * 64, None, "0" * 64], dtype=object)
@@ -236,6 +240,49 @@ def test_verify_knows_every_label_image(carried: Carry, tmp_path: Path) -> None:
     path = volumes / "a.label-ventricles.nii"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert len(verify.item_differences(volumes)) == 1
+
+
+@pytest.mark.parametrize("wrong", ["inverted", "beside", "at the end of the scan"])
+def test_what_lies_beside_the_brain_is_not_carried(
+    carried: Carry, cohort: Path, heads: list[Head], tmp_path: Path, wrong: str
+) -> None:
+    head = heads[0]
+    far = np.zeros_like(head.brain)
+    far[:, :, -1] = True  # beyond the grid, too
+    around = ndimage.binary_dilation(head.brain, iterations=6)
+    beside = around & ~ndimage.binary_dilation(head.brain, iterations=3)
+    classes = {"inverted": ~head.ventricle, "beside": beside}.get(wrong, far)
+    replace_label(cohort, tmp_path / "a.nii.gz", classes, head.affine)
+    table, labels = carried()
+    assert "% of what it outlines lies outside the brain mask" in labels["reason"]["a"]
+    assert not (tmp_path / "volumes" / FILE.format(scan_id="a", task="ventricles")).exists()
+    assert table["ventricles"].isna().all()
+    assert passing(tmp_path / "volumes") == 0
+
+
+def test_a_small_lesion_at_the_surface_is_carried(
+    carried: Carry, cohort: Path, heads: list[Head], tmp_path: Path
+) -> None:
+    head = heads[0]
+    edge = np.argwhere(head.brain & ~ndimage.binary_erosion(head.brain))
+    top = edge[edge[:, 2].argmax()]
+    lesion = np.zeros_like(head.brain)
+    lesion[tuple(slice(each - 1, each + 2) for each in top)] = True
+    replace_label(cohort, tmp_path / "a.nii.gz", lesion, head.affine)
+    table, labels = carried()
+    assert labels["reason"].isna()["a"]
+    assert labels["grid_ml"]["a"] > 0
+    assert table["ventricles"].notna().iloc[0]
+
+
+def replace_label(
+    cohort: Path, path: Path, classes: NDArray[np.bool_], affine: NDArray[np.float64]
+) -> None:
+    """Write another label image of the first scan, as ingest would have found it."""
+    nib.save(nib.Nifti1Image(classes.astype(np.uint8), affine), path)
+    table = read_labels(cohort, LABELS)
+    table.loc[0, "sha256"] = hash_file(path)
+    write_table(table, cohort / "labels.tsv", LABELS)
 
 
 def test_a_label_image_that_changed_since_ingest_is_not_carried(
