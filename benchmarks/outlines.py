@@ -6,9 +6,9 @@ FOLDER is that of `python benchmarks/learning.py FOLDER --study first`: its coho
 encoders of seed 1 are made first where they are missing (8 minutes of one core). Of its labelled
 persons with an infarct, one scan each, infarct and ventricles are outlined as they were painted.
 All initializations have the same decoder, steps and learning rate; infarcts of 20 persons are
-learned three times, each from other persons and with another decoder. Every model is kept in FOLDER/outlines:
-the same command continues, and ends with FOLDER/outlines/report.md. 15 minutes of one core. --toy
-is the same in a minute, and says nothing.
+learned three times, each from other persons and with another decoder. Every model is kept in
+FOLDER/outlines: the same command continues, and ends with FOLDER/outlines/report.md. 12 minutes of
+one core. --toy is the same in a minute, and says nothing.
 """
 
 from __future__ import annotations
@@ -56,19 +56,22 @@ TASKS = {
 ARMS = ("mae", "simclr-mm")
 """The encoders of the learning study that speak for the two methods of pretraining."""
 
-STARTS = {
+TUNED = {
     "scratch": {"encoder": "random", "mode": "finetune"},
     **{arm: {"encoder": arm, "mode": "finetune"} for arm in ARMS},
+}
+FROZEN = {
     "untrained-frozen": {"encoder": "random", "mode": "probe"},
     **{f"{arm}-frozen": {"encoder": arm, "mode": "probe"} for arm in ARMS},
 }
 
 SETS = {
-    "infarct-20": ("infarct", 20, (0, 1, 2)),
-    "ventricle-20": ("ventricle", 20, (0,)),
-    "infarct-all": ("infarct", None, (0,)),
+    "infarct-20": ("infarct", 20, TUNED, (0, 1, 2)),
+    "ventricle-20": ("ventricle", 20, TUNED | FROZEN, (0,)),
+    "infarct-all": ("infarct", None, TUNED | FROZEN, (0,)),
 }
-"""A task, the persons to learn from, and the seeds: each draws its own persons, decoder, order."""
+"""A task, the persons to learn from, what models start from, and the seeds: each draws its own
+persons, decoder and order."""
 
 TUNING = {"epochs": 8, "batch_size": 8, "learning_rate": 8e-3, "augmentation": "none"}
 """Of 2e-3 and 8e-3 validation chose the larger for each of six models that tried both."""
@@ -111,10 +114,10 @@ def learn(models: Path, volumes: Path, encoders: list[Path], *, toy: bool) -> No
     """Make every model that is not there yet."""
     scans = Volumes(volumes).usable
     everybody = scans[scans["split"] == "train"]["person"].nunique()
-    for name, (task, count, seeds) in SETS.items():
+    for name, (task, count, starts, seeds) in SETS.items():
         values = {
             **{**TUNING, **({"epochs": 1} if toy else {})},
-            **{"initializations": STARTS, "seeds": seeds[:1] if toy else seeds},
+            **{"initializations": starts, "seeds": seeds[:1] if toy else seeds},
             "fractions": [1.0 if toy or count is None else count / everybody],
         }
         (models / name).mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def learn(models: Path, volumes: Path, encoders: list[Path], *, toy: bool) -> No
 def report(volumes: Path, models: Path) -> str:
     """Return a table of what was measured of each set."""
     parts = []
-    for name, (task, _, _) in SETS.items():
+    for name, (task, *_) in SETS.items():
         runs = read_table(models / name / "runs.tsv", RUNS)
         of_seeds = [rows for _, rows in runs.groupby("seed")]
         apart = [_measured(task, rows, volumes, models / name) for rows in of_seeds]
