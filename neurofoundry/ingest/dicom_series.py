@@ -195,8 +195,9 @@ def _is_flair(header: Header, tr: float, te: float) -> bool:
 
 
 def _is_t2_weighted(header: Header, tr: float, te: float) -> bool:
-    """Return whether times (ms) give T2 weighting: see `why_not`."""
-    return not header.inversion_time and tr >= 2000 and 60 <= te <= 600 and _is_spin(header)
+    """Return whether times (ms) give T2 weighting: see `why_not`. An inversion may have no time."""
+    inverted = header.inversion_time or "IR" in header.sequence
+    return not inverted and tr >= 2000 and 60 <= te <= 600 and _is_spin(header)
 
 
 def _is_spin(header: Header) -> bool:

@@ -18,6 +18,11 @@ from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
 from neurofoundry.runtime.log import LOGGER
 
+ELSEWHERE = (
+    ". Another session of this person has one: if both are of one visit, give them one session, or "
+    "name both in a row of a table (columns path and path_CONTRAST)"
+)
+
 
 def join(scans: Sequence[Scan], params: IngestParams, findings: Findings) -> list[Scan]:
     """Return the T1w images of ``scans`` (`choose`) with the further contrasts of their sessions;
@@ -34,9 +39,11 @@ def join(scans: Sequence[Scan], params: IngestParams, findings: Findings) -> lis
                 _exclude(scan, found, lacking, findings)
             else:
                 sessions.append(replace(scan, further=tuple(found)))
+    with_t1w = {scan.person for scan in scans if scan.contrast == T1W}
     for alone in (scan for found in others.values() for scan in found):
         reason = "no T1w: the session has none that can be used, and so no place for this image"
-        findings.exclude(alone.dataset, alone.origin, reason)
+        elsewhere = alone.person in with_t1w
+        findings.exclude(alone.dataset, alone.origin, reason + ELSEWHERE * elsewhere)
     _log(sessions, params)
     return sessions
 

@@ -5,7 +5,9 @@ root. Other columns are optional:
 ``dataset`` (by default the table's own name), ``subject`` (by default the ``sub-LABEL`` in the
 path, else the path itself: then every file counts as one person), ``session`` (by default the
 ``ses-LABEL`` in the path, else ``ses-1``), and whatever `ingest.columns` names. Of several rows of
-a session the first is used. A further contrast has a column of paths, ``path_FLAIR`` or ``FLAIR``.
+a session the first is used. A further contrast has a column of paths, such as ``path_FLAIR`` or
+``FLAIR``; or rows of its own, where a column ``contrast``, ``suffix``, ``modality`` or ``sequence``
+says what a row shows.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from neurofoundry.ingest.scan import Findings, Scan, UnusableError, attempt, che
 from neurofoundry.runtime.progress import Progress
 
 _NOT_T1W = re.compile(
-    r"(?<![a-z0-9])(t2|t2w|t2star|flair|pd|pdw|dwi|dti|adc|bold|asl|swi|tof|mra|ct|pet|mask|seg)"
+    r"(?<![a-z0-9])(t2|t2w|t2star|(?:t2)?flair|pd|pdw|dwi|dti|adc|bold|asl|swi|tof|mra|ct|pet|mask|seg)"
     r"(?![a-z0-9])"
 )
 _NOT_ABOUT_AGENTS = re.compile(
@@ -44,6 +46,14 @@ _OWN_NAMES = {
     "FLAIR": re.compile(r"(flair|dark[-_ ]?fluid|(?<![a-z])tirm(?![a-z]))"),
     "T2w": re.compile(r"(?<![a-z0-9])(t2|t2w)(?![a-z0-9])"),
 }
+
+
+_SAYS = ("contrast", "suffix", "modality", "sequence", "weighting", "scan_type", "image_type")
+"""Columns that may say what an image shows."""
+_MR = re.compile(r"(?<![a-z])mri?(?![a-z])")
+"""The modality, which may be named beside that of another image of the person, as in PET/MR."""
+_OF_FILES = {"path", "file", "filename", "image", "nifti", "scan", "t2"}
+"""Words of a column that has the paths of a contrast, beside the contrast itself."""
 
 
 def find(folder: Path) -> list[Path]:
@@ -82,7 +92,7 @@ def read(dataset: Dataset, findings: Findings, *, contrasts: Sequence[str]) -> N
     for note in table.notes:
         findings.note(dataset.name, file, note)
     _check_columns(table, dataset, findings)
-    listed = _listed(table.rows, file, dataset, findings)
+    listed = _listed(table.rows, file, dataset, findings, contrasts)
     owners: dict[str, set[str]] = {}
     for scan in listed.values():
         owners.setdefault(scan.path, set()).add(f"{scan.dataset}/{scan.subject}")
@@ -105,10 +115,10 @@ def _read_further(
     contrast: str, table: delimited.Table, file: Path, dataset: Dataset, findings: Findings
 ) -> None:
     """Add the images of a further contrast, of which rows name the paths."""
-    wanted = (further("path", contrast).casefold(), contrast.casefold())
-    columns = [column for column in table.columns if column.casefold() in wanted]
-    if not columns:
-        findings.note(dataset.name, file, f"there is no column 'path_{contrast}': no {contrast}")
+    columns = [column for column in table.columns if _holds_paths(column, contrast)]
+    if not columns and not any(_says(row) == contrast for row in table.rows):
+        column = further("path", contrast)
+        findings.note(dataset.name, file, f"there is no column '{column}': no {contrast}")
     seen = set()
     for row in table.rows:
         named = next((row.cells.find(c) for c in columns if _given(row.cells.find(c))), None)
@@ -122,6 +132,29 @@ def _read_further(
             findings.exclude(dataset.name, origin, scan)
         else:
             findings.scans.append(replace(scan, origin=origin))
+
+
+def _holds_paths(column: str, contrast: str) -> bool:
+    """Return whether a column is called after a contrast, and by nothing else but files.
+
+    >>> [_holds_paths(name, "FLAIR") for name in ("path_FLAIR", "t2flair_file", "flair_score")]
+    [True, True, False]
+    """
+    words = re.sub(r"(?<=t2)(?=flair)", " ", column.casefold())
+    rest = set(re.findall(r"[a-z0-9]+", words))
+    return contrast.casefold() in rest and rest <= {contrast.casefold(), *_OF_FILES}
+
+
+def _says(row: delimited.Row) -> str | None:
+    """Return the contrast that a row says its image has, or a word for another one; None where it
+    says nothing."""
+    for cell in (row.cells.find(column).casefold() for column in _SAYS):
+        for contrast, pattern in _OWN_NAMES.items():
+            if pattern.search(cell):
+                return contrast
+        if (other := _NOT_T1W.search(cell)) and not _MR.search(cell):
+            return other[1]
+    return None
 
 
 def _given(cell: str) -> bool:
@@ -153,16 +186,27 @@ def _check_columns(table: delimited.Table, dataset: Dataset, findings: Findings)
 
 
 def _listed(
-    rows: Sequence[delimited.Row], file: Path, dataset: Dataset, findings: Findings
+    rows: Sequence[delimited.Row],
+    file: Path,
+    dataset: Dataset,
+    findings: Findings,
+    contrasts: Sequence[str],
 ) -> dict[str, Scan]:
     """Return the scans that can be used, by the line that lists them."""
+
+    def read(row: delimited.Row) -> Scan:
+        contrast = _says(row) or T1W
+        if contrast not in contrasts:
+            raise UnusableError(f"not {' or '.join(contrasts)}: its row says '{contrast}'")
+        return _scan(row, file.parent, dataset, findings.data, contrast=contrast)
+
     lines: dict[tuple[str, ...], int] = {}
     scans = {}
     with Progress(f"reading {dataset.name}", len(rows), unit="rows") as progress:
         for row in rows:
             progress.advance()
             origin = f"{findings.name(file)}, line {row.line}"
-            scan = attempt(lambda row: _scan(row, file.parent, dataset, findings.data), row)
+            scan = attempt(read, row)
             if isinstance(scan, UnusableError):
                 findings.exclude(dataset.name, origin, scan)
                 continue

@@ -160,18 +160,21 @@ def _keys(
     params: PreprocessParams,
     contrasts: Iterable[str],
 ) -> dict[str, str]:
-    """Return the key of every scan. The bounds decide about one that has alternates, too."""
+    """Return the key of every scan. The bounds decide about one that has alternates, too.
+
+    A session that lacks a contrast has the key that it has where nobody asks for that.
+    """
     others = alternates.groupby("scan_id")["sha256"].agg(list).to_dict()
     bounds = params.quality.model_dump_json()
     hashes = [further("sha256", contrast) for contrast in contrasts if contrast != T1W]
-    of_further = scans[hashes].fillna("none").to_dict("records")
+    of_further = scans[hashes].to_dict("records")
     return {
         scan_id: make_key(
             sha256,
             settings,
             standard,
             *((*others[scan_id], bounds) if scan_id in others else ()),
-            *(f"{name} {value}" for name, value in images.items()),
+            *(f"{name} {value}" for name, value in images.items() if pd.notna(value)),
         )
         for scan_id, sha256, images in zip(
             scans["scan_id"], scans["sha256"], of_further, strict=True

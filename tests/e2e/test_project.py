@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from neurofoundry.phantom.anatomy import sample_subject
+from neurofoundry.phantom.atlas import build_atlas
+from neurofoundry.phantom.bids import write_scan
+from neurofoundry.phantom.params import PhantomParams
 from tests.e2e.conftest import Run
 from tests.support import wandb_file
 
@@ -130,15 +135,17 @@ def test_only_an_added_scan_is_preprocessed(project: Path, command: Run, tmp_pat
     )
 
 
-def test_of_folds_one_that_is_lost_is_made_alone(
-    project: Path, command: Run, tmp_path: Path
-) -> None:
-    clone = tmp_path / "clone"
+@pytest.fixture(scope="module")
+def further(project: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which ten sessions have a FLAIR, too, and persons are tested in three folds."""
+    clone = tmp_path_factory.mktemp("further") / "clone"
     shutil.copytree(project, clone, symlinks=True)
+    add_flair(clone / "data", sessions=10, work=clone.parent)
     params = clone / "params.yaml"
     values = yaml.safe_load(params.read_text())
     apart = values["ingest"]["splits"]["ood"]
     values["ingest"]["splits"] = {"mode": "folds", "folds": 3, "pretrain": 0.2, "ood": apart}
+    values["ingest"].update(contrasts=["T1w", "FLAIR"], optional_contrasts=["FLAIR"])
     values["tasks"] = {"sex": values["tasks"]["sex"]}
     starts = values["finetune"]["initializations"]
     values["finetune"].update(epochs=1, explain=None)
@@ -147,18 +154,77 @@ def test_of_folds_one_that_is_lost_is_made_alone(
     values["evaluate"].update(promotion=None, combat=None)
     params.write_text(yaml.safe_dump(values, sort_keys=False))
     assert stages_run(command("dvc", "repro", cwd=clone).stdout)[-2:] == ["finetune", "evaluate"]
-    tested = pd.read_csv(clone / "volumes/scans.tsv", sep="\t").query("usable and split == 'test'")
-    measured = pd.read_csv(clone / "evaluation/tables/metrics.tsv", sep="\t")
+    return clone
+
+
+def add_flair(data: Path, *, sessions: int, work: Path) -> None:
+    """Scan the first of the phantoms again, in FLAIR."""
+    build_atlas(2).save(work / "atlas")
+    subjects = (sample_subject(PhantomParams(subjects=60), index) for index in range(60))
+    pairs = ((subject, session) for subject in subjects for session, _ in subject.sessions)
+    for subject, session in itertools.islice(pairs, sessions):
+        write_scan(work / "tree", subject, session, work / "atlas", None, ("T1w", "FLAIR"))
+    shutil.rmtree(work / "atlas")
+    for flair in (work / "tree").rglob("*_FLAIR.*"):
+        shutil.copy(flair, data / flair.relative_to(work / "tree"))
+
+
+def test_sessions_with_and_without_flair_go_all_the_way(
+    further: Path, project: Path, command: Run, tmp_path: Path
+) -> None:
+    before, scans = (
+        pd.read_csv(folder / "volumes/scans.tsv", sep="\t").set_index("scan_id")
+        for folder in (project, further)
+    )
+    seen = scans.index[scans["volume_FLAIR"].notna() & scans["usable"]]
+    assert len(seen) >= 8
+    assert scans["path_FLAIR"].notna().sum() == 10
+    # FLAIR moves no T1w volume, and sessions without one are not made again.
+    assert scans["volume_sha256"].equals(before["volume_sha256"])
+    assert json.loads((further / ".volumes.run.json").read_text())["reused"] == len(scans) - 10
+    for folder in ("encoder/simclr", "models/sex/simclr/1.0/0/fold-1"):
+        assert '"FLAIR"' in (further / folder / "plan.json").read_text()
+
+    told = tmp_path / "features.tsv"
+    words = ("neurofoundry", "embed", further / "volumes", "--weights", further / "encoder/simclr")
+    command(*words, "--out", told, cwd=further)
+    features = pd.read_csv(told, sep="\t").set_index("scan_id")
+    assert set(features.index[features["contrasts"] == "T1w+FLAIR"]) == set(seen)
+
+    raw = tmp_path / "raw"
+    for name, scan, contrasts in (
+        ("both", seen[0], ("path", "path_FLAIR")),
+        ("alone", seen[1], ("path",)),
+    ):
+        (raw / f"sub-{name}/anat").mkdir(parents=True)
+        for path in (further / "data" / scans.loc[scan, column] for column in contrasts):
+            contrast = path.name.rpartition("_")[2]
+            shutil.copy(path, raw / f"sub-{name}/anat/sub-{name}_{contrast}")
+    told = tmp_path / "predictions.tsv"
+    model = further / "models/sex/simclr/1.0/0/fold-1"
+    command("neurofoundry", "predict", raw, "--model", model, "--out", told, cwd=further)
+    predicted = pd.read_csv(told, sep="\t").set_index("sha256")
+    for scan, there in ((seen[0], "T1w+FLAIR"), (seen[1], "T1w")):
+        row = predicted.loc[scans.loc[scan, "sha256"]]
+        assert row["contrasts"] == there
+        assert row["p_F"] + row["p_M"] == pytest.approx(1, abs=1e-4)
+
+
+def test_of_folds_one_that_is_lost_is_made_alone(further: Path, command: Run) -> None:
+    tested = pd.read_csv(further / "volumes/scans.tsv", sep="\t").query(
+        "usable and split == 'test'"
+    )
+    measured = pd.read_csv(further / "evaluation/tables/metrics.tsv", sep="\t")
     of_folds = measured.query("init == 'scratch' and split == 'test' and metric == 'auc'")
     assert of_folds["subjects"].tolist() == [tested["person"].nunique()]
 
-    models = clone / "models"
+    models = further / "models"
     made = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
     assert len(made) == 2 * 3
     lost = models / "sex/scratch/1.0/0/fold-2"
     weights = (lost / "model.safetensors").read_bytes()
     shutil.rmtree(lost)
-    command("dvc", "repro", "--force", "--single-item", "finetune", cwd=clone)
+    command("dvc", "repro", "--force", "--single-item", "finetune", cwd=further)
     again = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
     assert {folder for folder in made if made[folder] != again[folder]} == {lost}
     assert (lost / "model.safetensors").read_bytes() == weights

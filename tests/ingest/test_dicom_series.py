@@ -75,6 +75,7 @@ def test_t1w_is_recognised_by_technique(
         ("EPI T2", "EP SE", (5000, 95, None), None),
         ("T2* GRE", "GR", (2500, 65, None), None),
         ("DIR", "SE IR", (7500, 40, 3000), None),
+        ("FLAIR whose TI is lost", "SE IR", (9000, 95, None), None),
     ],
 )
 def test_flair_and_t2w_are_recognised_by_technique(

@@ -89,6 +89,33 @@ class TestBids:
         ]
         assert "stands in" not in str(outcome.excluded)
 
+    def test_of_a_flair_in_another_session_than_t1w_the_reason_says_what_to_do(
+        self, tmp_path: Path
+    ) -> None:
+        for session, contrast in (("01", "T1w"), ("02", "FLAIR")):
+            for number in (1, 2):
+                stem = f"sub-0{number}_ses-{session}"
+                folder = tmp_path / f"data/sub-0{number}/ses-{session}/anat"
+                write_scan(folder / f"{stem}_{contrast}.nii.gz", number + 10 * int(session))
+        outcome = run(
+            tmp_path / "data", tmp_path / "out", contrasts=BOTH, optional_contrasts=["FLAIR"]
+        )
+        assert len(outcome.scans) == len(outcome.excluded) == 2
+        for path, reason in outcome.excluded.items():
+            assert path.endswith("ses-02_FLAIR.nii.gz")
+            assert "Another session of this person has one" in reason
+        # The remedy that it names.
+        (tmp_path / "data/cohort.csv").write_text(
+            "path,subject,path_FLAIR\n"
+            + "".join(
+                f"sub-0{n}/ses-01/anat/sub-0{n}_ses-01_T1w.nii.gz,0{n},"
+                f"sub-0{n}/ses-02/anat/sub-0{n}_ses-02_FLAIR.nii.gz\n"
+                for n in (1, 2)
+            )
+        )
+        joined = run(tmp_path / "data/cohort.csv", tmp_path / "joined", contrasts=BOTH)
+        assert joined.scans["path_FLAIR"].notna().tolist() == [True, True]
+
     def test_t1w_alone_writes_what_it_always_has(self, tmp_path: Path) -> None:
         data = bids(tmp_path / "data", 3)
         alone = run(data, tmp_path / "alone")
@@ -132,6 +159,47 @@ class TestTable:
         line = "cohort.tsv, line {}, FLAIR"
         assert outcome.excluded[line.format(4)].startswith("no such file")
         assert outcome.excluded[line.format(5)] == "not FLAIR: its name says 't1w'"
+
+    @pytest.mark.parametrize("column", ["FLAIR", "flair_path", "T2FLAIR_file", "Path to FLAIR"])
+    def test_the_column_may_be_called_otherwise(self, column: str, tmp_path: Path) -> None:
+        rows = "images/0.nii.gz,1,images/2.nii.gz\nimages/1.nii.gz,2,images/3.nii.gz\n"
+        table(tmp_path / "data", f"path,subject,{column}\n{rows}", images=4)
+        outcome = run(
+            tmp_path / "data", tmp_path / "out", contrasts=BOTH, optional_contrasts=["FLAIR"]
+        )
+        assert outcome.scans["path_FLAIR"].notna().all() == (column != "Path to FLAIR")
+        assert ("no column 'path_FLAIR'" in outcome.notes) == (column == "Path to FLAIR")
+
+    @pytest.mark.parametrize("contrasts", [("T1w",), BOTH])
+    def test_rows_of_their_own_say_what_they_show(
+        self, contrasts: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        table(
+            tmp_path / "data",
+            "path,subject,Sequence\n"
+            "images/0.nii.gz,1,T2-FLAIR\n"
+            "images/1.nii.gz,1,t1 mprage\n"
+            "images/2.nii.gz,2,\n"
+            "images/3.nii.gz,2,T2 flair\n"
+            "images/4.nii.gz,2,DWI\n"
+            "images/5.nii.gz,3,PET/MR\n",
+            images=6,
+        )
+        outcome = run(
+            tmp_path / "data",
+            tmp_path / "out",
+            contrasts=contrasts,
+            optional_contrasts=list(contrasts[1:]),
+        )
+        assert outcome.scans["path"].tolist() == [f"images/{n}.nii.gz" for n in (1, 2, 5)]
+        expected = {"not T1w or FLAIR: its row says 'dwi'"}
+        if contrasts == BOTH:
+            found = outcome.scans["path_FLAIR"].dropna().tolist()
+            assert found == ["images/0.nii.gz", "images/3.nii.gz"]
+        else:
+            expected = {"not T1w: its row says 'FLAIR'", "not T1w: its row says 'dwi'"}
+        assert set(outcome.excluded.values()) == expected
+        assert "no column" not in outcome.notes
 
     def test_a_table_without_the_column_is_noted(self, tmp_path: Path) -> None:
         table(tmp_path / "data", "path,subject\nimages/0.nii.gz,1\nimages/1.nii.gz,2\n", images=2)
