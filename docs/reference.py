@@ -54,7 +54,7 @@ COMMANDS = f"""\
 
 {NOTE}
 
-Exit codes of `neurofoundry`: 0 done; 2 parameters or usage, or a full or read-only disk; 3 input
+Exit codes of `neurofoundry`: 0 done; 2 parameters or usage, or what the machine refuses; 3 input
 data; 1 a defect of ours. Those of `python -m pipelines` are in
 [Run on Kubeflow](kubeflow.md#submit-a-run).
 """

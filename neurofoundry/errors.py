@@ -59,8 +59,27 @@ class UnreachableError(NeurofoundryError):
     exit_code = 6
 
 
-FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""What an operating system refuses until a person makes room or gives permission."""
+FIXABLE = {
+    "free some space": (errno.ENOSPC, errno.EDQUOT),
+    "give write permission": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "let files be larger (`ulimit -f unlimited`, or another file system)": (errno.EFBIG,),
+    "let more files be open (`ulimit -n 4096`)": (errno.EMFILE, errno.ENFILE),
+    "let more processes run (`ulimit -u`), or free memory": (errno.EAGAIN, errno.ENOMEM),
+    "bring the disk or network folder back (`mount` shows it)": (
+        *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV),
+        *(errno.EHOSTUNREACH, errno.ENXIO, errno.ENOLCK),
+    ),
+}
+"""What an operating system refuses until a person does what the key says."""
+
+OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""Those of ``FIXABLE`` that may hold for one file and for no other."""
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Return whether an error says nothing of the file at which it came: any other would do."""
+    codes = {code for each in FIXABLE.values() for code in each}
+    return isinstance(error, OSError) and error.errno in codes.difference(OF_ONE_FILE)
 
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -90,11 +109,12 @@ def run_app(app: Callable[[], object], tell: Callable[[str], object] = complain)
             tell(str(error))
             sys.exit(error.exit_code)
         except OSError as error:
-            if error.errno not in FIXABLE:
+            remedy = next((fix for fix, codes in FIXABLE.items() if error.errno in codes), None)
+            if remedy is None:
                 raise
             tell(
-                f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: free some space "
-                "or give write permission, then run the same command again; it resumes."
+                f"{error.filename or 'output'}: {error.strerror}. Nothing is lost: {remedy}, then "
+                "run the same command again; it resumes."
             )
             sys.exit(UsageError.exit_code)
         except (KeyboardInterrupt, SystemExit) as end:

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from neurofoundry.cli import main as cli
 from neurofoundry.evaluate.params import MetricName
 from neurofoundry.runtime.log import LOGGER
+from neurofoundry.runtime.machine import SAFE_PATH
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats.metrics import METRICS
 
@@ -69,7 +71,27 @@ def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
     monkeypatch.setenv("GOMP_SPINCOUNT", asked or "")
     if asked is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     spins = []
     monkeypatch.setattr(cli, "app", lambda: spins.append(os.environ["GOMP_SPINCOUNT"]))
     cli.main()
     assert spins == [used]
+
+
+def test_a_command_whose_streams_are_closed_prints_into_no_file(tmp_path: Path) -> None:
+    """As services and batch systems may start it. Python ends its own messages there; what a
+    library of C prints would go into whatever file is open as 1 or 2."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\nfrom neurofoundry.cli import main as cli\n"
+        "def app():\n"
+        "    with open('held', 'w') as file:\n"
+        "        print('printed', flush=True)\n"
+        "        os.write(1, b'printed'); os.write(2, b'printed')\n"
+        "        print(os.environ['PYTHONSAFEPATH'], file.fileno() > 2, file=file)\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "cli.app = app\ncli.main()\n"
+    )
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(program)]
+    assert subprocess.run(closed, cwd=tmp_path).returncode == 2
+    assert (tmp_path / "held").read_text() == "neurofoundry True\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.cli.main import main
+from neurofoundry.runtime.machine import SAFE_PATH
 from tests.support import tiny
 
 
@@ -21,6 +22,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verify(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     monkeypatch.setattr(sys, "argv", ["neurofoundry", "verify", *words])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -41,7 +41,11 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    machine.open_streams()
     machine.name_user()
+    # Workers and ranks are started as Python starts a program: with the working folder first, and
+    # a random.py that somebody has left there would be run as theirs.
+    os.environ.setdefault(*machine.SAFE_PATH)
     # Threads of torch that wait should soon sleep. libgomp's default of 300,000 spins keeps a core
     # busy: beside one busy process training took 1.6 times as long; alone, 2 % less.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

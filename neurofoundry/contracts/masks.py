@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
-from neurofoundry.runtime.arrays import write_arrays
+from neurofoundry.runtime.arrays import open_arrays, write_arrays
 
 MASKS = "masks.npz"
 """An array a scan, by its id: (classes, bytes), a bit a voxel (z, y, x)."""
@@ -36,9 +35,9 @@ def open_masks(path: Path, grid: Grid) -> Callable[[str], NDArray[np.uint8]]:
 
     def read(scan_id: str) -> NDArray[np.uint8]:
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with open_arrays(path) as content:
                 bits = np.unpackbits(content[scan_id], axis=1, count=int(np.prod(shape)))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: no masks ({error}). Run finetune again.") from error
         classes = np.zeros(shape, np.uint8)
         for number, inside in enumerate(bits, 1):

@@ -34,12 +34,17 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema | No
     checked = table if schema is None else _check(table, schema, path)
     for column in checked.columns[[dtype.kind == "b" for dtype in checked.dtypes]]:
         table = table.assign(**{column: table[column].map({True: "true", False: "false"})})
+    table = guard_texts(table)
+    with atomic(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+
+
+def guard_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with `guard_cell` of all its texts and names of columns."""
     for column in table.columns[[dtype.kind == "O" for dtype in table.dtypes]]:
         guarded = [guard_cell(cell) if isinstance(cell, str) else cell for cell in table[column]]
         table = table.assign(**{column: pd.Series(guarded, table.index, dtype=object)})
-    table = table.rename(columns=lambda name: guard_cell(str(name)))
-    with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+    return table.rename(columns=lambda name: guard_cell(str(name)))
 
 
 def hash_table(table: pd.DataFrame) -> str:

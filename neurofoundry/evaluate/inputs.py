@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from neurofoundry.contracts.splits import guard_leaks
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.errors import DataError
+from neurofoundry.runtime.arrays import open_arrays
 from neurofoundry.runtime.experiment import public
 from neurofoundry.runtime.store import read_circumstances
 from neurofoundry.stats.metrics import Values
@@ -149,10 +149,10 @@ def read_features(models: Path) -> dict[str, Features]:
     features = {}
     for path in sorted((models / "features").glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with open_arrays(path) as content:
                 values = content["features"].astype(np.float64)
                 features[path.stem] = Features(content["scan_id"], values)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: not features ({error}). Run finetune again.") from error
     return features
 

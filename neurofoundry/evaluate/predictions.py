@@ -7,7 +7,6 @@ this file only: who has the same images finds the same scans, and nobody else fi
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.runtime.arrays import open_arrays
 from neurofoundry.tasks import Task
 
 
@@ -58,7 +58,7 @@ def read(folder: Path, name: str, task: Task) -> Evidence:
     """
     path = folder / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open_arrays(path) as content:
             models = tuple(
                 Model(
                     name=str(init),
@@ -74,7 +74,7 @@ def read(folder: Path, name: str, task: Task) -> Evidence:
             table = pd.DataFrame(columns)
             fold_of = content.get("made_by")
             return Evidence(name, task, table, content["target"], models, fold_of)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{folder.parent.name}/{folder.name}/{path.name}: no predictions to compare "
             f"({type(error).__name__}). Run evaluate again."

@@ -6,7 +6,6 @@ epoch, what is fitted on it is slightly overconfident.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from neurofoundry.errors import DataError
+from neurofoundry.runtime.arrays import open_arrays
 from neurofoundry.runtime.files import atomic
 from neurofoundry.tasks import Task
 from neurofoundry.tasks.base import Uncertainty
@@ -92,8 +92,8 @@ def write(path: Path, trust: Trust) -> None:
 def read(path: Path) -> Trust:
     """Read trust.npz. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            values = {name: content[name] for name in content.files}
+        with open_arrays(path) as content:
+            values = {name: content[name] for name in content}
         mean, precision = values["mean"], values["precision"]
         if mean.ndim != 1 or precision.shape != (len(mean), len(mean)):
             raise ValueError(f"mean is {mean.shape}, precision {precision.shape}")
@@ -110,7 +110,7 @@ def read(path: Path) -> Trust:
             ),
             val_distance=values["val_distance"],
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}), and says how far to trust the model. Run finetune "
             "again."

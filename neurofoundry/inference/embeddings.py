@@ -24,7 +24,7 @@ from torch import nn
 from neurofoundry.contracts.cohort import T1W, further
 from neurofoundry.contracts.encoder import Plan, check_grid, check_volumes
 from neurofoundry.contracts.recipe import PATHS, MaskProgram, describe, describe_command
-from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.tables import guard_texts, write_table
 from neurofoundry.contracts.volumes import VolumeFolder, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
@@ -216,7 +216,7 @@ def open_table(out: Path) -> Iterator[tuple[Path, WriteTable]]:
             write_table(table, out)
         else:
             with atomic(out) as temporary:
-                table.to_parquet(temporary, index=False)
+                guard_texts(table).to_parquet(temporary, index=False)
 
     try:
         yield work, write

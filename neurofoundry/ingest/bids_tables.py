@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest import ages, delimited
 from neurofoundry.ingest.matching import match, meant
 from neurofoundry.ingest.params import Column, Dataset
@@ -141,7 +142,9 @@ class Tables:
                 raise OSError
             content = json.loads(file.read_text(encoding="utf-8-sig"))
             self.findings.remember(file)
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError) as error:
+            if is_of_machine(error):
+                raise
             self.note(file, "not valid JSON, or not readable: not used")
             return {}
         return content if isinstance(content, dict) else {}

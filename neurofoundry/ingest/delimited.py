@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.scan import UnusableError
 
@@ -124,6 +125,8 @@ def read(path: Path, *, key: str) -> Table:
             raise UnusableError("unreadable table: not a file")
         text, notes = _decode(path.read_bytes())
     except OSError as error:
+        if is_of_machine(error):
+            raise
         raise UnusableError(f"unreadable table: {error.strerror}") from error
     lines = _lines(_INVISIBLE.sub("", text))
     if lines and "\0" in lines[0][1]:

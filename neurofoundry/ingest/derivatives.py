@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neurofoundry.errors import is_of_machine
+
 _ENTITIES = {"desc", "space", "res", "den", "label", "seg", "atlas", "cohort", "from", "to"}
 """Entities that only names of derivatives have."""
 _RAW_TOOL = re.compile(
@@ -25,9 +27,13 @@ def why_derivative(folder: Path) -> str | None:
 
     A description that says `DatasetType: raw` is believed.
     """
+    file = folder / "dataset_description.json"
     try:
-        content = json.loads((folder / "dataset_description.json").read_text("utf-8-sig"))
-    except (OSError, ValueError):
+        # Reading a pipe or a device would never end.
+        content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError) as error:
+        if is_of_machine(error):
+            raise
         return None
     if not isinstance(content, dict):
         return None

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest.scan import UnusableError
 
 SPACING_MM = (0.2, 8.0)
@@ -64,6 +65,8 @@ def inspect_image(file: Path, *, may_be_empty: bool = False) -> ImageHashes | Un
     except PermissionError:
         return UnusableError("no permission: the file cannot be opened. Change its access rights")
     except OSError as error:
+        if is_of_machine(error):
+            raise
         return UnusableError(f"unreadable file: {os.strerror(error.errno or 0)}")
 
 

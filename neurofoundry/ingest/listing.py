@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest.dicom_header import looks_like_dicom
 
 _IGNORED = ("derivatives", "derivative", "sourcedata", "code")
@@ -36,7 +37,9 @@ def is_dicom(file: Path) -> bool:
             return False
         with file.open("rb") as stream:
             return looks_like_dicom(stream.read(132))
-    except OSError:
+    except OSError as error:
+        if is_of_machine(error):
+            raise
         return False
 
 

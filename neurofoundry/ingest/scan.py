@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from neurofoundry.contracts.cohort import T1W
-from neurofoundry.errors import NeurofoundryError
+from neurofoundry.errors import NeurofoundryError, is_of_machine
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.links import CONTENT_STORE
 from neurofoundry.runtime.log import log_defect
@@ -173,7 +172,7 @@ def attempt(function: Callable[[Item], Result], item: Item) -> Result | Unusable
             "no permission: the file or folder cannot be opened. Change its access rights"
         )
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if is_of_machine(error):
             raise
         return UnusableError(f"unreadable: {os.strerror(error.errno or 0)}")
     except Exception as error:

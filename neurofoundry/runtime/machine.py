@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +18,16 @@ CORES = "NEUROFOUNDRY_CORES"
 """Environment variable: the cores that this process should use, such as those that its pod asks
 for. Without a CPU limit a pod may use all of its node, and its neighbours pay."""
 
+SAFE_PATH = ("PYTHONSAFEPATH", "neurofoundry")
+"""Environment variable, and a value by which it is known as ours: Python imports nothing from the
+working folder."""
+
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMORY = Path("/proc/meminfo")
+
+STDERR = 2
+"""The last of the descriptors that every process begins with."""
 
 RESERVED = 2**30
 """Bytes that are not for workers: their parent, and what else runs."""
@@ -52,6 +60,20 @@ def name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = f"user-{os.getuid()}"
+
+
+def open_streams() -> None:
+    """Open to nothing what a service or a scheduler has closed of the three standard streams.
+
+    Else the next file would get the number of one, and what is printed would end in that file.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as we run
 
 
 def _quotas() -> Iterator[float]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from neurofoundry.errors import UsageError
+from neurofoundry.runtime.machine import SAFE_PATH
 
 
 def check_shared_memory() -> None:
@@ -62,9 +63,12 @@ def ended_with_block() -> Iterator[None]:
 def end_with_parent() -> None:
     """End this worker when its parent is killed; it would wait for work forever.
 
-    Ctrl-C is for the parent to answer.
+    Ctrl-C is for the parent to answer. Programs that the worker starts are not ours.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    name, value = SAFE_PATH
+    if os.environ.get(name) == value:
+        del os.environ[name]  # a mask command may be a script with modules beside it
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -14,7 +14,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.inference import embeddings
-from neurofoundry.inference.embeddings import embed
+from neurofoundry.inference.embeddings import embed, open_table
 from neurofoundry.ingest.pseudonyms import KEY
 from neurofoundry.preprocess import template
 from neurofoundry.preprocess.layout import Layout
@@ -153,6 +153,22 @@ class TestRawScans:
         values = np.stack([found[name].to_numpy() for name in expected.filter(regex=r"^f\d")], 1)
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, features(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+def test_a_table_of_either_kind_holds_no_formula(suffix: str, tmp_path: Path) -> None:
+    """Spreadsheets open both."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="the extra 'parquet' is optional")
+    out = tmp_path / f"table.{suffix}"
+    with open_table(out) as (_, write):
+        write(pd.DataFrame({"scan": ["=1+1", None], "=x": [-1.5, 2], "usable": [True, False]}))
+    table = read(out) if suffix == "tsv" else pd.read_parquet(out)
+    assert list(table) == ["scan", "'=x", "usable"]
+    assert table["scan"][0] == "'=1+1"
+    assert pd.isna(table["scan"][1])
+    assert table["'=x"].tolist() == [-1.5, 2]
+    assert table["usable"].tolist() == [True, False]
 
 
 class TestRestart:

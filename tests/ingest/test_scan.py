@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +17,9 @@ import pytest
 
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import delimited
+from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.image import inspect_image
+from neurofoundry.ingest.listing import is_dicom
 from neurofoundry.ingest.scan import UnusableError, attempt, map_in_threads
 from tests.support.building import bids, run, write_scan
 
@@ -114,3 +119,42 @@ def test_numbers_that_no_one_can_have_are_na(tmp_path: Path) -> None:
     assert scans["age"].isna().tolist() == [True, False, False]
     assert pd.to_numeric(scans["score"]).tolist()[1:] == [7, 8]
     assert scans["score"].isna().tolist()[0]
+
+
+@contextmanager
+def no_file_can_be_opened() -> Iterator[None]:
+    """As with `ulimit -n`, when a process has as many files open as it may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: inspect_image(folder / "sub-01/anat/sub-01_T1w.nii.gz"),
+        lambda folder: is_dicom(folder / "sub-01/anat/sub-01_T1w.nii.gz"),
+        lambda folder: delimited.read(folder / "participants.tsv", key="participant_id"),
+        lambda folder: why_derivative(folder),
+    ],
+)
+def test_what_ails_the_machine_is_no_fault_of_a_scan_nor_of_a_table(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Else all that came after would be left out of the cohort, and be listed as unreadable."""
+    bids(tmp_path, 1)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    with no_file_can_be_opened(), pytest.raises(OSError, match="Too many open files"):
+        attempt(read, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, None])
+def test_a_description_that_is_no_file_or_has_no_end_says_nothing(
+    content: str | None, tmp_path: Path
+) -> None:
+    description = tmp_path / "dataset_description.json"
+    description.write_text(content) if content else os.mkfifo(description)
+    assert why_derivative(tmp_path) is None

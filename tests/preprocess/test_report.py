@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image as Pillow
 
 from neurofoundry.preprocess import coregistration, report
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import BY_SYN, MEASURES
 from neurofoundry.preprocess.verdict import decide, narrow_bounds
+from neurofoundry.runtime.cells import guard_cell, read_cell
 from tests.support.preprocessing import GOOD_MEASURES
 
 Card = dict[str, Any]
@@ -80,6 +84,22 @@ def test_every_contrast_of_a_session_is_shown_or_said_to_be_missing(tmp_path: Pa
     assert "<b>edges_FLAIR</b>: FLAIR: how parallel" in page
     assert f"bound: at least {PreprocessParams().coregistration.edges.min:g}" in page
     assert "Over FLAIR, red are the edges of the T1w image" in page
+
+
+def test_what_the_page_exports_is_no_formula_and_is_read_back(tmp_path: Path) -> None:
+    """With the page's own functions, as a browser runs them."""
+    if shutil.which("node") is None:
+        pytest.skip("no node to run the page's script")
+    page, _ = page_of(3, tmp_path)
+    functions = re.findall(r"^ *const (?:clean|guard) = .*$", page, re.M)
+    assert len(functions) == 2
+    texts = ["=1+1", "-x", "@SUM(A1)", "+49 30", "'=1", "\t=1+1", "\r\n-1", "a=1", "ghosting", "'s"]
+    script = "\n".join([*functions, f"const texts = {json.dumps(texts)};"])
+    script += "\nconsole.log(JSON.stringify(texts.map(text => guard(clean(text)))))"
+    said = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    cells = json.loads(said.stdout)
+    assert all(guard_cell(cell) == cell for cell in cells if not cell.startswith("'"))
+    assert [read_cell(cell) for cell in cells] == [" ".join(text.split()) for text in texts]
 
 
 def test_a_page_of_thousands_embeds_only_the_worst_and_thins_the_charts(tmp_path: Path) -> None:

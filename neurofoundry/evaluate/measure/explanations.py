@@ -23,6 +23,7 @@ from neurofoundry.contracts.models import run_folder
 from neurofoundry.contracts.volumes import Grid
 from neurofoundry.errors import DataError
 from neurofoundry.evaluate.evidence import Evidence, Model
+from neurofoundry.runtime.arrays import open_arrays
 from neurofoundry.stats.metrics import Values
 
 EXPLANATIONS = [
@@ -98,10 +99,10 @@ def _join(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
 def _read(path: Path, evidence: Evidence) -> dict[str, NDArray[Any]]:
     names = ("scan_id", "maps", "spacing", "answer", "flat")
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open_arrays(path) as content:
             run = {name: content[name] for name in names}
         shape = (len(run["scan_id"]), *Grid(spacing=float(run["spacing"])).shape)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: the explanations cannot be read ({error}). {_AGAIN}") from error
     if run["maps"].shape != shape or not shape[0]:
         raise DataError(f"{path}: maps of shape {run['maps'].shape}, expected {shape}. {_AGAIN}")
