@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ class Features:
 
     def of(self, scan_ids: pd.Series) -> Values:
         """Return the features of these scans, in this order: (scans, features)."""
-        place = pd.Series(np.arange(len(self.scan_ids)), self.scan_ids).reindex(scan_ids)
-        rows: Values = self.values[place.to_numpy(int)]
+        rows: Values = self.values[self._place.reindex(scan_ids).to_numpy(int)]
         return rows
+
+    @cached_property
+    def _place(self) -> pd.Series[int]:
+        return pd.Series(np.arange(len(self.scan_ids)), self.scan_ids)
 
     def without(self, scan_ids: pd.Series) -> Features:
         """Return the features of all but these scans."""

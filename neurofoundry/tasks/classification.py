@@ -270,9 +270,9 @@ class Classification(Task):
         return probabilities
 
     def splitter(self, folds: int) -> Any:
-        from sklearn.model_selection import StratifiedGroupKFold
+        from neurofoundry.stats.person_folds import PersonFolds
 
-        return StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        return PersonFolds(folds)
 
     def fault(self, outputs: Values, scan_ids: Sequence[str]) -> str | None:
         invalid = (outputs < 0).any(axis=1) | (np.abs(outputs.sum(axis=1) - 1) > 1e-3)

@@ -60,13 +60,14 @@ def _rows(
     }
     known = {key: each for key, each in outputs.items() if not isinstance(each, str)}
     samples = {} if too_few else _samples(evidence, known, split, params.bootstraps, seed)
+    persons = persons_to_count(evidence, split)
     rows: list[dict[str, object]] = []
     for (model, corrected), each in outputs.items():
         head = {"task": evidence.name, "init": model.name, "split": split}
         reason = each if isinstance(each, str) else too_few
         for name in evidence.task.calibration_names:
             if reason is None:
-                estimate = _estimate(evidence, samples[model, corrected], name, split)
+                estimate = _estimate(samples[model, corrected], name, persons)
             else:
                 estimate = Estimate(None, None, None, reason)
             row = {"corrected": corrected, "metric": name, "subjects": subjects}
@@ -130,7 +131,7 @@ def _samples(
 
 
 def _estimate(
-    evidence: Evidence, sample: tuple[dict[str, Jackknife], Values | None], name: str, split: str
+    sample: tuple[dict[str, Jackknife], Values | None], name: str, persons: Sequence[int]
 ) -> Estimate:
     left_out, errors = sample
     if name == "ece" and errors is not None:
@@ -138,7 +139,7 @@ def _estimate(
     return intervals.estimate(
         left_out[name],
         name,
-        persons_to_count(evidence, split),
+        persons,
         spread=left_out["brier_spread"].value if name == "brier" else 0,
         reason=_why_missing(name),
     )

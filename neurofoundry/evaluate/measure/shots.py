@@ -42,6 +42,9 @@ BLOCK = 1024
 TEMPERATURE = 0.07
 """Of the votes by cosine similarity (Wu et al. 2018)."""
 
+Probe = tuple[str, float | None]
+"""Its name, and the examples of every class that it learns from; None: all."""
+
 
 def measure(
     tasks: Sequence[Evidence],
@@ -62,46 +65,69 @@ def measure(
     rows: list[dict[str, object]] = []
     for evidence in tasks:
         for encoder, of_encoder in features.items():
-            for probe, shots in _probes(evidence.task):
+            for (probe, shots), made in _predict(evidence, of_encoder, inputs, seed).items():
                 head = {"task": evidence.name, "encoder": encoder, "probe": probe, "shots": shots}
-                made = _predict(evidence, of_encoder, inputs, shots, seed)
                 rows += [{**head, **row} for row in _rows(evidence, made, params)]
     return table_of(rows, SHOTS)
 
 
-def _probes(task: Task) -> Iterator[tuple[str, float | None]]:
+def _probes(task: Task) -> Iterator[Probe]:
     if task.classes:
         yield from (("linear", shots) for shots in EXAMPLES)
     yield "nearest", None
 
 
 def _predict(
-    evidence: Evidence, features: Features, inputs: Inputs, shots: float | None, seed: int
-) -> Values | str:
-    """Return what the probes of all draws predict for every scan (draws, scans, …), each scan by
-    what was learned from the training persons of its fold; or why there are none."""
-    draws = DRAWS if shots else 1
-    outputs: Values = np.empty(0)
-    for fold, made in evidence.by_fold(0):
+    evidence: Evidence, features: Features, inputs: Inputs, seed: int
+) -> dict[Probe, Values | str]:
+    """Return what each probe predicts for every scan (draws, scans, …), each scan by what was
+    learned from the training persons of its fold; or why there is nothing."""
+    outputs: dict[Probe, Values | str] = {}
+    for fold, rows in evidence.by_fold(0):
         train = evidence.task.select(inputs.train(fold)).sort_values("scan_id")
-        train = train[train["scan_id"].isin(features.scan_ids)]
-        if reason := _too_few(evidence.task, train, shots):
-            return reason
-        scaler = StandardScaler().fit(features.of(train["scan_id"]))
-        tested = scaler.transform(features.of(evidence.scans["scan_id"][made]))
-        for draw in range(draws):
-            key = f"{seed} {evidence.name} {fold} {shots} {draw}"
-            learn = _examples(train, evidence.task, int(shots), key) if shots else train
-            x, y = scaler.transform(features.of(learn["scan_id"])), evidence.task.targets(learn)
-            if shots:
-                model = evidence.task.linear_model().fit(x, y)
-                predicted = evidence.task.predict(model, tested)
-            else:
-                predicted = nearest(x, y, tested, classes=len(evidence.task.classes))
-            if not len(outputs):
-                outputs = np.empty((draws, len(made), *predicted.shape[1:]))
-            outputs[draw, made] = predicted
+        train = train[train["scan_id"].isin(features.scan_ids)].reset_index(drop=True)
+        scan_ids = train["scan_id"], evidence.scans["scan_id"][rows]
+        learned, tested = _standardized(*map(features.of, scan_ids))
+        for probe in _probes(evidence.task):
+            before = outputs.get(probe)
+            if isinstance(before, str):
+                continue
+            said: Values | str = _too_few(evidence.task, train, probe[1])
+            if not said:
+                key = f"{seed} {evidence.name} {fold}"
+                said = _say(evidence.task, probe, train, learned, tested, key)
+            if isinstance(said, str):
+                outputs[probe] = said
+                continue
+            if before is None:
+                outputs[probe] = before = np.empty((len(said), len(rows), *said.shape[2:]))
+            before[:, rows] = said
     return outputs
+
+
+def _standardized(learned: Values, tested: Values) -> tuple[Values, Values]:
+    """Return features less the mean of those learned from, over their standard deviation."""
+    if not len(learned):
+        return learned, tested
+    scaler = StandardScaler().fit(learned)
+    return scaler.transform(learned), scaler.transform(tested)
+
+
+def _say(
+    task: Task, probe: Probe, train: pd.DataFrame, learned: Values, tested: Values, key: str
+) -> Values:
+    """Return what a probe says of scans with the features ``tested``, after learning from all of
+    ``train`` or, in each draw, from examples of it: (draws, scans, …)."""
+    _, shots = probe
+    if not shots:
+        targets = task.targets(train)
+        return nearest(learned, targets, tested, classes=len(task.classes))[None]
+    said = []
+    for draw in range(DRAWS):
+        chosen = _examples(train, task, int(shots), f"{key} {shots} {draw}")
+        model = task.linear_model().fit(learned[chosen.index], task.targets(chosen))
+        said.append(task.predict(model, tested))
+    return np.stack(said)
 
 
 def _too_few(task: Task, train: pd.DataFrame, shots: float | None) -> str:
