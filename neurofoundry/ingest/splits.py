@@ -118,16 +118,17 @@ def assign(
     return rows.assign(split=split.reindex(rows.index).fillna("ood"))
 
 
-WISHES = ((JUDGED, 1), (JUDGED, 0), (0, 1))
-"""Tested persons of every class, for numbers to be given, and persons to spare in each split that
-needs some, since quality control may lose one."""
+WISHES = ((1, JUDGED + 1), (0, JUDGED + 1), (0, JUDGED), (1, 0))
+"""Persons of every class to ask for, as long as there are so many: beyond those that each split
+needs, and tested. Quality control may lose one, which costs the numbers of a test set without one
+to spare."""
 
 
 def _demanding(group: stratified.Group, wishes: Sequence[tuple[int, int]]) -> stratified.Group:
     """Return a class with the first of these wishes for which it has enough persons."""
-    for tested, spare in wishes if group.fewest else ():
-        fewest = group.fewest + spare
-        most = max(fewest, tested + spare if tested else 0)
+    for more, tested in wishes if group.fewest else ():
+        fewest = group.fewest + more
+        most = max(fewest, tested)
         if 2 * fewest + most <= len(group.persons):
             return replace(group, fewest=fewest, tested=most)
     return group

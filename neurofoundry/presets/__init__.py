@@ -1,7 +1,7 @@
 """Parameters to start from, and a project around them: `neurofoundry init`.
 
 laptop    the sample cohort, minutes on two cores
-first-look    any folder of scans, 2 mm, minutes: what can be done with it, and what cannot
+first-look    any folder of scans, 3 mm, minutes: what can be done with it, and what cannot
 workstation    one GPU, 2 mm, hundreds to thousands of scans
 paper    "Building a General SimCLR Self-Supervised Foundation Model …", 1 mm, several large GPUs
 """
