@@ -211,7 +211,7 @@ def find_encoders(folders: Iterable[Path]) -> dict[str, Path]:
         if not with_plan:
             raise UsageError(
                 f"{folder}: no encoder (no plan.json here or in a folder below). "
-                "Run `neurofoundry pretrain` first."
+                "Make one first; `neurofoundry pretrain --help` says from what."
             )
         for path in with_plan:
             if path != folder:

@@ -14,12 +14,13 @@ import pandera.pandas as pa
 
 from neurofoundry.errors import DataError
 from neurofoundry.runtime.cells import guard_cell, read_cell
-from neurofoundry.runtime.files import atomic
+from neurofoundry.runtime.files import atomic, refuse_pipe
 
 
 def read_table(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Read and check a contract table; 'n/a' is a missing value, as in BIDS. Raises DataError."""
     try:
+        refuse_pipe(path)
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the table cannot be read ({error}).") from error

@@ -46,7 +46,9 @@ class Group:
 def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
     """Return the classes of the tasks (of a regression, quarters of the values), the sites, sexes
     and ages of the persons of ``scans``."""
-    found = []
+    found: list[Group] = []
+    if scans.empty:  # its columns would be numbers
+        return found
     for name, task in tasks.items():
         chosen = task.select(scans)
         if len(chosen):

@@ -60,6 +60,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises OSError, and ValueError for whatever else a file may hold."""
+    refuse_pipe(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -67,6 +68,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, found a {type(content).__name__}")
     return content
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise ValueError where a path names a pipe or a device: reading it might never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("a pipe or device, expected a file")
 
 
 def link(source: Path | str, target: Path | str) -> None:

@@ -299,7 +299,7 @@ def read_record(stage: str, folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise UsageError(
             f"{folder}: no finished output of '{stage}' (stage.json is missing). "
-            f"Run `neurofoundry {stage} --out {folder}` first."
+            f"Make it first; `neurofoundry {stage} --help` says from what."
         )
     try:
         record = read_json(path)

@@ -135,10 +135,9 @@ def _compare(
         if not lies_within(name):
             return f"{name} lies in another folder, which no stage writes"
         path = folder / name
-        try:
-            value = hash_file(path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return f"{name} is gone"
+        if not path.is_file():  # to read a pipe or device might never end
+            return f"{name} is {'no file' if path.exists() else 'gone'}"
+        value = hash_file(path)
         if value == hashes[name]:
             return None
         return f"{name} has changed (SHA-256 {value[:12]}…, expected {hashes[name][:12]}…)"

@@ -99,12 +99,14 @@ def test_optional_tasks_that_cannot_be_estimated_are_reported(
     assert f"WARNING task 'age' cannot be estimated: {gap}" in logged.getvalue()
 
 
-def test_nothing_usable_says_why(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["hash", "stratified"])
+def test_nothing_usable_says_why(mode: str, tmp_path: Path) -> None:
     ds = bids(tmp_path / "data" / "ds", 2)
     for number in (1, 2):
         (ds / f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz").write_bytes(b"")
+    splits = {**EVERY_SPLIT, "mode": mode}
     with pytest.raises(DataError) as refused:
-        run(tmp_path / "data", tmp_path / "out", tasks={"sex": SEX})
+        run(tmp_path / "data", tmp_path / "out", tasks={"sex": SEX}, splits=splits)
     assert "not one scan can be used" in str(refused.value)
     assert "ds/sub-01/anat/sub-01_T1w.nii.gz: empty file: 0 bytes" in str(refused.value)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from neurofoundry.contracts.cohort import EXCLUDED
+from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
 from neurofoundry.runtime import stage, verify
 from neurofoundry.runtime.cache import take
@@ -100,6 +103,20 @@ def test_an_altered_input_is_refused_and_its_stage_makes_it_again(
     assert not verify.differences(finished / source, items=True)
     for name in readers[:1]:
         assert make(finished, name)
+
+
+def test_a_pipe_is_no_file_of_an_output_and_is_not_waited_for(finished: Path) -> None:
+    (finished / "preprocess/b.nii").unlink()
+    os.mkfifo(finished / "preprocess/b.nii")
+    assert verify.differences(finished / "preprocess", items=True) == ["b.nii is no file"]
+    (finished / "ingest/stage.json").unlink()
+    os.mkfifo(finished / "ingest/stage.json")
+    with pytest.raises(DataError, match="a pipe or device"):
+        stage.read_record("ingest", finished / "ingest")
+    assert verify.recorded(finished / "ingest") == {}
+    os.mkfifo(finished / "table.tsv")
+    with pytest.raises(DataError, match="a pipe or device"):
+        read_table(finished / "table.tsv", EXCLUDED)
 
 
 def test_a_finished_stage_is_up_to_date_as_long_as_its_files_are_what_was_written(
