@@ -14,7 +14,7 @@ deviation, over cohorts, of the share of the smallest class that test has; ``mov
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,6 @@ from neurofoundry.tasks import parse_task
 ROOT = Path(__file__).resolve().parents[1]
 PERSONS = 60
 CLASSES = {"CN": 0.55, "MCI": 0.25, "AD": 0.20}
-SHARES = {
-    "params.yaml": load(ROOT / "params.yaml", Params).ingest.splits.shares,
-    "half pretrain": {"pretrain": 0.5, "train": 0.25, "val": 0.1, "test": 0.15},
-}
-"""Those of params.yaml, first-look.yaml has, too."""
 TASKS = {
     "diagnosis": parse_task(
         {"kind": "classification", "column": "diagnosis", "classes": [*CLASSES]}
@@ -65,11 +60,13 @@ def cohort(seed: int, *, exact: bool, persons: int = PERSONS) -> pd.DataFrame:
     )
 
 
-def modes(given: Mapping[str, float]) -> Iterator[tuple[str, Splits]]:
-    """Yield the ways to split a cohort with these shares."""
+def modes(file: str) -> Iterator[tuple[str, Splits]]:
+    """Yield the ways to split a cohort with the shares of a file of parameters."""
+    found = load(ROOT / file, Params).ingest.splits.shares
+    given = {name: share for name, share in found.items() if share}
     yield "hash", Splits(**given)
     yield "stratified", Splits(mode="stratified", **given)
-    yield "5 folds", Splits(mode="folds", folds=5, pretrain=given["pretrain"])
+    yield "5 folds", Splits(mode="folds", folds=5, pretrain=given.get("pretrain"))
 
 
 def measure(params: Splits, *, cohorts: int, exact: bool) -> dict[str, float]:
@@ -103,13 +100,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cohorts", type=int, default=1000)
     arguments = parser.parse_args()
-    print("shares of      classes  mode        feasible judged  spread  moved of 60")
-    for title, given in SHARES.items():
+    print("shares of                  classes  mode        feasible judged  spread  moved of 60")
+    for file in ("neurofoundry/presets/first-look.yaml", "params.yaml"):
         for exact in (True, False):
-            for name, params in modes(given):
+            for name, params in modes(file):
                 found = measure(params, cohorts=arguments.cohorts, exact=exact)
                 print(
-                    f"{title:14} {'exact' if exact else 'drawn':8} {name:11} "
+                    f"{file:26} {'exact' if exact else 'drawn':8} {name:11} "
                     f"{found['feasible']:8.1%} {found['judged']:6.1%} {found['spread']:7.3f} "
                     f"{found['moved']:8.1f}"
                 )
