@@ -18,8 +18,7 @@ def test_a_first_look_runs_all_stages_and_says_what_cannot_be_estimated(
 ) -> None:
     words = [
         "neurofoundry", "run", "--data", real_mri, "--out", "first-look", "--params",
-        ROOT / "neurofoundry/presets/first-look.yaml", "--set", "preprocess.grid.spacing=3",
-        "--set", "preprocess.registration_spacing=4", "--set", "pretrain.epochs=1",
+        ROOT / "neurofoundry/presets/first-look.yaml", "--set", "pretrain.epochs=1",
     ]  # fmt: skip
     done = command(*words, cwd=tmp_path)
     assert "Report: first-look/evaluation/report.html" in done.stdout

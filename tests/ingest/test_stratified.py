@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.splits import SHARES, TASKS, cohort, measure, modes
+from benchmarks.splits import TASKS, cohort, measure, modes
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.ingest import splits, stratified
 from neurofoundry.ingest.stratified import Group
 from neurofoundry.tasks import parse_task
 
-GIVEN = {"pretrain": 0.2, "train": 0.4, "val": 0.15, "test": 0.25}
+SHARES = {"pretrain": 0.2, "train": 0.4, "val": 0.15, "test": 0.25}
 
 
-@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
-def test_a_study_of_sixty_can_be_split_where_a_hash_cannot(shares: dict[str, float]) -> None:
-    found = {name: measure(params, cohorts=20, exact=True) for name, params in modes(shares)}
-    assert found.pop("hash")["feasible"] < 0.5
+@pytest.mark.parametrize("file", ["params.yaml", "neurofoundry/presets/first-look.yaml"])
+def test_a_study_of_sixty_can_be_split_where_a_hash_cannot(file: str) -> None:
+    found = {name: measure(params, cohorts=20, exact=True) for name, params in modes(file)}
+    assert found.pop("hash")["judged"] < 0.5
     assert [each["feasible"] for each in found.values()] == [1.0, 1.0]
     assert [each["judged"] for each in found.values()] == [1.0, 1.0]
 
@@ -31,10 +31,10 @@ def test_sizes_and_groups_are_within_a_person_or_two_of_their_shares() -> None:
             for kind, kind_of in zip("abc", ("class", "other", "other"), strict=True)
             for value in range(4)
         ]
-        dealt = pd.Series(stratified.deal(persons, GIVEN, among, needed=(), key=str(seed)))
+        dealt = pd.Series(stratified.deal(persons, SHARES, among, needed=(), key=str(seed)))
         for group in [Group("all", frozenset(persons), "everybody"), *among]:
-            counts = dealt[list(group.persons)].value_counts().reindex(list(GIVEN), fill_value=0)
-            expected = len(group.persons) * pd.Series(GIVEN)
+            counts = dealt[list(group.persons)].value_counts().reindex(list(SHARES), fill_value=0)
+            expected = len(group.persons) * pd.Series(SHARES)
             assert (counts - expected).abs().max() < {"other": 4}.get(group.kind, 2.5), group.name
 
 
@@ -48,13 +48,13 @@ def test_rare_classes_of_several_tasks_reach_every_split_that_needs_them() -> No
         rows = cohort(seed, exact=True)
         for name in tasks:
             rows[name] = np.where(rng.permutation(len(rows)) < 6, "yes", "no")
-        dealt = splits.assign(rows, Splits(mode="stratified", **GIVEN), tasks | TASKS, seed=seed)
+        dealt = splits.assign(rows, Splits(mode="stratified", **SHARES), tasks | TASKS, seed=seed)
         assert [task.gap(dealt) for task in tasks.values()] == [None, None]
 
 
 def test_it_depends_on_the_persons_not_on_the_order_of_their_scans() -> None:
     rows = cohort(3, exact=False)
-    params = Splits(mode="stratified", **GIVEN)
+    params = Splits(mode="stratified", **SHARES)
     one = splits.assign(rows, params, TASKS, seed=1).set_index("person")["split"]
     other = splits.assign(rows[::-1], params, TASKS, seed=1).set_index("person")["split"]
     assert one.equals(other[one.index])
@@ -65,7 +65,7 @@ def test_the_scans_of_a_person_stay_together_and_out_of_distribution_comes_first
     rows = cohort(4, exact=True)
     again = rows[:30].assign(scan_id=rows["scan_id"][:30] + "b", dataset="b")
     both = pd.concat([rows, again], ignore_index=True)
-    params = Splits(mode="stratified", ood={"dataset": ("b",)}, **GIVEN)
+    params = Splits(mode="stratified", ood={"dataset": ("b",)}, **SHARES)
     dealt = splits.assign(both, params, TASKS, seed=1)
     assert (dealt.groupby("person")["split"].nunique() == 1).all()
     in_b = both["person"].isin(both["person"][both["dataset"] == "b"])
