@@ -142,3 +142,8 @@ def _termination_interrupts() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return '1 subject', '2 subjects'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

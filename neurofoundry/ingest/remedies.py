@@ -10,6 +10,7 @@ import yaml
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.splits import Splits
+from neurofoundry.errors import counted
 from neurofoundry.ingest import splits
 from neurofoundry.tasks import Labelled
 
@@ -68,7 +69,7 @@ def _describe(params: Splits, dealt: pd.DataFrame, task: Labelled) -> str:
     if params.mode == "folds":
         tested = members[members["split"] == "test"]["person"].nunique()
         alone = "" if params.pretrain else " (for pretraining, import weights: nobody is left)"
-        return f"{written(params)}, which tests {tested} persons with {label}{alone}"
+        return f"{written(params)}, which tests {counted(tested, 'person')} with {label}{alone}"
     persons = members.groupby("split")["person"].nunique()
     given = ", ".join(f"{split} {persons.get(split, 0)}" for split in ("train", "val", "test"))
     return f"{written(params)}, which gives {given} persons with {label}"
@@ -95,7 +96,9 @@ def _too_few(rows: pd.DataFrame, params: Splits, task: Labelled) -> str:
     outside = [rows[column].isin(names) for column, names in params.ood.items()]
     inside = rows[~pd.concat(outside, axis=1).any(axis=1)] if outside else rows
     label, members = _smallest_class(task, inside)
+    persons = members["person"].nunique()
+    found = f"{persons} {'has' if persons == 1 else 'have'} {label}"
     return (
-        f"No other way to split these persons will do: {members['person'].nunique()} have {label}, "
+        f"No other way to split these persons will do: {found}, "
         f"and train, val and test need {task.min_subjects} each. Add persons, or leave out a class."
     )

@@ -12,7 +12,7 @@ from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import EXCLUDED, SPLITS
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.contracts.tables import write_table
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, counted
 from neurofoundry.ingest import remedies
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings
@@ -73,7 +73,7 @@ def _too_few_to_pretrain(scans: pd.DataFrame, params: Splits) -> str | None:
     persons = scans.loc[scans["split"].isin(used), "person"].nunique()
     if persons >= 2:
         return None
-    needed = f"split '{' + '.join(used)}' has {persons} persons, 2 are needed"
+    needed = f"split '{' + '.join(used)}' has {counted(persons, 'person')}, 2 are needed"
     return f"{needed}. Raise ingest.splits.pretrain" if dealt else needed
 
 
@@ -85,9 +85,10 @@ def no_cohort(
     if not len(scans):
         shown = sorted(set(findings.excluded))[:_SHOWN]
         lines += "".join(f"\n  {path or dataset}: {reason}" for dataset, path, reason in shown)
+    usable = f"{counted(len(scans), 'scan')} of {counted(scans['person'].nunique(), 'person')}"
     return DataError(
-        f"No cohort can be made of this data. {len(scans)} scans of "
-        f"{scans['person'].nunique()} persons can be used; excluded: {_counts(findings)}.{lines}\n"
+        f"No cohort can be made of this data. {usable} can be used; excluded: "
+        f"{_counts(findings)}.{lines}\n"
         f"Every file that was left out, with its reason: {folder.name}/excluded.tsv and "
         f"{folder.name}/notes.tsv, beside the output folder. A task that may go "
         "without an estimate: `required: false`."

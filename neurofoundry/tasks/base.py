@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from neurofoundry.errors import counted
 from neurofoundry.params import MANY, Section
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ class Labelled(Section, ABC):
                 subjects = rows["person"].nunique()
                 if subjects < least:
                     need = f"{least} {'is' if least == 1 else 'are'} needed"
-                    return f"split '{split}' has {subjects} subjects with {group}, {need}"
+                    found = counted(subjects, "subject")
+                    return f"split '{split}' has {found} with {group}, {need}"
         return None
 
     def persons_per_class(

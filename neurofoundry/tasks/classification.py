@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from neurofoundry.errors import counted
 from neurofoundry.tasks import conformal
 from neurofoundry.tasks.base import BASELINE, Task, Uncertainty, Values
 
@@ -84,7 +85,7 @@ class Classification(Task):
         for index, name in enumerate(self.classes):
             subjects = int((strata == index).sum())
             if subjects < 2:
-                return f"{subjects} subjects with {self.column}={name}, 2 are needed"
+                return f"{counted(subjects, 'subject')} with {self.column}={name}, 2 are needed"
         return None
 
     def max_folds(self, strata: pd.Series) -> int:

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import field_validator
 
+from neurofoundry.errors import counted
 from neurofoundry.tasks import conformal
 from neurofoundry.tasks.base import BASELINE, Task, Uncertainty, Values
 
@@ -69,7 +70,7 @@ class Regression(Task):
 
     def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
         if len(strata) < 2:
-            return f"{len(strata)} subjects, 2 are needed"
+            return f"{counted(len(strata), 'subject')}, 2 are needed"
         if targets.nunique() < 2:
             value = targets.iloc[0]
             return f"one value of {self.column}, {value:g}, in all {len(targets)} scans"

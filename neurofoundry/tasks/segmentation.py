@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from neurofoundry.errors import counted
 from neurofoundry.params import Section
 from neurofoundry.tasks.base import Labelled, Values
 
@@ -165,7 +166,8 @@ class Segmentation(Labelled):
     def shortage(self, strata: pd.Series, targets: pd.Series) -> str | None:
         outlined = int((strata == 1).sum())
         if outlined < 2:
-            return f"{outlined} subjects of whom anything is outlined, 2 are needed"
+            found = counted(outlined, "subject")
+            return f"{found} of whom anything is outlined, 2 are needed"
         return None
 
     # Learning

@@ -35,7 +35,7 @@ def test_a_cohort_without_folds_is_as_it_is() -> None:
 def test_every_fold_needs_persons_to_train_on_and_one_of_each_class_to_validate_on() -> None:
     assert folds.gap(SEX, table(2)) is None
     assert folds.gap(SEX, table(1)) == (
-        "in fold 1, split 'train' has 1 subjects with sex=F, 2 are needed"
+        "in fold 1, split 'train' has 1 subject with sex=F, 2 are needed"
     )
     cohort = table(3, 5)
     lacking = cohort[(cohort["fold"] != "3/5") | (cohort["sex"] == "F")]
@@ -51,7 +51,7 @@ def test_all_folds_together_need_the_least_number_to_test(split: str) -> None:
         cohort = pd.concat([cohort, cohort[:2].assign(split="ood")])
     else:
         cohort = cohort[(cohort["sex"] == "F") | (cohort.index < 2)]
-    assert f"split '{split}' has 1 subjects with sex=" in str(folds.gap(SEX, cohort))
+    assert f"split '{split}' has 1 subject with sex=" in str(folds.gap(SEX, cohort))
 
 
 @pytest.mark.parametrize(("ill", "folds_to_do"), [(3, 0), (4, 4), (6, 5), (30, 5)])

@@ -494,7 +494,7 @@ class TestRefusals:
         message = str(error.value)
         assert "ill: split 'train' has 0 subjects with diagnosis=FTD, 2 are needed" in message
         assert "gone: no dataset has the column 'gone'" in message
-        assert "small: fraction 0.1 of split 'train' has 1 subjects with diagnosis=" in message
+        assert "small: fraction 0.1 of split 'train' has 1 subject with diagnosis=" in message
         assert not (tmp_path / "models").exists()
 
     def test_a_cohort_without_tasks_has_no_models(

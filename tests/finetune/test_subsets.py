@@ -101,9 +101,9 @@ def test_folds_of_a_regression_are_even(persons: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "task", "words"),
     [
-        (rows_of((5, 1, 5)), THREE, "1 subjects with diagnosis=MCI, 2 are needed"),
+        (rows_of((5, 1, 5)), THREE, "1 subject with diagnosis=MCI, 2 are needed"),
         (rows_of((5, 0, 5)), THREE, "0 subjects with diagnosis=MCI"),
-        (rows_of_ages(1), AGE, "1 subjects, 2 are needed"),
+        (rows_of_ages(1), AGE, "1 subject, 2 are needed"),
         (rows_of_ages(6).assign(target=50.0), AGE, "one value of age, 50, in all 6 scans"),
         (rows_of((2, 2, 2)), THREE, None),
         (rows_of_ages(2), AGE, None),

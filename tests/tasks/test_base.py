@@ -54,9 +54,9 @@ class TestTask:
             "no dataset has the column 'diagnosis'"
         )
         outside = pd.concat([table, scans(split=["ood"], diagnosis=["CN"])])
-        assert "split 'ood' has 1 subjects" in str(self.alzheimers.gap(outside))
+        assert "split 'ood' has 1 subject" in str(self.alzheimers.gap(outside))
         twice = table.assign(person="a/one")
-        assert "has 1 subjects" in str(self.alzheimers.gap(twice))
+        assert "has 1 subject" in str(self.alzheimers.gap(twice))
 
     @pytest.mark.parametrize(
         ("values", "words"),

@@ -58,7 +58,7 @@ def test_gaps_count_persons_of_whom_each_class_is_outlined() -> None:
     )
     assert task.gap(scans, {"train": 2, "val": 1, "test": 1}) is None
     gap = task.gap(scans, {"val": 2})
-    assert gap == "split 'val' has 1 subjects with edema outlined, 2 are needed"
+    assert gap == "split 'val' has 1 subject with edema outlined, 2 are needed"
     chosen = task.select(scans)
     assert task.targets(chosen).tolist() == [1] * 5
     assert task.describe_labels(chosen) == (
@@ -71,5 +71,5 @@ def test_nobody_with_a_lesion_is_a_shortage() -> None:
     rows = pd.Series([0.0, 0.0, 1.0], index=list("aab"))
     assert task.strata(rows).to_dict() == {"a": 0, "b": 1}
     assert task.shortage(task.strata(rows), rows) == (
-        "1 subjects of whom anything is outlined, 2 are needed"
+        "1 subject of whom anything is outlined, 2 are needed"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.inputs import Inputs
 from neurofoundry.evaluate.params import EvaluateParams
@@ -87,7 +88,7 @@ def _estimates(
     """Return by how much the gap of the ill differs, for every model."""
     models = [model for model in evidence.trained if model.seeds]
     if not models or min(counts) < fewest:
-        why = f"{min(counts)} subjects in the smaller group, {fewest} are needed"
+        why = f"{counted(min(counts), 'subject')} in the smaller group, {fewest} are needed"
         return {model.name: Estimate(None, None, None, why) for model in models}
     rows = evidence.inside(split) & ~np.isnan(label)
     gaps = np.array([_gaps(evidence, model, label, corrected)[rows] for model in models])

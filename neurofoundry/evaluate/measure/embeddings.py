@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import TESTED
 from neurofoundry.evaluate.inputs import Features, Inputs
 from neurofoundry.evaluate.measure.robustness import Positions, pairs_by_sites
@@ -74,7 +75,7 @@ def _estimates(
     count = len(first)
     reason = ""
     if count < params.min_subjects:
-        reason = f"{count} subjects were scanned twice so, {params.min_subjects} are needed"
+        reason = f"{counted(count, 'subject')} scanned twice so, {params.min_subjects} are needed"
     elif not x.shape[1]:
         reason = "the features are the same for all scans"
     if reason:

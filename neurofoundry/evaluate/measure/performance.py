@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.models import ENSEMBLE, counterpart, initialization_of
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.rows import cells, table_of
@@ -101,7 +102,8 @@ def shortage(evidence: Evidence, split: str, *, min_subjects: int) -> str | None
     labels = [f" with {evidence.task.column}={name}" for name in evidence.task.classes] or [""]
     for count, label in zip(counts, labels, strict=True):
         if count < min_subjects:
-            return f"split '{split}' has {count} subjects{label}, {min_subjects} are needed"
+            found = f"{counted(count, 'subject')}{label}"
+            return f"split '{split}' has {found}, {min_subjects} are needed"
     return None
 
 

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neurofoundry.contracts.cohort import HELD_OUT
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, counted
 from neurofoundry.evaluate.evidence import TESTED, Evidence
 from neurofoundry.evaluate.inputs import Features, Inputs, site_of
 from neurofoundry.evaluate.measure.baselines import Dealt
@@ -92,7 +92,7 @@ def first_two(scans: pd.DataFrame) -> tuple[Positions, Positions]:
 def _agreement(pairs: Values, fewest: int) -> dict[str, Estimate]:
     names = ("icc_agreement", "icc_consistency")
     if len(pairs) < fewest:
-        reason = f"{len(pairs)} subjects were scanned twice so, {fewest} are needed"
+        reason = f"{counted(len(pairs), 'subject')} scanned twice so, {fewest} are needed"
         return {name: Estimate(None, None, None, reason) for name in names}
     estimates = intervals.icc_estimates(pairs, reason="the outputs are all the same")
     return dict(zip(names, estimates, strict=True))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure.performance import shortage
 from neurofoundry.evaluate.params import EvaluateParams
@@ -99,9 +100,8 @@ def _rows(
             whose = (
                 f" with {_scarcest(evidence, group, calibrated)}" if evidence.task.classes else ""
             )
-            why = (
-                f"{behind} validation subjects{whose}, {conformal.fewest()} are needed for a limit"
-            )
+            who = counted(behind, "validation subject")
+            why = f"{who}{whose}, {conformal.fewest()} are needed for a limit"
             found = dict.fromkeys(found, Estimate(None, None, None, why))
         for name, estimate in found.items():
             yield {**head, "measure": name, **cells(estimate)}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.preprocessing import StandardScaler
 
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Features, Inputs
 from neurofoundry.evaluate.measure.performance import persons_to_count, shortage
@@ -137,7 +138,8 @@ def _too_few(task: Task, train: pd.DataFrame, shots: float | None) -> str:
     for name in task.classes:
         found = train["person"][train[task.column] == name].nunique()
         if found < (shots or 1):
-            return f"{found} training subjects with {task.column}={name}, {shots or 1:g} are needed"
+            who = f"{counted(found, 'training subject')} with {task.column}={name}"
+            return f"{who}, {shots or 1:g} are needed"
     return ""
 
 

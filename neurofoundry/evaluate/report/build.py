@@ -129,10 +129,15 @@ def _title(tasks: Sequence[Mapping[str, Any]], reference: str, outlines: Outline
     better = sum(
         each["conclusion"].verdict == "better" and each["conclusion"].sure for each in compared
     )
-    count = f"{len(compared)} {'task' if len(compared) == 1 else 'tasks'}"
+    rest = ""
     if none := sum(each["conclusion"].headline == "Not estimable" for each in tasks):
-        count += f" ({none} more cannot be estimated)"
+        rest = f" ({none} more cannot be estimated)"
     chosen = f"the model {_how_chosen({each['conclusion'].candidate[1] for each in compared})}"
+    if len(compared) == 1:
+        shown = "is shown" if better else "is not shown"
+        only = f" in the one task of {len(tasks)} that can be estimated" if none else ""
+        return f"T{chosen[1:]} {shown} to be better than {reference}{only}"
+    count = f"{len(compared)} tasks{rest}"
     if not better:
         return f"In none of {count} is {chosen} shown to be better than {reference}"
     return f"In {better} of {count} {chosen} is shown to be better than {reference}"

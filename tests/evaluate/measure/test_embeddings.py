@@ -103,7 +103,7 @@ def test_features_that_are_noise_are_at_chance_and_those_of_the_person_are_perfe
 def test_few_persons_or_features_that_never_vary_give_a_reason():
     table = scans(4)
     assert set(measured(table, features(table, noise=1))["reason"]) == {
-        "4 subjects were scanned twice so, 5 are needed"
+        "4 subjects scanned twice so, 5 are needed"
     }
     constant = measured(table, np.ones((12, 3)), min_subjects=3)
     assert set(constant["reason"]) == {"the features are the same for all scans"}

@@ -54,9 +54,7 @@ def test_a_shift_between_sites_costs_agreement_and_not_consistency():
 def test_few_who_were_scanned_twice_give_a_reason_and_no_number():
     table = robustness.repeats([travellers(shift=0, persons=4)], params=PARAMS)
     assert table["value"].isna().all()
-    assert set(table["reason"]) == {
-        f"{n} subjects were scanned twice so, 5 are needed" for n in (0, 4)
-    }
+    assert set(table["reason"]) == {f"{n} subjects scanned twice so, 5 are needed" for n in (0, 4)}
 
 
 def test_a_model_that_contradicts_itself_has_an_agreement_and_does_not_stop_the_stage():
