@@ -211,25 +211,30 @@ def from_edge(found: Mask, expected: Mask, spacing: float) -> list[float]:
 
 def theirs(head: Head) -> dict[str, Any]:
     """Register a head by antspyx, its brain cut out by the labels."""
+    brain = Image(head.scan.values * head.brain.values, head.scan.affine)
+    started = time.process_time()
+    to_scan = map_by_ants(template.load("t1"), brain)
+    seconds = time.process_time() - started
+    labels = place_labels(head, to_scan)
+    return {"their_cpu_s": round(seconds, 2), "their_map": to_scan.tolist(), "their_labels": labels}
+
+
+def map_by_ants(fixed: Image, moving: Image) -> Matrix:
+    """Return the map from mm of one image to mm of the other that antspyx finds (Rigid)."""
     import ants
 
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("template.nii", "brain.nii")]
-        t1 = template.load("t1")
-        brain = Image(head.scan.values * head.brain.values, head.scan.affine)
-        for file, image in zip(files, (t1, brain), strict=True):
+        files = [Path(folder) / name for name in ("fixed.nii", "moving.nii")]
+        for file, image in zip(files, (fixed, moving), strict=True):
             nib.save(nib.Nifti1Image(image.values, image.affine), file)
-        fixed, moving = (ants.image_read(str(file)) for file in files)
-        started = time.process_time()
-        found = ants.registration(fixed, moving, type_of_transform="Rigid", random_seed=1)
-        seconds = time.process_time() - started
+        images = (ants.image_read(str(file)) for file in files)
+        found = ants.registration(*images, type_of_transform="Rigid", random_seed=1)
         transform = ants.read_transform(found["fwdtransforms"][-1])
     linear = transform.parameters[:9].reshape(3, 3)
     centre = transform.fixed_parameters
     offset = transform.parameters[9:] + centre - linear @ centre
-    to_scan = RAS_TO_LPS @ from_matvec(linear, offset) @ RAS_TO_LPS
-    labels = place_labels(head, to_scan)
-    return {"their_cpu_s": round(seconds, 2), "their_map": to_scan.tolist(), "their_labels": labels}
+    to_moving: Matrix = RAS_TO_LPS @ from_matvec(linear, offset) @ RAS_TO_LPS
+    return to_moving
 
 
 def place_labels(head: Head, to_scan: Matrix) -> dict[str, Any]:

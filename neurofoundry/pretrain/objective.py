@@ -32,8 +32,6 @@ class Objective(nn.Module, ABC):
     """Of the objective: its module, its section of params.yaml, and the encoders that it makes."""
     Params: ClassVar[type[Section]] = Section
     """The section `pretrain.NAME`; every field has a default."""
-    several: ClassVar[bool] = True
-    """Whether scans may have several contrasts."""
     views: ClassVar[int] = 2
     """Rows of a scan in a step."""
 

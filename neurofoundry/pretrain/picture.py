@@ -18,7 +18,7 @@ def draw_views(path: Path, volumes: torch.Tensor, inputs: torch.Tensor, *, scans
     """
     views = {f"view {number + 1}": view[:, :1] for number, view in enumerate(inputs)}
     if inputs.shape[2] > volumes.shape[1]:
-        views["visible"] = inputs[0, :, :1] * inputs[0, :, 1:]
+        views["visible"] = inputs[0, :, :1] * inputs[0, :, -1:]
     rows = {"scan": volumes, **views}
     scans = min(scans, len(volumes))
     figure = Figure(figsize=(2 * scans, 4 * len(rows)), layout="constrained")

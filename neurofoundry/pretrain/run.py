@@ -47,7 +47,6 @@ def pretrain(
     if params.probe:
         views, size = params.augment, params.batch_size
         probe = Probe(source, params.probe, views=views, batch_size=size, seed=seed)
-    check_contrasts(method, source)
     encoder = encoders.build(params.encoder, seed=seed, channels=len(source.contrasts))
     with joined() as ranks:
         shape, bf16 = source.grid.shape[::-1], params.precision == "bf16"
@@ -96,16 +95,6 @@ def select_scans(table: pd.DataFrame, params: PretrainParams) -> pd.DataFrame:
             "persons, or a split to pretrain.splits."
         )
     return scans
-
-
-def check_contrasts(method: str, volumes: Volumes) -> None:
-    """Raise UsageError unless an objective can learn from all contrasts of the volumes."""
-    if volumes.contrasts[1:] and not objectives.find(method).several:
-        raise UsageError(
-            f"pretrain.methods: {method} learns from T1w alone, and these volumes have "
-            f"{', '.join(volumes.contrasts[1:])}, too. Use simclr, or set ingest.contrasts to "
-            "[T1w]."
-        )
 
 
 def fit_to_ranks(objective: Objective, params: PretrainParams, ranks: Ranks) -> None:

@@ -20,7 +20,8 @@ def visible_maps(
     """Return the maps of the four levels of ``encoder``, (batch, channels, z', y', x'), 0 where all
     is hidden, and for each where something is visible, 1 of (batch, 1, z', y', x').
 
-    ``volumes`` are (batch, 1, z, y, x); ``visible`` has their shape, 1 where the encoder may look.
+    ``volumes`` are (batch, contrasts, z, y, x); ``visible`` is (batch, 1, z, y, x), 1 where the
+    encoder may look.
     As in SparK (Tian et al. 2023) and S3D (Wald et al. 2024): what is hidden is 0, and the maps
     are set to 0 there again after each step, so that the pattern of gaps does not fade from layer
     to layer; the statistics of norms are those of visible positions alone. A position of a coarser

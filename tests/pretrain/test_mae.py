@@ -27,10 +27,11 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def mae(norm: str = "batch", **values: object) -> Mae:
+def mae(norm: str = "batch", channels: int = 1, **values: object) -> Mae:
     params = EncoderParams.model_validate({"stem_stride": 2, "width": 0.125, "norm": norm})
     with seeds.seeded(1):
-        return Mae(encoders.build(params, seed=1), MaeParams.model_validate(values), spacing_mm=6.0)
+        encoder = encoders.build(params, seed=1, channels=channels)
+        return Mae(encoder, MaeParams.model_validate(values), spacing_mm=6.0)
 
 
 def heads(batch: int) -> torch.Tensor:
@@ -137,6 +138,23 @@ class TestLoss:
             powers.append(target.square().mean())
         torch.testing.assert_close(loss, torch.stack(errors).mean())
         torch.testing.assert_close(measures["explained"], 1 - sum(errors) / sum(powers))
+
+    def test_of_several_contrasts_each_that_is_there_is_predicted(self) -> None:
+        """The second scan lacks FLAIR: its hidden voxels are those of T1w alone."""
+        objective = mae(norm="group", patch_mm=24, channels=2)
+        volumes = torch.cat([heads(2), heads(2) * 2 + 1 * (heads(2) != 0)], 1)
+        volumes[1, 1] = 0
+        visible = torch.stack([objective.draw_visible(SHAPE, n).float() for n in (1, 2)])[:, None]
+        encoded = objective.encode(torch.cat([volumes, visible], 1))
+        predicted = objective.predict(volumes, visible)
+        assert predicted.shape == volumes.shape
+        for scan, channels in ((0, (0, 1)), (1, (0,))):
+            errors = []
+            for channel in channels:
+                chosen = (volumes[scan, channel] != 0) & (visible[scan, 0] == 0)
+                target = objective.targets(volumes[scan : scan + 1, channel : channel + 1])[0, 0]
+                errors.append((predicted[scan, channel] - target)[chosen].square())
+            torch.testing.assert_close(encoded[scan, 0], torch.cat(errors).mean())
 
     def test_targets_are_standardized_in_the_brain_of_each_patch(self) -> None:
         objective = mae(patch_mm=24)

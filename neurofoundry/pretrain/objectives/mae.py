@@ -41,7 +41,6 @@ class Mae(Objective):
 
     name = "mae"
     Params = MaeParams
-    several = False
     views = 1
 
     def __init__(self, encoder: Encoder, params: MaeParams, *, spacing_mm: float) -> None:
@@ -53,7 +52,8 @@ class Mae(Objective):
     def inputs(
         self, zscores: torch.Tensor, scans: Sequence[str], params: AugmentParams, *key: int
     ) -> torch.Tensor:
-        """Return one view of each scan; channel 1 is 1 where it is visible."""
+        """Return one view of each scan; the last channel is 1 where it is visible, in all contrasts
+        alike."""
         views = super().inputs(zscores, scans, params, *key)
         visible = torch.stack([self.draw_visible(views.shape[3:], *key, scan) for scan in scans])
         return torch.cat([views, visible[None, :, None].to(views)], 2)
@@ -67,17 +67,19 @@ class Mae(Objective):
         return _spread(visible, self.patch, shape)
 
     def predict(self, volumes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Predict `targets` of volumes (batch, 1, z, y, x) from their voxels that are ``visible``
-        (1, else 0)."""
+        """Predict `targets` of volumes (batch, contrasts, z, y, x) from their voxels that are
+        ``visible`` (batch, 1, z, y, x: 1, else 0)."""
         cells: torch.Tensor = self.decoder(visible_maps(self.encoder, volumes, visible))
-        batch, _, *counts = cells.shape
-        cells = cells.view(batch, CELL, CELL, CELL, *counts).permute(0, 4, 1, 5, 2, 6, 3)
-        whole = cells.reshape(batch, 1, *(CELL * count for count in counts))
+        (batch, contrasts), counts = volumes.shape[:2], cells.shape[2:]
+        cells = cells.view(batch, contrasts, CELL, CELL, CELL, *counts)
+        cells = cells.permute(0, 1, 5, 2, 6, 3, 7, 4)
+        whole = cells.reshape(batch, contrasts, *(CELL * count for count in counts))
         z, y, x = volumes.shape[2:]
         return whole[..., :z, :y, :x]
 
     def targets(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Return volumes (batch, 1, z, y, x) whose brain has mean 0 and variance 1 in each patch.
+        """Return volumes (batch, contrasts, z, y, x) whose brain has mean 0 and variance 1 in each
+        patch.
 
         What a patch looks like matters then, not how bright it is (He et al. 2022, section 4).
         """
@@ -88,13 +90,14 @@ class Mae(Objective):
         return (volumes - mean) / (variance + 1e-6).sqrt() * brain
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return at each voxel of (batch, 1, z, y, x) the sum over its patch."""
+        """Return at each voxel of (batch, contrasts, z, y, x) the sum over its patch."""
         sums = F.avg_pool3d(values, self.patch, ceil_mode=True, divisor_override=1)
         return _spread(sums, self.patch, values.shape[2:])
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error and the mean square of the hidden voxels of each brain."""
-        volumes, visible = inputs[:, :1], inputs[:, 1:]
+        """Return the mean squared error and the mean square of the hidden voxels of each brain, in
+        the contrasts that are there."""
+        volumes, visible = inputs[:, :-1], inputs[:, -1:]
         hidden = (volumes != 0) & (visible == 0)
         count = hidden.sum((1, 2, 3, 4)).clamp(min=1)
         targets = self.targets(volumes)
@@ -120,7 +123,8 @@ class Mae(Objective):
 
 
 class Decoder(nn.Module):
-    """From the maps of every level down to a stride of ``CELL``, to the voxels of each cell.
+    """From the maps of every level down to a stride of ``CELL``, to the voxels of each cell in each
+    contrast.
 
     What is hidden is a learned token at each level; a level adds its maps to what comes from the
     one above it.
@@ -137,10 +141,10 @@ class Decoder(nn.Module):
         self.tokens = nn.ParameterList(torch.zeros(1, count, 1, 1, 1) for count in channels)
         self.lateral = nn.ModuleList(map(partial(nn.Conv3d, kernel_size=1), channels, widths))
         self.merge = nn.ModuleList(map(_merge, widths[1:], widths[:-1]))
-        self.head = nn.Conv3d(widths[0], CELL**3, 1)
+        self.head = nn.Conv3d(widths[0], encoder.channels * CELL**3, 1)
 
     def forward(self, levels: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """Return (batch, CELL³, z', y', x') from the result of `visible_maps`."""
+        """Return (batch, contrasts × CELL³, z', y', x') from the result of `visible_maps`."""
         filled = [
             lateral(torch.where(seen != 0, maps, token))
             for (maps, seen), token, lateral in zip(
