@@ -26,6 +26,7 @@ from neurofoundry.preprocess.registration import (
     entropies,
     joint_histogram,
     optimize_poses,
+    tilts,
 )
 from neurofoundry.preprocess.resample import (
     Array,
@@ -45,6 +46,10 @@ ROUGH_MM, CLOSE_MM = (16.0, 8.0), 4.0
 the one at which they are compared."""
 SEEN_MM = 3.0
 """Spacing at which edges are compared, whatever the parameters: gyri show, noise hardly."""
+MOST_STARTS = 64
+"""Places that a head may have turned to, followed at the coarsest level; the best eighth of them is
+at each of the next."""
+LIKELY = CoregistrationParams()
 TINY = 1e-12
 
 MEASURES = {
@@ -84,11 +89,22 @@ def coregister(
     there = apply_affine(other.affine, ndimage.center_of_mass(other.values - other.values.min()))
     here = apply_affine(head.affine, ndimage.center_of_mass(head.values))
     shown = scaled(other, None)
+
+    def climb(levels: Sequence[Level], *starts: Array) -> tuple[Array, float]:
+        return _climb(shown, levels, np.stack(starts)[None], device)
+
     tried = [
-        _climb(shown, levels[1:], centre, device),
-        _climb(shown, levels, centre + there - here, device),
+        climb(levels[1:], _start(np.eye(3), centre)),
+        climb(levels, _start(np.eye(3), centre + there - here)),
     ]
     pose, _ = max(tried, key=lambda each: each[1])
+    if not _fits(brain, shown, as_map(pose[0, 0], centre)):
+        turned = [
+            _start(turn, position)
+            for turn in tilts()
+            for position in (centre, there + turn @ (centre - here))
+        ]
+        pose, _ = max([*tried, climb(levels[1:], *turned)], key=lambda each: each[1])
     points = apply_affine(head.affine, np.argwhere(brain.inside))
     shown = scaled(other, apply_affine(as_map(pose[0, 0], centre), points))
     if finest < CLOSE_MM:
@@ -98,14 +114,30 @@ def coregister(
     return Coregistration(to_other, measure(brain, shown, to_other))
 
 
+def _start(turn: Array, position: Array) -> Array:
+    return np.column_stack([turn, position])
+
+
 def _climb(
-    shown: Image, levels: Sequence[Level], position: Array, device: torch.device
+    shown: Image, levels: Sequence[Level], starts: Array, device: torch.device
 ) -> tuple[Array, float]:
-    """Return the pose (1, 1, 3, 4) that ``levels`` lead to from a position, and its mutual
-    information."""
-    start = np.column_stack([np.eye(3), position])[None, None]
-    pose, fits = optimize_poses([shown], levels, start, device, rigid=True)
-    return pose, float(fits[0, 0])
+    """Return the best pose (1, 1, 3, 4) that ``levels`` lead to from ``starts`` (1, n, 3, 4), and
+    its mutual information."""
+    poses, order = starts, np.arange(starts.shape[1])
+    for number, level in enumerate(levels):
+        followed = poses[:, order[: MOST_STARTS >> 3 * number]]
+        poses, fits = optimize_poses([shown], [level], followed, device, rigid=True)
+        order = np.argsort(-fits[0])
+    return poses[:, order[:1]], float(fits[0].max())
+
+
+def _fits(brain: Brain, other: Image, to_other: Matrix) -> bool:
+    """Return whether edges say that both show one head, by the bound that preprocess has if nobody
+    changes it: else the head may have turned further than starts reach."""
+    try:
+        return "edges" not in quality.out_of_bounds(measure(brain, other, to_other), LIKELY)
+    except UnusableScanError:
+        return False
 
 
 def measure(brain: Brain, other: Image, to_other: Matrix) -> dict[str, float]:

@@ -86,7 +86,7 @@ class CoregistrationParams(Section):
     """Share of the brain that lies within its field of view."""
     edges: Bounds = Bounds(min=0.16)
     """How parallel its edges are to those of the T1w image, within the brain, 0 to 1: 0.18 and more
-    where both are of one person, at most 0.13 where they are of two."""
+    where both are of one person, 0.157 with strong noise, at most 0.13 where they are of two."""
     likeness: Bounds = Bounds(max=0.95)
     """Correlation of its intensities with those of the T1w image: it is no other contrast where
     they are the same."""

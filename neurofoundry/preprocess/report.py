@@ -122,7 +122,7 @@ def _chart(name: str, table: pd.DataFrame, bounds: Bounds | None) -> dict[str, A
 
     return {
         "name": name,
-        "lacking": unmeasured(table, name),
+        "lacking": unmeasured(table, name) if name in MEASURES else 0,
         "ticks": [(f"{tick:.4g}", place(tick)) for tick in _ticks(low, high)],
         "limits": [place(bound) for bound in near],
         "bounds": [f"{words} {end:g}" for words, end in declared.items()],
