@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.cli.main import main
+from neurofoundry.errors import UsageError
+from neurofoundry.runtime import guard
 from neurofoundry.runtime.files import write_json
+from neurofoundry.runtime.guard import guard_mount
 from neurofoundry.runtime.stage import SCHEMA_VERSION
 from pipelines.__main__ import main as pipelines_main
 from tests.support.tiny import write_encoder
@@ -129,3 +132,19 @@ def test_no_command_writes_where_something_would_be_lost(
     assert f"{option} {Path(out)}: " in told
     assert reason in told
     assert hash_tree(tree.parent) == before
+
+
+def test_a_mounted_volume_is_refused_before_the_work_with_a_place_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard_mount(tmp_path)
+    with pytest.raises(UsageError, match=r"--out /proc: this is a mounted volume.*/proc/NAME\."):
+        guard_mount(Path("/proc"))
+    out = tmp_path / "with a space"
+    (tmp_path / "mounts").write_text(
+        f"36 35 98:0 / {str(out).replace(' ', chr(92) + '040')} rw,noatime - ext4 /dev/root rw\n"
+    )
+    monkeypatch.setattr(guard, "MOUNTS", tmp_path / "mounts")
+    with pytest.raises(UsageError, match="such as"):
+        guard_mount(out)
+    guard_mount(out / "NAME")

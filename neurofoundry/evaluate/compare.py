@@ -36,7 +36,7 @@ from neurofoundry.params import validate
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.experiment import public
 from neurofoundry.runtime.files import short, to_plain
-from neurofoundry.runtime.guard import guard_output
+from neurofoundry.runtime.guard import guard_mount, guard_output
 from neurofoundry.runtime.output import Output
 from neurofoundry.stats import comparisons
 from neurofoundry.stats.metrics import METRICS
@@ -449,6 +449,7 @@ def as_json(comparison: Comparison) -> str:
 def guard(out: Path, folders: Sequence[Path]) -> None:
     """Raise UsageError where ``out`` holds anything but a comparison, or is one of ``folders``."""
     files = (PAGE, *(f"{name}.tsv" for name in TABLES))
+    guard_mount(out)
     guard_output(out, makes="compare", inputs=folders, marks=(PAGE,), only=files)
 
 

@@ -58,6 +58,9 @@ but for those between the names of a person, as in a list or a DICOM header."""
 IMAGE = (".nii", ".nii.gz")
 _OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
 
+_OF_LETTERS = re.compile(r"sub-[^\W\d_]{5,}")
+"""A label that may be a name. Nobody can tell from it alone; pseudonyms mostly have digits."""
+
 _BASELINE = re.compile(r"ses-(?:bl|base|baseline|pre|screening|sc|first|initial)", re.IGNORECASE)
 
 Sidecars = Sequence[tuple[set[str], Mapping[str, Any]]]
@@ -172,6 +175,12 @@ class _Reader:
                 self.root,
                 f"not BIDS: {'; '.join(hidden)}. Their names, which may be those of patients, are "
                 "not shown",
+            )
+        if named := sum(bool(_OF_LETTERS.fullmatch(folder.name)) for folder in subjects):
+            self.tables.note(
+                self.root,
+                f"{named} of {len(subjects)} labels of subjects are letters alone, as names are. "
+                "Labels stand in tables and reports: if these are names, rename the subjects",
             )
         return subjects
 

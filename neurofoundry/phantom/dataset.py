@@ -19,7 +19,7 @@ from neurofoundry.phantom.bids import write_scan, write_tables
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
-from neurofoundry.runtime.guard import guard_output
+from neurofoundry.runtime.guard import guard_mount, guard_output
 from neurofoundry.runtime.processes import (
     check_shared_memory,
     deaf_children,
@@ -108,6 +108,7 @@ class _Partial:
 def _check(out: Path, workers: int) -> None:
     if workers < 1:
         raise UsageError(f"--workers: found {workers}, expected 1 or more.")
+    guard_mount(out)
     guard_output(out, makes="phantom", marks=())
 
 

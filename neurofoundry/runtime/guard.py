@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.files import read_json
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""What is mounted, and where: the fifth word of each line (proc(5))."""
 
 Identity = tuple[int, int] | Path
 """Device and inode of what exists, which all its names share; else its resolved path."""
@@ -50,6 +54,18 @@ def guard_output(
     if "stage.json" in marks and (stage := stage_of(place)) != makes:
         whose = f"the output of '{stage}'" if stage else "a folder whose stage.json names no stage"
         raise _refusal(out, option, f"{whose}, not of '{makes}'")
+
+
+def guard_mount(out: Path, *, option: str = "--out") -> None:
+    """Raise UsageError where ``out`` itself is mounted, as a volume of a container may be.
+
+    Nothing can be renamed to it, and that would be found when all the work is done.
+    """
+    place = re.sub(r"[\\ \t\n]", lambda each: f"\\{ord(each[0]):03o}", str(out.resolve()))
+    with suppress(OSError):
+        if place in [line.split()[4] for line in MOUNTS.read_text().splitlines()]:
+            fix = f"Give a folder in it, such as {out / 'NAME'}"
+            raise _refusal(out, option, "a mounted volume, whose place no folder can take", fix)
 
 
 def guard_table(out: Path, *, columns: Sequence[str], inputs: Collection[Path] = ()) -> None:

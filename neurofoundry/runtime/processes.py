@@ -5,6 +5,7 @@ Nor does a program that a worker runs, such as a mask command, and what that has
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -17,15 +18,25 @@ from pathlib import Path
 from neurofoundry.errors import UsageError
 from neurofoundry.runtime.machine import SAFE_PATH
 
+SHARED, NEEDED = Path("/dev/shm"), 2**20
+"""Where Linux has what processes share, and how many bytes of it locks and queues take at most."""
+
+
+def _free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
 
 def check_shared_memory() -> None:
     """Raise UsageError where worker processes cannot speak with each other, for want of what their
     locks and queues lie in."""
     try:
         multiprocessing.get_context("fork").Lock()
+        if SHARED.is_dir() and _free(SHARED) < NEEDED:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise UsageError(
-            f"/dev/shm: {error.strerror}. Worker processes need this shared memory, 64 MB of it: "
+            f"{SHARED}: {error.strerror}. Worker processes need this shared memory, 64 MB of it: "
             "mount a tmpfs there that this user can write to, as `docker run --shm-size 64m` does, "
             "then run the same command again."
         ) from error

@@ -22,7 +22,7 @@ from neurofoundry.runtime import machine, tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
 from neurofoundry.runtime.experiment import Answer, Experiment, TrackingParams, switched
 from neurofoundry.runtime.files import hash_file, hash_json, read_json, to_plain, write_json
-from neurofoundry.runtime.guard import guard_manifest, guard_output
+from neurofoundry.runtime.guard import guard_manifest, guard_mount, guard_output
 from neurofoundry.runtime.links import check_links
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of, remove_temporaries
@@ -172,6 +172,7 @@ class Destination:
         if self.store:
             guard_manifest(self.out, makes=makes)
         option = "--store" if self.store else "--out"
+        guard_mount(self.folder(stage, key), option=option)
         guard_output(self.folder(stage, key), makes=makes, inputs=reads, option=option)
 
     def earlier(self, stage: str) -> tuple[Path, ...]:

@@ -230,3 +230,16 @@ def test_known_terms_of_scanners_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
         "SIEMENS Prisma_fit",
     ]
     assert np.isfinite(scans["field_strength"]).all()
+
+
+def test_labels_that_may_be_names_are_counted_and_not_quoted(
+    tmp_path: Path, logged: io.StringIO
+) -> None:
+    labels = ["HansMeier", "MUSTERMANN", "schmidt", "01", "A0001", "abc", "OAS30001"]
+    outcome = run(bids(tmp_path / "data", labels), tmp_path / "out")
+    note = next(line for line in outcome.notes.splitlines() if "letters alone" in line)
+    assert "3 of 7 labels of subjects are letters alone, as names are." in note
+    assert "3 of 7 labels" in logged.getvalue()
+    assert not [label for label in labels[:3] if label in note + logged.getvalue()]
+    plain = run(bids(tmp_path / "other", labels[3:]), tmp_path / "plain")
+    assert "letters alone" not in plain.notes

@@ -46,9 +46,14 @@ def test_an_unknown_user_without_a_home_or_a_place_for_temporary_files_can_work(
     assert "Traceback" not in done.stderr + refused.stderr
 
 
-def test_without_shared_memory_it_is_said_what_is_missing_and_how_to_give_it(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "why"), [("ro", "Read-only file system"), ("size=4k", "No space left on device")]
+)
+def test_without_shared_memory_it_is_said_what_is_missing_and_how_to_give_it(
+    option: str, why: str, folder: Path
+) -> None:
     words = ["phantom", "--subjects=4", "--spacing=5", "--out=own/data"]
-    done = bare.run(words, folder, mounts="mount -t tmpfs -o ro tmpfs /dev/shm")
+    done = bare.run(words, folder, mounts=f"mount -t tmpfs -o {option} tmpfs /dev/shm")
     assert done.returncode == 2, done.stderr
-    assert "error: /dev/shm: Read-only file system. Worker processes need" in done.stderr
+    assert f"error: /dev/shm: {why}. Worker processes need" in done.stderr
     assert "Traceback" not in done.stderr
