@@ -449,8 +449,8 @@ def as_json(comparison: Comparison) -> str:
 def guard(out: Path, folders: Sequence[Path]) -> None:
     """Raise UsageError where ``out`` holds anything but a comparison, or is one of ``folders``."""
     files = (PAGE, *(f"{name}.tsv" for name in TABLES))
-    guard_mount(out)
     guard_output(out, makes="compare", inputs=folders, marks=(PAGE,), only=files)
+    guard_mount(out)
 
 
 def write(comparison: Comparison, out: Path) -> None:

@@ -108,8 +108,8 @@ class _Partial:
 def _check(out: Path, workers: int) -> None:
     if workers < 1:
         raise UsageError(f"--workers: found {workers}, expected 1 or more.")
-    guard_mount(out)
     guard_output(out, makes="phantom", marks=())
+    guard_mount(out)
 
 
 def _scan(

@@ -172,8 +172,8 @@ class Destination:
         if self.store:
             guard_manifest(self.out, makes=makes)
         option = "--store" if self.store else "--out"
-        guard_mount(self.folder(stage, key), option=option)
         guard_output(self.folder(stage, key), makes=makes, inputs=reads, option=option)
+        guard_mount(self.folder(stage, key), option=option)
 
     def earlier(self, stage: str) -> tuple[Path, ...]:
         """Return the finished outputs of ``stage`` whose items may be reused."""
