@@ -275,7 +275,7 @@ class TestStage:
         tracker = Tracker(None)  # type: ignore[arg-type]  # preprocess records its summary only
         work = Workspace(out, (), tracker, data_version="")
         out.mkdir(exist_ok=True)
-        run.preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=2)
+        run.preprocess(work, data=Path("/"), cohort=cohort, params=params, workers=1)
         return work
 
     def test_a_wrong_or_a_missing_contrast_costs_a_scan_what_the_policy_says(
