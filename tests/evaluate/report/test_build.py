@@ -73,6 +73,7 @@ def test_names_are_escaped(tmp_path):
     assert page.open == []
     assert "<script" not in page.html
     assert "<b>age & $x^2$" in page.words
+    assert re.search(r"<h1>The model \w+ on validation is (not )?shown to be better", page.html)
     for card in (tmp_path / "out").glob("*.md"):
         assert "<b>age" not in card.read_text()
         assert "<script" not in card.read_text()
