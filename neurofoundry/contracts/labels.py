@@ -139,7 +139,7 @@ def open_classes(path: Path, grid: Grid) -> NDArray[np.uint8]:
         shape = _on(grid, *found)
         classes = np.fromfile(path, np.uint8, int(np.prod(shape)), offset=offset)
         return classes.reshape(shape)  # a ValueError where it is cut short
-    except (*DAMAGED, ValueError) as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
 
 

@@ -6,7 +6,6 @@ Fonov et al., NeuroImage 54 (2011) 313-327. It shows the brain without the skull
 from __future__ import annotations
 
 import importlib.util
-import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from neurofoundry.contracts.volumes import BOX_MM
+from neurofoundry.contracts.volumes import BOX_MM, DAMAGED
 from neurofoundry.errors import UsageError
 
 
@@ -34,7 +33,7 @@ def load(name: Literal["t1", "gm", "wm"]) -> tuple[NDArray[np.float32], NDArray[
     try:
         image: Any = nib.load(path)
         values = np.asarray(image.dataobj, np.float32)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, *DAMAGED) as error:
         raise UsageError(
             f"The template {path} cannot be read: {error}. It comes with nilearn: "
             "pip install --force-reinstall nilearn."

@@ -7,6 +7,7 @@ that the brain mask is ``volume != 0``.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -100,12 +101,15 @@ def write_volume(
 
 
 DAMAGED = (
-    OSError,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
     nib.wrapstruct.WrapStructError,
+    EOFError,
+    ValueError,
+    zlib.error,
 )
-"""What nibabel raises for a file of ours that is not whole."""
+"""What nibabel raises for a file that is not what it should be; OSError, too, where it is cut
+short."""
 
 
 def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
@@ -121,7 +125,7 @@ def open_volume(path: Path, grid: Grid) -> NDArray[np.int16]:
         # Not mapped into memory: where somebody cuts a mapped file short, the kernel ends the
         # process that reads on (SIGBUS), without a word.
         steps = np.fromfile(path, np.int16, int(np.prod(grid.shape)), offset=offset)
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"{path.name}: cannot be read ({error}). Run preprocess again.") from error
     if (shape, dtype) != (grid.shape, np.int16) or not np.isclose(slope, SLOPE) or not same_affine:
         raise DataError(

@@ -36,9 +36,8 @@ from neurofoundry.contracts.labels import (
     write_classes,
 )
 from neurofoundry.contracts.tables import read_table, write_table
-from neurofoundry.contracts.volumes import Grid, open_volume
+from neurofoundry.contracts.volumes import DAMAGED, Grid, open_volume
 from neurofoundry.preprocess.layout import Layout
-from neurofoundry.preprocess.load import DAMAGED
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement
 from neurofoundry.preprocess.resample import Image, Matrix, look_up, resample
@@ -230,7 +229,7 @@ def _read(job: _Job) -> NDArray[np.uint8] | None:
         return None
     try:
         classes = classify(read_placed(job.label).voxels, job.values)
-    except (*DAMAGED, OSError):
+    except (OSError, *DAMAGED):
         if stamp(job.label) == seen:
             raise
         return None

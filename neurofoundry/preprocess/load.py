@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from neurofoundry.contracts.volumes import DAMAGED
 from neurofoundry.preprocess.resample import Image, Matrix
 
 MIN_SLICES = 10
@@ -19,15 +19,6 @@ VIEW_MM = (90.0, 420.0)
 
 FEWEST_FINITE = 0.05
 """Share of the voxels; a brain alone, with NaN around it, has more."""
-
-DAMAGED = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    EOFError,
-    ValueError,
-    zlib.error,
-)
-"""What nibabel raises for a file that is not what it should be."""
 
 
 class UnusableScanError(Exception):

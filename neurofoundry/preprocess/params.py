@@ -153,7 +153,8 @@ class PreprocessParams(Section):
     coregistration: CoregistrationParams = CoregistrationParams()
     outliers: float | None = Field(default=6.0, ge=3, le=1000)
     """A scan is not usable when its fit or its contrast lies this many robust standard deviations
-    below the median of its site, where at least 20 scans are usable. null: compare none."""
+    below the median of its site, where at least 20 scans are usable, and nearer, as a ratio, to the
+    bound than to that median. null: compare none."""
     overrides: Path | None = None
     """A table (scan_id, decision: keep or exclude, reason), as qc.html exports it: a person's
     decisions override every bound. By default qc_overrides.tsv at the root of the raw data, if it

@@ -19,7 +19,7 @@ from neurofoundry.contracts.cohort import further as further_column
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import UsageError
 from neurofoundry.preprocess import coregistration
-from neurofoundry.preprocess.params import PreprocessParams
+from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import CATCHES, MEASURES, judge, out_of_bounds
 from neurofoundry.preprocess.scan import FurtherResult
 from neurofoundry.runtime.files import hash_file
@@ -109,7 +109,7 @@ def decide(
         reasons.append(scan["reason"] or judge(measured, params.quality))
     if whole and params.outliers is not None:
         usable = table.reset_index(drop=True)[[reason is None for reason in reasons]]
-        for row, reason in outliers(usable, params.outliers).items():
+        for row, reason in outliers(usable, params.outliers, params.quality).items():
             reasons[row] = reason
     decided = [overrides.get(scan_id, (None, "")) for scan_id in table["scan_id"]]
     for row, (decision, why) in enumerate(decided):
@@ -189,11 +189,12 @@ def _where(there: Sequence[bool], values: Sequence[Any]) -> list[Any]:
     return [value if each else None for each, value in zip(there, values, strict=True)]
 
 
-def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
+def outliers(usable: pd.DataFrame, deviations: float, bounds: QualityParams) -> dict[int, str]:
     """Return why scans are outliers of their site, in words, by the row of the table.
 
     One of ``HIGHER_IS_BETTER`` is then more than ``deviations`` robust standard deviations (the
-    median absolute deviation, scaled) below the site's median.
+    median absolute deviation, scaled) below the site's median, and nearer to its bound than to the
+    median: where neighbours resemble each other, a noisy scan lies far from them and is right.
     """
     reasons: dict[int, str] = {}
     for site, rows in usable.groupby("site", sort=True):
@@ -202,7 +203,7 @@ def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
         for name in HIGHER_IS_BETTER:
             median = rows[name].median()
             spread = MAD_TO_DEVIATION * (rows[name] - median).abs().median()
-            least = median - deviations * spread
+            least = min(median - deviations * spread, _halfway(getattr(bounds, name), median))
             far_below = rows.loc[rows[name] < least, name]
             for row, value in zip(far_below.index.tolist(), far_below, strict=True):
                 reasons.setdefault(
@@ -211,6 +212,11 @@ def outliers(usable: pd.DataFrame, deviations: float) -> dict[int, str]:
                     f"{least:.3g} at {site}, whose median is {median:.3g}",
                 )
     return reasons
+
+
+def _halfway(bound: Bounds, median: float) -> float:
+    """Return the value that is as many times the bound as the median is times this value."""
+    return math.sqrt(bound.min * median) if bound.min and bound.min > 0 else median
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
-from neurofoundry.preprocess.params import PreprocessParams, QualityParams
+from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import BY_SYN, CATCHES, MEASURES
 from neurofoundry.preprocess.verdict import (
     FEWEST_OF_SITE,
@@ -34,14 +34,24 @@ def scans(count: int, site: str = "here") -> pd.DataFrame:
 
 def test_a_scan_far_below_its_site_stands_out_and_only_that_one() -> None:
     table = pd.concat([scans(30), scans(30, "there")], ignore_index=True)
-    table.loc[7, "local_correlation"] = 0.55
+    table.loc[7, "local_correlation"] = 0.35
+    table.loc[8, "local_correlation"] = 0.45  # noisy, but nearer to its site than to a wrong fit
     table.loc[40, "local_correlation"] = 0.85  # better than its site
     values = table.loc[:29, "local_correlation"]
     deviation = 1.4826 * np.median(np.abs(values - np.median(values)))
-    assert list(outliers(table, 6.0)) == [7]
-    own = (np.median(values) - 0.55) / deviation
-    assert list(outliers(table, own - 0.01)) == [7]
-    assert outliers(table, own + 0.01) == {}
+    bounds = PARAMS.quality
+    assert list(outliers(table, 6.0, bounds)) == [7]
+    own = (np.median(values) - 0.35) / deviation
+    assert list(outliers(table, own - 0.01, bounds)) == [7]
+    assert outliers(table, own + 0.01, bounds) == {}
+    # 0.45 is the geometric mean of the median and of this bound, which no scan is below.
+    for least, found in ((0.99, [7]), (1.01, [7, 8])):
+        bound = Bounds(min=least * 0.45**2 / np.median(values))
+        narrower = bounds.model_copy(update={"local_correlation": bound})
+        assert list(outliers(table, 6.0, narrower)) == found
+    # Without a bound only neighbours tell.
+    loose = bounds.model_copy(update={"local_correlation": Bounds(max=1)})
+    assert list(outliers(table, 6.0, loose)) == [7, 8]
     decided = decide(table, PARAMS, {}, whole=True)
     assert decided.index[~decided["usable"]].tolist() == [7]
     assert decided.loc[7, "reason"].startswith("unlike its site: local correlation")
@@ -52,8 +62,8 @@ def test_a_scan_far_below_its_site_stands_out_and_only_that_one() -> None:
 
 def test_nothing_stands_out_at_a_site_of_few_usable_scans() -> None:
     table = scans(FEWEST_OF_SITE)
-    table.loc[3, "local_correlation"] = 0.5
-    assert list(outliers(table, 6.0)) == [3]
+    table.loc[3, "local_correlation"] = 0.3
+    assert list(outliers(table, 6.0, PARAMS.quality)) == [3]
     table.loc[5, "contrast"] = 0.05  # not usable, and so no part of the comparison
     decided = decide(table, PARAMS, {}, whole=True)
     assert decided.index[~decided["usable"]].tolist() == [5]
@@ -61,7 +71,7 @@ def test_nothing_stands_out_at_a_site_of_few_usable_scans() -> None:
 
 def test_what_a_person_decided_goes_before_bounds_and_outliers(tmp_path: Path) -> None:
     table = scans(25)
-    table.loc[0, "local_correlation"] = 0.55
+    table.loc[0, "local_correlation"] = 0.3
     table.loc[1, "contrast"] = 0.05
     table.loc[2, "reason"] = "empty: every value is 0"
     path = tmp_path / "qc_overrides.tsv"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from neurofoundry.contracts.labels import read_placed
-from neurofoundry.contracts.volumes import Grid, open_volume, write_volume
+from neurofoundry.contracts.volumes import DAMAGED, Grid, open_volume, write_volume
 from neurofoundry.errors import DataError
 from neurofoundry.ingest.image import UnusableError, inspect_image
-from neurofoundry.preprocess.load import DAMAGED, UnusableScanError, read_scan
+from neurofoundry.preprocess.load import UnusableScanError, read_scan
 from neurofoundry.preprocess.scan import CHANGING
 from neurofoundry.preprocess.template import Template
 from tests.support.building import write_scan
@@ -38,7 +38,7 @@ def open_one(path: Path) -> None:
     [
         (inspect, UnusableError, "cut short|gzip"),
         (read_scan, UnusableScanError, "cannot be read"),
-        (read_placed, (*DAMAGED, OSError), None),
+        (read_placed, (OSError, *DAMAGED), None),
     ],
 )
 def test_an_image_that_is_cut_when_it_is_opened_is_refused(
