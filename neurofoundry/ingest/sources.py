@@ -24,6 +24,10 @@ from neurofoundry.runtime.progress import Progress
 
 _DEPTH = 3
 _NONE = "not a dataset"
+_GIVEN_DERIVATIVE = (
+    "a derivative: this is what a pipeline has made of scans, not the scans as they were acquired, "
+    "and it is used as if it were. If that is not meant, give the raw data's folder with --data"
+)
 _SHOWN = 5
 """Reasons that are shown where there is no dataset; excluded.tsv has all."""
 _EXPECTED = "BIDS (folders sub-*), a table (.tsv or .csv with a column 'path'), or DICOM files"
@@ -59,9 +63,21 @@ def find(
         raise DataError(
             f"No dataset found in the data folder '{data.name}', which holds: {_listing(data)}. "
             f"Expected {_EXPECTED}. Put a dataset there (`dvc pull` fetches one that is under "
-            f"version control), or name it in ingest.datasets.{why}"
+            f"version control), or name it in ingest.datasets.{_skipped(data)}{why}"
         )
     return datasets
+
+
+def _skipped(data: Path) -> str:
+    """Say that folders were left out which may hold what is sought, where there are such."""
+    names = sorted(child.name for child in data.iterdir() if is_ignored(child.name))
+    shown = [name for name in names if not name.startswith(".")]
+    return f" Not searched, as it holds no raw scans: {', '.join(shown)}." if shown else ""
+
+
+def _among_derivatives(data: Path) -> bool:
+    """Return whether a folder lies where BIDS has derivatives: their `derivatives/PIPELINE`."""
+    return any(is_ignored(part) for part in data.resolve().parts[-2:] if not part.startswith("."))
 
 
 def _given_table(file: Path, declared: Sequence[Dataset]) -> Dataset:
@@ -135,6 +151,8 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
     if is_bids:
         says = why_derivative(folder)
         if not says or folder == data:
+            if folder == data and (says or _among_derivatives(data)):
+                findings.note(name, folder, _GIVEN_DERIVATIVE)
             yield Dataset(name=name, kind="bids", path=path)
             return
         findings.exclude(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from neurofoundry.errors import DataError
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
 from tests.support.building import bids, run
 
@@ -100,6 +101,33 @@ def test_a_derivative_that_is_named_in_the_parameters_is_used(tmp_path: Path) ->
     _processed(tmp_path / "data" / "out", "_desc-preproc", {"DatasetType": "derivative"})
     named = [{"name": "out", "kind": "bids", "path": "out"}]
     assert len(run(tmp_path / "data", tmp_path / "cohort", datasets=named).scans) == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "description"),
+    [
+        ("derivatives/fmriprep", None),
+        ("processed", {"DatasetType": "derivative"}),
+        ("processed", {"PipelineDescription": {"Name": "fMRIPrep"}}),
+    ],
+)
+def test_derivatives_that_are_given_alone_are_used_with_a_note(
+    folder: str, description: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    root = _processed(tmp_path / "study" / folder, "", description)
+    outcome = run(root, tmp_path / "cohort")
+    assert len(outcome.scans) == 3
+    assert "a derivative: this is what a pipeline has made of scans" in outcome.notes
+    raw = run(bids(tmp_path / "raw", 3), tmp_path / "other")
+    assert "derivative" not in raw.notes
+
+
+def test_a_study_that_holds_derivatives_alone_says_that_they_are_not_searched(
+    tmp_path: Path,
+) -> None:
+    _processed(tmp_path / "study" / "derivatives" / "fmriprep", "", None)
+    with pytest.raises(DataError, match="Not searched, as it holds no raw scans: derivatives"):
+        run(tmp_path / "study", tmp_path / "cohort")
 
 
 @pytest.mark.parametrize("name", ["Derivatives", "derivative", "DERIVATIVES"])
