@@ -159,10 +159,10 @@ _SPELLINGS = [
             r"\1 plusc ",
         ),
         (r"(pre|post|non)[\s_-]*con(?![a-z])", r"\1 contrast "),
-        # precontrast, postgd, noncontrast, nogad, mpragepost
+        # precontrast, postgd, noncontrast, nogad, apresinjection, mpragepost
         (
-            rf"(?<![a-z])(pre|post|non?|without|wo|sans|sin|ohne|un|with)(?=(?:{_STEMS}|km|inj[a-z]*)"
-            r"(?![a-z]))",
+            r"(?<![a-z])(pre|post|non?|without|wo|sans|sin|ohne|un|with|avec|mit|avant|apres|vor|nach|"
+            rf"antes|despues|depois|prima|dopo)(?=(?:{_STEMS}|km|(?:inj|inyec|iniez)[a-z]*)(?![a-z]))",
             r"\1 ",
         ),
         (

@@ -12,6 +12,7 @@ says what a row shows.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import unicodedata
@@ -280,6 +281,8 @@ def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
     """
     if delimited.is_missing(cell):
         raise UnusableError("no image: the row has no path")
+    if "\\" in cell and not os.path.lexists(folder / cell):  # as Windows writes it
+        cell = cell.replace("\\", "/")
     if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
         for root in (data.absolute(), data.resolve()):
             if Path(posixpath.normpath(cell)).is_relative_to(root):

@@ -21,16 +21,24 @@ EMPTY_SHARE, STRIPPED_ML = 0.5, (600.0, 2200.0)
 EMPTY, RIPPLE = 1e-3, 0.05
 """How far from the value outside, as a share of the brightest, a voxel is still empty, and how far
 from it the ripples of splines reach around a stripped brain."""
+AMID, DARKEST = 0.2, 0.1
+"""Share of a stripped brain that is darker than its surroundings where they have a value from the
+middle of its own; percentile of it that is its darkest but for outliers."""
 LEAST_SHARE = 0.4
 """Share of the template's brain below which a scan does not show one there."""
 SETTLED_MM = 2.0
 """Voxels in which a brain is told from what it touches: bridges to it are 6 mm wide."""
-OUTSIDE_MM, DEEP_MM, CORE_MM = 5.0, 10.0, 14.0
-"""How far beyond the template's edge a brain may reach; from where inside it on a scan shows next
-to nothing but brain; and from where on all is brain, a lesion or a ventricle too."""
-DARK, BRIGHT = 0.43, 1.5
-"""Fluid and bone, and fat and vessels, relative to the deep brain's brightness. Fat is told from
-brain only where the template has no brain."""
+DEEP_MM, CORE_MM = 10.0, 14.0
+"""Depths within the template's edge: from the first on a scan shows next to nothing but brain, from
+the second on all is brain, a lesion or a ventricle too."""
+SLICES_MM, OUTSIDE_MM, DARK = (3.0, 4.0), (5.0, 2.0), (0.43, 0.5)
+"""Up to the first thickness of slices and from the second one on: how far beyond the template's
+edge a brain may reach, and the brightness of fluid and bone relative to the deep brain's. Thick
+slices mix the dark between brain and scalp with both. Four old heads in slices of 4 mm and 6 mm,
+along each axis, have a Dice of 0.969 and 0.963 so, and of 0.946 and 0.927 with the first values."""
+BRIGHT = 1.5
+"""Fat and vessels, relative to the deep brain's brightness. They are told from brain only where the
+template has no brain."""
 BRIDGE_MM, REGAIN_MM, SULCUS_MM = 3.0, 4.1, 4.1
 """Half the width of what connects the brain to its surroundings, how far from what is left of the
 brain then it is regained, and half the width of sulci that count as brain."""
@@ -50,6 +58,8 @@ class Brain:
     """Where it is known better than by the surface."""
     log_bias: Image | None
     """Logarithm of the shading that was removed from ``head``."""
+    slices_mm: float = 0.0
+    """The longest edge of the scan's voxels."""
     zero: float = 0.0
     """The darkest intensity of the scan, which shading does not change."""
     settled: bool = False
@@ -101,7 +111,7 @@ def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     spacing = min(SETTLED_MM, params.registration_spacing)
     mask = stripped(scan) if params.mask is None else mask_command.run(scan, params.mask)
     if mask is not None and params.mask is None:
-        scan = Image(np.maximum(scan.values, np.float32(surroundings(scan))), scan.affine)
+        scan = _on_its_darkest(scan, mask.values > 0)
     background = float(scan.values.min())
     head = coarsen(scan, spacing, outside=background)
     if mask is None:
@@ -110,7 +120,8 @@ def find_brain(scan: Image, params: PreprocessParams) -> Brain:
     else:
         vertices = surface.wrap(mask)
         inside = resample(mask, head.affine, head.values.shape).values > 0.5
-    return _unshaded(Brain(head, inside, vertices, mask, None, background))
+    slices = float(voxel_sizes(scan.affine).max())
+    return _unshaded(Brain(head, inside, vertices, mask, None, slices, background))
 
 
 def _unshaded(brain: Brain) -> Brain:
@@ -167,7 +178,24 @@ def stripped(scan: Image) -> Image | None:
     ml = _solid(shown).sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     if not STRIPPED_ML[0] <= ml <= STRIPPED_ML[1]:
         return None
-    return Image(_solid(apart > RIPPLE * top).astype(np.float32), scan.affine)
+    clear = apart > RIPPLE * top
+    darker = clear & (scan.values < surroundings(scan))
+    # White matter may then be as bright as the surroundings, and no ripple can be told from it.
+    amid = darker.sum() > AMID * clear.sum()
+    return Image(_solid(shown if amid else clear).astype(np.float32), scan.affine)
+
+
+def _on_its_darkest(scan: Image, inside: Mask) -> Image:
+    """Return a stripped scan with its surroundings as dark as the darkest of the brain ``inside``.
+
+    What is darker than they are is ripples, unless much of the brain is: in z-scores and in scans
+    from -1 to 1 the surroundings have a value from the middle of the brain's.
+    """
+    around, brain = surroundings(scan), scan.values[inside]
+    if (brain < around).mean() > AMID:
+        around = float(np.percentile(brain, DARKEST))
+    values = np.where(inside, scan.values, np.float32(around))
+    return Image(np.maximum(values, np.float32(around)), scan.affine)
 
 
 def _solid(mask: Mask) -> Mask:
@@ -198,18 +226,21 @@ def settle(brain: Brain, depth: NDArray[np.float32]) -> Brain:
     """
     if brain.mask is not None and not brain.settled:
         return brain
-    inside = tissue_of_brain(brain.head, depth, float(brain.brightness()[0]))
+    dark = float(brain.brightness()[0])
+    inside = tissue_of_brain(brain.head, depth, dark, brain.slices_mm)
     if inside.sum() < LEAST_SHARE * (depth > 0).sum() or not inside.any():
         return brain
     mask = Image(inside.astype(np.float32), brain.head.affine)
     return replace(brain, inside=inside, mask=mask, settled=True)
 
 
-def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mask:
+def tissue_of_brain(
+    head: Image, depth: NDArray[np.float32], dark: float, slices_mm: float = 0.0
+) -> Mask:
     """Return the brain's voxels with its narrow sulci: what is as bright as its middle, connected
     by more than a bridge, and not far beyond the template's edge. ``dark`` is the background."""
     inside: Mask = np.zeros(depth.shape, bool)
-    near = depth > -OUTSIDE_MM
+    near = depth > -np.interp(slices_mm, SLICES_MM, OUTSIDE_MM)
     if not (depth > DEEP_MM).any():
         return inside
     spacing = float(voxel_sizes(head.affine)[0])
@@ -220,7 +251,9 @@ def tissue_of_brain(head: Image, depth: NDArray[np.float32], dark: float) -> Mas
     depth, near = depth[box], near[box]
     values = head.values[box] - dark
     typical = float(np.median(values[depth > DEEP_MM]))
-    alike = (values > DARK * typical) & ((values < BRIGHT * typical) | (depth > 0))
+    alike = (values > np.interp(slices_mm, SLICES_MM, DARK) * typical) & (
+        (values < BRIGHT * typical) | (depth > 0)
+    )
     tissue = (alike & near) | (depth > CORE_MM)
     bridge, regain, sulcus = (ball(mm / spacing) for mm in (BRIDGE_MM, REGAIN_MM, SULCUS_MM))
     core = largest_component(ndimage.binary_erosion(tissue, bridge))

@@ -188,6 +188,14 @@ def test_absolute_paths_below_the_data_root_are_used(tmp_path: Path) -> None:
     assert scans["path"].tolist() == ["images/0.nii.gz", "images/1.nii.gz"]
 
 
+def test_paths_as_windows_writes_them_are_used_and_lead_nowhere_else(tmp_path: Path) -> None:
+    rows = (r"images\0.nii.gz", r".\images\1.nii.gz", r"..\2.nii.gz", r"\\server\3.nii.gz")
+    lines = "".join(f"{path}\t{number}\n" for number, path in enumerate(rows))
+    outcome = run(table(tmp_path / "data", f"path\tsubject\n{lines}"), tmp_path / "out")
+    assert outcome.scans["path"].tolist() == ["images/0.nii.gz", "images/1.nii.gz"]
+    assert sum("leads outside" in reason for reason in outcome.excluded.values()) == 2
+
+
 def test_a_column_that_is_nearly_a_label_is_noted(tmp_path: Path) -> None:
     data = table(
         tmp_path / "data",

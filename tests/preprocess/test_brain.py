@@ -56,6 +56,18 @@ def test_dark_fluid_inside_the_template_and_brain_outside_of_it_are_told_apart()
         assert 2 * (found & parts["brain"]).sum() / (found.sum() + parts["brain"].sum()) > 0.97
 
 
+def test_slices_that_mix_the_skull_with_its_neighbours_do_not_let_the_mask_grow() -> None:
+    values, depth, parts = layers()
+    # The dark between brain and scalp as slices of 4 mm show it: half of either lies in each.
+    mixed = np.where((depth < 2) & (depth > -6), np.float32(47), values)
+    thin, thick = (
+        brain.tissue_of_brain(Image(mixed, np.diag([2.0, 2, 2, 1])), depth, 0, slices_mm)
+        for slices_mm in (3, 4)
+    )
+    assert (thin & ~parts["brain"]).sum() > 0.1 * parts["brain"].sum()
+    assert (thick ^ parts["brain"]).sum() < 0.02 * parts["brain"].sum()
+
+
 def test_where_the_template_has_no_brain_nothing_is_one() -> None:
     values, depth, _ = layers()
     head = Image(values, np.diag([2.0, 2, 2, 1]))
@@ -110,6 +122,23 @@ def test_a_stripped_brain_with_ripples_below_its_background_is_one_too(heads: li
         inside = found.mask.values > 0
         assert 2 * (inside & moved).sum() / (inside.sum() + moved.sum()) > 0.9
         assert found.head.values.min() >= offset - 1
+
+
+def test_surroundings_of_a_brain_may_have_a_value_from_the_middle_of_its_own(
+    heads: list[Head],
+) -> None:
+    """As in z-scores, and in intensities from -1 to 1."""
+    scan, inside = image_of(heads[2]), heads[2].brain
+    values = np.where(inside, scan.values, 0)
+    own = values[inside]
+    for scaled in ((values - own.mean()) / own.std(), 2 * values / own.max() - 1):
+        image = Image(np.where(inside, scaled, 0).astype(np.float32), scan.affine)
+        found = brain.find_brain(image, PARAMS)
+        assert found.mask is not None
+        assert ((found.mask.values > 0) ^ inside).sum() < 0.01 * inside.sum()
+        # What lies around the brain is as dark as its darkest: no brighter than fluid.
+        fluid = np.percentile(found.head.values[found.inside], 5)
+        assert np.median(found.head.values[~found.inside]) < fluid
 
 
 def test_a_small_head_with_a_dark_skull_in_blackened_air_is_not_stripped() -> None:
