@@ -219,7 +219,7 @@ def _unfolded(velocity: torch.Tensor, in_unit: torch.Tensor, affine: Matrix) -> 
         if all(low >= LEAST_GROWTH and high <= MOST_GROWTH for low, high in bounds):
             break
         velocity = _blur(velocity, SOFTER * 1.5**attempt)
-    return Warp(_as_stored(there, in_unit), _as_stored(_back(there, velocity), in_unit), affine)
+    return Warp(_as_stored(there, in_unit), _back(there, velocity, in_unit, affine), affine)
 
 
 def _as_stored(field: torch.Tensor, in_unit: torch.Tensor) -> NDArray[np.float32]:
@@ -227,14 +227,21 @@ def _as_stored(field: torch.Tensor, in_unit: torch.Tensor) -> NDArray[np.float32
     return stored
 
 
-def _back(there: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-    """Return the displacements that lead back from where following a velocity leads."""
+def _back(
+    there: torch.Tensor, velocity: torch.Tensor, in_unit: torch.Tensor, affine: Matrix
+) -> NDArray[np.float32]:
+    """Return the displacements, mm, that lead back from where following a velocity leads."""
     back = exponential(-velocity, FINAL_SQUARINGS)
     identity = _identity(there.shape[2:], velocity.device)
+    stored = _as_stored(back, in_unit)
     for _ in range(INVERSIONS):
         # So that it leads back from where the stored displacements lead, not the exact ones.
         back = -_sample(there, identity + back.movedim(1, -1))
-    return back
+        nearer = _as_stored(back, in_unit)
+        if Warp(nearer, nearer, affine).jacobian()[0] < LEAST_GROWTH:
+            break  # where the warp stretches to more than twice, this leads away and folds
+        stored = nearer
+    return stored
 
 
 def _triple_product(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:

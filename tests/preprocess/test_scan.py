@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from neurofoundry.contracts.volumes import SLOPE, open_volume
 from neurofoundry.phantom.scanner import Head
 from neurofoundry.preprocess import template as templates
+from neurofoundry.preprocess.layout import Layout
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.scan import Alternate, Job, Result, preprocess_scans
@@ -252,3 +254,21 @@ def test_old_heads_pass_and_their_flairs_do_not(
     flair = preprocess_one(anat / f"{person}_FLAIR.nii.gz", tmp_path / "flair", fine, usual)
     assert flair.measures["brighter_grey"] > 0.13
     assert "brighter than white" in (judge(flair.measures, PARAMS.quality) or "")
+
+
+def test_syn_of_an_old_head_folds_nowhere(
+    real_heads: Path, template: Template, tmp_path: Path
+) -> None:
+    """By the fields on the disk. The Jacobian of this head once had -2.5 to 53."""
+    params = PARAMS.model_copy(update={"registration": "syn"})
+    path = real_heads / "nichart" / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    result = preprocess_one(path, tmp_path, template, params)
+    assert judge(result.measures, params.quality) is None
+    for name in Layout.of(params).warps:
+        image: Any = nib.load(tmp_path / name.format("a"))
+        moved = np.asarray(image.dataobj)[..., 0, :] * [-1, -1, 1]  # from LPS
+        slopes = np.gradient(moved, image.affine[0, 0], axis=(0, 1, 2))
+        factors = np.linalg.det(np.eye(3) + np.stack(slopes, axis=-1))
+        assert factors.std() > 0.05
+        assert factors.min() > 0
+    assert 0 < result.measures["jacobian_min"] < 1 < result.measures["jacobian_max"] < 20
