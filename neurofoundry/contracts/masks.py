@@ -1,4 +1,5 @@
-"""masks.npz of a model: what it outlines on scans of val, test and ood, on the standard grid."""
+"""masks.npz of a model: what it outlines on scans of val, test and ood, on the standard grid; of
+several models as one, on scans of test and ood."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ def pack(classes: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     return np.stack([np.packbits(classes == number + 1) for number in range(count)])
 
 
-def write_masks(path: Path, masks: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Write masks of `pack` by scan id."""
-    write_arrays(path, key="", compress=True, **masks)
+def write_masks(path: Path, masks: Mapping[str, NDArray[np.uint8]], *, key: str = "") -> None:
+    """Write masks of `pack` by scan id, and the ``key`` of what they are made from."""
+    write_arrays(path, key=key, compress=True, **masks)
 
 
 def open_masks(path: Path, grid: Grid) -> Callable[[str], NDArray[np.uint8]]:

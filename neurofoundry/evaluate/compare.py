@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from neurofoundry.contracts.cohort import TESTED
 from neurofoundry.contracts.models import ENSEMBLE
 from neurofoundry.contracts.tables import write_table
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.evaluate import predictions
-from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure import performance
 from neurofoundry.evaluate.measure.performance import Thresholds
 from neurofoundry.evaluate.params import EvaluateParams

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurofoundry.contracts import folds
-from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.contracts.cohort import HELD_OUT, TESTED
 from neurofoundry.contracts.models import DONE, ENSEMBLE, FITTED, PREDICTIONS, run_folder
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.errors import DataError
@@ -21,9 +21,6 @@ from neurofoundry.stats import intervals
 from neurofoundry.stats.metrics import Values
 from neurofoundry.tasks import Task
 from neurofoundry.tasks.base import BASELINE
-
-TESTED = ("test", "ood")
-"""The splits that conclusions rest on: familiar and new sites."""
 
 
 @dataclass(frozen=True, eq=False)

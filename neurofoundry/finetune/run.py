@@ -40,7 +40,7 @@ from neurofoundry.finetune.model import Blueprint, Origin, find_origins, write_f
 from neurofoundry.finetune.network import Network, Reader
 from neurofoundry.finetune.params import FinetuneParams
 from neurofoundry.finetune.runs import Run
-from neurofoundry.finetune.segment import Outline
+from neurofoundry.finetune.segment import Outline, write_together
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.seeds import generator
 from neurofoundry.nn.selfcheck import check_convolutions
@@ -90,7 +90,10 @@ def finetune(
         for run in possible:
             progress.advance(0, note=run.name)
             study.provide(run, work, progress)
-    _write_ensembles(work.dir, runs.ensembles(possible, everyone), tasks)
+    together = runs.ensembles(possible, everyone)
+    _write_ensembles(work.dir, together, tasks)
+    for group, members in together.items():
+        study.outline_together(group, [f"{group}/{name}" for name in members], possible, work)
     _track(work, possible)
     if described:
         names = dict.fromkeys(run.task for run in everyone)
@@ -249,6 +252,21 @@ class Study:
             size=self.params.batch_size,
         )
 
+    def outline_together(
+        self, group: str, members: Sequence[str], made: Sequence[Run], work: Workspace
+    ) -> None:
+        """Write what several models of a segmentation outline as one."""
+        by_name = {run.name: run for run in made}
+        if not isinstance(self.tasks[by_name[members[0]].task], Segmentation):
+            return
+        outlines = {work.dir / name: self.blueprint(by_name[name]) for name in members}
+        write_together(
+            work.dir / group,
+            {folder: each for folder, each in outlines.items() if isinstance(each, Outline)},
+            key=hash_json([_key_of_model(folder) for folder in outlines]),
+            earlier=[output / group for output in work.earlier],
+        )
+
     def describe(self, names: Sequence[str], scans: pd.DataFrame, work: Workspace) -> None:
         """Write features/ENCODER.npz, the features of held-out scans and of those that models may
         learn from, for each frozen encoder."""
@@ -319,8 +337,9 @@ def _write_ensembles(
     tasks: Mapping[str, Task | Segmentation],
 ) -> None:
     """Write the ensembles whose members are all here, and remove what is none any more."""
-    for path in root.glob("*/*/*/ensemble.json"):
-        path.unlink()
+    for path in root.glob("*/*/*/*"):
+        if path.is_file() and path.parent.relative_to(root).as_posix() not in ensembles:
+            path.unlink()
     for group, members in ensembles.items():
         ensemble.write(root / group, members, tasks[Path(group).parts[0]])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.contracts.cohort import HELD_OUT, TESTED
 from neurofoundry.contracts.labels import FILE, open_classes
 from neurofoundry.contracts.masks import MASKS, pack, write_masks
 from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
-from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import SLOPE, VolumeFolder
 from neurofoundry.finetune.model import Origin
 from neurofoundry.finetune.network import Reader
@@ -41,6 +41,9 @@ from neurofoundry.finetune.train import (
 from neurofoundry.nn import augment, encoders, seeds
 from neurofoundry.nn.seeds import seeded
 from neurofoundry.nn.segmenter import Segmenter, shares_of
+from neurofoundry.runtime import cache
+from neurofoundry.runtime.arrays import key_of_arrays
+from neurofoundry.runtime.progress import Progress
 from neurofoundry.tasks import Segmentation
 
 AT_ONCE = 2
@@ -82,16 +85,21 @@ class Outline:
         write_table(history, folder / "history.tsv")
         held_out = self.rows[self.rows["split"].isin(HELD_OUT)]
         masks = {
-            scan_id: pack(self._outlined(network, scan_id), len(self.task.classes))
+            scan_id: pack(_largest(self.shares(network, scan_id)), len(self.task.classes))
             for scan_id in held_out["scan_id"]
         }
         write_masks(folder / MASKS, masks)
         write_table(held_out[[*DESCRIBED]], folder / "predictions.tsv", PREDICTIONS)
 
-    def _outlined(self, network: Segmenter, scan_id: str) -> NDArray[np.uint8]:
-        shares = class_shares(network, self.read([scan_id]), mirror=self.params.mirror)
-        classes: NDArray[np.uint8] = shares[0].argmax(0).to(torch.uint8).cpu().numpy()
-        return classes
+    def read_network(self, folder: Path) -> Segmenter:
+        """Read the network that was made in a folder. Raises DataError."""
+        network = Segmenter(copy.deepcopy(self.origin.encoder), len(self.task.classes))
+        encoders.read_weights(folder / "model.safetensors", network)
+        return network
+
+    def shares(self, network: Segmenter, scan_id: str) -> Tensor:
+        """Return the probabilities (1 + classes, z, y, x) that a network gives the voxels."""
+        return class_shares(network, self.read([scan_id]), mirror=self.params.mirror)[0]
 
     def _tried(self, rate: float, advance: Callable[[], None]) -> tuple[Segmenter, pd.DataFrame]:
         """Train with one learning rate."""
@@ -100,6 +108,44 @@ class Outline:
             trainer = Trainer(network, self, rate)
             history = trainer.train(self.rows[self.rows["split"] == "val"], advance)
         return network, history
+
+
+def write_together(
+    folder: Path, members: Mapping[Path, Outline], *, key: str, earlier: Sequence[Path]
+) -> None:
+    """Write predictions.tsv and masks.npz of several models as one, by their folders.
+
+    A test scan gets the classes with the largest mean of the probabilities that models give it of
+    which it is a test scan: in a cross-validation those of one fold of every repeat, at new sites
+    all. Masks in a folder of ``earlier`` with the same ``key`` are taken.
+    """
+    tables = {each: read_table(each / "predictions.tsv", PREDICTIONS) for each in members}
+    tested = [table[table["split"].isin(TESTED)] for table in tables.values()]
+    rows = pd.concat(tested).drop_duplicates("scan_id")
+    write_table(rows, folder / "predictions.tsv", PREDICTIONS)
+    places = [each / MASKS for each in earlier]
+    if cache.take(folder / MASKS, key, earlier=places, key_of=key_of_arrays):
+        return
+    networks = [outline.read_network(each) for each, outline in members.items()]
+    seen = [set(table["scan_id"]) for table in tested]
+    masks = {}
+    with Progress(f"outline {folder.parent.name} together", len(rows), unit="scans") as progress:
+        for scan_id in rows["scan_id"]:
+            shares = [
+                outline.shares(network, scan_id)
+                for outline, network, own in zip(members.values(), networks, seen, strict=True)
+                if scan_id in own
+            ]
+            classes = _largest(torch.stack(shares).mean(0))
+            masks[scan_id] = pack(classes, len(next(iter(members.values())).task.classes))
+            progress.advance()
+    write_masks(folder / MASKS, masks, key=key)
+
+
+def _largest(shares: Tensor) -> NDArray[np.uint8]:
+    """Return the class with the largest probability of each voxel."""
+    classes: NDArray[np.uint8] = shares.argmax(0).to(torch.uint8).cpu().numpy()
+    return classes
 
 
 class Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,11 @@ def hausdorff95(found: Mask, truth: Mask, spacing: float) -> float:
     one, other = (
         torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (found, truth)
     )
-    distance = compute_hausdorff_distance(
-        one, other, include_background=True, percentile=95, spacing=[spacing] * 3
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of an option that MONAI gives itself
+        distance = compute_hausdorff_distance(
+            one, other, include_background=True, percentile=95, spacing=[spacing] * 3
+        )
     return float(distance)
 
 

@@ -16,18 +16,17 @@ from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, write_cla
 from neurofoundry.contracts.masks import open_masks, pack, write_masks
 from neurofoundry.contracts.models import read_ensemble
 from neurofoundry.contracts.tables import read_table, write_table
+from neurofoundry.contracts.volumes import SLOPE, Volumes
 from neurofoundry.errors import DataError
 from neurofoundry.finetune.segment import Trainer
 from neurofoundry.nn import encoders
 from neurofoundry.nn.segmenter import Segmenter
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.tasks import Segmentation
-from tests.support import tiny
+from tests.support import outlined, tiny
+from tests.support.outlined import TASK
 from tests.support.tiny import GRID
 
-TASK = Segmentation.model_validate(
-    {"kind": "segmentation", "column": "hole", "classes": ["hole"], "label": {"suffix": "mask"}}
-)
 PARAMS: dict[str, Any] = {
     "initializations": {
         "simclr": {"encoder": "simclr", "mode": "finetune"},
@@ -47,24 +46,7 @@ MADE = ("simclr", "scratch", "frozen")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Volumes with a dark ventricle that is outlined, but for every fifth scan, of nobody."""
     folder = tmp_path_factory.mktemp("labelled") / "volumes"
-    scans = tiny.scans_table(28)
-    tiny.write_volumes(folder, scans)
-    middle = ((np.array(GRID.shape) - 1) / 2)[:, None, None, None]
-    radius = np.sqrt((((np.indices(GRID.shape) - middle) / middle) ** 2).sum(0)) / 0.8
-    rows, shows = [], []
-    for number, scan in enumerate(scans.itertuples()):
-        classes = (radius < (0.5 if scan.diagnosis == "AD" else 0.35)).astype(np.uint8)
-        if number % 5 == 4:
-            shows.append(None)
-            continue
-        path = folder / FILE.format(scan_id=scan.scan_id, task="hole")
-        write_classes(path, classes, GRID.affine)
-        shows.append("hole")
-        ml = classes.sum() * 0.216
-        row = ("hole", scan.scan_id, "a.nii", "0" * 64, "1", "hole", ml, hash_file(path), ml)
-        rows.append((*row, 0.216, None))
-    write_table(pd.DataFrame(rows, columns=list(CARRIED.columns)), folder / "labels.tsv", CARRIED)
-    return tiny.with_scans(folder, scans.assign(hole=shows))
+    return outlined.write_volumes(folder, 28, looked_at=lambda number: number % 5 != 4)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +99,38 @@ def test_files_and_rows_are_those_that_are_declared(models: Path) -> None:
 def test_models_of_several_seeds_are_an_ensemble(
     labelled: Path, encoder: Path, tmp_path: Path
 ) -> None:
-    few = {"initializations": {"frozen": PARAMS["initializations"]["frozen"]}, "epochs": 1}
+    few = {"initializations": {"frozen": PARAMS["initializations"]["frozen"]}, "epochs": 3}
     params = {**PARAMS, **few, "seeds": [4, 2]}
     models = tiny.run(tmp_path / "models", labelled, encoder, params, {"hole": TASK})
     plan = read_ensemble(models / "hole/frozen/1.0")
     assert plan is not None
     assert plan.members == ("4", "2")
     assert plan.distance_limit is None
+
+    group = models / "hole/frozen/1.0"
+    networks = []
+    for member in plan.members:
+        networks.append(Segmenter(encoders.load(encoder)[0], 1))
+        encoders.read_weights(group / member / "model.safetensors", networks[-1].eval())
+    together = tiny.predictions(group)
+    alone = tiny.predictions(group / "4")
+    pd.testing.assert_frame_equal(together, alone[alone["split"] != "val"].reset_index(drop=True))
+    read, other = open_masks(group / "masks.npz", GRID), open_masks(group / "4/masks.npz", GRID)
+    differ = 0
+    for scan_id in together["scan_id"]:
+        volume = torch.from_numpy(Volumes(labelled).open(scan_id).astype(np.float32) * SLOPE)
+        with torch.no_grad():
+            shares = [network(volume[None, None]).softmax(1) for network in networks]
+        expected = ((shares[0] + shares[1]) / 2)[0].argmax(0).numpy()
+        np.testing.assert_array_equal(read(scan_id), expected)
+        differ += int((other(scan_id) != expected).sum())
+    assert differ  # each alone says something else
+
+    made = (group / "masks.npz").stat().st_ino
+    again = tiny.run(tmp_path / "again", labelled, encoder, params, {"hole": TASK}, reuse=[models])
+    assert (again / "hole/frozen/1.0/masks.npz").stat().st_ino == made
+    tiny.run(again, labelled, encoder, {**params, "seeds": [4]}, {"hole": TASK})
+    assert [path.name for path in (again / "hole/frozen/1.0").iterdir()] == ["4"]
 
 
 def test_a_frozen_encoder_stays_as_it_was(models: Path, encoder: Path) -> None:

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
+from neurofoundry.contracts.cohort import TESTED
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure.performance import shortage, thresholds_of
 from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.stats.intervals import LEVEL, resample

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from neurofoundry.contracts.cohort import TESTED
 from neurofoundry.errors import counted
-from neurofoundry.evaluate.evidence import TESTED
 from neurofoundry.evaluate.inputs import Features, Inputs
 from neurofoundry.evaluate.measure.robustness import Positions, pairs_by_sites
 from neurofoundry.evaluate.params import EvaluateParams

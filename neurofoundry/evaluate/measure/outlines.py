@@ -4,6 +4,9 @@ Floors need no network. **baseline-otsu** outlines the darker, or the brighter, 
 Otsu's threshold (IEEE Trans. SMC 9, 1979), whichever fits the training scans better; only of one
 class. **baseline-atlas** outlines the same for everyone: where the class is in so many training
 scans that its overlap with them is largest. A cross-validation has no floors.
+
+The models of several seeds or folds are one more row, as `predict` makes one model of them: by the
+mean of their probabilities, and compared with those of the reference as one.
 """
 
 from __future__ import annotations
@@ -21,12 +24,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from neurofoundry.contracts import folds
+from neurofoundry.contracts.cohort import TESTED
 from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, read_labels
 from neurofoundry.contracts.masks import MASKS, open_masks
-from neurofoundry.contracts.models import DONE, PREDICTIONS, run_folder
+from neurofoundry.contracts.models import (
+    DONE,
+    ENSEMBLE,
+    PREDICTIONS,
+    counterpart,
+    group_folder,
+    run_folder,
+)
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid, Volumes
-from neurofoundry.evaluate.evidence import TESTED
 from neurofoundry.stats import intervals
 from neurofoundry.stats.comparisons import t_test
 from neurofoundry.stats.outlines import OUTLINE_METRICS, compare
@@ -190,6 +200,7 @@ class _Study:
             table = read_table(folder / "predictions.tsv", PREDICTIONS)
             read = open_masks(folder / MASKS, self.volumes.grid)
             yield from self._compared(str(run["init"]), float(run["fraction"]), table, read)
+        yield from self._together(runs)
         if folds.count(self.volumes.scans):
             return
         chosen = self.task.select(self.volumes.usable)
@@ -199,6 +210,15 @@ class _Study:
             floors[OTSU] = self._otsu(learn)
         for init, read in floors.items():
             yield from self._compared(init, 1.0, judged, read)
+
+    def _together(self, runs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+        """Yield the rows of the models of several seeds or folds as one."""
+        for init, fraction in runs[["init", "fraction"]].drop_duplicates().itertuples(index=False):
+            folder = self.models / group_folder(self.name, init, fraction)
+            if (folder / MASKS).exists():
+                table = read_table(folder / "predictions.tsv", PREDICTIONS)
+                read = open_masks(folder / MASKS, self.volumes.grid)
+                yield from self._compared(f"{init}{ENSEMBLE}", fraction, table, read)
 
     def chosen(self, runs: pd.DataFrame) -> str | None:
         """Return the initialization whose models have the least loss on val, with all labels."""
@@ -335,17 +355,18 @@ def _differences(
     scans: pd.DataFrame, reference: str, fewest: int, widening: float
 ) -> Iterator[tuple[object, ...]]:
     keys = ["task", "class", "fraction", "split", "scan_id", "person"]
-    against = scans[scans["init"] == reference].drop(columns="init")
-    if against.empty:
-        return
-    for init, rows in scans[scans["init"] != reference].groupby("init", sort=False):
+    for init, rows in scans.groupby("init", sort=False):
+        versus = counterpart(str(init), reference)
+        against = scans[scans["init"] == versus].drop(columns="init")
+        if init == versus or against.empty:
+            continue
         pairs = rows.merge(against, on=keys, suffixes=("", "_reference"))
         for metric in OUTLINE_METRICS:
             pairs[metric] = pairs[metric] - pairs[f"{metric}_reference"]
         for key, of_split in pairs.groupby(["task", "class", "fraction", "split"], sort=False):
             task, name, fraction, split = key
             for metric in OUTLINE_METRICS:
-                about = (task, name, init, reference, fraction, split, metric)
+                about = (task, name, init, versus, fraction, split, metric)
                 value, low, high, p = _estimated(of_split, metric, fewest, widening, paired=True)
                 yield (*about, value, low, high, p, *_counted(of_split, metric, fewest))
 

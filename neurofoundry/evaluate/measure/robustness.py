@@ -16,9 +16,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.contracts.cohort import HELD_OUT, TESTED
 from neurofoundry.errors import DataError, counted
-from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Features, Inputs, site_of
 from neurofoundry.evaluate.measure.baselines import Dealt
 from neurofoundry.evaluate.params import EvaluateParams

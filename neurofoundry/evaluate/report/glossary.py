@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from neurofoundry.contracts import folds
-from neurofoundry.evaluate.evidence import TESTED
+from neurofoundry.contracts.cohort import TESTED
 from neurofoundry.evaluate.measure import baselines
 from neurofoundry.evaluate.report import limits, narrative
 from neurofoundry.evaluate.results import Results

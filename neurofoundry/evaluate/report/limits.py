@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from neurofoundry.contracts import folds
-from neurofoundry.evaluate.evidence import TESTED, Evidence
+from neurofoundry.contracts.cohort import TESTED
+from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.inputs import Inputs, site_of
 from neurofoundry.evaluate.measure.performance import Measured, persons_per_class
 from neurofoundry.evaluate.report import narrative, simulated

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from neurofoundry.evaluate.evidence import TESTED
+from neurofoundry.contracts.cohort import TESTED
+from neurofoundry.contracts.models import ENSEMBLE, counterpart
 from neurofoundry.evaluate.measure.outlines import ATLAS, OTSU, SCANS, Example, Outlines
 from neurofoundry.evaluate.report import plots
 from neurofoundry.evaluate.rows import find_row
@@ -89,7 +90,7 @@ def _describe(outlines: Outlines, task: str, name: str) -> dict[str, Any]:
         "reference": outlines.reference,
         "splits": splits,
         "persons": {split: _persons(whole, split) for split in splits},
-        "rows": [_row(whole, versus, each, init, splits) for each in names],
+        "rows": [_row(whole, versus, each, init, outlines.reference, splits) for each in names],
         "shares": _shares(measures, names),
         "headline": _headline(whole, versus, init, outlines.reference, name),
         "sentences": list(_sentences(whole, versus, agreement, init, outlines.reference)),
@@ -116,6 +117,7 @@ def _row(
     differences: pd.DataFrame,
     init: str,
     chosen: str | None,
+    reference: str,
     splits: Sequence[str],
 ) -> dict[str, Any]:
     """Return the rows of the tables of one initialization or floor."""
@@ -123,7 +125,7 @@ def _row(
     versus = differences[(differences["init"] == init) & (differences["metric"] == "dice")]
     return {
         "init": init,
-        "words": FLOORS.get(init, "chosen on validation" if init == chosen else ""),
+        "words": _words(init, chosen, reference),
         "floor": init in FLOORS,
         "cells": {
             split: {metric: _cell(of_init, split, metric) for metric in OUTLINE_METRICS}
@@ -131,6 +133,15 @@ def _row(
         },
         "versus": {split: find_row(versus, split=split) for split in splits},
     }
+
+
+def _words(init: str, chosen: str | None, reference: str) -> str:
+    """Return what is to be known of a row."""
+    if init.endswith(ENSEMBLE):
+        words = "the mean of its models"
+        versus = counterpart(init, reference)
+        return words if init == versus else f"{words}, against {versus}"
+    return FLOORS.get(init, "chosen on validation" if init == chosen else "")
 
 
 def _shares(measures: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:

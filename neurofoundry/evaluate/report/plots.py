@@ -289,9 +289,9 @@ def outlines(example: Example, title: str) -> str:
 
     def draw(axes: Axes) -> None:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
-        for mask, colour in zip(masks, (TRUTH, FOUND), strict=True):
-            if mask.any():
-                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+        for mask, colour, line in zip(masks, (TRUTH, FOUND), ("-", "--"), strict=True):
+            if mask.any():  # dashes leave the truth to be seen where both agree
+                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2, linestyles=line)
         for number, (start, name) in enumerate(zip([0, *ends], VIEWS, strict=False)):
             height = grey.shape[0] - 1
             axes.text(start + 1, 1, name, color="#fff", size=7, va="top")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from neurofoundry.contracts.cohort import TESTED
 from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.contracts.models import initialization_of
-from neurofoundry.evaluate.evidence import TESTED, Evidence, Model
+from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.measure import baselines, calibration
 from neurofoundry.evaluate.measure.benefit import prevalence_of
 from neurofoundry.evaluate.measure.performance import persons_per_class

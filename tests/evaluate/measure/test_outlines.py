@@ -9,67 +9,24 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, write_classes
-from neurofoundry.contracts.masks import pack, write_masks
-from neurofoundry.contracts.tables import write_table
+from neurofoundry.contracts.labels import FILE, open_classes
 from neurofoundry.contracts.volumes import Volumes
 from neurofoundry.evaluate.measure import outlines
 from neurofoundry.evaluate.measure.outlines import Outlines
-from neurofoundry.runtime.files import hash_file
-from neurofoundry.tasks import Segmentation
-from tests.support import tiny
+from tests.support import outlined
 from tests.support.tiny import GRID
-
-TASK = Segmentation.model_validate(
-    {"kind": "segmentation", "column": "hole", "classes": ["hole"], "label": {"suffix": "mask"}}
-)
-INITS = ("shifted", "perfect")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Volumes with a dark ball that is outlined, and models that know it or miss it by a voxel."""
     root = tmp_path_factory.mktemp("outlines")
-    scans, volumes, models = tiny.scans_table(42), root / "volumes", root / "models"
-    tiny.write_volumes(volumes, scans)
-    middle = ((np.array(GRID.shape) - 1) / 2)[:, None, None, None]
-    radius = np.sqrt((((np.indices(GRID.shape) - middle) / middle) ** 2).sum(0)) / 0.8
-    rows, truth = [], {}
-    for scan in scans.itertuples():
-        classes = (radius < (0.5 if scan.diagnosis == "AD" else 0.35)).astype(np.uint8)
-        path = volumes / FILE.format(scan_id=scan.scan_id, task="hole")
-        write_classes(path, classes, GRID.affine)
-        truth[scan.scan_id] = classes.transpose(2, 1, 0)
-        ml = classes.sum() * 0.1
-        row = ("hole", scan.scan_id, "a.nii", "0" * 64, "1", "hole", ml, hash_file(path), ml)
-        rows.append((*row, 0.1, None))
-    write_table(pd.DataFrame(rows, columns=list(CARRIED.columns)), volumes / "labels.tsv", CARRIED)
-    tiny.with_scans(volumes, scans.assign(hole="hole"))
-    held_out = scans[scans["split"].isin(["val", "test", "ood"])].assign(label="hole")
-    for init, steps in zip(INITS, (1, 0), strict=True):
-        folder = models / "hole" / init / "1.0" / "0"
-        folder.mkdir(parents=True)
-        masks = {
-            scan_id: pack(np.roll(truth[scan_id], steps, axis=0), 1)
-            for scan_id in held_out["scan_id"]
-        }
-        write_masks(folder / "masks.npz", masks)
-        write_table(held_out, folder / "predictions.tsv")
-        losses = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.9, 0.2 + 0.1 * steps]})
-        write_table(losses, folder / "history.tsv")
-    return volumes, models
+    volumes = outlined.write_volumes(root / "volumes", 42)
+    return volumes, outlined.write_models(root / "models", volumes)
 
 
 @pytest.fixture(scope="module")
 def measured(folders: tuple[Path, Path]) -> Outlines:
-    volumes, models = folders
-    runs = pd.DataFrame(
-        [("hole", init, 1.0, 0, "done") for init in INITS],
-        columns=["task", "init", "fraction", "seed", "status"],
-    )
-    return outlines.measure(
-        {"hole": TASK}, runs, Volumes(volumes), models, reference="shifted", fewest=3
-    )
+    return outlined.measure(*folders)
 
 
 def cell(table: pd.DataFrame, **where: str) -> pd.Series:
@@ -117,7 +74,21 @@ def test_differences_are_paired(measured: Outlines) -> None:
     assert row["value"] == pytest.approx(1 - low)
     assert 0 < row["low"] < row["value"] < row["high"]
     assert row["p"] < 0.001
-    assert set(measured.differences["init"]) == {"perfect", outlines.OTSU, outlines.ATLAS}
+    assert set(measured.differences["init"]) == {
+        *("perfect", "perfect-ensemble", outlines.OTSU, outlines.ATLAS),
+    }
+
+
+def test_several_models_as_one_are_compared_with_several(measured: Outlines) -> None:
+    """They miss by a voxel more than each of them: what was written for them is what counts."""
+    values = {
+        init: cell(measured.measures, init=init, split="test", metric="dice")["value"]
+        for init in ("shifted", "perfect-ensemble", "shifted-ensemble")
+    }
+    assert values["perfect-ensemble"] == values["shifted"] > values["shifted-ensemble"]
+    row = cell(measured.differences, init="perfect-ensemble", split="test", metric="dice")
+    assert row["versus"] == "shifted-ensemble"
+    assert row["value"] == pytest.approx(values["perfect-ensemble"] - values["shifted-ensemble"])
 
 
 def test_volumes_agree_as_bland_and_altman_have_it(measured: Outlines) -> None:
@@ -145,14 +116,7 @@ def test_examples_are_of_the_model_that_validation_chose(measured: Outlines) -> 
 def test_the_worst_scan_is_the_one_that_fits_least(
     measured: Outlines, folders: tuple[Path, Path]
 ) -> None:
-    volumes, models = folders
-    runs = pd.DataFrame(
-        [("hole", "shifted", 1.0, 0, "done")],
-        columns=["task", "init", "fraction", "seed", "status"],
-    )
-    only = outlines.measure(
-        {"hole": TASK}, runs, Volumes(volumes), models, reference="shifted", fewest=3
-    )
+    only = outlined.measure(*folders, inits=("shifted",))
     scans = only.scans[(only.scans["init"] == "shifted") & (only.scans["split"] == "test")]
     best, _, worst = only.examples
     assert (best.dice, worst.dice) == pytest.approx((scans["dice"].max(), scans["dice"].min()))
