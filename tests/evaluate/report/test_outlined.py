@@ -12,6 +12,7 @@ import pytest
 
 from neurofoundry.evaluate.measure.outlines import OTSU, Example, Outlines
 from neurofoundry.evaluate.report import outlined, plots
+from neurofoundry.evaluate.rows import find_row
 from tests.support import outlined as support
 from tests.support.tiny import GRID
 
@@ -56,9 +57,8 @@ class Words(HTMLParser):
 
 
 def value(measured: Outlines, init: str, metric: str = "dice", split: str = "test") -> str:
-    table = measured.measures
-    row = table[(table["init"] == init) & (table["metric"] == metric) & (table["split"] == split)]
-    return outlined.number(row.iloc[0].to_dict(), metric)
+    row = find_row(measured.measures, init=init, metric=metric, split=split)
+    return outlined.number(row, metric)
 
 
 def test_words_and_tables_hold_what_was_measured(measured: Outlines, page: str) -> None:
