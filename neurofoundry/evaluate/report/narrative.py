@@ -238,18 +238,22 @@ def _power(
     versus: Mapping[str, Any], reference_row: Mapping[str, Any], compared: int, adjusted: str
 ) -> str:
     """Return which difference so many subjects would show, and how many a smaller one would take:
-    0.05 of a share, a tenth of the error of the reference."""
+    0.05 of a share, a tenth of the error of the reference; no more than there is to gain."""
     metric, subjects = str(reference_row["metric"]), int(reference_row["subjects"])
+    value, share = float(reference_row["value"]), METRICS[metric].scale.share
     seen = detectable((versus["high"] - versus["low"]) / 2, compared)
-    wanted = 0.05 if METRICS[metric].scale.share else 0.1 * abs(float(reference_row["value"]))
-    text = (
-        f"{subjects} such subjects would show a difference of {number(seen, metric)} in four of "
-        f"five studies{adjusted}"
-    )
-    if not 0 < wanted < seen:
+    wanted, most = (0.05, 1 - value) if share else (0.1 * abs(value), abs(value))
+    studies = f"in four of five studies{adjusted}"
+    if seen < most:
+        shown, one = f"show a difference of {number(seen, metric)}", "one"
+    else:
+        best = f"({number(most, metric)} better)"
+        shown, one = f"not even show a model without an error {best}", "a difference"
+    text = f"{subjects} such subjects would {shown} {studies}"
+    if not 0 < wanted < min(seen, most):
         return f"{text}."
     needed = float(f"{subjects * (seen / wanted) ** 2:.2g}")
-    return f"{text}; to show one of {number(wanted, metric)} takes about {needed:,.0f}."
+    return f"{text}; to show {one} of {number(wanted, metric)} takes about {needed:,.0f}."
 
 
 def against_baselines(

@@ -174,7 +174,7 @@ def test_numbers_have_the_digits_that_people_need(value, metric, signed, text):
 
 
 def test_what_so_many_subjects_would_show_follows_from_the_interval(monkeypatch):
-    table = measured(VALUES, low=-0.1, high=0.14)
+    table = measured({**VALUES, ("scratch", 1.0): 0.7}, low=-0.1, high=0.14)
     table.measures["subjects"] = 60
     monkeypatch.setattr(narrative, "on_validation", lambda evidence, model: 0.8)
     conclusion = narrative.conclude(evidence(), table, "scratch")
@@ -184,4 +184,16 @@ def test_what_so_many_subjects_would_show_follows_from_the_interval(monkeypatch)
     assert conclusion.sentences[0].endswith(
         "could be chance. 60 such subjects would show a difference of 0.20 in four of five "
         "studies, adjusted for 3 comparisons; to show one of 0.05 takes about 940."
+    )
+
+
+def test_no_difference_is_promised_that_cannot_be(monkeypatch):
+    table = measured(VALUES, low=-0.3, high=0.4)
+    table.measures["subjects"] = 16
+    monkeypatch.setattr(narrative, "on_validation", lambda evidence, model: 0.8)
+    first = narrative.conclude(evidence(), table, "scratch").sentences[0]
+    # They would show 0.577, scratch has an AUC of 0.9, and 16 · (0.577 / 0.05)² is 2,131.
+    assert first.endswith(
+        "16 such subjects would not even show a model without an error (0.10 better) in four of "
+        "five studies, adjusted for 3 comparisons; to show a difference of 0.05 takes about 2,100."
     )
