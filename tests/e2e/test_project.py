@@ -137,7 +137,8 @@ def test_only_an_added_scan_is_preprocessed(project: Path, command: Run, tmp_pat
 
 @pytest.fixture(scope="module")
 def further(project: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which ten sessions have a FLAIR, too, and persons are tested in three folds."""
+    """A clone in which ten sessions have a FLAIR, too, persons are tested in three folds, and
+    ventricles are outlined."""
     clone = tmp_path_factory.mktemp("further") / "clone"
     shutil.copytree(project, clone, symlinks=True)
     add_flair(clone / "data", sessions=10, work=clone.parent)
@@ -146,7 +147,13 @@ def further(project: Path, command: Run, tmp_path_factory: pytest.TempPathFactor
     apart = values["ingest"]["splits"]["ood"]
     values["ingest"]["splits"] = {"mode": "folds", "folds": 3, "pretrain": 0.2, "ood": apart}
     values["ingest"].update(contrasts=["T1w", "FLAIR"], optional_contrasts=["FLAIR"])
-    values["tasks"] = {"sex": values["tasks"]["sex"]}
+    values["tasks"] = {
+        "sex": values["tasks"]["sex"],
+        "ventricles": {
+            **{"kind": "segmentation", "classes": ["ventricle"], "min_subjects": 1},
+            "label": {"suffix": "mask", "label": "ventricle"},
+        },
+    }
     starts = values["finetune"]["initializations"]
     values["finetune"].update(epochs=1, explain=None)
     values["finetune"]["initializations"] = {name: starts[name] for name in ("simclr", "scratch")}
@@ -217,10 +224,13 @@ def test_of_folds_one_that_is_lost_is_made_alone(further: Path, command: Run) ->
     measured = pd.read_csv(further / "evaluation/tables/metrics.tsv", sep="\t")
     of_folds = measured.query("init == 'scratch' and split == 'test' and metric == 'auc'")
     assert of_folds["subjects"].tolist() == [tested["person"].nunique()]
+    outlined = pd.read_csv(further / "evaluation/tables/outlines.tsv", sep="\t")
+    dice = outlined.query("init == 'scratch' and split == 'test' and metric == 'dice'")
+    assert dice["persons"].tolist() == [tested["person"].nunique()]
 
     models = further / "models"
     made = {path.parent: path.stat().st_ino for path in models.rglob("run.json")}
-    assert len(made) == 2 * 3
+    assert len(made) == 2 * 2 * 3
     lost = models / "sex/scratch/1.0/0/fold-2"
     weights = (lost / "model.safetensors").read_bytes()
     shutil.rmtree(lost)
