@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.runtime.log import LOGGER, configure
+from neurofoundry.runtime.machine import SAFE_PATH
 
 # One thread a test process, as two of them fill two cores. Before torch is loaded: a process that
 # is forked from one whose threads have worked waits for them forever.
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that runs tests in the background has them ignore Ctrl-C, and so what they start: no test
 # of an interruption could pass.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    """A command that a test has run in this process has set it, and `python -m tests…` of the
+    tests to come would find no tests."""
+    os.environ.pop(SAFE_PATH[0], None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from neurofoundry.cli import main as cli
 from neurofoundry.evaluate.params import MetricName
 from neurofoundry.runtime.log import LOGGER
-from neurofoundry.runtime.machine import SAFE_PATH
 from neurofoundry.runtime.progress import Progress
 from neurofoundry.stats.metrics import METRICS
 
@@ -71,7 +70,6 @@ def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
     monkeypatch.setenv("GOMP_SPINCOUNT", asked or "")
     if asked is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     spins = []
     monkeypatch.setattr(cli, "app", lambda: spins.append(os.environ["GOMP_SPINCOUNT"]))
     cli.main()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from neurofoundry.cli.main import main
-from neurofoundry.runtime.machine import SAFE_PATH
 from tests.support import tiny
 
 
@@ -22,7 +21,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verify(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     monkeypatch.setattr(sys, "argv", ["neurofoundry", "verify", *words])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -21,7 +21,6 @@ from neurofoundry.kubeflow import api as kubernetes
 from neurofoundry.kubeflow import trainjob
 from neurofoundry.kubeflow.api import Api
 from neurofoundry.kubeflow.schemas import Machines, Pool
-from neurofoundry.runtime.machine import SAFE_PATH
 from tests.support.kubernetes import JOBS, LAUNCHER, Cluster, Handler, condition, pod, refusal
 
 POOL = {
@@ -350,7 +349,6 @@ def test_the_step_speaks_to_its_cluster_over_tls(
         "--image", "i", "--claim", "c", "--mount", "/store", "--secret", "wandb",
         "--pool", json.dumps(POOL), "--selector", "{}", "--tolerations", "[]",
     ]  # fmt: skip
-    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     try:
         with pytest.raises(SystemExit) as ended:
@@ -380,7 +378,6 @@ def test_for_one_node_the_step_returns_at_once_and_leaves_the_gpus_to_pretrainin
         "--pool", json.dumps(POOL), "--selector", "{}", "--tolerations", "[]",
         "--executor-input", json.dumps({"inputs": {}, "outputs": outputs}),
     ]  # fmt: skip
-    monkeypatch.setenv(*SAFE_PATH)  # else `main` sets it for all tests to come
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
