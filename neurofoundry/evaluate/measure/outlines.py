@@ -196,10 +196,7 @@ class _Study:
     def scans(self, runs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
         """Yield the rows of ``SCANS`` of ``runs``, which are done, then of the floors."""
         for run in runs.to_dict("records"):
-            folder = self._folder(run)
-            table = read_table(folder / "predictions.tsv", PREDICTIONS)
-            read = open_masks(folder / MASKS, self.volumes.grid)
-            yield from self._compared(str(run["init"]), float(run["fraction"]), table, read)
+            yield from self._found(self._folder(run), str(run["init"]), float(run["fraction"]))
         yield from self._together(runs)
         if folds.count(self.volumes.scans):
             return
@@ -216,9 +213,13 @@ class _Study:
         for init, fraction in runs[["init", "fraction"]].drop_duplicates().itertuples(index=False):
             folder = self.models / group_folder(self.name, init, fraction)
             if (folder / MASKS).exists():
-                table = read_table(folder / "predictions.tsv", PREDICTIONS)
-                read = open_masks(folder / MASKS, self.volumes.grid)
-                yield from self._compared(f"{init}{ENSEMBLE}", fraction, table, read)
+                yield from self._found(folder, f"{init}{ENSEMBLE}", fraction)
+
+    def _found(self, folder: Path, init: str, fraction: float) -> Iterator[tuple[object, ...]]:
+        """Yield the rows of what a model, or several as one, outlined: the masks in ``folder``."""
+        table = read_table(folder / "predictions.tsv", PREDICTIONS)
+        read = open_masks(folder / MASKS, self.volumes.grid)
+        yield from self._compared(init, fraction, table, read)
 
     def chosen(self, runs: pd.DataFrame) -> str | None:
         """Return the initialization whose models have the least loss on val, with all labels."""

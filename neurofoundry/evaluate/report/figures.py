@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence
 from neurofoundry.evaluate.measure.explanations import Explanation
 from neurofoundry.evaluate.report import narrative, plots
@@ -138,11 +139,10 @@ def _maps(evidence: Evidence, explained: list[Explanation]) -> dict[str, Panels]
         limit = max(float(np.abs(each.mean).max()) for each in groups)
         figures = []
         for each in groups:
-            subjects = "subject" if each.subjects == 1 else "subjects"
             group = each.group
             if group != "everybody":
                 group = f"{evidence.task.column} {group}"
-            caption = f"{init}: {group}, mean of {each.subjects} {subjects}"
+            caption = f"{init}: {group}, mean of {counted(each.subjects, 'subject')}"
             svg = plots.explanation(each, limit, unit, caption)
             figures.append(Figure(init, caption, svg))
         maps[init] = tuple(figures)

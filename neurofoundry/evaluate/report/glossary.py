@@ -9,6 +9,7 @@ import pandas as pd
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import TESTED
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.measure import baselines
 from neurofoundry.evaluate.report import limits, narrative
 from neurofoundry.evaluate.results import Results
@@ -211,7 +212,7 @@ def whom_it_is_for(results: Results) -> str:
         return ""
     words = [_ages(used), _sexes(used)]
     sites = used.groupby(["dataset", "site"]).ngroups
-    words.append(f"scanned at {sites} {'site' if sites == 1 else 'sites'}")
+    words.append(f"scanned at {counted(sites, 'site')}")
     persons = used["person"].nunique()
     return (
         f"Trained and tested on {persons} subjects {', '.join(filter(None, words))}: of others "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from neurofoundry.contracts.sketches import COPY, REMEDY, SIMILAR
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.inputs import Inputs
 
 
@@ -45,7 +46,7 @@ def _by_brain(inputs: Inputs, similar: pd.DataFrame | None) -> str:
     text = f"The brains of {seen} of {len(usable)} usable scans were compared with each other: "
     copies = int((similar["correlation"] >= COPY).sum())
     text += (
-        f"{copies} {'pair' if copies == 1 else 'pairs'} under two names looked like copies of one "
+        f"{counted(copies, 'pair')} under two names looked like copies of one "
         "image, and were set aside unless kept by hand; "
         if copies
         else "no two under different names look like copies of one image; "
