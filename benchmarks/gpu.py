@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --out FOLDER [--toy] [--minutes 8] [--parts convolutions,steps]
 
 Written for the day a GPU (such as an H200) is lent. Each part runs in a process of its own and may
-take so much of the time; one that fails, or takes longer, leaves its reason and stops no other.
+take so much of the time; one that fails, or takes longer, leaves its reason beside the numbers that
+it had, and stops no other.
 
 - convolutions: the network in fp32 and bf16 against float64 on the CPU, features and gradients.
 - views: views a second at 150 x 192 x 192, made together and one by one, whether both are the same,
@@ -15,24 +16,28 @@ take so much of the time; one that fails, or takes longer, leaves its reason and
   the customary way (benchmarks/pretrain.py).
 - two_processes: scans a second of two trainings at once, over those of one.
 
---toy is the same at a size for a CPU, in this process, without the last two.
+--toy is the same at a size for a CPU, in this process, without the last two, which take minutes
+there: name them in --parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -97,16 +102,17 @@ TOY = Size(
 def main() -> None:
     """Measure, write FOLDER/gpu.json and FOLDER/gpu.md, and print the table."""
     options = parse()
+    size = TOY if options.toy else FULL
     if options.part:
-        print(json.dumps({**PARTS, "bf16_step": bf16_step}[options.part](FULL)))
+        for numbers in {**PARTS, "a_step": a_step}[options.part](size):
+            print(json.dumps(numbers), flush=True)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * options.minutes
     found: dict[str, Numbers] = {"machine": machine()}
     for name in options.parts:
-        left = ends - time.monotonic()
-        seconds = min(SECONDS[name], left)
-        found[name] = PARTS[name](TOY) if options.toy else run_part(name, seconds=seconds)
+        seconds = min(SECONDS[name], ends - time.monotonic())
+        found[name] = merged(PARTS[name](TOY)) if options.toy else run_part(name, seconds=seconds)
         write_json(options.out / "gpu.json", found)
     text = "\n".join(table(found)) + "\n"
     write_text(options.out / "gpu.md", text)
@@ -131,18 +137,36 @@ def parse() -> argparse.Namespace:
 
 
 def run_part(name: str, *, seconds: float) -> Numbers:
-    """Run a part in a process of its own; return its numbers, or why there are none."""
+    """Run a part in a process of its own; return its numbers, and why there are no more of them."""
+    if seconds <= 0:
+        return {"failed": "no time was left"}
     started = time.monotonic()
     command = [sys.executable, __file__, "--part", name]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(1.0, seconds), check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done within {seconds:.0f} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": time.monotonic() - started}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+        failed = {}
+        try:
+            if process.wait(seconds):
+                failed = {"failed": (said(errors) or ["no message"])[-1]}
+        except subprocess.TimeoutExpired:
+            failed = {"failed": f"not done within {seconds:.0f} s"}
+        # Whatever it has started would be measured together with the next part.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        numbers = merged(json.loads(line) for line in said(out) if line.startswith("{"))
+    return {**numbers, **failed, "wall_s": time.monotonic() - started}
+
+
+def said(file: IO[str]) -> list[str]:
+    """The whole lines that a process has written."""
+    file.seek(0)
+    return [line.strip() for line in file if line.endswith("\n") and line.strip()]
+
+
+def merged(numbers: Iterable[Numbers]) -> Numbers:
+    """What a part tells one after the other."""
+    return {name: value for each in numbers for name, value in each.items()}
 
 
 def machine() -> Numbers:
@@ -188,7 +212,7 @@ def heads(size: Size, scans: int) -> torch.Tensor:
     return torch.from_numpy(np.where(inside, noise, 0)).to(DEVICE)
 
 
-def convolutions(size: Size) -> Numbers:
+def convolutions(size: Size) -> Iterator[Numbers]:
     """Largest errors of features and gradients, as shares of the largest values, with the maps of
     coarser volumes: float64 on a CPU would take minutes."""
     params, shape = EncoderParams.model_validate(size.encoder), (26, 32, 32)
@@ -205,18 +229,16 @@ def convolutions(size: Size) -> Numbers:
         return [each.detach().double().cpu() for each in (features, gradient)]
 
     exact = made(torch.device("cpu"), torch.float64)
-    numbers = {}
     for name in ("fp32", "bf16"):
         ours = made(DEVICE, torch.float32, bf16=name == "bf16")
         for what, one, other in zip(("features", "gradients"), ours, exact, strict=True):
-            numbers[f"{name}_{what}_error"] = ((one - other).abs().max() / other.abs().max()).item()
-    return numbers
+            error = ((one - other).abs().max() / other.abs().max()).item()
+            yield {f"{name}_{what}_error": error}
 
 
-def views(size: Size) -> Numbers:
+def views(size: Size) -> Iterator[Numbers]:
     """Views a second, and how often the host waits."""
     zscores, names = heads(size, size.scans), [str(number) for number in range(size.scans)]
-    numbers: Numbers = {}
     for preset in ("robust", "paper"):
         params = AugmentParams.model_validate({"preset": preset})
 
@@ -231,11 +253,12 @@ def views(size: Size) -> Numbers:
             return torch.cat([augment.apply(zscores, each) for each in drawn()])
 
         count = 2 * size.scans
-        numbers[f"{preset}_views_per_s"] = count / seconds_of(together, size.tries)
-        numbers[f"{preset}_one_by_one_per_s"] = count / seconds_of(one_by_one, size.tries)
-        numbers[f"{preset}_largest_difference"] = (together() - one_by_one()).abs().max().item()
-        numbers[f"{preset}_host_waits"] = host_waits(together)
-    return numbers
+        yield {
+            f"{preset}_views_per_s": count / seconds_of(together, size.tries),
+            f"{preset}_one_by_one_per_s": count / seconds_of(one_by_one, size.tries),
+            f"{preset}_largest_difference": (together() - one_by_one()).abs().max().item(),
+            f"{preset}_host_waits": host_waits(together),
+        }
 
 
 def host_waits(what: Callable[[], object]) -> int:
@@ -250,9 +273,8 @@ def host_waits(what: Callable[[], object]) -> int:
     return sum("synchroniz" in str(each.message) for each in heard)
 
 
-def steps(size: Size) -> Numbers:
+def steps(size: Size) -> Iterator[Numbers]:
     """Scans a second of a step of SimCLR on views that are there already."""
-    numbers: Numbers = {}
     for name, precision, compiled, deterministic in (
         ("fp32", "fp32", False, True),
         ("bf16", "bf16", False, True),
@@ -264,9 +286,10 @@ def steps(size: Size) -> Numbers:
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = not deterministic
         step, waits = trainer(size, precision, compiled=compiled)
-        numbers[f"{name}_scans_per_s"] = size.scans / seconds_of(step, size.tries)
-        numbers[f"{name}_host_waits"] = waits()
-    return numbers
+        yield {
+            f"{name}_scans_per_s": size.scans / seconds_of(step, size.tries),
+            f"{name}_host_waits": waits(),
+        }
 
 
 def trainer(
@@ -291,7 +314,7 @@ def trainer(
     return step, lambda: host_waits(step)
 
 
-def resume(size: Size) -> Numbers:
+def resume(size: Size) -> Iterator[Numbers]:
     """The stage twice, and from its middle: the largest difference of any weight."""
     with tempfile.TemporaryDirectory() as root:
         volumes = write_cohort(Path(root, "volumes"), size)
@@ -301,7 +324,7 @@ def resume(size: Size) -> Numbers:
                 half_done(folders[0], folder)
             train_encoder(folder, volumes, size)
         weights = [load_file(folder / "encoder.safetensors") for folder in folders]
-    return {
+    yield {
         "again_largest_difference": furthest(weights[0], weights[1]),
         "resumed_largest_difference": furthest(weights[0], weights[2]),
     }
@@ -352,7 +375,7 @@ def furthest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
-def registration(size: Size) -> Numbers:
+def registration(size: Size) -> Iterator[Numbers]:
     """Warps a second."""
     counts = [2 * round(size.warp_extent_mm / 2 / size.warp_mm)] * 3
     axes = np.ogrid[tuple(slice(-1, 1, complex(0, n)) for n in counts)]
@@ -363,51 +386,58 @@ def registration(size: Size) -> Numbers:
         return Image(np.clip(5 * (edge - radius), 0, 1).astype(np.float32), affine)
 
     fixed, moving = brain(0.7), [brain(0.65 + 0.01 * number) for number in range(size.brains)]
+
+    def registered(brains: int) -> object:
+        return warp.register(fixed, moving[:brains], DEVICE)
+
     tries = max(1, size.tries // 5)
-    one = seconds_of(lambda: warp.register(fixed, moving[:1], DEVICE), tries)
-    several = seconds_of(lambda: warp.register(fixed, moving, DEVICE), tries)
-    return {
-        "brains_together": size.brains,
-        "one_at_a_time_per_s": 1 / one,
-        "together_per_s": size.brains / several,
-    }
+    yield {"one_at_a_time_per_s": 1 / seconds_of(lambda: registered(1), tries)}
+    several = seconds_of(lambda: registered(size.brains), tries)
+    yield {"brains_together": size.brains, "together_per_s": size.brains / several}
 
 
-def end_to_end(size: Size) -> Numbers:
-    """What benchmarks/pretrain.py measures at this size."""
-    with tempfile.TemporaryDirectory() as root:
-        path = Path(root, "pretrain.json")
-        subprocess.run([*ways(), "--json", path], check=True, stdout=subprocess.DEVNULL)
-        (found,) = json.loads(path.read_text())["rounds"]
-    return {f"{way}_{name}": value for way, of in found.items() for name, value in of.items()}
+def end_to_end(size: Size) -> Iterator[Numbers]:
+    """What benchmarks/pretrain.py measures, one way after the other."""
+    import pretrain as both  # it needs seconds, and MONAI
+
+    quick = size is TOY
+    scale = both.size(quick=quick)
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        both.write_volumes(Path(folder), both.GRID, scale.scans)
+        for way in both.WAYS:
+            found[way] = {}
+            for numbers in both.take_turn(way, folder, quick=quick):
+                found[way] |= numbers
+                yield {f"{way}_{name}": value for name, value in numbers.items()}
+    both.compare(found)
+    for way, numbers in found.items():
+        yield {f"{way}_{name}": each for name, each in numbers.items() if name.endswith("_ratio")}
 
 
-def ways() -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("pretrain.py")), "--rounds", "1"]
-
-
-def two_processes(size: Size) -> Numbers:
+def two_processes(size: Size) -> Iterator[Numbers]:
     """Scans a second of two trainings that share the GPU, over those of one."""
-    alone = together(1)
-    both = together(2)
-    return {"alone_scans_per_s": alone, "two_scans_per_s": both, "ratio": both / alone}
+    alone = together(1, size)
+    yield {"alone_scans_per_s": alone}
+    both = together(2, size)
+    yield {"two_scans_per_s": both, "ratio": both / alone}
 
 
-def together(count: int) -> float:
+def together(count: int, size: Size) -> float:
     """Scans a second of so many processes, each of which makes steps."""
-    command = [sys.executable, __file__, "--part", "bf16_step"]
+    command = [sys.executable, __file__, "--part", "a_step", *["--toy"] * (size is TOY)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     outputs = [process.communicate()[0] for process in processes]
     return sum(json.loads(out.splitlines()[-1])["scans_per_s"] for out in outputs)
 
 
-def bf16_step(size: Size) -> Numbers:
+def a_step(size: Size) -> Iterator[Numbers]:
     """What each of several processes does."""
-    step, _ = trainer(size, "bf16", compiled=False)
-    return {"scans_per_s": size.scans / seconds_of(step, 3 * size.tries)}
+    step, _ = trainer(size, "bf16" if GPU else "fp32", compiled=False)
+    yield {"scans_per_s": size.scans / seconds_of(step, 3 * size.tries)}
 
 
-PARTS: dict[str, Callable[[Size], Numbers]] = {
+PARTS: dict[str, Callable[[Size], Iterator[Numbers]]] = {
     each.__name__: each
     for each in (convolutions, views, steps, resume, registration, end_to_end, two_processes)
 }

@@ -420,6 +420,11 @@ class Size(NamedTuple):
     steps: int
     views: int
 
+    @property
+    def scans(self) -> int:
+        """Volumes to train on."""
+        return (8 if GPU else 2) * self.batch
+
 
 def size(*, quick: bool) -> Size:
     if quick:
@@ -429,8 +434,8 @@ def size(*, quick: bool) -> Size:
     return Size({"stem_stride": 2}, batch=8, steps=10, views=20)
 
 
-def measure(way: str, folder: Path, size: Size) -> dict[str, float]:
-    """Measure one way, in a process of its own."""
+def measure(way: str, folder: Path, size: Size) -> Iterator[dict[str, float]]:
+    """Measure one way, in a process of its own; yield numbers as they come."""
     params = PretrainParams.model_validate(
         {
             "encoder": size.encoder,
@@ -440,34 +445,43 @@ def measure(way: str, folder: Path, size: Size) -> dict[str, float]:
             "augment": {"preset": "paper" if way == "paper" else "robust"},
         }
     )
-    numbers: dict[str, float] = {}
     ours = not way.startswith("customary")
     with memory.kept() if ours else nullcontext():  # as the stage does
         if way in TRAINED:
-            numbers |= time_training(way, folder, params, size.steps)
+            trained = time_training(way, folder, params, size.steps)
+            yield trained
         if way != "bf16":  # its views are robust's
-            numbers |= time_views(way, size.views)
+            yield time_views(way, size.views)
     if GPU and ours:
-        numbers |= matrix_share(params, numbers["scans_per_second"])
+        yield matrix_share(params, trained["scans_per_second"])
     if GPU and way == "robust":
-        numbers |= largest_batch(params)
-    return numbers
+        yield largest_batch(params)
 
 
-def take_turns(rounds: int, size: Size, arguments: Sequence[str]) -> list[dict[str, Any]]:
+def take_turn(way: str, folder: str, *, quick: bool) -> Iterator[dict[str, float]]:
+    """Measure one way in a process of its own, with the volumes of a folder."""
+    command = [sys.executable, __file__, "--folder", folder, "--way", way, *["--quick"] * quick]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                yield json.loads(line)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def take_turns(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
     """Measure all ways, round after round."""
     measured = []
     with tempfile.TemporaryDirectory() as folder:
-        write_volumes(Path(folder), GRID, (8 if GPU else 2) * size.batch)
-        here = [sys.executable, __file__, "--folder", folder, *arguments, "--way"]
+        write_volumes(Path(folder), GRID, size(quick=quick).scans)
         for number in range(1, rounds + 1):
-            numbers = {}
+            ways: dict[str, dict[str, float]] = {}
             for way in WAYS:
                 with announced(f"Round {number} of {rounds}, {way}"):
-                    done = subprocess.run([*here, way], stdout=subprocess.PIPE, check=True)
-                numbers[way] = json.loads(done.stdout.splitlines()[-1])
-            compare(numbers)
-            measured.append(numbers)
+                    turn = take_turn(way, folder, quick=quick)
+                    ways[way] = {name: value for each in turn for name, value in each.items()}
+            compare(ways)
+            measured.append(ways)
     return measured
 
 
@@ -492,10 +506,11 @@ def main() -> None:
     options = parse()
     scale = size(quick=options.quick)
     if options.way:
-        print(json.dumps(measure(options.way, options.folder, scale)))
+        for numbers in measure(options.way, options.folder, scale):
+            print(json.dumps(numbers), flush=True)
         return
     log.configure()
-    rounds = take_turns(options.rounds, scale, ["--quick"] * options.quick)
+    rounds = take_turns(options.rounds, quick=options.quick)
     z, y, x = GRID.shape[::-1]
     print(
         f"{scale.encoder}, {scale.batch} scans of {z} x {y} x {x} a step, on {DEVICE.type}, "

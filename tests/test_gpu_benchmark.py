@@ -10,18 +10,16 @@ from typing import Any
 
 import pytest
 
+from benchmarks import gpu
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("gpu")
-    done = run("--toy", "--out", str(out))
+    command = [sys.executable, str(SCRIPT), "--toy", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     numbers: dict[str, dict[str, Any]] = json.loads((out / "gpu.json").read_text())
     rows = (out / "gpu.md").read_text().splitlines()[2:]
@@ -55,7 +53,19 @@ def test_rates_are_rates(found: dict[str, dict[str, Any]]) -> None:
     assert found["machine"]["device"]
 
 
-def test_a_part_that_does_not_exist_is_named() -> None:
-    done = run("--parts", "views,nothing")
-    assert done.returncode == 2
-    assert "no part nothing" in done.stderr
+def test_a_part_that_takes_too_long_leaves_its_reason() -> None:
+    assert gpu.run_part("end_to_end", seconds=0.1)["failed"] == "not done within 0 s"
+    assert gpu.run_part("end_to_end", seconds=0) == {"failed": "no time was left"}
+
+
+def test_a_part_that_fails_leaves_its_reason() -> None:
+    assert "KeyError: 'nothing'" in gpu.run_part("nothing", seconds=600)["failed"]
+
+
+def test_a_part_that_does_not_exist_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--parts", "views,nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "no part nothing" in capsys.readouterr().err
