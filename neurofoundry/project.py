@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import PrivateAttr, model_validator
@@ -82,6 +82,11 @@ class FinetuneSections(StageSections):
     tasks: Tasks
     seed: Seed
 
+    @model_validator(mode="after")
+    def _folders_differ(self) -> FinetuneSections:
+        _check_folders("finetune.initializations", self.finetune.initializations)
+        return self
+
 
 class EvaluateSections(StageSections):
     """What evaluate reads."""
@@ -125,6 +130,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
         _check_task_columns(self.tasks, self.ingest)
+        _check_folders("finetune.initializations", self.finetune.initializations)
         splits = self.ingest.splits
         learned_from = {"pretrain", *(["train"] if splits.mode != "folds" else [])}
         empty = set() if splits.pretrain or splits.mode == "published" else {"pretrain"}
@@ -192,8 +198,20 @@ class Params(Section):
         return max(1, asked or min(most, AUTOMATIC_SHARDS))
 
 
+def _check_folders(section: str, names: Iterable[str]) -> None:
+    """Raise ValueError where names differ in case alone: on many a disk their folders are one."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(name.casefold(), name)) != name:
+            raise ValueError(
+                f"{section}: '{other}' and '{name}' differ in case alone, and on disks of Macs and "
+                "of Windows their folders would be one. Rename one of them"
+            )
+
+
 def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:
     """Raise ValueError when a task needs a column that the cohort will not have."""
+    _check_folders("tasks", tasks)
     known = {*SCANS.columns, *ingest.columns}
     for name, task in tasks.items():
         if task.column not in task.declared_columns and (task.column != name or name in known):

@@ -51,6 +51,21 @@ def test_a_task_becomes_a_folder_and_is_named_like_one(whole: Params) -> None:
         validate(values, Params, origin="params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("section", "name"), [("tasks", "sex"), ("finetune.initializations", "scratch")]
+)
+def test_names_of_folders_differ_in_more_than_their_case(
+    section: str, name: str, whole: Params
+) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    inside = values
+    for part in section.split("."):
+        inside = inside[part]
+    inside[name.upper()] = inside[name]
+    with pytest.raises(UsageError, match=f"{section}: '{name}' and '{name.upper()}' differ"):
+        validate(values, Params, origin="params.yaml")
+
+
 def test_who_does_not_pretrain_needs_nobody_to_pretrain_on(whole: Params) -> None:
     values = whole.model_dump(mode="json", by_alias=True)
     values["ingest"]["splits"] = {"mode": "folds", "folds": 5}

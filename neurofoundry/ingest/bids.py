@@ -49,6 +49,7 @@ from neurofoundry.ingest.scan import (
     check_location,
     natural_key,
 )
+from neurofoundry.runtime.files import spelled
 from neurofoundry.runtime.progress import Progress
 
 LABEL = re.compile(r"sub-[^,^]+")
@@ -132,9 +133,10 @@ class _Reader:
 
     def read(self) -> None:
         table = self.tables.participants_file()
-        folders = {unicodedata.normalize("NFC", folder.name): folder for folder in self._subjects()}
+        folders = [(_name(folder), folder) for folder in self._subjects()]
+        subjects = list(dict(folders))
         try:
-            participants = self.tables.participants(list(folders))
+            participants = self.tables.participants(subjects)
         except MisnamedColumnError as reason:
             raise DataError(
                 f"{self.findings.name(table)}: {reason}. Without it, age, sex and labels of all "
@@ -143,16 +145,16 @@ class _Reader:
         except UnusableError as reason:
             self._exclude(table, f"{reason}. The whole dataset is left out")
             return
-        people = [*self.tables.others(list(folders)), participants]
+        people = [*self.tables.others(subjects), participants]
         sidecars = self._sidecars(self.root)
         name = self.tables.dataset.name
         before = len(self.findings.scans)
         with Progress(f"reading {name}", len(folders), unit="subjects") as progress:
-            for subject, folder in folders.items():
+            for subject, folder in folders:
                 self._read_subject(folder, subject, people, sidecars)
                 progress.advance()
         scans = self.findings.scans[before:]
-        self._note_missing(participants, list(folders), any(scan.rows for scan in scans))
+        self._note_missing(participants, subjects, any(scan.rows for scan in scans))
         for subject, row in participants.unmatched.items():
             shown = subject if LABEL.fullmatch(subject) else "a subject"
             missing = f"no image: {shown} is listed, but there is no such folder"
@@ -176,7 +178,7 @@ class _Reader:
                 f"not BIDS: {'; '.join(hidden)}. Their names, which may be those of patients, are "
                 "not shown",
             )
-        if named := sum(bool(_OF_LETTERS.fullmatch(folder.name)) for folder in subjects):
+        if named := sum(bool(_OF_LETTERS.fullmatch(_name(folder))) for folder in subjects):
             self.tables.note(
                 self.root,
                 f"{named} of {len(subjects)} labels of subjects are letters alone, as names are. "
@@ -222,11 +224,11 @@ class _Reader:
         ``people`` are the tables of all subjects, the more specific later.
         """
         sidecars = [*sidecars, *self._sidecars(folder)]
-        whole = _Session(folder, subject, "ses-1", f"{folder.name}_", (), sidecars)
+        whole = _Session(folder, subject, "ses-1", f"{subject}_", (), sidecars)
         for table in people:
             whole = whole.with_row(table.rows.get(subject))
         session_folders = _folders(folder, "ses-")
-        labels = [unicodedata.normalize("NFC", child.name) for child in session_folders]
+        labels = [_name(child) for child in session_folders]
         visits = [
             self.tables.matched(table.visits.get(subject, {}), labels or ["ses-1"], table.path)
             for table in people
@@ -247,7 +249,7 @@ class _Reader:
                 whole,
                 folder=session_folder,
                 label=label,
-                prefix=f"{folder.name}_{session_folder.name}_",
+                prefix=f"{subject}_{label}_",
                 sidecars=[*sidecars, *self._sidecars(session_folder)],
             )
             if label != baseline and len(labels) > 1:
@@ -257,7 +259,7 @@ class _Reader:
     def _read_session(self, session: _Session) -> None:
         rows: dict[str, delimited.Row] = {}
         try:
-            rows = self.tables.scans(session.folder / f"{session.prefix}scans.tsv")
+            rows = self.tables.scans(spelled(session.folder, f"{session.prefix}scans.tsv"))
         except UnusableError as reason:
             session = replace(session, problem=f"{reason} (scans.tsv)")
         for file in _files(session.folder):
@@ -269,7 +271,7 @@ class _Reader:
         for file in _files(anat):
             if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
                 continue
-            row = rows.get(f"anat/{unicodedata.normalize('NFC', file.name)}")
+            row = rows.get(f"anat/{_name(file)}")
             scan = attempt(partial(self._scan, session=session.with_row(row)), file)
             if isinstance(scan, UnusableError):
                 self._exclude(file, scan)
@@ -285,7 +287,7 @@ class _Reader:
 
     def _scan(self, file: Path, session: _Session) -> Scan:
         """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
-        entities = _check_name(file.name, session.prefix, self.contrasts)
+        entities = _check_name(_name(file), session.prefix, self.contrasts)
         suffix = _suffix(file.name)
         if (entity := derived_entity(entities)) and not self.derived:
             raise UnusableError(
@@ -318,7 +320,7 @@ class _Reader:
         sidecars: list[tuple[set[str], Mapping[str, Any]]] = []
         for file in _files(folder):
             if file.suffix == ".json" and _suffix(file.name) in self.contrasts:
-                entities = set(file.name.removesuffix(".json").split("_"))
+                entities = set(_name(file).removesuffix(".json").split("_"))
                 sidecars.append((entities, self.tables.json(file)))
         return sorted(sidecars, key=lambda sidecar: len(sidecar[0]))
 
@@ -429,6 +431,11 @@ def _header(merged: Mapping[str, Any]) -> dict[str, str | float]:
     if isinstance(field, int | float) and not isinstance(field, bool) and field > 0:
         header["field_strength"] = float(field)
     return header
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file or folder in the Unicode form in which tables are read."""
+    return unicodedata.normalize("NFC", path.name)
 
 
 def _suffix(name: str) -> str:

@@ -11,19 +11,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest import ages, delimited
+from neurofoundry.ingest.listing import read_json
 from neurofoundry.ingest.matching import match, meant
 from neurofoundry.ingest.params import Column, Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError
+from neurofoundry.runtime.files import spelled
 
 _SESSION = ("session_id", "session", "ses", "visit", "visit_id", "timepoint", "wave")
 """Columns that may say which session a row is about; the first that is there does."""
@@ -93,7 +92,7 @@ class Tables:
 
     def sessions(self, folder: Path, labels: Sequence[str]) -> dict[str, delimited.Row]:
         """Return the rows of a subject's sessions.tsv by session. Raises UnusableError."""
-        path = folder / f"{folder.name}_sessions.tsv"
+        path = spelled(folder, f"{folder.name}_sessions.tsv")
         dictionaries = (self.root / "sessions.json", path.with_suffix(".json"))
         rows = self._table(path, "session_id")
         rows = self._understood(rows, self.root / "participants.json", *dictionaries)
@@ -137,16 +136,11 @@ class Tables:
 
     def json(self, file: Path) -> Mapping[str, Any]:
         """Return what a JSON object holds; nothing, with a note, where it cannot be read."""
-        try:
-            if not file.is_file():  # reading a pipe or a device would never end
-                raise OSError
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-            self.findings.remember(file)
-        except (OSError, ValueError, RecursionError) as error:
-            if is_of_machine(error):
-                raise
+        content = read_json(file)
+        if content is None:
             self.note(file, "not valid JSON, or not readable: not used")
             return {}
+        self.findings.remember(file)
         return content if isinstance(content, dict) else {}
 
     def note(self, path: Path, note: str) -> None:
@@ -162,20 +156,19 @@ class Tables:
         rows, notes = table.index_by("participant_id")
         for note in (*table.notes, *(notes if session is None else ())):
             self.note(path, note)
-        keys = match(subjects, [unicodedata.normalize("NFC", key) for key in rows], "sub-")
-        normal = {unicodedata.normalize("NFC", key): key for key in rows}
+        keys = match(subjects, rows, "sub-")
         self._note_spellings(path, keys)
         dictionaries = self.root / "participants.json", path.with_suffix(".json")
-        own = {subject: rows[normal[key]] for subject, key in keys.items()}
-        left = {_prefixed(key, "sub-"): rows[normal[key]] for key in normal.keys() - keys.values()}
+        own = {subject: rows[key] for subject, key in keys.items()}
+        left = {_prefixed(key, "sub-"): rows[key] for key in rows.keys() - keys.values()}
         if session is None:
             return People(path, self._understood(own, *dictionaries), {}, left)
         whole, by_session = self._visits(table, session, path)
         visits = {
-            subject: self._understood(by_session.get(normal[key], {}), *dictionaries)
+            subject: self._understood(by_session.get(key, {}), *dictionaries)
             for subject, key in keys.items()
         }
-        own = {subject: whole[normal[key]] for subject, key in keys.items() if normal[key] in whole}
+        own = {subject: whole[key] for subject, key in keys.items() if key in whole}
         return People(path, self._understood(own, *dictionaries), visits, left)
 
     def _visits(
@@ -187,7 +180,7 @@ class Tables:
         position = table.columns.index("participant_id")
         for row in table.rows:
             subject = row.fields[position] if position < len(row.fields) else ""
-            label = unicodedata.normalize("NFC", row.cells.find(session))
+            label = row.cells.find(session)
             known = whole if delimited.is_missing(label) else visits.setdefault(subject, {})
             first = known.setdefault(subject if known is whole else label, row)
             if first is not row and first.fields != row.fields:
@@ -219,7 +212,7 @@ class Tables:
         rows, notes = table.index_by(key)
         for note in (*table.notes, *notes):
             self.note(path, note)
-        return {unicodedata.normalize("NFC", label): row for label, row in rows.items()}
+        return rows
 
     def _understood(
         self, rows: Mapping[str, delimited.Row], *inherited: Path

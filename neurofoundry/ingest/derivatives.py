@@ -6,13 +6,12 @@ raw BIDS does not have, tell even where there is no description at all.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neurofoundry.errors import is_of_machine
+from neurofoundry.ingest.listing import read_json
 
 _ENTITIES = {"desc", "space", "res", "den", "label", "seg", "atlas", "cohort", "from", "to"}
 """Entities that only names of derivatives have."""
@@ -27,14 +26,7 @@ def why_derivative(folder: Path) -> str | None:
 
     A description that says `DatasetType: raw` is believed.
     """
-    file = folder / "dataset_description.json"
-    try:
-        # Reading a pipe or a device would never end.
-        content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else None
-    except (OSError, ValueError, RecursionError) as error:
-        if is_of_machine(error):
-            raise
-        return None
+    content = read_json(folder / "dataset_description.json")
     if not isinstance(content, dict):
         return None
     description = {key.casefold(): value for key, value in content.items()}

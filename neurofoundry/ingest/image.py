@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from neurofoundry.errors import is_of_machine
-from neurofoundry.ingest.scan import UnusableError
+from neurofoundry.ingest.scan import UnusableError, as_reason
 
 SPACING_MM = (0.2, 8.0)
 EXTENT_MM = (90.0, 420.0)
@@ -59,15 +57,10 @@ def inspect_image(file: Path, *, may_be_empty: bool = False) -> ImageHashes | Un
     A label image ``may_be_empty``: all zero, or constant.
     """
     try:
-        return _inspect(file, may_be_empty)
+        with as_reason("unreadable file"):
+            return _inspect(file, may_be_empty)
     except UnusableError as reason:
         return reason
-    except PermissionError:
-        return UnusableError("no permission: the file cannot be opened. Change its access rights")
-    except OSError as error:
-        if is_of_machine(error):
-            raise
-        return UnusableError(f"unreadable file: {os.strerror(error.errno or 0)}")
 
 
 def _inspect(file: Path, may_be_empty: bool) -> ImageHashes:

@@ -47,6 +47,7 @@ from neurofoundry.ingest.scan import (
     map_in_threads,
     printable,
 )
+from neurofoundry.runtime.files import spelled
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled, Segmentation, segmentations
 from neurofoundry.tasks.segmentation import EMPTY, JOINT, LabelImage
@@ -228,7 +229,7 @@ def _in_table(sought: _Sought) -> Path | None:
         return None
     inside = posixpath.normpath(named)
     for root in sought.roots:
-        file = root / inside
+        file = spelled(root, inside)
         if not inside.startswith(("..", "/")) and file.exists():
             check_location(file, root)
             return _nifti(file)

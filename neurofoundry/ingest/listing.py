@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from neurofoundry.errors import is_of_machine
 from neurofoundry.ingest.dicom_header import looks_like_dicom
+from neurofoundry.params import MOST_BYTES
 
 _IGNORED = ("derivatives", "derivative", "sourcedata", "code")
 """Folders of a BIDS dataset that hold no raw scans, in any case."""
@@ -41,6 +45,22 @@ def is_dicom(file: Path) -> bool:
         if is_of_machine(error):
             raise
         return False
+
+
+def read_json(file: Path) -> Any:
+    """Return what a file of JSON holds; None where it holds none, or more than anybody writes.
+
+    Names are in the Unicode form in which tables are read.
+    """
+    try:
+        # Reading a pipe or a device would never end.
+        if not file.is_file() or file.stat().st_size > MOST_BYTES:
+            return None
+        return json.loads(unicodedata.normalize("NFC", file.read_text("utf-8-sig")))
+    except (OSError, ValueError, RecursionError) as error:
+        if is_of_machine(error):
+            raise
+        return None
 
 
 def holds_dicom(folder: Path) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from neurofoundry.contracts.cohort import T1W
 from neurofoundry.contracts.splits import Splits
@@ -18,6 +19,8 @@ _SEX = {
     "F": ("F", "f", "female", "Female", "FEMALE"),
     "M": ("M", "m", "male", "Male", "MALE"),
 }
+Text = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
+"""What stands in a table, too, in the Unicode form in which tables are read."""
 DESCRIBED = ("age", "sex", "site", "scanner", "field_strength")
 """Columns of every cohort, whether params.yaml names them or not."""
 
@@ -25,7 +28,7 @@ DESCRIBED = ("age", "sex", "site", "scanner", "field_strength")
 class Dataset(Section):
     """A folder of scans that are all organized in one way."""
 
-    name: str
+    name: Text
     """The name of the dataset in every table; subject labels are unique within it."""
     kind: Literal["bids", "dicom", "table"]
     path: str
@@ -36,7 +39,7 @@ class Dataset(Section):
     def _printable(cls, name: str) -> str:
         if not name.strip() or name != name.strip() or not name.isprintable():
             raise ValueError("expected a name without line breaks or spaces at its ends")
-        return unicodedata.normalize("NFC", name)
+        return name
 
     @field_validator("path")
     @classmethod
@@ -50,11 +53,11 @@ class Dataset(Section):
 class Column(Section):
     """Where datasets keep a fact about a scan, and what the values mean."""
 
-    from_: tuple[str, ...] = Field(alias="from", min_length=1)
+    from_: tuple[Text, ...] = Field(alias="from", min_length=1)
     """Column names in the datasets' tables; the first that holds a value is used."""
-    values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    values: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     """Our value to theirs. Any other value becomes n/a. By default, values are kept as they are."""
-    missing: tuple[str, ...] = ()
+    missing: tuple[Text, ...] = ()
     """Codes for a value that is missing, such as [-4, -9, 999]: they become n/a."""
     range: tuple[float, float] | None = None
     """The lowest and the highest number that can be true, as [0, 30]; others become n/a."""

@@ -11,6 +11,7 @@ from neurofoundry.contracts.splits import Splits
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import delimited, labels
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError
+from neurofoundry.runtime.files import spelled
 
 WORDS = {
     "pretraining": "pretrain",
@@ -68,7 +69,7 @@ def _in_tables(scans: Sequence[Scan], params: Splits) -> list[str | None]:
 
 def _in_file(scans: Sequence[Scan], params: Splits, findings: Findings) -> list[str | None]:
     """Return the words of ``params.file``, by the subject of each scan."""
-    path = findings.data / str(params.file)
+    path = spelled(findings.data, str(params.file))
     where = f"ingest.splits.file: '{params.file}'"
     if not path.is_file():
         raise UsageError(f"{where}: no such file below the data folder. Correct the path.")

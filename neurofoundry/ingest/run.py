@@ -115,6 +115,7 @@ def _read_all(
             workers=workers,
         )
     findings.scans = splits.name_persons(findings.scans, params.shared_subjects)
+    splits.note_alike(findings)
     return datasets
 
 

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@contextmanager
+def as_reason(what: str) -> Iterator[None]:
+    """Raise UnusableError, ``what`` and why, where a file cannot be read.
+
+    An OSError that says nothing of the file, as of a full disk, stays what it is.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise UnusableError(
+            "no permission: the file or folder cannot be opened. Change its access rights"
+        ) from error
+    except OSError as error:
+        if is_of_machine(error):
+            raise
+        raise UnusableError(f"{what}: {os.strerror(error.errno or 0)}") from error
+
+
 def attempt(function: Callable[[Item], Result], item: Item) -> Result | UnusableError:
     """Return ``function(item)``, or why the item cannot be used: whatever goes wrong with one scan
     is its reason, and never the end of the run.
@@ -162,19 +181,12 @@ def attempt(function: Callable[[Item], Result], item: Item) -> Result | Unusable
     Raises what is no scan's fault: UsageError, and OSError of a full disk.
     """
     try:
-        return function(item)
+        with as_reason("unreadable"):
+            return function(item)
     except UnusableError as reason:
         return reason
-    except NeurofoundryError:
+    except (NeurofoundryError, OSError):
         raise
-    except PermissionError:
-        return UnusableError(
-            "no permission: the file or folder cannot be opened. Change its access rights"
-        )
-    except OSError as error:
-        if is_of_machine(error):
-            raise
-        return UnusableError(f"unreadable: {os.strerror(error.errno or 0)}")
     except Exception as error:
         log_defect("ingest", error)
         return UnusableError(

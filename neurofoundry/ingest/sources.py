@@ -20,6 +20,7 @@ from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.listing import files, holds_dicom, is_dicom, is_ignored
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError, printable
+from neurofoundry.runtime.files import spelled
 from neurofoundry.runtime.progress import Progress
 
 _DEPTH = 3
@@ -96,7 +97,7 @@ def _given_table(file: Path, declared: Sequence[Dataset]) -> Dataset:
 
 def _locate(dataset: Dataset, data: Path) -> Dataset:
     """Return a declared dataset, a table with the path of its file. Raises UsageError."""
-    path = data / dataset.path
+    path = spelled(data, dataset.path)
     if not path.exists():
         raise UsageError(
             f"ingest.datasets: '{dataset.name}' should lie in '{dataset.path}' below the data "
@@ -108,9 +109,9 @@ def _locate(dataset: Dataset, data: Path) -> Dataset:
                 f"ingest.datasets: '{dataset.name}' is of kind {dataset.kind}, so "
                 f"'{dataset.path}' should be a folder; it is a file."
             )
-        return dataset
+        return _lying_at(path, dataset, data)
     if path.is_file():
-        return dataset
+        return _lying_at(path, dataset, data)
     tables = table.find(path)
     if len(tables) != 1:
         shown = ", ".join(file.name for file in tables) or "none"
@@ -118,7 +119,11 @@ def _locate(dataset: Dataset, data: Path) -> Dataset:
             f"ingest.datasets: '{dataset.name}': expected one .tsv or .csv with a column 'path' in "
             f"'{dataset.path}', found {shown}. Name the file itself in `path`."
         )
-    return dataset.model_copy(update={"path": tables[0].relative_to(data).as_posix()})
+    return _lying_at(tables[0], dataset, data)
+
+
+def _lying_at(path: Path, dataset: Dataset, data: Path) -> Dataset:
+    return dataset.model_copy(update={"path": path.relative_to(data).as_posix()})
 
 
 def _discover(data: Path, findings: Findings) -> list[Dataset]:

@@ -36,6 +36,22 @@ def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list
     ]
 
 
+def note_alike(findings: Findings) -> None:
+    """Record persons whose labels differ in case alone, which BIDS forbids: they may be one."""
+    alike: dict[str, dict[str, Scan]] = {}
+    for scan in findings.scans:
+        alike.setdefault(scan.person.casefold(), {}).setdefault(scan.person, scan)
+    for persons in alike.values():
+        if len(persons) > 1:
+            dataset = next(iter(persons.values())).dataset
+            findings.note(
+                dataset,
+                dataset,
+                f"{' and '.join(sorted(persons))} differ in case alone and count as "
+                f"{len(persons)} persons: if they are one, call them alike",
+            )
+
+
 def check_names(params: IngestParams, scans: Sequence[Scan], datasets: set[str]) -> None:
     """Raise UsageError when the parameters name a dataset, site or column that does not exist."""
     datasets = datasets | {scan.dataset for scan in scans}

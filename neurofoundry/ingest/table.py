@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +28,7 @@ from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import Dataset
 from neurofoundry.ingest.scan import Findings, Scan, UnusableError, attempt, check_location
+from neurofoundry.runtime.files import spelled
 from neurofoundry.runtime.progress import Progress
 
 _NOT_T1W = re.compile(
@@ -286,7 +286,7 @@ def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
     if PurePosixPath(cell).is_absolute() or re.match(r"[A-Za-z]:[\\/]", cell):
         for root in (data.absolute(), data.resolve()):
             if Path(posixpath.normpath(cell)).is_relative_to(root):
-                return data / Path(posixpath.normpath(cell)).relative_to(root), data
+                return spelled(data, Path(posixpath.normpath(cell)).relative_to(root)), data
         raise UnusableError(
             "leads outside the dataset: found an absolute path that is not below the data root, "
             "expected one relative to the table"
@@ -294,11 +294,11 @@ def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
     inside = posixpath.normpath(cell)
     if inside.startswith(".."):
         raise UnusableError("leads outside the dataset: the path leaves the table's folder")
-    return folder / inside, folder
+    return spelled(folder, inside), folder
 
 
 def _cell(row: delimited.Row, column: str) -> str:
-    cell = unicodedata.normalize("NFC", row.cells.find(column))
+    cell = row.cells.find(column)
     return "" if delimited.is_missing(cell) else cell
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,20 @@ def refuse_pipe(path: Path) -> None:
     """Raise ValueError where a path names a pipe or a device: reading it might never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError("a pipe or device, expected a file")
+
+
+def spelled(folder: Path, name: str | Path) -> Path:
+    """Return the path of ``name`` in a folder in the Unicode form in which the disk has it.
+
+    A Mac writes é as two letters, others as one, and nobody sees the difference.
+    """
+    if str(name).isascii():
+        return folder / name
+    for part in Path(name).parts:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        there = (form for form in forms if os.path.lexists(folder / form))
+        folder = folder / next(there, part)
+    return folder
 
 
 def link(source: Path | str, target: Path | str) -> None:

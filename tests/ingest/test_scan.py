@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurofoundry.errors import UsageError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import delimited
 from neurofoundry.ingest.derivatives import why_derivative
 from neurofoundry.ingest.image import inspect_image
@@ -103,6 +103,24 @@ def test_a_table_of_many_columns_is_read_in_time_that_grows_with_them_alone(tmp_
     assert outcome.scans["age"].tolist() == [51, 52, 53]
     (row, *_) = delimited.read(data / "participants.tsv", key="participant_id").rows
     assert (row.cells.find("age"), row.cells["19999-0.9"]) == ("51", "")
+
+
+def test_files_larger_than_memory_are_not_read(tmp_path: Path) -> None:
+    data = bids(tmp_path / "data", 3)
+    (data / "phenotype").mkdir()
+    ours = ("participants.json", "dataset_description.json", "other.csv", "phenotype/x.tsv")
+    for name in (*ours, "sub-01/sub-01_sessions.tsv", "sub-02/anat/sub-02_T1w.json"):
+        (data / name).touch()
+        os.truncate(data / name, 2**40)  # a terabyte, of which the disk holds nothing
+    out = run(data, tmp_path / "out")
+    assert out.scans["subject"].tolist() == ["sub-02", "sub-03"]
+    (why,) = out.excluded.values()
+    assert "unreadable table: 1099.5 GB, which take about" in why
+    for name in ("participants.json", "phenotype/x.tsv", "sub-02/anat/sub-02_T1w.json"):
+        assert name in out.notes
+    os.truncate(data / "participants.tsv", 2**40)
+    with pytest.raises(DataError, match="unreadable table"):
+        run(data, tmp_path / "none")
 
 
 def test_numbers_that_no_one_can_have_are_na(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurofoundry.runtime.files import atomic, hash_file, hash_json, link, to_plain, write_json
+from neurofoundry.runtime.files import (
+    atomic,
+    hash_file,
+    hash_json,
+    link,
+    spelled,
+    to_plain,
+    write_json,
+)
 from neurofoundry.tasks import Regression
 
 
@@ -105,3 +113,15 @@ def test_models_and_numbers_of_numpy_have_a_json_form_and_nothing_else_has() -> 
     assert (plain["task"]["column"], plain["loss"]) == ("age", 0.5)
     with pytest.raises(TypeError, match="Path has no JSON form"):
         json.dumps(Path("a"), default=to_plain)
+
+
+def test_a_path_is_found_in_whatever_form_the_disk_has_it(tmp_path: Path) -> None:
+    composed, apart = "\u00e9", "e\u0301"  # é as one letter, and as two
+    (tmp_path / apart).mkdir()
+    (tmp_path / apart / composed).touch()
+    for name in (f"{composed}/{composed}", f"{apart}/{apart}", Path(composed, apart)):
+        assert spelled(tmp_path, name) == tmp_path / apart / composed
+    assert spelled(tmp_path, f"{composed}/x") == tmp_path / apart / "x"
+    (tmp_path / composed).touch()
+    assert spelled(tmp_path, composed) == tmp_path / composed
+    assert spelled(tmp_path, apart) == tmp_path / apart
