@@ -39,14 +39,17 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
     its parameters are the same, and one rename publishes. The bytes do not depend on ``workers``.
     Raises UsageError if ``out`` already holds anything.
     """
+    place = out.resolve()
+    partial = _Partial(place.with_name(f".{place.name}.partial"), params)
+    if partial.is_published():  # by a run that was killed while it tidied up
+        partial.remove()
+        return
     _check(out, workers)
     subjects = [sample_subject(params, index) for index in range(params.subjects)]
     sessions = [
         _Session(subject, session) for subject in subjects for session, _ in subject.sessions
     ]
-    place = out.resolve()
-    partial = _Partial(place.with_name(f".{place.name}.partial"))
-    partial.open(params)
+    partial.open()
     waiting = [session for session in sessions if not partial.record(session).exists()]
     with Progress(
         "generating heads", len(sessions), unit="heads", done=len(sessions) - len(waiting)
@@ -61,7 +64,7 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
     truth = [_read(partial.record(session)) for session in sessions]
     write_tables(partial.tree, subjects, truth, params.contrasts)
     partial.tree.replace(place)
-    shutil.rmtree(partial.folder)
+    partial.remove()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class _Partial:
     """The folder in which a cohort comes into being."""
 
     folder: Path
+    params: PhantomParams
 
     @property
     def tree(self) -> Path:
@@ -92,17 +96,34 @@ class _Partial:
         name = f"{session.subject.participant}_ses-{session.name}"
         return self.folder / "records" / f"{name}.json"
 
-    def open(self, params: PhantomParams) -> None:
+    @property
+    def _key_file(self) -> Path:
+        return self.folder / "key.json"
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        code = code_hash("neurofoundry.phantom.dataset")
+        return {"code": code, "params": self.params.model_dump(mode="json")}
+
+    def is_published(self) -> bool:
+        """Return whether the tree of these parameters has left the folder."""
+        return _read(self._key_file) == self._key and not self.tree.exists()
+
+    def open(self) -> None:
         """Make the folder, without what other code or other parameters have left in it."""
-        key = {
-            "code": code_hash("neurofoundry.phantom.dataset"),
-            "params": params.model_dump(mode="json"),
-        }
-        if _read(self.folder / "key.json") != key:
+        if _read(self._key_file) != self._key:
+            self._key_file.unlink(missing_ok=True)  # first: without a tree it would tell of an end
             shutil.rmtree(self.folder, ignore_errors=True)
         for folder in (self.tree, self.folder / "records"):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "key.json", key)
+        write_json(self._key_file, self._key)
+
+    def remove(self) -> None:
+        """Remove the folder, the key last: by it a run that is killed meanwhile knows its end."""
+        for inside in (self.atlas, self.folder / "records"):
+            shutil.rmtree(inside, ignore_errors=True)
+        self._key_file.unlink()
+        shutil.rmtree(self.folder)
 
 
 def _check(out: Path, workers: int) -> None:

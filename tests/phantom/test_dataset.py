@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -303,18 +305,40 @@ class TestReproducibility:
         assert not (tmp_path / ".data.partial").exists()
 
     def test_another_seed_gives_other_heads_and_forgets_the_partial_folder(
-        self, data: Path, tmp_path: Path
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "data"
         stale = tmp_path / ".data.partial" / "records" / "sub-0001_ses-1.json"
         stale.parent.mkdir(parents=True)
         stale.write_text("{}")
         (tmp_path / ".data.partial" / "key.json").write_text('{"params": "of another run"}')
-        generate(PhantomParams(subjects=4, seed=8, spacing_mm=4.0), out, 1)
+        params = PhantomParams(subjects=4, seed=8, spacing_mm=4.0)
+        self._interrupt_at_the_end(monkeypatch, lambda: generate(params, out, 1))
+        with pytest.raises(UsageError, match="holds something else"):
+            generate(PARAMS, out, 1)
+        generate(params, out, 1)  # it was published: what is left of the work is removed
+        assert not (tmp_path / ".data.partial").exists()
+        with pytest.raises(UsageError, match="holds something else"):
+            generate(params, out, 1)
         name = "phantom/sub-0001/ses-1/anat/sub-0001_ses-1_T1w.nii.gz"
         assert hashes(out)[name] != hashes(data)[name]
         assert nibabel.load(out / name).header.get_zooms() == pytest.approx((4, 4, 4))
         assert len(table(out / "phantom/derivatives/truth/truth.tsv")) >= 3
+
+    @staticmethod
+    def _interrupt_at_the_end(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None]) -> None:
+        """Interrupt a run between its last rename and the removal of its folder."""
+        remove = shutil.rmtree
+
+        def interrupted(path: Path, **options: bool) -> None:
+            if path.name == "records":
+                raise KeyboardInterrupt
+            remove(path, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run()
 
 
 class TestRefusals:
