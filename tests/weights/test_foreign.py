@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,20 @@ class TestValues:
         assert isinstance(ended, DataError)
         assert "does not have the CRC that it was written with" in str(ended)
         assert not (tmp_path / "out").exists()
+
+    def test_a_torch_file_that_grows_when_it_is_read_is_not_read(self, tmp_path: Path) -> None:
+        path, grown = tmp_path / "theirs.tar", tmp_path / "packed.tar"
+        torch.save({"model_state_dict": {"conv1.weight": torch.zeros(10**6)}}, path)
+        with (
+            zipfile.ZipFile(path) as plain,
+            zipfile.ZipFile(grown, "w", zipfile.ZIP_DEFLATED) as to,
+        ):
+            for name in plain.namelist():
+                to.writestr(name, plain.read(name))
+        assert grown.stat().st_size < 10_000
+        ended = command("import", grown, "--as", "x", "--out", tmp_path / "out")
+        assert isinstance(ended, DataError)
+        assert "it is packed, and 400" in str(ended)
 
     @pytest.mark.parametrize("seed", range(6))
     def test_inverted_bytes_anywhere_are_an_error_and_no_defect(
