@@ -63,6 +63,7 @@ FIXABLE = {
     "free some space": (errno.ENOSPC, errno.EDQUOT),
     "give write permission": (errno.EACCES, errno.EPERM, errno.EROFS),
     "let files be larger (`ulimit -f unlimited`, or another file system)": (errno.EFBIG,),
+    "give a shorter path (255 bytes a name, 4,095 in all)": (errno.ENAMETOOLONG,),
     "let more files be open (`ulimit -n 4096`)": (errno.EMFILE, errno.ENFILE),
     "let more processes run (`ulimit -u`), or free memory": (errno.EAGAIN, errno.ENOMEM),
     "bring the disk or network folder back (`mount` shows it)": (
@@ -72,7 +73,7 @@ FIXABLE = {
 }
 """What an operating system refuses until a person does what the key says."""
 
-OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO)
+OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 """Those of ``FIXABLE`` that may hold for one file and for no other."""
 
 
@@ -108,6 +109,12 @@ def run_app(app: Callable[[], object], tell: Callable[[str], object] = complain)
         except NeurofoundryError as error:
             tell(str(error))
             sys.exit(error.exit_code)
+        except MemoryError:
+            tell(
+                "memory ran out. Nothing is lost: free some, or let this process have more "
+                "(`ulimit -v`), then run the same command again; it resumes."
+            )
+            sys.exit(UsageError.exit_code)
         except OSError as error:
             remedy = next((fix for fix, codes in FIXABLE.items() if error.errno in codes), None)
             if remedy is None:

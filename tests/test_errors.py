@@ -57,6 +57,10 @@ def test_a_full_disk_is_for_a_person_to_fix_and_a_defect_is_not() -> None:
         run_app(lambda: raising(full), told.append)
     assert ended.value.code == 2
     assert told[0].startswith("/store/a: No space left on device. Nothing is lost")
+    with pytest.raises(SystemExit) as ended:
+        run_app(lambda: raising(MemoryError()), told.append)
+    assert ended.value.code == 2
+    assert told.pop().startswith("memory ran out. Nothing is lost")
     for defect in (OSError(errno.ENOENT, "No such file or directory"), KeyError("stage")):
         with pytest.raises(type(defect)):
             run_app(lambda defect=defect: raising(defect), told.append)  # type: ignore[misc]

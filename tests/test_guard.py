@@ -56,6 +56,7 @@ PLACES = {
     "a link that leads nowhere": ("dangling", "leads nowhere"),
     "a link to a folder": ("link", "this is a folder"),
     "a name that is too long": ("x" * 300, "no path"),
+    "a name too long for what lies beside it": ("x" * 241, "no path"),
     "a home that no shell has put in": ("~/out", "no shell has replaced"),
     "an input": ("{}", "an input"),
     "an input by a slash and dots": ("in/../{}/", "an input"),

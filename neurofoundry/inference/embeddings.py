@@ -29,7 +29,7 @@ from neurofoundry.contracts.volumes import VolumeFolder, Volumes
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.network import infer
 from neurofoundry.inference.feature_cache import FeatureCache
-from neurofoundry.inference.scans import InputScan, find_scans
+from neurofoundry.inference.scans import InputScan, find_scans, is_volumes
 from neurofoundry.nn import encoders
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.params import validate
@@ -240,8 +240,9 @@ def embed_scans(
     and UsageError.
     """
     encoders.place(weights.encoder)
-    outputs = [place for place in places if (place / "grid.json").is_file()]
+    outputs = [place for place in places if is_volumes(place)]
     for folder in outputs:
+        check_links(folder)  # before anything is read: a pipe might never end
         check("preprocess", folder, items=True)
         yield from _embed_volumes(Volumes(folder), weights, FeatureCache(work))
     raw = [place for place in places if place not in outputs]

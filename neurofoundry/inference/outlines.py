@@ -32,6 +32,7 @@ from neurofoundry.inference.embeddings import (
     open_table,
 )
 from neurofoundry.inference.members import ModelFolder
+from neurofoundry.inference.scans import is_volumes
 from neurofoundry.nn.batches import read_batch
 from neurofoundry.nn.segmenter import Segmenter
 from neurofoundry.preprocess.label_images import read_placement, to_scan
@@ -177,7 +178,7 @@ def _guard(folder: Path, places: Sequence[Path]) -> None:
             "name."
         )
     for place in places:
-        if (place / "grid.json").is_file():
+        if is_volumes(place):
             raise UsageError(
                 f"{place}: an output of preprocess, and masks are drawn in the voxels of raw "
                 "scans. Give the raw scans instead."

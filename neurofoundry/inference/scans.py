@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from neurofoundry.ingest.bids import IMAGE
 from neurofoundry.ingest.run import inspect_images, read_dataset
 from neurofoundry.ingest.scan import Findings, Scan, slug
 from neurofoundry.preprocess.scan import Further
+from neurofoundry.runtime.guard import stage_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class InputScan:
     """Why it cannot be read; '' when it can."""
     further: tuple[Further, ...] = ()
     """Images of its session in other contrasts."""
+
+
+def is_volumes(folder: Path) -> bool:
+    """Return whether a folder is an output of preprocess, be it a damaged one: not raw data."""
+    return os.path.lexists(folder / "grid.json") or stage_of(folder) == "preprocess"
 
 
 def find_scans(

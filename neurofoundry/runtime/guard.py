@@ -120,7 +120,8 @@ def guard_place(
         raise _refusal(out, option, "a path with '~', which no shell has replaced", fix)
     try:
         place = out.resolve()
-        place.exists()
+        # The longest name that work on it needs, seen at the end of all the work otherwise.
+        Path(place.parent, f"..tmp.{place.name}.run.json").exists()
     except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
         raise _refusal(out, option, f"no path that can be used ({error})", fix) from error
     if out.is_symlink() and not place.exists():

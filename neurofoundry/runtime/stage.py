@@ -308,7 +308,10 @@ def read_record(stage: str, folder: Path) -> dict[str, Any]:
         if not isinstance(record["contents"], dict) or not isinstance(record["data_version"], str):
             raise ValueError("contents or data_version is not what a stage writes")
     except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a stage record ({error}). Run '{stage}' again.") from error
+        raise DataError(
+            f"{path}: not a stage record ({error}). Bring it back with `dvc checkout --force "
+            f"{folder}`, or move {folder} elsewhere and run '{stage}' again."
+        ) from error
     if (recorded, version) != (stage, SCHEMA_VERSION):
         raise DataError(
             f"{path}: found the output of '{recorded}' in schema {version}, expected '{stage}' "

@@ -6,6 +6,7 @@ stage.json holds the hash of every contract file; a table holds those of the ite
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -74,6 +75,8 @@ def differences(folder: Path, *, items: bool) -> list[str]:
 
     Its ``items`` count, too, unless a table that lists them has changed itself.
     """
+    if damage := _damage(folder):
+        return [damage]
     changed = list(_compare(folder, recorded(folder)))
     tables = [table for table, _, _ in ITEMS.get(str(_record(folder).get("stage")), ())]
     listed = not any(line.startswith(f"{table} ") for line in changed for table in tables)
@@ -107,14 +110,14 @@ def refuse(stage: str, folder: Path, changed: Sequence[str]) -> None:
 def is_altered(item: Path) -> bool:
     """Return whether a file or folder within an output differs from the record of the output."""
     for folder in item.parents:
-        if (folder / "stage.json").is_file():
+        if os.path.lexists(folder / "stage.json"):
             name = item.relative_to(folder).as_posix()
             within = {
                 file: value
                 for file, value in recorded(folder).items()
                 if file == name or file.startswith(f"{name}/")
             }
-            return any(_compare(folder, within))
+            return _damage(folder) is not None or any(_compare(folder, within))
     return False
 
 
@@ -123,7 +126,7 @@ def check_item(*files: Path) -> None:
     for file in files:
         if is_altered(file):
             raise DataError(
-                f"{file}: not what was written (SHA-256 differs from stage.json). Bring it back "
+                f"{file}: not what was written, by the hashes in stage.json. Bring it back "
                 f"with `dvc checkout --force {file.parent}`, or make it again."
             )
 
@@ -148,6 +151,23 @@ def _compare(
                 progress.advance(failed=found is not None)
             if found:
                 yield found
+
+
+def _damage(folder: Path) -> str | None:
+    """Return why the record of an output tells nothing; None where it does, or where none is.
+
+    Nobody can tell then whose output it is, so that no stage replaces it.
+    """
+    path = folder / "stage.json"
+    if not os.path.lexists(path):
+        return None
+    try:
+        if isinstance(read_json(path)["contents"], dict):
+            return None
+        why = "it lists no contents"
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error)
+    return f"stage.json is damaged ({why}): before the stage runs again, move the folder elsewhere"
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,17 @@ class TestVolumes:
         write_table(tiny.scans_table(1), folder / "scans.tsv", VOLUMES)
         write_json(folder / "grid.json", {"grid": {"spacing_mm": 3.0}, "params": {}})
         with pytest.raises(UsageError, match="another grid"):
+            embed([folder], weights=weights, out=tmp_path / "out.tsv", workers=1)
+
+    @pytest.mark.parametrize("damage", ["gone", "a pipe", "a folder"])
+    def test_damaged_ones_are_not_taken_for_raw_scans(
+        self, damage: str, tmp_path: Path, weights: Path
+    ) -> None:
+        folder = tiny.write_volumes(tmp_path / "volumes", tiny.scans_table(2))
+        (folder / "grid.json").unlink()
+        if damage != "gone":
+            (os.mkfifo if damage == "a pipe" else os.mkdir)(folder / "grid.json")
+        with pytest.raises(DataError, match=r"grid\.json"):
             embed([folder], weights=weights, out=tmp_path / "out.tsv", workers=1)
 
 

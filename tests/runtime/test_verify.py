@@ -11,7 +11,7 @@ import pytest
 
 from neurofoundry.contracts.cohort import EXCLUDED
 from neurofoundry.contracts.tables import read_table
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage, verify
 from neurofoundry.runtime.cache import take
 from neurofoundry.runtime.files import hash_file, read_json, write_json
@@ -117,6 +117,30 @@ def test_a_pipe_is_no_file_of_an_output_and_is_not_waited_for(finished: Path) ->
     os.mkfifo(finished / "table.tsv")
     with pytest.raises(DataError, match="a pipe or device"):
         read_table(finished / "table.tsv", EXCLUDED)
+
+
+@pytest.mark.parametrize("content", ["", '{"stage": "inge', "[]", '{"contents": []}', "{}", None])
+def test_a_damaged_record_certifies_nothing_and_its_stage_runs_once_the_folder_has_moved(
+    finished: Path, content: str | None
+) -> None:
+    folder = finished / "ingest"
+    (folder / "stage.json").unlink()
+    if content is None:
+        os.mkfifo(folder / "stage.json")
+    else:
+        (folder / "stage.json").write_text(content)
+    (said,) = verify.differences(folder, items=True)
+    assert said.startswith("stage.json is damaged (")
+    assert "move the folder elsewhere" in said
+    with pytest.raises(DataError, match="not what was written"):
+        verify.check_item(folder / "scans.tsv")
+    with pytest.raises(DataError, match=r"or move .* elsewhere and run 'ingest' again"):
+        make(finished, "preprocess")
+    with pytest.raises(UsageError, match="stage"):
+        make(finished, "ingest")
+    folder.rename(finished / "elsewhere")
+    assert make(finished, "ingest")
+    assert not make(finished, "preprocess")
 
 
 def test_a_finished_stage_is_up_to_date_as_long_as_its_files_are_what_was_written(
