@@ -209,7 +209,7 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(
             child for child in folder.iterdir() if child.is_dir() and not is_ignored(child.name)
         )
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # it may go while it is searched for
         return []
 
 

@@ -68,7 +68,7 @@ class Output:
         """Hold the partial folder for this process alone.
 
         What an earlier run has left in it stays if that run had the same key, or if ``keep``.
-        Raises UsageError when another process is writing.
+        Raises UsageError when another process is writing, or somebody removes the folder meanwhile.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         key_file = self.partial / ".key"
@@ -82,6 +82,13 @@ class Output:
                 (self.partial / "stage.json").unlink(missing_ok=True)
                 write_text(key_file, key)
             yield self.partial
+        except OSError as error:
+            if self.partial.is_dir():
+                raise
+            raise UsageError(
+                f"{self.partial}: the work was done there, and somebody has removed it. "
+                f"{self.folder} is as it was: run the same command again."
+            ) from error
         finally:
             os.close(descriptor)
 

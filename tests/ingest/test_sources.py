@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,22 @@ def test_declared_datasets_are_read_under_their_names(tmp_path: Path) -> None:
         datasets=[{"name": "Mine", "kind": "bids", "path": "a"}],
     ).scans
     assert set(scans["dataset"]) == {"Mine"}
+
+
+def test_a_folder_that_goes_while_it_is_searched_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bids(tmp_path / "data/ds", 2).parent
+    (data / "copied-just-now").mkdir()
+    listed = Path.iterdir
+
+    def gone(folder: Path) -> Iterator[Path]:
+        if folder.name == "copied-just-now":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    assert len(run(data, tmp_path / "out").scans) == 2
 
 
 def test_closed_files_and_folders_are_excluded_and_the_run_goes_on() -> None:

@@ -236,6 +236,17 @@ stage.run("preprocess", body, to=to, params={}, inputs={"ingest": root / "cohort
 """
 
 
+def test_work_that_somebody_removes_meanwhile_is_told_and_begun_anew(tmp_path: Path) -> None:
+    def body(work: stage.Workspace) -> None:
+        shutil.rmtree(work.dir)
+        (work.dir / "scans.tsv").write_text("")
+
+    out = tmp_path / "cohort"
+    with pytest.raises(UsageError, match=r"\.cohort\.partial: .* somebody has removed it"):
+        stage.run("ingest", body, to=stage.Destination(out), params={}, inputs={})
+    assert publish(out)
+
+
 def test_a_killed_stage_finds_its_work_again(tmp_path: Path) -> None:
     publish(tmp_path / "cohort")
     command = [sys.executable, "-c", SLOW_STAGE, str(tmp_path)]
