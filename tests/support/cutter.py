@@ -1,6 +1,6 @@
-"""Changes a file at the very moment when somebody opens it: PATH OPENING CHANGE.
+"""Cuts a file short at the very moment when somebody opens it: PATH.
 
-A lease (`fcntl(2)`) has the kernel hold each opening until this process lets it pass.
+A lease (`fcntl(2)`) has the kernel hold the opening until this process lets it pass.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ from pathlib import Path
 
 
 @contextmanager
-def changed_when_opened(path: Path, *, change: str, opening: int = 1) -> Iterator[None]:
-    """Change a file when it is opened for the so-manieth time, from 1, inside the block.
-
-    To ``cut`` it takes the second half away; to ``blank`` it makes zeros of it, as where a program
-    that copies it has reserved its place.
-    """
-    words = [sys.executable, "-m", __name__, str(path), str(opening), change]
+def cut_when_opened(path: Path) -> Iterator[None]:
+    """Take the second half of a file away when it is first opened inside the block."""
+    words = [sys.executable, "-m", __name__, str(path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -31,21 +27,15 @@ def changed_when_opened(path: Path, *, change: str, opening: int = 1) -> Iterato
         process.kill()
 
 
-def main(path: str, opening: int, change: str) -> None:
+def main(path: str) -> None:
     """Run the command line."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
     file = os.open(path, os.O_RDWR)
-    half, size = os.fstat(file).st_size // 2, os.fstat(file).st_size
-    for number in range(1, opening + 1):
-        hold(file)
-        if number == 1:
-            print("held", flush=True)
-        signal.sigwait([signal.SIGIO])  # somebody opens it, and waits
-        if number == opening and change == "cut":
-            os.ftruncate(file, half)
-        elif number == opening:
-            os.pwrite(file, bytes(size - half), half)
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    hold(file)
+    print("held", flush=True)
+    signal.sigwait([signal.SIGIO])  # somebody opens it, and waits
+    os.ftruncate(file, os.fstat(file).st_size // 2)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def hold(file: int) -> None:
@@ -60,4 +50,4 @@ def hold(file: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1])
