@@ -20,6 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as tests also wait: for containers, and for what they kill."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_runtest_setup() -> None:
     """A command that a test has run in this process has set it, and `python -m tests…` of the
     tests to come would find no tests."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -62,8 +63,23 @@ def shrink(params: Path) -> None:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, command: Run) -> Path:
-    """A clone of this checkout with a small cohort in data/, and `dvc repro` run once."""
+    """A clone of this checkout with a small cohort in data/, and `dvc repro` run once.
+
+    Every process of the tests has a copy of the one that the first has made.
+    """
     folder = tmp_path_factory.mktemp("clone") / "neurofoundry"
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "project.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "project").exists():
+            make_project(shared / "project.partial", command)
+            (shared / "project.partial").rename(shared / "project")
+    shutil.copytree(shared / "project", folder, symlinks=True)
+    return folder
+
+
+def make_project(folder: Path, command: Run) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -85,4 +101,3 @@ def project(tmp_path_factory: pytest.TempPathFactory, command: Run) -> Path:
     command("dvc", "repro", cwd=folder)
     command(*git, "add", "-A", cwd=folder)
     command(*git, "commit", "-qm", "the cohort and its results", cwd=folder)
-    return folder

@@ -352,7 +352,7 @@ class TestResume:
     def test_kill_9_changes_no_byte(self, volumes: Path, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "killed"
         checkpoints = tmp_path / ".killed.partial" / "checkpoint"
-        kills = sorted(random.sample(range(1, 23), 2))
+        kills = sorted(random.sample(range(1, 18), 2))  # of 24 steps
         # When checkpoints are written may change on the way.
         written = [{}, {"checkpoint_epochs": 1}, {"checkpoint_minutes": 60}]
         for step, when in zip([*kills, None], written, strict=True):
