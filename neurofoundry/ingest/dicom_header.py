@@ -21,7 +21,7 @@ from pydicom.errors import InvalidDicomError
 
 from neurofoundry.ingest import contrast, vocabulary
 from neurofoundry.ingest.pseudonyms import pseudonym
-from neurofoundry.ingest.scan import UnusableError, check_location
+from neurofoundry.ingest.scan import UnusableError, as_reason, check_location
 
 _TAGS = """
     SOPClassUID SOPInstanceUID Modality ImageType SeriesInstanceUID StudyInstanceUID SeriesNumber
@@ -64,7 +64,9 @@ _CONTRASTS = {
 _TOF_OPTION = re.compile(r"VASC(?:TOF|PC)|TOF")
 _REPHASED = re.compile(r"\*?f[il]3d\d+r")
 """Siemens' names of three-dimensional gradient echoes that are compensated for flow."""
-_START = 132
+_START = 4096
+"""Bytes that hold the preamble and, of any usual file, in which syntax all that follows is."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _FIRST = {(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x12), (8, 0x16)}
 """The tags that a file without a preamble may begin with."""
 _OLDEST = 115.0
@@ -138,9 +140,11 @@ def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | 
         check_location(file, root, any_name=True)  # it is written nowhere
         if not file.is_file() or file.name == "DICOMDIR":
             return None
-        with file.open("rb") as stream:
-            if not looks_like_dicom(stream.read(_START)):
+        with as_reason("unreadable"), file.open("rb") as stream:
+            if not looks_like_dicom(start := stream.read(_START)):
                 return None
+            if _DEFLATED in start:  # a few bytes may fill the memory, and dcm2niix cannot read it
+                raise UnusableError("deflated DICOM: inflate it (`gdcmconv --raw`)")
             stream.seek(0)
             content = pydicom.dcmread(
                 stream, stop_before_pixels=True, specific_tags=_TAGS.split(), force=True
@@ -151,8 +155,8 @@ def read_header(file: Path, root: Path, key: bytes) -> Header | UnusableError | 
         return None
     except UnusableError as reason:
         return reason
-    except PermissionError:
-        return UnusableError("no permission: the file cannot be opened. Change its access rights")
+    except OSError:
+        raise
     except Exception as error:
         # A parser of arbitrary bytes raises whatever it likes, and quotes the bytes in its message.
         return UnusableError(f"damaged DICOM: its header cannot be parsed ({type(error).__name__})")

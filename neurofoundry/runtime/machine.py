@@ -38,7 +38,7 @@ def cores() -> int:
     limits: list[float] = [len(os.sched_getaffinity(0)), *_quotas()]
     with suppress(KeyError, ValueError):
         limits.append(float(os.environ[CORES]))
-    return max(1, math.ceil(min(limits)))
+    return math.ceil(max(1, min(limits)))
 
 
 def memory() -> int:

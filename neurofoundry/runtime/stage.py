@@ -104,6 +104,9 @@ STAGES = {
 RECORDED_AS = {"import": "pretrain", "export a model": "export"}
 """Commands whose output takes the place of another stage's, and is recorded as that stage's."""
 
+IMPORTED = "import.json"
+"""The file that an imported encoder has and a pretrained one has not."""
+
 LIBRARIES = (
     *("dcm2niix", "jinja2", "matplotlib", "monai", "nibabel", "nilearn", "numpy", "pandas"),
     *("pandera", "pydantic", "pydicom", "ruamel.yaml", "safetensors", "scikit-learn", "scipy"),
@@ -172,8 +175,16 @@ class Destination:
         if self.store:
             guard_manifest(self.out, makes=makes)
         option = "--store" if self.store else "--out"
-        guard_output(self.folder(stage, key), makes=makes, inputs=reads, option=option)
-        guard_mount(self.folder(stage, key), option=option)
+        folder = self.folder(stage, key)
+        guard_output(folder, makes=makes, inputs=reads, option=option)
+        if makes == "pretrain" and (folder / "stage.json").exists():
+            maker = "import" if (folder / IMPORTED).exists() else "pretrain"
+            if stage != maker:  # what may have taken days, for one that is recorded alike
+                raise UsageError(
+                    f"{option} {folder}: this is the output of '{maker}', not of '{stage}'. Give a "
+                    "new or empty folder."
+                )
+        guard_mount(folder, option=option)
 
     def earlier(self, stage: str) -> tuple[Path, ...]:
         """Return the finished outputs of ``stage`` whose items may be reused."""
@@ -298,9 +309,11 @@ def read_record(stage: str, folder: Path) -> dict[str, Any]:
     """Read stage.json of an output of ``stage``. Raises UsageError and DataError."""
     path = folder / "stage.json"
     if not path.exists():
+        # No stage replaces a folder that does not say whose it is.
+        first = f"Move {folder} elsewhere, then make it" if names_of(folder) else "Make it first"
         raise UsageError(
             f"{folder}: no finished output of '{stage}' (stage.json is missing). "
-            f"Make it first; `neurofoundry {stage} --help` says from what."
+            f"{first}; `neurofoundry {stage} --help` says from what."
         )
     try:
         record = read_json(path)

@@ -28,7 +28,7 @@ from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import BLOCKS
 from neurofoundry.params import validate
 from neurofoundry.runtime.files import hash_file, write_json
-from neurofoundry.runtime.stage import Workspace
+from neurofoundry.runtime.stage import IMPORTED, Workspace
 from neurofoundry.weights.params import CheckpointKind, ImportParams
 
 
@@ -203,7 +203,7 @@ def _write_record(
 ) -> None:
     listed = [{"name": name, "reason": reason} for name, reason in left_out.items()]
     write_json(
-        work.dir / "import.json",
+        work.dir / IMPORTED,
         {"kind": kind, "sha256": sha256, "tensors": tensors, "left_out": listed},
     )
     work.data_version = sha256

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from datetime import date
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def test_contrast_agents_are_noticed(
     header = read_header(file, tmp_path, b"k")
     assert isinstance(header, Header)
     assert bool(header.agent) is given
+
+
+def test_a_file_that_grows_when_it_is_read_is_not_read(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path, MPRAGE, slices=1)
+    content = pydicom.dcmread(file)
+    content.ImageComments = "x" * 10_000_000
+    content.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    content.save_as(file)
+    assert file.stat().st_size < 100_000
+    tracemalloc.start()
+    header = read_header(file, tmp_path, b"k")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert str(header).startswith("deflated DICOM: inflate it")
+    assert peak < 1e6
 
 
 @pytest.mark.parametrize(

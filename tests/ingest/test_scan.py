@@ -18,6 +18,7 @@ import pytest
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.ingest import delimited
 from neurofoundry.ingest.derivatives import why_derivative
+from neurofoundry.ingest.dicom_header import read_header
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.listing import is_dicom
 from neurofoundry.ingest.scan import UnusableError, attempt, map_in_threads
@@ -157,6 +158,7 @@ def no_file_can_be_opened() -> Iterator[None]:
         lambda folder: is_dicom(folder / "sub-01/anat/sub-01_T1w.nii.gz"),
         lambda folder: delimited.read(folder / "participants.tsv", key="participant_id"),
         lambda folder: why_derivative(folder),
+        lambda folder: read_header(folder / "participants.tsv", folder, b"key"),
     ],
 )
 def test_what_ails_the_machine_is_no_fault_of_a_scan_nor_of_a_table(

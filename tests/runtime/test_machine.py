@@ -65,8 +65,9 @@ def test_a_container_sees_its_own_group_at_the_top(node: Path) -> None:
 def test_a_pod_uses_what_it_asks_for(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(machine.CORES, "8")
     assert machine.cores() == 8
-    monkeypatch.setenv(machine.CORES, "0.5")
-    assert machine.cores() == 1
+    for few in ("0.5", "-inf"):
+        monkeypatch.setenv(machine.CORES, few)
+        assert machine.cores() == 1
     monkeypatch.setenv(machine.CORES, "200")
     assert machine.cores() == 64
 

@@ -127,6 +127,21 @@ def test_an_encoder_that_was_imported_serves_as_one_that_was_pretrained(tmp_path
     assert list(record["inputs"]) == ["pretrain/medicalnet"]
 
 
+def test_neither_an_import_nor_a_pretraining_takes_the_place_of_the_other(tmp_path: Path) -> None:
+    publish(tmp_path / "ours", "pretrain")
+    with pytest.raises(UsageError, match="the output of 'pretrain', not of 'import'"):
+        publish(tmp_path / "ours", "import")
+
+    def write(work: stage.Workspace) -> None:
+        (work.dir / stage.IMPORTED).write_text("{}")
+
+    to = stage.Destination(tmp_path / "theirs")
+    stage.run("import", write, to=to, params={}, inputs={})
+    stage.run("import", write, to=to, params={"other": 1}, inputs={})
+    with pytest.raises(UsageError, match="the output of 'import', not of 'pretrain'"):
+        publish(tmp_path / "theirs", "pretrain")
+
+
 def test_a_shard_is_an_output_of_its_own_and_the_whole_is_no_shard(tmp_path: Path) -> None:
     publish(tmp_path / "cohort")
     keys, shards = set(), []

@@ -138,7 +138,12 @@ def test_a_damaged_record_certifies_nothing_and_its_stage_runs_once_the_folder_h
         make(finished, "preprocess")
     with pytest.raises(UsageError, match="stage"):
         make(finished, "ingest")
+    (folder / "stage.json").unlink()
+    with pytest.raises(UsageError, match=r"Move .* elsewhere, then make it"):
+        make(finished, "preprocess")
     folder.rename(finished / "elsewhere")
+    with pytest.raises(UsageError, match="Make it first"):
+        make(finished, "preprocess")
     assert make(finished, "ingest")
     assert not make(finished, "preprocess")
 
