@@ -98,7 +98,8 @@ def _too_few(rows: pd.DataFrame, params: Splits, task: Labelled) -> str:
     label, members = _smallest_class(task, inside)
     persons = members["person"].nunique()
     found = f"{persons} {'has' if persons == 1 else 'have'} {label}"
+    needs = task.needs(persons)
     return (
-        f"No other way to split these persons will do: {found}, "
-        f"and train, val and test need {task.min_subjects} each. Add persons, or leave out a class."
+        f"No other way to split these persons will do: {found}, and train and test need "
+        f"{needs['train']} each, val {needs['val']}. Add persons, or leave out a class."
     )

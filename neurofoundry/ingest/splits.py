@@ -120,7 +120,6 @@ def assign(
             set(inside["person"]),
             params.shares,
             groups,
-            needed=("train", "val", "test"),
             key=f"{seed} splits",
             wished=[
                 [_demanding(group, WISHES[first:]) for group in groups]
@@ -142,11 +141,11 @@ to spare."""
 
 def _demanding(group: stratified.Group, wishes: Sequence[tuple[int, int]]) -> stratified.Group:
     """Return a class with the first of these wishes for which it has enough persons."""
-    for more, tested in wishes if group.fewest else ():
-        fewest = group.fewest + more
-        most = max(fewest, tested)
-        if 2 * fewest + most <= len(group.persons):
-            return replace(group, fewest=fewest, tested=most)
+    for more, tested in wishes if group.needs else ():
+        needs = {split: fewest + more for split, fewest in group.needs.items()}
+        needs["test"] = max(needs["test"], tested)
+        if sum(needs.values()) <= len(group.persons):
+            return replace(group, needs=needs)
     return group
 
 
@@ -173,12 +172,12 @@ def _in_folds(
     """Return the rows with ``split`` and ``fold`` (contracts/folds.py)."""
     persons = rows["person"]
     held_out = persons.isin(outside)
+    folds = [name for name in params.shares if name != "pretrain"]
     groups = [
-        replace(group, fewest=min(1, group.fewest))
+        replace(group, needs=dict.fromkeys(folds, 1) if group.needs else {})
         for group in stratified.groups(rows[~held_out], tasks)
     ]
-    folds = [name for name in params.shares if name != "pretrain"]
-    deal = partial(stratified.deal, among=groups, needed=folds)
+    deal = partial(stratified.deal, among=groups)
     first = deal(set(persons) - outside, params.shares, key=f"{seed} folds 1")
     alone = {person for person, place in first.items() if place == "pretrain"}
     tested, equal = first.keys() - alone, dict.fromkeys(folds, 1.0)
@@ -186,10 +185,9 @@ def _in_folds(
         deal(tested, equal, key=f"{seed} folds {repeat}")
         for repeat in range(2, (params.repeats or 1) + 1)
     ]
-    groups = stratified.groups(rows[held_out], tasks)
+    groups = [replace(group, needs={}) for group in stratified.groups(rows[held_out], tasks)]
     for repeat, dealt in enumerate(repeats, 1):
-        key = f"{seed} ood {repeat}"
-        dealt |= stratified.deal(outside, equal, among=groups, needed=(), key=key)
+        dealt |= stratified.deal(outside, equal, groups, key=f"{seed} ood {repeat}")
     fold = {
         person: " ".join(f"{dealt[person]}/{params.folds}" for dealt in repeats)
         for person in tested | outside

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -37,10 +37,8 @@ class Group:
     persons: frozenset[str]
     kind: str
     """A key of WEIGHTS."""
-    fewest: int = 0
-    """Of a class: how many each split that needs some must have."""
-    tested: int = 0
-    """Of a class: how many test must have, if that is more."""
+    needs: Mapping[str, int] = field(default_factory=dict)
+    """Of a class: how many persons splits must have."""
 
 
 def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
@@ -53,8 +51,11 @@ def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
         chosen = task.select(scans)
         if len(chosen):
             targets = pd.Series(task.targets(chosen), chosen["person"])
-            fewest = task.min_subjects if task.classes else 0
-            found += _by_value(task.strata(targets), f"task {name}", "class", fewest)
+            strata = _by_value(task.strata(targets), f"task {name}", "class")
+            found += [
+                replace(each, needs=task.needs(len(each.persons)) if task.classes else {})
+                for each in strata
+            ]
     site = (scans["dataset"] + "\0" + scans["site"]).set_axis(scans["person"])
     age = scans.set_index("person")["age"].groupby(level=0).mean().dropna()
     quarter = (age.rank(method="first", pct=True) * AGE_GROUPS).apply(np.ceil)
@@ -63,10 +64,10 @@ def groups(scans: pd.DataFrame, tasks: Mapping[str, Labelled]) -> list[Group]:
     return found + _by_value(quarter, "age", "other")
 
 
-def _by_value(values: pd.Series, name: str, kind: str, fewest: int = 0) -> list[Group]:
+def _by_value(values: pd.Series, name: str, kind: str) -> list[Group]:
     """Return a group for each value of a series that is indexed by person."""
     return [
-        Group(f"{name} {value}", frozenset(members), kind, fewest)
+        Group(f"{name} {value}", frozenset(members), kind)
         for value, members in values.groupby(values).groups.items()
     ]
 
@@ -76,21 +77,20 @@ def deal(
     shares: Mapping[str, float],
     among: Sequence[Group],
     *,
-    needed: Sequence[str],
     key: str,
     wished: Sequence[Sequence[Group]] = (),
 ) -> dict[str, str]:
     """Return the split of each of ``persons``.
 
-    Each split gets its share of everybody and of each group, as well as whole persons allow. A
-    split in ``needed`` gets the ``fewest`` of a class before others get more, even above its share.
-    ``wished`` are the same groups with higher demands: the first of them that can be met holds. A
-    function of the persons, the groups and ``key``.
+    Each split gets its share of everybody and of each group, as well as whole persons allow, and
+    what it ``needs`` of a class before others get more, even above its share. ``wished`` are the
+    same groups with higher demands: the first of them that can be met holds. A function of the
+    persons, the groups and ``key``.
     """
     shares = {name: share for name, share in shares.items() if share > 0}
     everybody = Group("everybody", frozenset(persons), "everybody")
     for demands in (*wished, among):
-        dealt, shortfall = _best([everybody, *demands], shares, needed, key)
+        dealt, shortfall = _best([everybody, *demands], shares, key)
         if not shortfall:
             break
     names = list(shares)
@@ -98,10 +98,10 @@ def deal(
 
 
 def _best(
-    groups: Sequence[Group], shares: Mapping[str, float], needed: Sequence[str], key: str
+    groups: Sequence[Group], shares: Mapping[str, float], key: str
 ) -> tuple[dict[str, int], float]:
     """Return what `_deal` returns, of the order of persons that leaves least to be desired."""
-    tables = _tables(groups, shares, needed)
+    tables = _tables(groups, shares)
     best: tuple[dict[str, int], float] = {}, np.inf
     for attempt in range(TRIES):
         tried = _deal(groups[0].persons, groups, tables, f"{key} {attempt}")
@@ -111,18 +111,12 @@ def _best(
     return best
 
 
-def _tables(
-    groups: Sequence[Group], shares: Mapping[str, float], needed: Sequence[str]
-) -> tuple[Values, Values]:
+def _tables(groups: Sequence[Group], shares: Mapping[str, float]) -> tuple[Values, Values]:
     """Return how many persons of each group each split should get, and how many it needs: both
     (groups, splits)."""
     share = np.array([*shares.values()])
     share /= share.sum()
-    needs = np.array([name in needed for name in shares], float)
-    of_test = np.array([name == "test" for name in shares]) * needs
-    floors = np.array(
-        [np.maximum(group.fewest * needs, group.tested * of_test) for group in groups]
-    )
+    floors = np.array([[group.needs.get(name, 0) for name in shares] for group in groups], float)
     quotas = [
         _quota(len(group.persons), share, floor)
         for group, floor in zip(groups, floors, strict=True)

@@ -96,7 +96,8 @@ class Labelled(Section, ABC):
     """Which scans take part: a condition for each named column."""
     min_subjects: int = Field(default=2, ge=1, le=MANY)
     """Subjects that each of train, val, test (and ood, if the cohort has one) must have; of
-    every class, if there are classes."""
+    every class, if there are classes. Where a class has too few for that, val may have fewer, one
+    at least."""
     required: bool = True
     """Whether a cohort that cannot serve the task is refused (exit 3); else the task is reported
     as not estimable."""
@@ -128,24 +129,34 @@ class Labelled(Section, ABC):
         """Return why these scans cannot serve the task, in words; None if they can.
 
         ``fewest`` are the persons that splits must have (for classification, of every class); by
-        default ``min_subjects`` in each of train, val, test, and ood, if the cohort has one.
+        default what `needs` says, and ``min_subjects`` in ood, if the cohort has one.
         """
         for column in (self.column, *self.eligible):
             if column not in scans:
                 return f"no dataset has the column '{column}'"
         chosen = self.select(scans)
-        if fewest is None:
-            needed = ["train", "val", "test"] + (["ood"] if (scans["split"] == "ood").any() else [])
-            fewest = dict.fromkeys(needed, self.min_subjects)
-        for split, least in fewest.items():
-            inside = chosen[chosen["split"] == split]
-            for group, rows in (self.groups(inside) or {"a label": inside}).items():
-                subjects = rows["person"].nunique()
+        outside = {"ood": self.min_subjects} if (scans["split"] == "ood").any() else {}
+        for group, rows in (self.groups(chosen) or {"a label": chosen}).items():
+            persons = rows.groupby("split")["person"].nunique()
+            inside = int(persons.reindex(["train", "val", "test"]).sum())
+            for split, least in (fewest or {**self.needs(inside), **outside}).items():
+                subjects = int(persons.get(split, 0))
                 if subjects < least:
                     need = f"{least} {'is' if least == 1 else 'are'} needed"
                     found = counted(subjects, "subject")
                     return f"split '{split}' has {found} with {group}, {need}"
         return None
+
+    def needs(self, persons: int) -> dict[str, int]:
+        """Return how many of so many persons of a class train, val and test must have.
+
+        Val chooses the epoch by the loss over all classes, and the threshold. One person of a class
+        can do that, badly, which the report says; none cannot. So of a class that has too few for
+        all three, val goes short.
+        """
+        fewest = self.min_subjects
+        left = max(1, min(fewest, persons - 2 * fewest))
+        return {"train": fewest, "val": left, "test": fewest}
 
     def persons_per_class(
         self, persons: NDArray[Any], targets: Values, inside: NDArray[np.bool_]

@@ -76,8 +76,8 @@ def test_it_is_said_where_nothing_will_do(left: int) -> None:
     rows = cohort(1, exact=True)
     few = rows.drop(rows.index[rows["diagnosis"] == "AD"][left:])
     assert remedies.find(few, HASH, "diagnosis", TASKS, seed=1) == (
-        f"No other way to split these persons will do: {left} have diagnosis=AD, and train, val "
-        "and test need 2 each. Add persons, or leave out a class."
+        f"No other way to split these persons will do: {left} have diagnosis=AD, and train and "
+        "test need 2 each, val 1. Add persons, or leave out a class."
     )
 
 

@@ -92,8 +92,8 @@ def test_optional_tasks_that_cannot_be_estimated_are_reported(
     outcome = run(tmp_path / "data", tmp_path / "out", tasks={"age": {**AGE, "required": False}})
     gap = (
         "split 'train' has 0 subjects with a label, 2 are needed. No other way to split these "
-        "persons will do: 3 have a value of age, and train, val and test need 2 each. Add persons, "
-        "or leave out a class."
+        "persons will do: 3 have a value of age, and train and test need 2 each, val 1. Add "
+        "persons, or leave out a class."
     )
     assert outcome.work.summary["not_estimable"] == {"age": gap}
     assert f"WARNING task 'age' cannot be estimated: {gap}" in logged.getvalue()

@@ -48,7 +48,7 @@ class TestTask:
         table = self.cohort()
         no_case = table[~((table["split"] == "val") & (table["diagnosis"] == "AD"))]
         assert self.alzheimers.gap(no_case) == (
-            "split 'val' has 0 subjects with diagnosis=AD, 2 are needed"
+            "split 'val' has 0 subjects with diagnosis=AD, 1 is needed"
         )
         assert self.alzheimers.gap(table.drop(columns="diagnosis")) == (
             "no dataset has the column 'diagnosis'"
@@ -57,6 +57,23 @@ class TestTask:
         assert "split 'ood' has 1 subject" in str(self.alzheimers.gap(outside))
         twice = table.assign(person="a/one")
         assert "has 1 subject" in str(self.alzheimers.gap(twice))
+
+    @pytest.mark.parametrize(
+        ("ill", "gap"),
+        [
+            ((2, 1, 2), None),
+            ((2, 0, 3), "split 'val' has 0 subjects with diagnosis=AD, 1 is needed"),
+            ((3, 1, 1), "split 'test' has 1 subject with diagnosis=AD, 2 are needed"),
+            ((3, 1, 2), "split 'val' has 1 subject with diagnosis=AD, 2 are needed"),
+        ],
+    )
+    def test_of_a_rare_class_val_has_what_train_and_test_leave_it(
+        self, ill: tuple[int, ...], gap: str | None
+    ) -> None:
+        split = np.repeat(["train", "val", "test"], ill).tolist()
+        rows = scans(split=split, diagnosis=["AD"] * len(split), age=[60.0] * len(split))
+        healthy = self.cohort().query("diagnosis == 'CN'")
+        assert self.alzheimers.gap(pd.concat([rows, healthy])) == gap
 
     @pytest.mark.parametrize(
         ("values", "words"),

@@ -5,6 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from monai import transforms
+from monai.data.meta_tensor import MetaTensor
 from pydantic import ValidationError
 
 from neurofoundry.nn import augment, seeds
@@ -146,19 +148,34 @@ def test_the_paper_preset_draws_from_the_published_distribution() -> None:
     assert abs((np.linalg.det(linear) < 0).mean() - 0.5) < 0.04
 
 
-def test_the_paper_preset_turns_about_the_axis_that_monai_turns_about_and_no_other() -> None:
-    """MONAI 1.6.1: RandRotate(range_x=0.785) on volumes (z, y, x) moved no voxel out of its plane
-    of z in 60 draws. With crop, Resize and RandFlip before it, its map from view to volume is edges
-    times rotation to the fourth decimal; rotation times edges was 0.33 off."""
-    shape = (15, 17, 19)
-    extent = np.array(shape[::-1])
-    drawn = draw(PAPER, *map(str, range(600)), shape=shape).affine.double().numpy()
-    linear = drawn[:, :, :3] * extent[:, None] / extent
+def turns(linear: np.ndarray) -> np.ndarray:
+    """The rotations of maps from views to volumes, in voxels (x, y, z), which are edges times
+    rotation, and of the other order no rotations."""
     turn = linear / np.linalg.norm(linear, axis=2, keepdims=True)  # its edges taken out
     turn[:, 0] *= np.sign(np.linalg.det(turn))[:, None]  # and its flip of left and right
     assert np.allclose(turn @ turn.transpose(0, 2, 1), np.eye(3), atol=1e-6)
-    assert np.allclose(turn[:, 2], [0, 0, 1], atol=1e-6)
-    assert np.allclose(turn[:, :, 2], [0, 0, 1], atol=1e-6)
+    return turn
+
+
+def test_the_paper_preset_turns_about_the_axis_that_monai_turns_about_and_no_other() -> None:
+    shape = (15, 17, 19)
+    extent = np.array(shape[::-1])
+    theirs = transforms.Compose(
+        [
+            transforms.RandSpatialCrop(roi_size=(8, 9, 10), random_size=True),
+            transforms.Resize(shape),
+            transforms.RandFlip(prob=0.5, spatial_axis=2),
+            transforms.RandRotate(range_x=0.785, prob=1),
+        ]
+    ).set_random_state(5)
+    views = (theirs(MetaTensor(torch.zeros(1, *shape))).affine for _ in range(20))
+    by_monai = turns(np.stack([view[:3, :3].numpy()[::-1, ::-1] for view in views]))
+    drawn = draw(PAPER, *map(str, range(600)), shape=shape).affine.double().numpy()
+    turn = turns(drawn[:, :, :3] * extent[:, None] / extent)
+    for each in (by_monai, turn):  # about z, the first axis of an array (z, y, x)
+        assert np.allclose(each[:, 2], [0, 0, 1], atol=1e-6)
+        assert np.allclose(each[:, :, 2], [0, 0, 1], atol=1e-6)
+    assert np.abs(by_monai[:, 0, 1]).max() > 0.5
     angles = np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0]))
     still = np.abs(angles) < 1e-3
     assert abs(still.mean() - 0.5) < 0.07
