@@ -17,7 +17,7 @@ HASH = Splits(pretrain=0.5, train=0.25, val=0.1, test=0.15)
 
 def test_every_remedy_that_is_named_works() -> None:
     tried = 0
-    for seed in range(12):
+    for seed in range(6):
         rows = cohort(seed, exact=False)
         said = remedies.find(rows, HASH, "diagnosis", TASKS, seed=seed)
         for words in re.findall(r"ingest.splits=(\{.*?\}),", said):
@@ -25,7 +25,7 @@ def test_every_remedy_that_is_named_works() -> None:
             dealt = splits.assign(rows, params, TASKS, seed=seed)
             assert folds.gap(TASKS["diagnosis"], dealt) is None
             tried += 1
-    assert tried == 24
+    assert tried == 12
 
 
 def test_it_says_how_many_of_the_smallest_class_each_split_would_get() -> None:
