@@ -94,8 +94,8 @@ def test_an_image_takes_no_more_memory_than_a_piece_of_it(tmp_path: Path) -> Non
 
 
 def test_a_table_of_many_columns_is_read_in_time_that_grows_with_them_alone(tmp_path: Path) -> None:
-    """UK Biobank's has 28,000. What is quadratic in 200,000 takes an hour."""
-    columns = [f"{field}-0.{array}" for field in range(20_000) for array in range(10)]
+    """UK Biobank's has 28,000. What is quadratic in 100,000 takes a quarter of an hour."""
+    columns = [f"{field}-0.{array}" for field in range(10_000) for array in range(10)]
     cells = "\t".join("" for _ in columns)
     text = "participant_id\tAGE\t" + "\t".join(columns)
     text += "".join(f"\nsub-{n:02d}\t{n + 50}\t{cells}" for n in (1, 2, 3, 3))
@@ -103,7 +103,7 @@ def test_a_table_of_many_columns_is_read_in_time_that_grows_with_them_alone(tmp_
     outcome = run(data, tmp_path / "out")
     assert outcome.scans["age"].tolist() == [51, 52, 53]
     (row, *_) = delimited.read(data / "participants.tsv", key="participant_id").rows
-    assert (row.cells.find("age"), row.cells["19999-0.9"]) == ("51", "")
+    assert (row.cells.find("age"), row.cells["9999-0.9"]) == ("51", "")
 
 
 def test_files_larger_than_memory_are_not_read(tmp_path: Path) -> None:
