@@ -19,7 +19,7 @@ from neurofoundry.phantom.bids import write_scan, write_tables
 from neurofoundry.phantom.params import PhantomParams
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import write_json
-from neurofoundry.runtime.guard import guard_mount, guard_output
+from neurofoundry.runtime.guard import guard_mount, guard_output, guard_place
 from neurofoundry.runtime.processes import (
     check_shared_memory,
     deaf_children,
@@ -39,9 +39,10 @@ def generate(params: PhantomParams, out: Path, workers: int) -> None:
     its parameters are the same, and one rename publishes. The bytes do not depend on ``workers``.
     Raises UsageError if ``out`` already holds anything.
     """
-    place = out.resolve()
+    place = guard_place(out)
     partial = _Partial(place.with_name(f".{place.name}.partial"), params)
-    if partial.is_published():  # by a run that was killed while it tidied up
+    if place.is_dir() and any(place.iterdir()) and partial.is_published():
+        # A run was killed while it tidied up.
         partial.remove()
         return
     _check(out, workers)
@@ -105,25 +106,30 @@ class _Partial:
         code = code_hash("neurofoundry.phantom.dataset")
         return {"code": code, "params": self.params.model_dump(mode="json")}
 
+    @property
+    def _done_file(self) -> Path:
+        """Beside the folder: it goes with one call, after all that is in the folder."""
+        return self.folder.with_name(f"{self.folder.name}.done")
+
     def is_published(self) -> bool:
         """Return whether the tree of these parameters has left the folder."""
-        return _read(self._key_file) == self._key and not self.tree.exists()
+        left = _read(self._key_file) == self._key and not self.tree.exists()
+        return left or _read(self._done_file) == self._key
 
     def open(self) -> None:
         """Make the folder, without what other code or other parameters have left in it."""
         if _read(self._key_file) != self._key:
-            self._key_file.unlink(missing_ok=True)  # first: without a tree it would tell of an end
             shutil.rmtree(self.folder, ignore_errors=True)
         for folder in (self.tree, self.folder / "records"):
             folder.mkdir(parents=True, exist_ok=True)
         write_json(self._key_file, self._key)
 
     def remove(self) -> None:
-        """Remove the folder, the key last: by it a run that is killed meanwhile knows its end."""
-        for inside in (self.atlas, self.folder / "records"):
-            shutil.rmtree(inside, ignore_errors=True)
-        self._key_file.unlink()
-        shutil.rmtree(self.folder)
+        """Remove the folder after its tree has been published, also where that was begun."""
+        if self._key_file.exists():
+            self._key_file.replace(self._done_file)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._done_file.unlink()
 
 
 def _check(out: Path, workers: int) -> None:

@@ -313,11 +313,11 @@ class TestReproducibility:
         stale.write_text("{}")
         (tmp_path / ".data.partial" / "key.json").write_text('{"params": "of another run"}')
         params = PhantomParams(subjects=4, seed=8, spacing_mm=4.0)
-        self._interrupt_at_the_end(monkeypatch, lambda: generate(params, out, 1))
+        self._interrupt_at_the_end(monkeypatch, out, lambda: generate(params, out, 1))
         with pytest.raises(UsageError, match="holds something else"):
             generate(PARAMS, out, 1)
         generate(params, out, 1)  # it was published: what is left of the work is removed
-        assert not (tmp_path / ".data.partial").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
         with pytest.raises(UsageError, match="holds something else"):
             generate(params, out, 1)
         name = "phantom/sub-0001/ses-1/anat/sub-0001_ses-1_T1w.nii.gz"
@@ -326,12 +326,14 @@ class TestReproducibility:
         assert len(table(out / "phantom/derivatives/truth/truth.tsv")) >= 3
 
     @staticmethod
-    def _interrupt_at_the_end(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None]) -> None:
+    def _interrupt_at_the_end(
+        monkeypatch: pytest.MonkeyPatch, out: Path, run: Callable[[], None]
+    ) -> None:
         """Interrupt a run between its last rename and the removal of its folder."""
         remove = shutil.rmtree
 
         def interrupted(path: Path, **options: bool) -> None:
-            if path.name == "records":
+            if out.exists():
                 raise KeyboardInterrupt
             remove(path, **options)
 
