@@ -7,6 +7,7 @@ hours; `test_kill.py` at some of each kind.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import signal
@@ -39,6 +40,14 @@ PAIR = {"pretrain": 1, "train": 0, "val": 0, "test": 0}
 EVERYTHING = "--cohort cohort --volumes volumes --encoder encoder --models models"
 
 
+ONE_START = {"scratch": {"encoder": "random", "mode": "finetune"}}
+ONE_MODEL = (
+    f"--set finetune.initializations={json.dumps(ONE_START, separators=(',', ':'))} "
+    "--set finetune.explain=null"
+)
+"""One model a task, without explanations: CI has not the time for more."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, and what it reads of the project that `prepare` makes."""
@@ -58,6 +67,10 @@ COMMANDS = {
     ),
     "finetune": Command(
         "finetune --volumes volumes --encoder encoder --out new/models", ("volumes", "encoder")
+    ),
+    "finetune one": Command(
+        f"finetune --volumes volumes --encoder encoder --out new/models {ONE_MODEL}",
+        ("volumes", "encoder"),
     ),
     "evaluate": Command(
         f"evaluate {EVERYTHING} --out new/evaluation", ("cohort", "volumes", "encoder", "models")
