@@ -18,7 +18,8 @@ have scanned it (clinic.py). One table:
 - labels of all pairs of heads in MNI space, after our rigid registration and, with ``--ants``,
   after that of antspyx (``Rigid``, of the labels' brain to the same template, a better mask than it
   would have): mean Dice, and mm by which the deep nuclei scatter about their mean place;
-- CPU seconds on one thread and peak memory; with ``--syn`` the range of the warps' Jacobians.
+- CPU seconds on one thread and peak memory; with ``--syn`` the range of the Jacobians of the warps,
+  there and back, as they are stored.
 
 Expected: a mean Dice of 0.96 with 0.93 at worst, labels no worse than theirs at a tenth of the CPU,
 and no Jacobian of 0 or less.
@@ -57,7 +58,8 @@ from neurofoundry.preprocess.quality import judge
 from neurofoundry.preprocess.resample import Array, Image, Mask, Matrix, look_up, resample
 from neurofoundry.preprocess.scan import Job, preprocess_scans
 from neurofoundry.preprocess.surface import fill
-from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine
+from neurofoundry.preprocess.transform import RAS_TO_LPS, read_affine, read_warp
+from neurofoundry.preprocess.warp import Warp
 from neurofoundry.runtime.files import hash_file
 
 CLOSED_MM = 4.0
@@ -70,6 +72,7 @@ LABELS = {
 }
 """MUSE's numbers: accumbens, caudate, pallidum, putamen, thalamus; third, fourth, inferior lateral
 and lateral ventricles; cerebellum and vermis."""
+STORED = ("jacobian_min", "jacobian_max", "inverse_min", "inverse_max")
 PLACED = ("labels", "their_labels")
 """What is too large for the file."""
 COMPARED = template.COMPARISON_MM / 2
@@ -156,7 +159,7 @@ def measure(head: Head, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.syn:
         syn = params.model_copy(update={"registration": "syn"})
         warped = ours(head, syn, prepared)
-        rows[0] |= {f"syn_{n}": warped.get(n) for n in ("cpu_s", "jacobian_min", "jacobian_max")}
+        rows[0] |= {f"syn_{name}": warped[name] for name in ("cpu_s", *STORED)}
     for row in rows:
         hidden = ("map", "their_map", "measures", *PLACED)
         print(json.dumps({k: v for k, v in row.items() if k not in hidden}), flush=True)
@@ -180,7 +183,8 @@ def ours(head: Head, params: PreprocessParams, prepared: template.Template) -> d
         to_scan = read_affine(work / layout.transform.format("scan"))
         volume: Any = nib.load(work / layout.volume.format("scan"))
         found = volume.dataobj.get_unscaled() != 0
-    row |= {n: result.measures[n] for n in result.measures if n.startswith("jacobian")}
+        if layout.warps:
+            row |= jacobians(*(work / name.format("scan") for name in layout.warps))
     row["measures"], row["map"] = result.measures, to_scan.tolist()
     if not head.labels.values.any():
         return row
@@ -197,6 +201,14 @@ def ours(head: Head, params: PreprocessParams, prepared: template.Template) -> d
     outside = (labels >= CORTEX).sum() * params.grid.spacing**3
     row["cortex_outside"] = round(float(outside / cortex), 4)
     return row | {"labels": place_labels(head, to_scan)} if params.registration == "rigid" else row
+
+
+def jacobians(forward: Path, inverse: Path) -> dict[str, float]:
+    """Return the least and the greatest Jacobian of a warp and of its inverse, as they lie on the
+    disk."""
+    there = read_warp(forward, inverse)
+    back = Warp(there.inverse, there.forward, there.affine)
+    return dict(zip(STORED, (*there.jacobian(), *back.jacobian()), strict=True))
 
 
 def from_edge(found: Mask, expected: Mask, spacing: float) -> list[float]:
@@ -282,8 +294,9 @@ def summarize(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> dict
         if seconds:
             table[f"CPU, {who}, s"] = f"{np.mean(seconds):.2f}"
     if arguments.syn:
-        low, high = ([row[f"syn_jacobian_{n}"] for row in upright] for n in ("min", "max"))
+        low, high, back_low, back_high = ([row[f"syn_{n}"] for row in upright] for n in STORED)
         table["Jacobians of syn"] = f"{min(low):.3f} to {max(high):.2f}"
+        table["Jacobians of its inverse"] = f"{min(back_low):.3f} to {max(back_high):.2f}"
         table["CPU, syn, s"] = f"{np.mean([row['syn_cpu_s'] for row in upright]):.1f}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     table["peak memory, GB"] = f"{peak:.2f}" + (", with antspyx" if arguments.ants else "")

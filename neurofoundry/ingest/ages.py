@@ -15,14 +15,18 @@ _WORDS = {
 }
 _UNIT = re.compile("|".join(f"(?P<{unit}>{words})" for unit, words in _WORDS.items()))
 _AGE = re.compile(r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*\+?\s*([^\W\d_]*)\.?\s*(?:old)?\s*\+?")
+_BEFORE_BIRTH = re.compile(r"gestation|gestac|menstrual|conception|konzeption")
+"""Ages that are not counted from birth."""
 _NOTHING = {"", "n/a", "na", "none", "null"}
 
 
 def unit(text: str) -> str | None:
     """Return the unit that a description is about: its first word that is one, or None.
 
-    'years (rounded to the nearest month)' is in years.
+    'years (rounded to the nearest month)' is in years; 'weeks of gestation' in nothing known.
     """
+    if _BEFORE_BIRTH.search(text.casefold()):
+        return None
     for word in re.findall(r"[^\W\d_]+", text.casefold()):
         if match := _UNIT.fullmatch(word):
             return match.lastgroup
@@ -42,6 +46,8 @@ def declared_unit(column: str, described: Any) -> tuple[str | None, str]:
     if said.strip().casefold() not in _NOTHING:
         return unit(said), said
     description = str(entry.get("description") or "")
+    if _BEFORE_BIRTH.search(description.casefold()):
+        return None, "an age from before birth"
     match = re.search(r"(?:\bin |\()(\w{3,})", description.casefold())
     if match and (found := unit(match[1])):
         return found, match[1]

@@ -17,7 +17,7 @@ def _vocabulary(words: str) -> frozenset[str]:
 
 _STEMS = (
     r"gado[a-z]*|gadav[a-z]*|gadb[a-z]*|gadt[a-z]*|gadp[a-z]*|gadd|gad|gd(?:dtpa|dota)?|"
-    r"contr?ast[a-z]*|kontrast[a-z]*|ferumoxytol|feraheme|"
+    r"gbca|contr?ast[a-z]*|kontrast[a-z]*|ferumoxytol|feraheme|"
     r"dotarem|dotagraf|clariscan|magnevist|magnegita|prohance|multihance|omniscan|optimark|"
     r"eovist|primovist|ablavar|vasovist|elucirem|vueway|pixxoscan|artirem|cyclolux"
 )
@@ -29,7 +29,7 @@ _WITHOUT = _vocabulary(
     "no non not without wo ohne sans sin senza sem zonder utan uden uten bez kein keine keinen "
     "aucun aucune nessun ningun geen ej un"
 )
-_BEFORE = _vocabulary("pre prae before avant vor antes prima voor innan prior")
+_BEFORE = _vocabulary("pre prae pra before avant vor antes prima voor innan prior")
 _AFTER = _vocabulary("post after apres nach dopo despues depois")
 _NATIVE = {"native", "nativ", "nativo", "natif", "nativa", "unenhanced", "nonenhanced", "plain"}
 _NEGATION_AFTERWARDS = {"none", "nein", "nil", "aucun", "ninguno", "nessuno", "not"}

@@ -43,6 +43,7 @@ _T1_NAME = re.compile(r"(?<![a-z0-9])t1|mp-?rage|mp2rage|bravo|spgr|vibe|flash3d
 _OTHER_NAMES = {
     name: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])")
     for name, words in {
+        "a localizer": "scout|locali[sz]er|lokali[sz]er|survey|surview",
         "proton density": "pd|pdw|proton[ _-]?dens[a-z]*|rho",
         "magnetization transfer": "mt|mtw|mtc|mton|mt[ _-]?on|mtr",
         "angiography": "tof|mra|angio[a-z]*|time[ _-]?of[ _-]?flight|pca?[ _-]3d|inflow|cow",

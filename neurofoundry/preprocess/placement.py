@@ -96,6 +96,11 @@ def place(
         affines, _ = registration.refine(shown, affines, [level], centre, device)
         found = [_settle(brain, a, template) for brain, a in zip(found, affines, strict=True)]
     if params.registration == "rigid":
+        # The shape is that of the whole brain; how it lies is told by what is within it.
+        shown = [brain.intensities() for brain in found]
+        affines, _ = registration.refine(
+            shown, affines, [template.within], centre, device, rigid=True
+        )
         placements = [Placement(a, registration.closest_rigid(a, centre)) for a in affines]
     elif params.registration == "affine":
         placements = [Placement(affine, affine) for affine in affines]

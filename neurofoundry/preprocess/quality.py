@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from neurofoundry.contracts.volumes import BOX_MM
 from neurofoundry.preprocess import surface
@@ -35,6 +35,7 @@ MEASURES = {
     "cnr": "contrast of white against grey matter to noise",
     "bias": "shading of white matter",
     "ghosting": "unevenness of the air around the head",
+    "spike": "stripes of one spatial frequency",
     "rotation_deg": "rotation against the header in degrees",
     "scale": "size of the brain relative to the template",
     "determinant": "volume of the brain relative to the template",
@@ -56,6 +57,7 @@ CATCHES = {
     "cnr": "noise that hides the tissues",
     "bias": "shading that hides the tissues",
     "ghosting": "motion",
+    "spike": "stripes from a spike in k-space",
     "rotation_deg": "wrong headers, and with them left and right exchanged",
     "determinant": "wrong voxel sizes, and wrong registrations",
     "stretch": "wrong voxel sizes, and wrong registrations",
@@ -80,6 +82,10 @@ WINDOW_MM = 20.0
 """Edge of the cubes within which `local_correlation` compares and `ghosting` takes means."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
+STRIPED, BESIDE, SLOWEST = 0.01, (-4, -3, 3, 4), 4
+"""Brightness, as a share of the head's mean, that stripes must change to be seen; steps, along an
+axis of k-space, to the frequencies that one is compared with; frequencies below which all is
+head."""
 TINY = 1e-6
 """Instead of 0 where a share must not vanish."""
 FEWEST_WHITE = 100
@@ -148,6 +154,7 @@ def measure(
         "cnr": contrast_to_noise(scan, points(white_matter), points(grey_matter)),
         "bias": shading(white, centred(white_matter)),
         "ghosting": ghosting(brain.as_scanned().head, points(white_matter), affine, template),
+        "spike": spike(scan),
         **_deformation(affine, template),
     }
     if placement.warp is not None:
@@ -304,6 +311,34 @@ def ghosting(head: Image, white: Array, affine: Matrix, template: Template) -> f
         return math.nan
     low, high = np.percentile(_local_means(air, inner), [5, 95])
     return float((high - low) / level)
+
+
+def spike(scan: Image) -> float:
+    """Return how far one spatial frequency stands out from those beside it.
+
+    A spark while k-space was read leaves one: stripes all over the head, which change neither its
+    shape nor the air's magnitude. The edges of the head and of the view are lines through k-space,
+    so a frequency counts by the strongest of its neighbours along any axis.
+    """
+    values, size = scan.values.astype(np.float32), np.array(scan.values.shape)
+    spectrum = np.abs(fft.rfftn(values))
+
+    def strength(places: NDArray[np.intp]) -> NDArray[np.float32]:
+        places = places % size
+        # The other half of k-space mirrors the one that is kept.
+        mirrored = places[:, 2:] >= spectrum.shape[2]
+        found: NDArray[np.float32] = spectrum[tuple(np.where(mirrored, -places % size, places).T)]
+        return found
+
+    head = float((values - np.percentile(values, 2)).sum(dtype=np.float64))
+    strong = np.argwhere(spectrum > max(STRIPED / 2 * head, TINY * spectrum.max()))
+    frequency = (strong + size // 2) % size - size // 2
+    strong = strong[np.linalg.norm(frequency, axis=1) >= SLOWEST]
+    if len(strong) == 0:
+        return 0.0
+    steps = [step * axis for axis in np.eye(3, dtype=np.intp) for step in BESIDE]
+    beside = np.max([strength(strong + step) for step in steps], axis=0)
+    return float((strength(strong) / np.maximum(beside, TINY)).max())
 
 
 def local_correlation(

@@ -140,11 +140,14 @@ def refine(
     levels: Sequence[Level],
     centre: Array,
     device: torch.device = CPU,
+    *,
+    rigid: bool = False,
 ) -> tuple[list[Matrix], list[float]]:
     """Return the affine maps that start at ``affines`` and follow ``levels``, and their mutual
-    information, in nats; the other arguments are those of `register`."""
+    information, in nats. ``rigid`` turns and shifts them alone; the other arguments are those of
+    `register`."""
     starts = [np.column_stack([a[:3, :3], apply_affine(a, centre)]) for a in affines]
-    poses, fits = optimize_poses(brains, levels, np.stack(starts)[:, None], device)
+    poses, fits = optimize_poses(brains, levels, np.stack(starts)[:, None], device, rigid=rigid)
     return [as_map(pose, centre) for pose in poses[:, 0]], fits[:, 0].tolist()
 
 

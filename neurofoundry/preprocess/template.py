@@ -57,6 +57,8 @@ class Template:
     """The template as registration sees it, coarse to fine."""
     judged: Level
     """The one at which orientations are told apart, at ``COMPARISON_MM``."""
+    within: Level
+    """The finest without the edge of the brain, which lies elsewhere in every shrunken brain."""
     fine: Image
     """Intensity, 0..1, around the brain at the spacing of registration; even numbers of voxels."""
     t1: Image
@@ -111,6 +113,7 @@ def build(registration_spacing: float, folder: Path | None = None) -> Template:
         fine=_around(t1, inside, registration_spacing),
         levels=levels_of(t1, centre, registration_spacing),
         judged=_level(t1, centre, COMPARISON_MM),
+        within=_within(t1, inside, centre, registration_spacing),
         t1=comparison,
         grey=resample(antialias(maps.grey, COMPARISON_MM), *grid),
         white=resample(antialias(maps.white, COMPARISON_MM), *grid),
@@ -219,6 +222,11 @@ def _around(t1: Image, inside: Mask, spacing: float) -> Image:
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = (low + high - spacing * (shape - 1)) / 2
     return resample(antialias(t1, spacing), affine, shape.tolist())
+
+
+def _within(t1: Image, inside: Mask, centre: Array, spacing: float) -> Level:
+    brain = coarsen(Image(inside.astype(np.float32), t1.affine), spacing).values > 0.5
+    return Level.of(coarsen(t1, spacing), brain, centre, spacing)
 
 
 def _level(image: Image, centre: Array, spacing: float) -> Level:

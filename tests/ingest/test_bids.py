@@ -364,6 +364,8 @@ def test_a_dictionary_of_a_subject_converts_the_ages_of_its_sessions(tmp_path: P
         ({"Description": "age at scan in months"}, ["36", "48"], [3, 4]),
         ({"Units": "", "Description": "age"}, ["36", "48"], [36, 48]),
         ({"Units": "lustra"}, ["7", "14"], [None, None]),
+        ({"Units": "weeks of gestation"}, ["40.3", "41"], [None, None]),
+        ({"Description": "postmenstrual age in weeks"}, ["40", "41"], [None, None]),
     ],
 )
 def test_units_of_ages_are_understood_or_the_ages_are_na(

@@ -14,7 +14,7 @@ WITHOUT = [
     "t1 ohne Kontrastmittel", "MPRAGE vor KM", "T1 sans injection", "T1 SIN CONTRASTE",
     "T1 senza mdc", "T1 zonder contrast", "T1 unenhanced", "precontrast", "mpragePrecontrast",
     "nocontrast", "avantinjection", "t1_vorKM", "T1 NON-CON", "T1 C-", "T1 KM nein", "T1 PREGAD",
-    "3D T1 nativ",
+    "3D T1 nativ", "T1 prä KM",
 ]  # fmt: skip
 AFTER = [
     "T1 W CONTRAST", "T1 mit KM", "t1_mprage_km", "T1 nach KM", "T1 avec injection",
@@ -23,7 +23,7 @@ AFTER = [
     "T1 C(+) SAG", "3D T1 TFE C", "t1w_ce", "T1Gd", "T1wGd", "mprageGd", "mpragepost",
     "T1 post 5min", "postcontrast", "T1 POSTCON", "T1 contrast enhanced", "T1 IV contrast",
     "apresinjection", "t1_nachKM", "avecgado", "despuesinyeccion", "T1 PRE AND POST CONTRAST",
-    "T1 WITH AND WITHOUT CONTRAST", "T1 W/WO CONTRAST",
+    "T1 WITH AND WITHOUT CONTRAST", "T1 W/WO CONTRAST", "T1 GBCA",
 ]  # fmt: skip
 SILENT = [
     "t1_mprage_sag", "T1w", "ax t1 posterior fossa", "T1 C-SPINE", "T1 C2", "T1 COR", "T1 CS",

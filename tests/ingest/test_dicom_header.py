@@ -160,6 +160,7 @@ def test_an_age_in_years_is_never_rounded_up() -> None:
         ("MTw_kp_mtflash3d", "magnetization transfer"),
         ("TOF_3D_multi-slab", "angiography"),
         ("QSM_3D_GRE_multiecho", "susceptibility or T2*"),
+        ("AAHead_Scout", "a localizer"),
         ("T1w_kp_mtflash3d", ""),
         ("t1_mprage_sag_p2_iso", ""),
         ("SAG 3D FSPGR", ""),

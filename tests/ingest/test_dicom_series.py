@@ -141,7 +141,7 @@ def test_heads_in_other_languages_and_unknown_words_leave_it_to_technique(body: 
     assert why_not(_whole(replace(HEADER, body=body)), "T1w") is None
 
 
-@pytest.mark.parametrize("body", ["KNIE", "ABDOMEN", "LSPINE", "C-SPINE MUELLER", "HALS"])
+@pytest.mark.parametrize("body", ["KNIE", "ABDOMEN", "LSPINE", "C-SPINE MUELLER", "HALS", "NACKEN"])
 def test_other_body_parts_are_no_heads_and_free_text_is_not_repeated(body: str) -> None:
     reason = why_not(_whole(replace(HEADER, body=body)), "T1w")
     assert reason is not None

@@ -18,6 +18,7 @@ from neurofoundry.preprocess.quality import (
     local_correlation,
     margin,
     shading,
+    spike,
 )
 from neurofoundry.preprocess.resample import Image, look_up
 from neurofoundry.preprocess.template import Template
@@ -146,6 +147,32 @@ def test_ghosting_is_the_range_of_the_air_beside_and_above_the_head(template: Te
     assert np.isnan(found(np.zeros_like(depth)))
     lacking = {name: value for name, value in GOOD_MEASURES.items() if name != "ghosting"}
     assert judge(lacking, QualityParams()) is None
+
+
+def test_a_spike_in_k_space_stands_out_from_its_neighbours_and_a_head_does_not() -> None:
+    rng = np.random.default_rng(3)
+    size = (41, 50, 46)
+    x, y, z = np.indices(size)
+    inside = ((x - 20) / 15) ** 2 + ((y - 25) / 18) ** 2 + (z - 20.0) ** 2 / 400 < 1  # a cut neck
+    head = np.where(inside, 100 + 30 * ndimage.gaussian_filter(rng.normal(0, 8, size), 2), 0)
+    noisy = np.abs(head + rng.normal(0, 3, size))
+
+    def found(values: np.ndarray) -> float:
+        return spike(Image(values.astype(np.float32), np.eye(4)))
+
+    def striped(share: float, *turns: float) -> np.ndarray:
+        phase = sum(n * at / length for n, at, length in zip(turns, (x, y, z), size, strict=True))
+        return noisy * (1 + share * np.cos(2 * np.pi * phase))
+
+    assert found(noisy) < 4
+    # Whatever the direction: each lies in another half of k-space, or at its edge.
+    for turns in ((5, 7, 6), (-5, 7, 6), (9, -8, -3), (8, 11, 0), (6, 5, 23)):
+        assert found(striped(0.1, *turns)) > 6, turns
+        # Where a scan has its zero, and how large its numbers are, changes nothing.
+        moved = 0.02 * striped(0.1, *turns) - 500
+        assert found(moved) == pytest.approx(found(striped(0.1, *turns)), rel=0.01)
+    assert found(striped(0.002, 5, 7, 6)) < 4  # nobody sees it
+    assert found(np.full(size, 7.0)) == 0
 
 
 def test_grey_matter_is_never_brighter_in_t1w_and_often_in_other_contrasts() -> None:
