@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from neurofoundry.errors import DataError
 from neurofoundry.evaluate import predictions
 from neurofoundry.evaluate.measure import baselines, performance
 from neurofoundry.evaluate.params import EvaluateParams
+from neurofoundry.evaluate.report import narrative
 from neurofoundry.evaluate.results import Results, measure
 from neurofoundry.evaluate.rows import find_row
 from neurofoundry.stats import metrics
@@ -179,6 +182,17 @@ def test_the_report_says_what_was_done_and_the_first_declared_stands_for_all(
     assert "The numbers are those of a way to make models, 4 of them" in page
     checklist = (tmp_path / "one/checklist.md").read_text()
     assert "in a cross-validation, those who validate are tested too" in checklist
+
+
+def test_of_two_initializations_the_other_is_not_said_to_be_the_first(results: Results) -> None:
+    evidence = results.tasks[0]
+    two = [model for model in evidence.models if model.name in ("scratch", "simclr")]
+    alone = replace(evidence, models=tuple(two))
+    reasons = [narrative.candidate(each, results.measured, "scratch") for each in (evidence, alone)]
+    assert [because.partition(";")[0] for _, because in filter(None, reasons)] == [
+        "it is the first declared of the others",
+        "it is the only other one",
+    ]
 
 
 def test_predictions_come_back_with_the_folds_that_made_them(results: Results, tmp_path) -> None:

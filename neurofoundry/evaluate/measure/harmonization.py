@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts import folds
 from neurofoundry.contracts.cohort import HELD_OUT
+from neurofoundry.errors import counted
 from neurofoundry.evaluate.evidence import Evidence, Model
 from neurofoundry.evaluate.inputs import Features, Inputs, site_of
 from neurofoundry.evaluate.measure import baselines, performance, robustness
@@ -78,8 +79,8 @@ def _of_site(features: Features, inputs: Inputs, params: EvaluateParams) -> dict
     site, people = site_of(scans), scans["person"].to_numpy()
     head: dict[str, object] = {"question": SITE, "metric": "balanced_accuracy"}
     head["subjects"] = len(set(people))
-    if len(set(site)) < 2:
-        return {**head, "reason": f"{len(set(site))} known sites to tell apart, 2 are needed"}
+    if (count := len(set(site))) < 2:
+        return {**head, "reason": f"{counted(count, 'known site')} to tell apart, 2 are needed"}
     dealt = robustness.deal(site, people)
     as_is, moved = (
         robustness.recall(robustness.read_site(each, site, dealt), site, people)

@@ -117,7 +117,7 @@ def sites(
     count = len(set(site))
     head: dict[str, object] = {"sites": count, "subjects": scans["person"].nunique()}
     if count < 2:
-        reason = f"{count} sites with {PER_SITE} subjects or more were held out, 2 are needed"
+        reason = f"{counted(count, 'site')} with {PER_SITE} subjects or more held out, 2 are needed"
         return table_of([{"encoder": n, **head, "reason": reason} for n in features], SITES)
     dealt = deal(site, people)
     from_others = read_site(_age_sex_labels(scans, tasks), site, dealt)

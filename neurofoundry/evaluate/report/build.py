@@ -147,7 +147,7 @@ def _how_chosen(reasons: Collection[str]) -> str:
     if all(reason == narrative.CHOSEN for reason in reasons):
         return "chosen on validation"
     if all(reason.startswith(narrative.FIRST) for reason in reasons):
-        return "declared first"
+        return "declared first of the others"
     return "that was compared"
 
 

@@ -21,7 +21,7 @@ from neurofoundry.tasks.base import BASELINE
 
 SIGNIFICANT = 0.05
 CHOSEN = "it did best in the validation subjects"
-FIRST = "it is declared first"
+FIRST = "it is the first declared of the others"
 """Why an initialization is compared with the reference."""
 
 
@@ -155,11 +155,11 @@ def candidate(evidence: Evidence, measured: Measured, reference: str) -> tuple[s
             scores[model.name] = on_validation(evidence, model)
     if not scores:
         return None
+    if len(scores) == 1:
+        return next(iter(scores)), "it is the only other one"
     if evidence.fold_of is not None:
         because = f"{FIRST}; in a cross-validation, those who validate are tested too"
         return next(iter(scores)), because
-    if len(scores) == 1:
-        return next(iter(scores)), "it is the only other one"
     if any(math.isnan(score) for score in scores.values()):
         return next(iter(scores)), f"{FIRST}, and validation cannot tell them apart"
     best = max if METRICS[metric].higher_is_better else min
