@@ -137,7 +137,7 @@ def train_customary(
     folder: Path, params: PretrainParams, grid: Grid
 ) -> tuple[Callable[[Any], None], Iterator[Any]]:
     """A step, and the batches."""
-    encoder = ResNet(**encoders.monai_arguments(params.encoder))
+    encoder = ResNet(**encoders.monai_arguments(params.encoder, channels=1))
     features = encoder.in_planes
     projector = nn.Sequential(
         nn.Linear(features, features), nn.ReLU(), nn.Linear(features, SimclrParams().projection)

@@ -185,15 +185,6 @@ def check_normalization(plan: Plan, normalization: str) -> None:
     )
 
 
-def check_exportable(plan: Plan, folder: Path) -> None:
-    """Raise UsageError unless MONAI can read what the weights in ``folder`` take: T1w alone."""
-    if plan.contrasts[1:]:
-        raise UsageError(
-            f"{folder}: weights of several contrasts ({', '.join(plan.contrasts)}) cannot be "
-            "exported yet. Share the folder as it is: plan.json says what the channels are."
-        )
-
-
 def shipped(name: str) -> Path | None:
     """Return the folder of an encoder that comes with the package; None if there is none."""
     return SHIPPED / name if name in NAMES_SHIPPED else None

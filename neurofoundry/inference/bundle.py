@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import neurofoundry
 from neurofoundry.contracts.cohort import is_phantom
-from neurofoundry.contracts.encoder import check_exportable
 from neurofoundry.contracts.models import PREDICTIONS, ModelPlan, files_of
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.finetune.network import Network
@@ -63,8 +62,6 @@ def export(work: Workspace, *, model: Path, authors: str) -> None:
     Whom it was trained or judged on is left out: no table of finetune is copied. Raises DataError.
     """
     members = read_members(model)
-    for member in members:
-        check_exportable(member.plan.encoder, model)
     for name in files_of(model):
         (work.dir / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, work.dir / name)
@@ -72,7 +69,7 @@ def export(work: Workspace, *, model: Path, authors: str) -> None:
         (work.dir / folder).mkdir(exist_ok=True)
     described = metadata(members, authors)
     write_json(work.dir / "configs/metadata.json", described)
-    write_json(work.dir / "configs/inference.json", inference(members[0].task))
+    write_json(work.dir / "configs/inference.json", inference(members[0].plan))
     _write_program(work.dir / PROGRAM, members, described)
     licence = members[0].plan.encoder.licence
     write_text(work.dir / "LICENSE", f"The weights are licensed under: {licence}\n")
@@ -81,7 +78,7 @@ def export(work: Workspace, *, model: Path, authors: str) -> None:
 
 
 class Answer(nn.Module):
-    """What a model says of z-scores (batch, 1, z, y, x), all of its members as one.
+    """What a model says of z-scores (batch, contrasts, z, y, x), all of its members as one.
 
     Probabilities (batch, classes), a value (batch, 1), or of each voxel the probabilities (batch,
     1 + classes, z, y, x).
@@ -114,9 +111,10 @@ def read_answer(members: Sequence[ModelFolder]) -> Answer:
 
 def _write_program(path: Path, members: Sequence[ModelFolder], described: dict[str, Any]) -> None:
     """Write the model as TorchScript."""
-    shape = members[0].plan.volumes.grid["shape_xyz"][::-1]
+    plan = members[0].plan
+    shape = len(plan.weights.contrasts), *plan.volumes.grid["shape_xyz"][::-1]
     with torch.no_grad():
-        example = torch.zeros(1, 1, *shape)
+        example = torch.zeros(1, *shape)
         program = torch.jit.trace(read_answer(members), example, check_trace=False)
     content = io.BytesIO()
     save_net_with_metadata(program, content, include_config_vals=False, meta_values=described)
@@ -144,7 +142,8 @@ def metadata(members: Sequence[ModelFolder], authors: str) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel")},
         "name": str(plan.task["name"]),
         "task": task.question,
-        "description": f"{task.kind.capitalize()} of T1-weighted brains, fine-tuned from "
+        "description": f"{task.kind.capitalize()} of {' and '.join(plan.weights.contrasts)} "
+        "volumes of brains, fine-tuned from "
         f"{plan.initialization.encoder} on {plan.learned_from.persons} persons. Not for diagnosis.",
         "authors": authors,
         "copyright": f"Weights: {plan.encoder.licence}",
@@ -179,19 +178,30 @@ def _channels(task: Task | Segmentation) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names)}
 
 
-def inference(task: Task | Segmentation) -> dict[str, Any]:
-    """Return configs/inference.json: `run` answers for one volume of preprocess."""
+def inference(plan: ModelPlan) -> dict[str, Any]:
+    """Return configs/inference.json: `run` answers for one scan's volumes of preprocess.
+
+    ``image`` is that of T1w, ``image_CONTRAST`` another; without it, its channel is zeros.
+    """
+    task, others = plan.predicts, plan.weights.contrasts[1:]
+    channels = ["@t1w"]
+    channels += [
+        f"(@preprocessing(@image_{name}).as_tensor() if @image_{name} else 0 * @t1w)"
+        for name in others
+    ]
     common = {
         "imports": ["$import json", "$import nibabel", "$import pathlib", "$import torch"],
         "bundle_root": ".",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "image": "volume.nii",
+        **{f"image_{name}": None for name in others},
         "output": _output(task),
         "network_def": f"$torch.jit.load(@bundle_root + '/{PROGRAM}', map_location=@device)",
         "network": "$@network_def.eval()",
         "preprocessing": PREPROCESSING,
         "inferer": {"_target_": "SimpleInferer"},
-        "volume": "$@preprocessing(@image).as_tensor()[None].to(@device)",
+        "t1w": "$@preprocessing(@image).as_tensor()",
+        "volume": f"$torch.cat([{', '.join(channels)}])[None].to(@device)",
         "answer": "$@inferer(@volume, @network).detach().cpu()[0]",
     }
     if isinstance(task, Segmentation):
@@ -226,6 +236,7 @@ def _card(members: Sequence[ModelFolder], authors: str, *, synthetic: bool) -> s
         "plan": plan,
         "members": len(members),
         "outlines": outlines,
+        "others": plan.weights.contrasts[1:],
         "output": _output(task),
         "words": f"{words} {'the probability of each class' if task.classes else 'one value'}.",
         "channels": _channels(task),

@@ -47,7 +47,7 @@ class ResNetEncoder(Encoder, ResNet):
     stem = "conv1.weight"
 
     def __init__(self, params: EncoderParams, channels: int = 1) -> None:
-        super().__init__(**monai_arguments(params) | {"n_input_channels": channels})
+        super().__init__(**monai_arguments(params, channels))
         self.features, self.channels = self.in_planes, channels
         if params.norm == "group":
             # MONAI's own argument `norm` changes the stem alone.
@@ -108,14 +108,14 @@ class Sfcn(Encoder):
         return features
 
 
-def monai_arguments(params: EncoderParams) -> dict[str, Any]:
+def monai_arguments(params: EncoderParams, channels: int) -> dict[str, Any]:
     """Return the arguments of MONAI's ResNet; `ResNetEncoder` then replaces norms and strides."""
     block, layers = BLOCKS[params.architecture]
     return {
         "block": block,
         "layers": layers,
         "block_inplanes": [64, 128, 256, 512],
-        "n_input_channels": 1,
+        "n_input_channels": channels,
         "conv1_t_stride": params.stem_stride,
         "shortcut_type": "A" if params.shortcut == "padded" else "B",
         "bias_downsample": params.shortcut == "biased",

@@ -16,7 +16,6 @@ from neurofoundry.contracts.cohort import is_phantom
 from neurofoundry.contracts.encoder import (
     HASHED_SUBJECTS,
     Plan,
-    check_exportable,
     hash_person,
     read_pretrained,
 )
@@ -40,7 +39,7 @@ PREPROCESSING = {
         {"_target_": "Transpose", "indices": [0, 3, 2, 1]},
     ],
 }
-"""How MONAI reads a volume of preprocess."""
+"""How MONAI reads a volume of preprocess; a list of one for each channel becomes one image."""
 
 CARD = Path(__file__).with_name("card.md")
 
@@ -52,7 +51,6 @@ def export(work: Workspace, *, encoder: Path, authors: str) -> None:
     names can see whom the encoder has seen, and the guard against leakage still works.
     """
     network, plan = encoders.load(encoder)
-    check_exportable(plan, encoder)
     encoders.save(work.dir, network, plan)
     for folder in ("configs", "models"):
         (work.dir / folder).mkdir(exist_ok=True)
@@ -88,7 +86,7 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel")}
         | ({} if _is_plain(plan) else {"neurofoundry": neurofoundry.__version__}),
         "name": plan.name,
-        "task": "Features of 3D T1-weighted brain MRI",
+        "task": f"Features of 3D {' and '.join(plan.contrasts)} brain MRI",
         "description": f"{plan.encoder.architecture}, pretrained with {plan.method}: "
         f"{plan.features} features of a brain. Not for diagnosis.",
         "authors": authors,
@@ -113,17 +111,23 @@ def metadata(plan: Plan, authors: str) -> dict[str, Any]:
 
 
 def describe_input(plan: Plan) -> dict[str, Any]:
-    """Return what MONAI's metadata say of a volume that the weights take."""
+    """Return what MONAI's metadata say of a volume that the weights take.
+
+    A channel is a contrast, and zeros where a scan lacks it.
+    """
+    t1w, *others = plan.contrasts
+    channels = [f"{t1w}, axes (z, y, x), {plan.normalization}"]
+    channels += [f"{contrast}, likewise; zeros where a scan lacks it" for contrast in others]
     return {
         "type": "image",
         "format": "magnitude",
         "modality": "MR",
-        "num_channels": 1,
+        "num_channels": len(channels),
         "spatial_shape": plan.grid["shape_xyz"][::-1] if plan.grid else ["*", "*", "*"],
         "dtype": "float32",
         "value_range": [-LARGEST, LARGEST],
         "is_patch_data": False,
-        "channel_def": {"0": f"T1w, axes (z, y, x), {plan.normalization}"},
+        "channel_def": {str(number): channel for number, channel in enumerate(channels)},
     }
 
 
@@ -146,14 +150,16 @@ def _is_plain(plan: Plan) -> bool:
 
 
 def _network(plan: Plan) -> dict[str, Any]:
-    params = plan.encoder
+    params, channels = plan.encoder, len(plan.contrasts)
     if not _is_plain(plan):
         schema, values = type(params), params.model_dump(mode="json")
         return {
             "_target_": f"{ResNetEncoder.__module__}.{ResNetEncoder.__qualname__}",
             "params": {"_target_": f"{schema.__module__}.{schema.__qualname__}", **values},
+            "channels": channels,
         }
-    return {"_target_": "monai.networks.nets.resnet.ResNet", **encoders.monai_arguments(params)}
+    arguments = encoders.monai_arguments(params, channels)
+    return {"_target_": "monai.networks.nets.resnet.ResNet", **arguments}
 
 
 def _card(plan: Plan, persons: frozenset[str] | None, authors: str) -> str:
