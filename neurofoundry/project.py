@@ -83,8 +83,9 @@ class FinetuneSections(StageSections):
     seed: Seed
 
     @model_validator(mode="after")
-    def _folders_differ(self) -> FinetuneSections:
+    def _agree(self) -> FinetuneSections:
         _check_folders("finetune.initializations", self.finetune.initializations)
+        _check_patch(self.tasks, self.finetune)
         return self
 
 
@@ -131,6 +132,7 @@ class Params(Section):
     def _sections_agree(self) -> Params:
         _check_task_columns(self.tasks, self.ingest)
         _check_folders("finetune.initializations", self.finetune.initializations)
+        _check_patch(self.tasks, self.finetune)
         splits = self.ingest.splits
         learned_from = {"pretrain", *(["train"] if splits.mode != "folds" else [])}
         empty = set() if splits.pretrain or splits.mode == "published" else {"pretrain"}
@@ -207,6 +209,12 @@ def _check_folders(section: str, names: Iterable[str]) -> None:
                 f"{section}: '{other}' and '{name}' differ in case alone, and on disks of Macs and "
                 "of Windows their folders would be one. Rename one of them"
             )
+
+
+def _check_patch(tasks: Tasks, finetune: FinetuneParams) -> None:
+    """Raise ValueError when nothing learns from the patches that are asked for."""
+    if finetune.patch and len(of_one_label(tasks)) == len(tasks):
+        raise ValueError("finetune.patch: no effect, as no task is a segmentation. Remove it")
 
 
 def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:

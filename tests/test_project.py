@@ -139,6 +139,13 @@ def test_ingest_refuses_a_task_without_a_column_by_itself(whole: Params) -> None
         validate(values, SECTIONS["ingest"], origin="--params")
 
 
+def test_patches_need_a_segmentation(whole: Params) -> None:
+    values = whole.model_dump(mode="json", by_alias=True)
+    values["finetune"]["patch"] = 96
+    with pytest.raises(UsageError, match=r"finetune\.patch: no effect, as no task is a segment"):
+        validate(values, Params, origin="params.yaml")
+
+
 @pytest.mark.parametrize("task", ["age", "unheard-of"])
 def test_a_prevalence_is_declared_for_a_task_of_two_classes(whole: Params, task: str) -> None:
     values = whole.model_dump(mode="json", by_alias=True)

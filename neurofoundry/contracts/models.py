@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pandera.pandas as pa
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from neurofoundry.contracts.cohort import HELD_OUT
 from neurofoundry.contracts.documents import read_document, write_document
@@ -167,6 +167,16 @@ class ModelPlan(Section):
     volumes: ModelVolumes
     test_time_augmentation: Literal["none", "mirror"] = "none"
     """mirror: predictions are those for a scan and for its mirror image, averaged."""
+    patch: int | None = None
+    """The edge in voxels of the windows by which a segmentation outlines a scan; left out where it
+    sees the whole volume."""
+
+    @model_serializer(mode="wrap")
+    def _without_windows(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.patch is None:
+            values.pop("patch", None)
+        return values
 
     @field_validator("task")
     @classmethod

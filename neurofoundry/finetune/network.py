@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from neurofoundry.contracts.models import ModelPlan
 from neurofoundry.contracts.volumes import SLOPE
+from neurofoundry.nn import encoders
 from neurofoundry.nn.encoders import Encoder
-from neurofoundry.tasks import Task
+from neurofoundry.nn.segmenter import Segmenter
+from neurofoundry.tasks import Segmentation, Task
 
 BATCH = 8
 """Scans in a forward pass without gradients."""
@@ -57,6 +61,19 @@ class Network(nn.Module):
         extractor = self.encoder if self.training else self.extractor
         output: Tensor = self.head(extractor(volumes))
         return output
+
+
+def read_network(weights: Path, plan: ModelPlan) -> Network | Segmenter:
+    """Read the network of a trained model. Raises DataError."""
+    start, task = plan.encoder, plan.predicts
+    encoder = encoders.build(start.encoder, seed=0, channels=len(start.contrasts))
+    network: Network | Segmenter
+    if isinstance(task, Segmentation):
+        network = Segmenter(encoder, len(task.classes), patch=plan.patch)
+    else:
+        network = Network(encoder, task, mirror=plan.test_time_augmentation == "mirror")
+    encoders.read_weights(weights, network)
+    return network
 
 
 @torch.no_grad()

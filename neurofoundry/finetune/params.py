@@ -140,6 +140,10 @@ class FinetuneParams(Section):
     """Precision of fine-tuning. bf16 halves the memory on a GPU; not every CPU supports it."""
     weight_decay: float = Field(default=0.01, ge=0, le=10)
     """Weight decay of AdamW, on weights but not on biases and norms."""
+    patch: int | None = Field(default=None, ge=24, le=512)
+    """Segmentation: the edge, in voxels, of the cubes that a model learns from, one of each scan,
+    every other around a voxel that is outlined, and by which it outlines a scan. For GPUs that are
+    too small for whole volumes, which models learn from by default."""
 
     explain: ExplainParams | None = None
     """Which models to explain; none by default. It changes no model."""

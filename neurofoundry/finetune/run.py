@@ -210,6 +210,7 @@ class Study:
             encoder=blueprint.origin.plan,
             volumes=ModelVolumes(grid=self.volumes.grid.describe(), preprocess=self.volumes.recipe),
             test_time_augmentation=self.params.test_time_augmentation,
+            patch=self.params.patch if isinstance(blueprint, Outline) else None,
         )
 
     def ingredients(

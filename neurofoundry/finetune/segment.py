@@ -1,6 +1,7 @@
 """One model of a segmentation: an encoder with a decoder, how they learn, and what they outline.
 
-Models are trained on whole volumes. Of a frozen encoder (mode probe) the decoder alone is trained.
+Models are trained on whole volumes, or on patches where these are too large for a GPU. Of a frozen
+encoder (mode probe) the decoder alone is trained.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
+from monai.transforms.croppad.dictionary import RandCropByPosNegLabeld
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurofoundry.contracts.cohort import HELD_OUT, TESTED
 from neurofoundry.contracts.labels import FILE, open_classes
 from neurofoundry.contracts.masks import MASKS, pack, write_masks
-from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS
+from neurofoundry.contracts.models import DESCRIBED, PREDICTIONS, read_model_plan
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import SLOPE, VolumeFolder
+from neurofoundry.errors import UsageError
 from neurofoundry.finetune.model import Origin
-from neurofoundry.finetune.network import Reader
+from neurofoundry.finetune.network import Reader, read_network
 from neurofoundry.finetune.params import FinetuneParams, Tuning
 from neurofoundry.finetune.train import (
     LIGHT,
@@ -40,7 +43,7 @@ from neurofoundry.finetune.train import (
 )
 from neurofoundry.nn import augment, encoders, seeds
 from neurofoundry.nn.seeds import seeded
-from neurofoundry.nn.segmenter import Segmenter, shares_of
+from neurofoundry.nn.segmenter import Segmenter, patch_of, shares_of
 from neurofoundry.runtime import cache
 from neurofoundry.runtime.arrays import key_of_arrays
 from neurofoundry.runtime.progress import Progress
@@ -91,20 +94,16 @@ class Outline:
         write_masks(folder / MASKS, masks)
         write_table(held_out[[*DESCRIBED]], folder / "predictions.tsv", PREDICTIONS)
 
-    def read_network(self, folder: Path) -> Segmenter:
-        """Read the network that was made in a folder. Raises DataError."""
-        network = Segmenter(copy.deepcopy(self.origin.encoder), len(self.task.classes))
-        encoders.read_weights(folder / "model.safetensors", network)
-        return network
-
-    def shares(self, network: Segmenter, scan_id: str) -> Tensor:
+    def shares(self, network: nn.Module, scan_id: str) -> Tensor:
         """Return the probabilities (1 + classes, z, y, x) that a network gives the voxels."""
         return class_shares(network, self.read([scan_id]), mirror=self.params.mirror)[0]
 
     def _tried(self, rate: float, advance: Callable[[], None]) -> tuple[Segmenter, pd.DataFrame]:
         """Train with one learning rate."""
         with seeded(self.seed):  # the same decoder, whatever the encoder
-            network = Segmenter(copy.deepcopy(self.origin.encoder), len(self.task.classes))
+            network = Segmenter(
+                copy.deepcopy(self.origin.encoder), len(self.task.classes), patch=self.params.patch
+            )
             trainer = Trainer(network, self, rate)
             history = trainer.train(self.rows[self.rows["split"] == "val"], advance)
         return network, history
@@ -126,7 +125,10 @@ def write_together(
     places = [each / MASKS for each in earlier]
     if cache.take(folder / MASKS, key, earlier=places, key_of=key_of_arrays):
         return
-    networks = [outline.read_network(each) for each, outline in members.items()]
+    networks = [
+        encoders.place(read_network(each / "model.safetensors", read_model_plan(each)))
+        for each in members
+    ]
     seen = [set(table["scan_id"]) for table in tested]
     masks = {}
     with Progress(f"outline {folder.parent.name} together", len(rows), unit="scans") as progress:
@@ -209,12 +211,22 @@ class Trainer:
         volumes, classes = self._read(scan_ids)
         if self.of.params.augmentation == "light":
             volumes, classes = _light_view(volumes, classes, scan_ids, seed=self.of.seed, step=step)
+        if self.of.params.patch:
+            edge, of = self.of.params.patch, (self.of.seed, step)
+            volumes, classes = _patches(volumes, classes, scan_ids, edge=edge, of=of)
         bf16 = self.of.params.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.network(volumes)
-        loss = self.of.task.loss(self.of.task.overlap(logits.float(), classes))
         self.optimizer.zero_grad()
-        loss.backward()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                logits = self.network(volumes)
+            loss = self.of.task.loss(self.of.task.overlap(logits.float(), classes))
+            loss.backward()
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"{self.of.name}: the GPU does not hold a step with {len(scan_ids)} x "
+                f"{' x '.join(map(str, volumes.shape[2:]))} voxels. Lower finetune.batch_size, or "
+                "set finetune.patch to a smaller edge, such as 96, to learn from parts of volumes."
+            ) from error
         self.optimizer.step()
         self.schedule.step()
         return loss.item()
@@ -243,7 +255,7 @@ def read_classes(volumes: VolumeFolder, task: str, scan_ids: Sequence[str]) -> T
 
 
 @torch.no_grad()
-def class_shares(network: Segmenter, volumes: Tensor, *, mirror: bool) -> Tensor:
+def class_shares(network: nn.Module, volumes: Tensor, *, mirror: bool) -> Tensor:
     """Return `shares_of` volumes in steps of ``SLOPE``."""
     network.eval()
     zscores = volumes.to(next(network.parameters()).device).float() * SLOPE
@@ -261,3 +273,18 @@ def _light_view(
         classes[:, None].float(), places.to(classes.device), mode="nearest", align_corners=False
     )
     return augment.apply(volumes, draws), shown[:, 0].round().to(torch.uint8)
+
+
+def _patches(
+    volumes: Tensor, classes: Tensor, scan_ids: list[str], *, edge: int, of: tuple[object, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return a random patch of each volume, as likely around a voxel of a class as around another,
+    and its classes; the draw depends on ``of`` and the scan."""
+    names = ("volume", "classes")
+    crop = RandCropByPosNegLabeld(names, "classes", patch_of(volumes.shape[2:], edge))
+    found = []
+    for volume, shown, scan_id in zip(volumes, classes, scan_ids, strict=True):
+        draw = int(seeds.generator(*of, scan_id, "patch").integers(2**32))
+        found.append(crop.set_random_state(draw)({"volume": volume, "classes": shown[None]})[0])
+    patches, shown = (torch.stack([each[name].as_tensor() for each in found]) for name in names)
+    return patches, shown[:, 0]

@@ -9,8 +9,7 @@ from pathlib import Path
 from neurofoundry.contracts.models import ModelPlan, files_of, read_ensemble, read_model_plan
 from neurofoundry.contracts.origin import check_contents
 from neurofoundry.errors import DataError
-from neurofoundry.finetune.network import Network
-from neurofoundry.nn import encoders
+from neurofoundry.finetune.network import Network, read_network
 from neurofoundry.nn.segmenter import Segmenter
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.links import check_links
@@ -46,15 +45,7 @@ class ModelFolder:
 
     def read_network(self) -> Network | Segmenter:
         """Read the network that finetune has trained. Raises DataError."""
-        start, task = self.plan.encoder, self.task
-        encoder = encoders.build(start.encoder, seed=0, channels=len(start.contrasts))
-        network: Network | Segmenter
-        if isinstance(task, Segmentation):
-            network = Segmenter(encoder, len(task.classes))
-        else:
-            network = Network(encoder, task, mirror=self.mirror)
-        encoders.read_weights(self.weights, network)
-        return network
+        return read_network(self.weights, self.plan)
 
 
 def read_members(folder: Path) -> tuple[ModelFolder, ...]:

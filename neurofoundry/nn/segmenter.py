@@ -7,7 +7,10 @@ is small on purpose: models that are compared differ in their encoder alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,24 +24,39 @@ FINE = 8
 class Segmenter(nn.Module):
     """Maps z-scores (batch, channels, z, y, x) to logits (batch, 1 + classes, z, y, x).
 
-    The background comes first.
+    The background comes first. With ``patch`` it learns from cubes of so many voxels, and answers
+    for a volume by windows of that size that overlap by half, whose middle counts most.
     """
 
-    def __init__(self, encoder: Encoder, classes: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, patch: int | None = None) -> None:
         super().__init__()
         if not isinstance(encoder, ResNetEncoder):
             raise UsageError(
                 "A segmentation needs the stages of a ResNet, which the encoder sfcn does not "
                 "have: leave its initialization out"
             )
-        self.encoder = encoder
+        self.encoder, self.patch = encoder, patch
         device = next(encoder.parameters()).device
         self.head = Decoder(encoder.channels, _channels(encoder), 1 + classes).to(device)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Return logits."""
+        """Return logits; what it learns from are patches already."""
+        if self.patch is None or self.training:
+            return self._logits(volumes)
+        size = patch_of(volumes.shape[2:], self.patch)
+        logits: Tensor = sliding_window_inference(
+            volumes, size, 1, self._logits, overlap=0.5, mode="gaussian"
+        )
+        return logits
+
+    def _logits(self, volumes: Tensor) -> Tensor:
         logits: Tensor = self.head(volumes, maps_of(self.encoder, volumes))
         return logits
+
+
+def patch_of(shape: Iterable[int], edge: int) -> tuple[int, ...]:
+    """Return the shape of a patch of a volume: a cube, but for axes that have fewer voxels."""
+    return tuple(min(edge, size) for size in shape)
 
 
 def shares_of(network: nn.Module, volumes: Tensor, *, mirror: bool) -> Tensor:

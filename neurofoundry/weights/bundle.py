@@ -39,7 +39,7 @@ PREPROCESSING = {
         {"_target_": "Transpose", "indices": [0, 3, 2, 1]},
     ],
 }
-"""How MONAI reads a volume of preprocess; a list of one for each channel becomes one image."""
+"""How MONAI reads a volume of preprocess, as one channel."""
 
 CARD = Path(__file__).with_name("card.md")
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.labels import CARRIED, FILE, open_classes, write_classes
 from neurofoundry.contracts.masks import open_masks, pack, write_masks
-from neurofoundry.contracts.models import read_ensemble
+from neurofoundry.contracts.models import read_ensemble, read_model_plan
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import SLOPE, Volumes
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.segment import Trainer
 from neurofoundry.nn import encoders
 from neurofoundry.nn.segmenter import Segmenter
@@ -199,13 +199,19 @@ def test_masks_are_read_as_they_were_written(tmp_path: Path) -> None:
         read("b")
 
 
-def test_views_move_outlines_with_the_volume(
-    labelled: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("patch", [None, 24])
+def test_views_and_patches_move_outlines_with_the_volume(
+    labelled: Path,
+    encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    patch: int | None,
 ) -> None:
-    """In a view, as in the volume, what is outlined is dark, and nothing else of the brain is."""
+    """In both, as in the volume, what is outlined is dark, and nothing else of the brain is."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def spy(network: Segmenter, volumes: torch.Tensor) -> torch.Tensor:
+        assert network.patch == patch
         seen.append((volumes, torch.empty(0)))
         return torch.zeros(len(volumes), 2, *volumes.shape[2:], requires_grad=True)
 
@@ -221,16 +227,31 @@ def test_views_move_outlines_with_the_volume(
     params = {
         **PARAMS,
         "augmentation": "light",
+        "patch": patch,
         "epochs": 1,
         "initializations": {"scratch": {"encoder": "random", "mode": "finetune"}},
     }
-    tiny.run(labelled.parent / "views", labelled, encoder, params, {"hole": TASK})
+    models = tiny.run(tmp_path / "views", labelled, encoder, params, {"hole": TASK})
+    assert read_model_plan(models / "hole/scratch/1.0/0").patch == patch
     views = [pair for pair in seen if pair[1].numel()]
     assert views
     for volumes, classes in views:
+        assert volumes.shape[2:] == ((patch,) * 3 if patch else GRID.shape[::-1])
         brain = volumes[:, 0] != 0
         inside, outside = (
             volumes[:, 0][brain & (classes == 1)],
             volumes[:, 0][brain & (classes == 0)],
         )
         assert inside.median() < outside.quantile(0.2)
+
+
+def test_a_gpu_that_is_too_small_is_told_of_patches(
+    labelled: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(network: Segmenter, volumes: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Segmenter, "forward", full)
+    params = {**PARAMS, "initializations": {"frozen": PARAMS["initializations"]["frozen"]}}
+    with pytest.raises(UsageError, match=r"4 x 25 x 32 x 32 voxels.*finetune\.patch"):
+        tiny.run(tmp_path / "models", labelled, encoder, params, {"hole": TASK})

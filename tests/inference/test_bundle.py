@@ -28,19 +28,21 @@ from neurofoundry.weights.params import ImportParams
 from neurofoundry.weights.published import import_checkpoint
 from tests.support import tiny
 from tests.support.inference import RECIPE
-from tests.support.segmenter import bright, write_models
+from tests.support.segmenter import bright, write_model, write_models
 
 PACKAGE = str(Path(neurofoundry.__file__).parent).encode()
+
+BOTH = ("T1w", "FLAIR")
+SEEN_IN_FLAIR = bright(1.0, contrasts=BOTH, patch=24)
+"""It outlines by windows what is bright in FLAIR."""
 
 ALONE = """
 import json, sys
 sys.modules["neurofoundry"] = None  # importing it fails
 import monai.bundle
-for folder, image, output in json.loads(sys.argv[1]):
-    monai.bundle.run(
-        config_file=f"{folder}/configs/inference.json", bundle_root=folder, image=image,
-        output=output,
-    )
+for folder, files in json.loads(sys.argv[1]):
+    config = f"{folder}/configs/inference.json"
+    monai.bundle.run(config_file=config, bundle_root=folder, **files)
 """
 
 
@@ -63,9 +65,9 @@ def models(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     tasks = {"diagnosis": tiny.DIAGNOSIS, "age": tiny.AGE}
     models = tiny.run(folder / "models", volumes, encoder, params, tasks)
-    write_models(
-        models / "spot", [bright(1.0), bright(1.6)], PreprocessParams(grid=Grid(spacing=6))
-    )
+    recipe = PreprocessParams(grid=Grid(spacing=6))
+    write_models(models / "spot", [bright(1.0), bright(1.6)], recipe)
+    write_model(models / "flair", SEEN_IN_FLAIR, recipe, contrasts=BOTH)
     return models
 
 
@@ -76,6 +78,7 @@ def exported(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "diagnosis": models / "diagnosis/probe/1.0",
         "age": models / "age/probe/1.0/1",
         "spot": models / "spot",
+        "flair": models / "flair",
     }
     for name, model in chosen.items():
         command = ["export", str(model), "--out", str(out / name), "--authors", "A & B"]
@@ -88,13 +91,29 @@ def exported(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def answers(
     exported: dict[str, Path], volumes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """What MONAI's bundle runner writes for one volume."""
+    """What MONAI's bundle runner writes for one volume; of both contrasts also without FLAIR."""
     out = tmp_path_factory.mktemp("answers")
-    image = volumes / f"{tiny.scans_table()['scan_id'][3]}.nii"
-    names = {"diagnosis": "diagnosis.json", "age": "age.json", "spot": "spot.nii.gz"}
-    runs = [(str(exported[n]), str(image), str(out / file)) for n, file in names.items()]
+    image, flair = (volume_of(volumes, number) for number in (3, 5))
+    names = {"diagnosis": "diagnosis.json", "age": "age.json"}
+    names |= {name: f"{name}.nii.gz" for name in ("spot", "flair", "flair-lacking")}
+    runs = [
+        (
+            str(exported[name.partition("-")[0]]),
+            {"image": str(image), "output": str(out / file)}
+            | ({"image_FLAIR": str(flair)} if name == "flair" else {}),
+        )
+        for name, file in names.items()
+    ]
     subprocess.run([sys.executable, "-c", ALONE, json.dumps(runs)], check=True, cwd=out)
     return {name: out / file for name, file in names.items()}
+
+
+def volume_of(volumes: Path, number: int) -> Path:
+    return volumes / f"{tiny.scans_table()['scan_id'][number]}.nii"
+
+
+def zscores_of(path: Path) -> torch.Tensor:
+    return torch.from_numpy(open_volume(path, tiny.GRID) * np.float32(SLOPE))
 
 
 def said(model: Path, volumes: Path, out: Path) -> pd.Series[Any]:
@@ -122,15 +141,37 @@ def test_a_regression_says_what_predict_says(
 def test_an_ensemble_of_segmentations_outlines_what_its_mean_does(
     answers: dict[str, Path], volumes: Path
 ) -> None:
-    path = volumes / f"{tiny.scans_table()['scan_id'][3]}.nii"
-    zscores = open_volume(path, tiny.GRID)[None, None] * np.float32(SLOPE)
+    zscores = zscores_of(volume_of(volumes, 3))[None, None]
     with torch.no_grad():
-        shares = [bright(t)(torch.from_numpy(zscores)).softmax(1)[0] for t in (1.0, 1.6)]
+        shares = [bright(t)(zscores).softmax(1)[0] for t in (1.0, 1.6)]
     expected = ((shares[0] + shares[1]) / 2).argmax(0).numpy().transpose(2, 1, 0)
     found: Any = nib.load(answers["spot"])
     assert 10 < expected.sum() < expected.size / 2
     np.testing.assert_array_equal(np.asarray(found.dataobj), expected)
     np.testing.assert_allclose(found.affine, tiny.GRID.affine)
+
+
+def test_a_model_of_several_contrasts_takes_each_and_zeros_for_one_that_is_missing(
+    answers: dict[str, Path], volumes: Path
+) -> None:
+    t1w, flair = (zscores_of(volume_of(volumes, number)) for number in (3, 5))
+    both = torch.stack([t1w, flair])[None]
+    with torch.no_grad():
+        expected = SEEN_IN_FLAIR(both)[0].argmax(0).numpy().transpose(2, 1, 0)
+    found, lacking = (nib.load(answers[name]) for name in ("flair", "flair-lacking"))
+    assert 10 < expected.sum() < expected.size / 2
+    np.testing.assert_array_equal(np.asarray(found.dataobj), expected)
+    assert not np.asarray(lacking.dataobj).any()
+
+
+def test_metadata_name_the_channels(exported: dict[str, Path]) -> None:
+    found = json.loads((exported["flair"] / "configs/metadata.json").read_text())
+    image = found["network_data_format"]["inputs"]["image"]
+    assert image["num_channels"] == 2
+    assert image["channel_def"]["0"].startswith("T1w, axes (z, y, x)")
+    assert image["channel_def"]["1"] == "FLAIR, likewise; zeros where a scan lacks it"
+    card = (exported["flair"] / "README.md").read_text()
+    assert "--image volume.nii --image_FLAIR FLAIR.nii" in card
 
 
 def test_predict_takes_an_exported_model(

@@ -74,6 +74,30 @@ def test_every_map_reaches_the_output() -> None:
     assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in maps)
 
 
+def gaussian(size: int) -> torch.Tensor:
+    places = torch.arange(size) - (size - 1) / 2
+    return torch.exp(-((places / (0.125 * size)) ** 2) / 2)
+
+
+def test_windows_answer_as_a_loop_over_them_does() -> None:
+    windows = Segmenter(build(**SMALL), 1, patch=32).eval()
+    torch.nn.init.normal_(windows.head.classify.weight)
+    whole = Segmenter(windows.encoder, 1).eval()
+    whole.load_state_dict(windows.state_dict())
+    volumes = torch.randn(2, 1, 25, 40, 52)
+    weight = (gaussian(25)[:, None, None] * gaussian(32)[:, None] * gaussian(32)).clamp(min=1e-3)
+    total, weights = torch.zeros(2, 2, 25, 40, 52), torch.zeros(25, 40, 52)
+    with torch.no_grad():
+        for y in (0, 8):
+            for x in (0, 16, 20):
+                at = (slice(None), slice(y, y + 32), slice(x, x + 32))
+                total[(..., *at)] += weight * whole(volumes[(..., *at)])
+                weights[at] += weight
+        torch.testing.assert_close(windows(volumes), total / weights, rtol=1e-4, atol=1e-4)
+        # One window that holds all of a volume is the whole volume.
+        torch.testing.assert_close(windows(VOLUMES), whole(VOLUMES), rtol=1e-4, atol=1e-4)
+
+
 VOLUMES = torch.randn(1, 1, 25, 32, 32)
 
 

@@ -24,13 +24,20 @@ from neurofoundry.preprocess.params import PreprocessParams
 ENCODER = EncoderParams(stem_stride=2, width=0.125)
 
 
-def bright(threshold: float, *, steepness: float = 4.0) -> Segmenter:
-    """A network whose logit is a steep line of the volume in its standard deviations."""
-    network = Segmenter(encoders.build(ENCODER, seed=5), 1)
+def bright(
+    threshold: float,
+    *,
+    steepness: float = 4.0,
+    contrasts: tuple[str, ...] = ("T1w",),
+    patch: int | None = None,
+) -> Segmenter:
+    """A network whose logit is a steep line of the last contrast in its standard deviations."""
+    encoder = encoders.build(ENCODER, seed=5, channels=len(contrasts))
+    network = Segmenter(encoder, 1, patch=patch)
     last = network.head.steps[-1]
     width = last[0].in_channels
     with torch.no_grad():
-        for convolution, source in ((network.head.entrance[0], 0), (last[0], width - 8)):
+        for convolution, source in ((network.head.entrance[0], -1), (last[0], width - 8)):
             convolution.weight.zero_()
             convolution.weight[0, source, 1, 1, 1] = 1
         network.head.classify.weight[1, 0] = steepness
@@ -39,7 +46,12 @@ def bright(threshold: float, *, steepness: float = 4.0) -> Segmenter:
 
 
 def write_model(
-    folder: Path, network: Segmenter, recipe: PreprocessParams, *, mirror: bool = False
+    folder: Path,
+    network: Segmenter,
+    recipe: PreprocessParams,
+    *,
+    mirror: bool = False,
+    contrasts: tuple[str, ...] = ("T1w",),
 ) -> Path:
     """Write the folder of a model whose task is 'hot-spot', its class 'spot'."""
     folder.mkdir(parents=True)
@@ -49,6 +61,7 @@ def write_model(
         encoder=ENCODER,
         features=network.encoder.features,
         grid=recipe.grid.describe(),
+        contrasts=contrasts,
         preprocess=made,
         method="simclr",
         licence="none",
@@ -66,6 +79,7 @@ def write_model(
         encoder=encoder,
         volumes=ModelVolumes(grid=recipe.grid.describe(), preprocess=made),
         test_time_augmentation="mirror" if mirror else "none",
+        patch=network.patch,
     )
     write_model_plan(folder, plan)
     encoders.write_weights(folder / "model.safetensors", network)

@@ -193,10 +193,11 @@ class TestMonai:
     def test_its_configuration_builds_every_network(
         self, encoder: Path, params: EncoderParams
     ) -> None:
-        plan = read_plan(encoder).model_copy(update={"encoder": params})
+        both = {"encoder": params, "contrasts": ("T1w", "FLAIR")}
+        plan = read_plan(encoder).model_copy(update=both)
         network = monai.bundle.ConfigParser(inference(plan)).get_parsed_content("network_def")
-        ours = encoders.build(params, seed=1)
+        ours = encoders.build(params, seed=1, channels=2)
         network.load_state_dict(ours.state_dict(), strict=True)
-        x = torch.randn(1, 1, 20, 18, 16)
+        x = torch.randn(1, 2, 20, 18, 16)
         with torch.no_grad():
             torch.testing.assert_close(network.eval()(x), ours.eval()(x))
