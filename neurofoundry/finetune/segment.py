@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -282,7 +282,7 @@ def _patches(
     and its classes; the draw depends on ``of`` and the scan."""
     names = ("volume", "classes")
     crop = RandCropByPosNegLabeld(names, "classes", patch_of(volumes.shape[2:], edge))
-    found = []
+    found: list[dict[Any, Any]] = []
     for volume, shown, scan_id in zip(volumes, classes, scan_ids, strict=True):
         draw = int(seeds.generator(*of, scan_id, "patch").integers(2**32))
         found.append(crop.set_random_state(draw)({"volume": volume, "classes": shown[None]})[0])

@@ -44,9 +44,10 @@ class Segmenter(nn.Module):
         if self.patch is None or self.training:
             return self._logits(volumes)
         size = patch_of(volumes.shape[2:], self.patch)
-        logits: Tensor = sliding_window_inference(
+        logits = sliding_window_inference(
             volumes, size, 1, self._logits, overlap=0.5, mode="gaussian"
         )
+        assert isinstance(logits, Tensor)
         return logits
 
     def _logits(self, volumes: Tensor) -> Tensor:
