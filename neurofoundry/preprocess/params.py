@@ -64,9 +64,9 @@ class QualityParams(Section):
     ghosting: Bounds = Bounds(max=0.04)
     """Range of the air's brightness beside and above the head, in means over 20 mm, as a share of
     white matter's. Motion and ghosts leave 0.03 to 0.2 there; clean air has at most 0.013."""
-    spike: Bounds = Bounds(max=5)
+    spike: Bounds = Bounds(max=4.2)
     """How far one spatial frequency stands out from those beside it, as stripes do that a spike in
-    k-space has left: 6 to 22 where they change the head by a tenth, at most 3.8 without any."""
+    k-space has left: 4.5 to 15 where they change the head by a tenth, at most 3.8 without any."""
     rotation_deg: Bounds = Bounds(max=60)
     """How far the scan had to be rotated from what its header says. Heads are tilted by up to 40°
     in clinics. A header that is wrong by 90° can be corrected, but then nobody knows left from

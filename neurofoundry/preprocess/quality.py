@@ -82,9 +82,9 @@ WINDOW_MM = 20.0
 """Edge of the cubes within which `local_correlation` compares and `ghosting` takes means."""
 DARK = 0.1
 """Intensity (0..1) below which a voxel shows no white matter, whatever the template says."""
-STRIPED, BESIDE, SLOWEST = 0.01, (-4, -3, 3, 4), 4
-"""Brightness, as a share of the head's mean, that stripes must change to be seen; steps, along an
-axis of k-space, to the frequencies that one is compared with; frequencies below which all is
+STRIPED, BESIDE, SLOWEST = 0.01, (3.0, 4.1), 4
+"""Brightness, as a share of the head's mean, that stripes must change to be seen; how far from a
+frequency, in steps of k-space, those lie that it is compared with; frequencies below which all is
 head."""
 TINY = 1e-6
 """Instead of 0 where a share must not vanish."""
@@ -317,8 +317,8 @@ def spike(scan: Image) -> float:
     """Return how far one spatial frequency stands out from those beside it.
 
     A spark while k-space was read leaves one: stripes all over the head, which change neither its
-    shape nor the air's magnitude. The edges of the head and of the view are lines through k-space,
-    so a frequency counts by the strongest of its neighbours along any axis.
+    shape nor the air's magnitude. An edge of the head, of the view, or where a face was cut away,
+    is a line through k-space in some direction, so a frequency counts by its strongest neighbour.
     """
     values, size = scan.values.astype(np.float32), np.array(scan.values.shape)
     spectrum = np.abs(fft.rfftn(values))
@@ -336,7 +336,10 @@ def spike(scan: Image) -> float:
     strong = strong[np.linalg.norm(frequency, axis=1) >= SLOWEST]
     if len(strong) == 0:
         return 0.0
-    steps = [step * axis for axis in np.eye(3, dtype=np.intp) for step in BESIDE]
+    reach = int(BESIDE[1])
+    steps = np.argwhere(np.ones(3 * (2 * reach + 1,))) - reach
+    distance = np.linalg.norm(steps, axis=1)
+    steps = steps[(distance >= BESIDE[0]) & (distance <= BESIDE[1])]
     beside = np.max([strength(strong + step) for step in steps], axis=0)
     return float((strength(strong) / np.maximum(beside, TINY)).max())
 

@@ -164,10 +164,16 @@ def test_a_spike_in_k_space_stands_out_from_its_neighbours_and_a_head_does_not()
         phase = sum(n * at / length for n, at, length in zip(turns, (x, y, z), size, strict=True))
         return noisy * (1 + share * np.cos(2 * np.pi * phase))
 
-    assert found(noisy) < 4
+    assert found(noisy) < 3
+    # Nor does one whose face was cut away along a plane, as tools do that make a head anonymous.
+    for slope in ((0.3, 1, -0.6), (-0.5, 0.8, 1), (1, 0.2, 0.1)):
+        plane = sum(
+            n * (at - length / 2) for n, at, length in zip(slope, (x, y, z), size, strict=True)
+        )
+        assert found(np.where(plane < 9, noisy, 0)) < 3, slope
     # Whatever the direction: each lies in another half of k-space, or at its edge.
     for turns in ((5, 7, 6), (-5, 7, 6), (9, -8, -3), (8, 11, 0), (6, 5, 23)):
-        assert found(striped(0.1, *turns)) > 6, turns
+        assert found(striped(0.1, *turns)) > 4.5, turns
         # Where a scan has its zero, and how large its numbers are, changes nothing.
         moved = 0.02 * striped(0.1, *turns) - 500
         assert found(moved) == pytest.approx(found(striped(0.1, *turns)), rel=0.01)

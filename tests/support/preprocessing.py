@@ -40,7 +40,7 @@ GOOD_MEASURES = {
     "cnr": 6.0,
     "bias": 0.05,
     "ghosting": 0.02,
-    "spike": 3.0,
+    "spike": 2.0,
     "rotation_deg": 8.0,
     "scale": 0.92,
     "determinant": 0.78,
