@@ -14,10 +14,11 @@ from neurofoundry.preprocess.brain import Brain, find_brain
 from neurofoundry.preprocess.load import read_scan
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement, place
+from neurofoundry.preprocess.registration import closest_rigid
 from neurofoundry.preprocess.resample import Image, resample
 from neurofoundry.preprocess.template import Template
 from neurofoundry.preprocess.warp import Warp
-from tests.support.preprocessing import PARAMS
+from tests.support.preprocessing import PARAMS, image_of
 
 POINTS = np.random.default_rng(0).uniform(-40, 40, (60, 3))
 TURN = Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix()
@@ -109,6 +110,29 @@ def test_shading_that_the_surface_hides_is_found_within_the_settled_mask(
         left.append((np.log(bias.bias_at(each.log_bias, points)) - true).std() / true.std())
     assert left[1] < 0.45
     assert left[1] < 0.75 * left[0]
+
+
+def test_a_rigid_map_ends_by_turning_and_shifting_alone_by_what_is_within_the_brain(
+    heads: list[Head], template: Template
+) -> None:
+    affine = PARAMS.model_copy(update={"registration": "affine"})
+    brain = find_brain(image_of(heads[1]), PARAMS)
+    (before, settled), (after, _) = (placed(brain, template, each) for each in (affine, PARAMS))
+    change = after.affine[:3, :3] @ np.linalg.inv(before.affine[:3, :3])
+    np.testing.assert_allclose(change @ change.T, np.eye(3), atol=1e-5)
+    assert 0.1 < apart(after, closest_rigid(before.affine, template.centre), template) < 2
+
+    # From elsewhere it comes back, and the shape stays.
+    turn = from_matvec(Rotation.from_euler("xyz", (2, -3, 2), degrees=True).as_matrix(), (3, -2, 2))
+    (back,), _ = registration.refine(
+        [settled.intensities()],
+        [turn @ after.affine],
+        [template.within],
+        template.centre,
+        rigid=True,
+    )
+    assert apart(after, closest_rigid(turn @ after.affine, template.centre), template) > 4
+    assert apart(after, closest_rigid(back, template.centre), template) < 1
 
 
 @pytest.mark.parametrize(("person", "angles"), [("sub-13", (24, -27, 28)), ("sub-09", (0, 0, 10))])
