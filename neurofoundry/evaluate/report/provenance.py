@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import neurofoundry
+from neurofoundry.contracts.cohort import T1W
 from neurofoundry.contracts.encoder import UNTRAINED
 from neurofoundry.evaluate.inputs import Inputs, Pretrained
 from neurofoundry.evaluate.report.cohort import embed
 from neurofoundry.evaluate.report.figures import Figures
+from neurofoundry.evaluate.report.narrative import listed
 from neurofoundry.evaluate.results import Results
 from neurofoundry.runtime.code import code_hash
 from neurofoundry.runtime.files import short
@@ -66,7 +68,9 @@ def _declared(inputs: Inputs) -> dict[str, Any]:
     Chosen by name: others can hold a path.
     """
     dealt, learning = _section(inputs, "ingest").get("splits", {}), _section(inputs, "finetune")
+    contrasts = _section(inputs, "ingest").get("contrasts") or [T1W]
     return {
+        "contrasts": "T1-weighted" if contrasts == [T1W] else listed(contrasts, "and"),
         "spacing": _section(inputs, "preprocess").get("grid", {}).get("spacing", 1.0),
         "split_by": SPLIT_BY.get(dealt.get("mode", "hash"), ""),
         "splits": _chosen(dealt, *("pretrain", "train", "val", "test", "folds", "repeats")),
