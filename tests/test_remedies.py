@@ -45,6 +45,7 @@ OF_OTHERS = {
     "--shm-size",  # docker
     "--force-reinstall",  # pip
     "--include-online",  # wandb
+    "--raw",  # gdcmconv
 }  # fmt: skip
 """Options of programs that are not ours."""
 
