@@ -20,8 +20,9 @@ run: .venv/ready
 	neurofoundry run --data "$(DATA)" --out "$(OUT)" --params "$(PARAMS)"
 endif
 
+# In the order of the tree: e2e, which takes longest, comes early.
 test: .venv/ready lint
-	pytest -n auto --dist loadfile
+	pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	ruff check .

@@ -36,7 +36,8 @@ from tests.support.kubernetes import NAMESPACE
 from tests.support.trainer import Trainer, trainer
 from tests.support.wheels import wheel
 
-pytestmark = pytest.mark.e2e
+# Whole pipelines in containers: twenty minutes where cores are slow or shared.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 BASE = "neurofoundry-base:bookworm"
 IMAGE = "neurofoundry:cpu"
