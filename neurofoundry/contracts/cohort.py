@@ -79,6 +79,18 @@ def read_alternates(cohort: Path) -> pd.DataFrame:
     return pd.DataFrame(columns=list(ALTERNATES.columns), dtype=str)
 
 
+def check_contrasts(contrasts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return contrasts as they are. Raises ValueError unless T1w is first, each is there once, and
+    all are suffixes, which become parts of files, columns and expressions of MONAI."""
+    if contrasts[:1] != (T1W,):
+        raise ValueError("expected T1w first: it places the session's other contrasts")
+    if len(set(contrasts)) < len(contrasts):
+        raise ValueError("a contrast is listed twice")
+    if odd := [name for name in contrasts if not (name.isascii() and name.isalnum())]:
+        raise ValueError(f"expected suffixes of BIDS such as FLAIR, found {odd[0]!r}")
+    return contrasts
+
+
 def read_contrasts(cohort: Path) -> dict[str, bool]:
     """Return the contrasts of a cohort, T1w first, and whether every session has them; cohorts of
     earlier versions say none."""

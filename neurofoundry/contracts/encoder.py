@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from neurofoundry.contracts.cohort import SHA256, T1W
+from neurofoundry.contracts.cohort import SHA256, T1W, check_contrasts
 from neurofoundry.contracts.documents import read_document
 from neurofoundry.contracts.recipe import Recipe
 from neurofoundry.contracts.tables import read_table
@@ -126,9 +126,7 @@ class Plan(Section):
     @field_validator("contrasts")
     @classmethod
     def _t1w_first(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
-        if contrasts[:1] != (T1W,) or len(set(contrasts)) < len(contrasts):
-            raise ValueError("expected T1w first, and each contrast once")
-        return contrasts
+        return check_contrasts(contrasts)
 
     @model_serializer(mode="wrap")
     def _without_one_contrast(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

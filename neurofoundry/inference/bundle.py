@@ -24,6 +24,7 @@ import neurofoundry
 from neurofoundry.contracts.cohort import is_phantom
 from neurofoundry.contracts.models import PREDICTIONS, ModelPlan, files_of
 from neurofoundry.contracts.tables import read_table
+from neurofoundry.errors import UsageError
 from neurofoundry.finetune.network import Network
 from neurofoundry.inference.members import ModelFolder, read_members
 from neurofoundry.nn.segmenter import Segmenter, shares_of
@@ -209,6 +210,11 @@ def inference(plan: ModelPlan) -> dict[str, Any]:
         mask = f"$nibabel.Nifti1Image({voxels}, nibabel.load(@image).affine)"
         return {**common, "mask": mask, "run": ["$nibabel.save(@mask, @output)"]}
     names = list(_channels(task).values())
+    if odd := [name for name in names if name.startswith(("$", "@", "%"))]:
+        raise UsageError(
+            f"The class {odd[0]!r} begins as what MONAI runs or looks up when it reads a bundle. "
+            "Name the classes otherwise (tasks.NAME.classes), and fine-tune again."
+        )
     text = "$json.dumps(dict(zip(@names, @answer.tolist())))"
     run = "$pathlib.Path(@output).write_text(@text)"
     return {**common, "names": names, "text": text, "run": [run]}

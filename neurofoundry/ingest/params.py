@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from neurofoundry.contracts.cohort import T1W
+from neurofoundry.contracts.cohort import T1W, check_contrasts
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.params import Section
@@ -172,13 +172,7 @@ class IngestParams(Section):
     @field_validator("contrasts")
     @classmethod
     def _t1w_first(cls, contrasts: tuple[str, ...]) -> tuple[str, ...]:
-        if contrasts[:1] != (T1W,):
-            raise ValueError("expected T1w first: it places the session's other contrasts")
-        if len(set(contrasts)) < len(contrasts):
-            raise ValueError("a contrast is listed twice")
-        if odd := [name for name in contrasts if not (name.isascii() and name.isalnum())]:
-            raise ValueError(f"expected suffixes of BIDS such as FLAIR, found {odd[0]!r}")
-        return contrasts
+        return check_contrasts(contrasts)
 
     @model_validator(mode="after")
     def _optional_are_contrasts(self) -> IngestParams:

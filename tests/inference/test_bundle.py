@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 import neurofoundry
 from neurofoundry.cli.main import app
+from neurofoundry.contracts.models import read_model_plan
 from neurofoundry.contracts.volumes import SLOPE, Grid, open_volume
-from neurofoundry.errors import DataError
+from neurofoundry.errors import DataError, UsageError
+from neurofoundry.inference import bundle
 from neurofoundry.inference.predictions import predict
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.runtime.files import write_json
@@ -194,6 +196,14 @@ def test_monai_finds_that_metadata_are_true(exported: dict[str, Path]) -> None:
             folder.name, bundle_dir=folder.parent, load_ts_module=True, device="cpu"
         )
         assert loaded[1]["network_data_format"]["outputs"]["pred"]["channel_def"]
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').abort()", "@device", "%../x.json::a"])
+def test_a_class_that_monai_would_run_or_look_up_is_refused(models: Path, name: str) -> None:
+    plan = read_model_plan(models / "diagnosis/probe/1.0/0")
+    odd = plan.model_copy(update={"task": plan.task | {"classes": [name, "AD"]}})
+    with pytest.raises(UsageError, match=r"class .* begins as what MONAI runs or looks up"):
+        bundle.inference(odd)
 
 
 def test_no_file_names_a_person_or_a_place(exported: dict[str, Path]) -> None:

@@ -317,6 +317,11 @@ class TestPlan:
             (edit("encoder", "width", value=400), "width"),
             (edit("name", value="../../somewhere"), "name"),
             (edit("name", value="a\x1b[2Jb"), "name"),
+            (edit("contrasts", value=["FLAIR"]), "expected T1w first"),
+            (edit("contrasts", value=["T1w", "T1w"]), "listed twice"),
+            # MONAI would run it: contrasts are in the expressions of exported bundles.
+            (edit("contrasts", value=["T1w", "a else __import__('os').abort()"]), "of BIDS"),
+            (edit("contrasts", value=["T1w", "../x"]), "suffixes of BIDS such as FLAIR"),
             (edit("more", value=1), "more"),
         ],
     )
