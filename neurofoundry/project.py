@@ -58,7 +58,7 @@ class IngestSections(StageSections):
 
     @model_validator(mode="after")
     def _tasks_have_columns(self) -> IngestSections:
-        _check_task_columns(self.tasks, self.ingest)
+        _check_tasks(self.tasks, self.ingest)
         return self
 
 
@@ -84,8 +84,7 @@ class FinetuneSections(StageSections):
 
     @model_validator(mode="after")
     def _agree(self) -> FinetuneSections:
-        _check_folders("finetune.initializations", self.finetune.initializations)
-        _check_patch(self.tasks, self.finetune)
+        _check_finetune(self.tasks, self.finetune)
         return self
 
 
@@ -130,9 +129,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
-        _check_task_columns(self.tasks, self.ingest)
-        _check_folders("finetune.initializations", self.finetune.initializations)
-        _check_patch(self.tasks, self.finetune)
+        _check_tasks(self.tasks, self.ingest)
+        _check_finetune(self.tasks, self.finetune)
         splits = self.ingest.splits
         learned_from = {"pretrain", *(["train"] if splits.mode != "folds" else [])}
         empty = set() if splits.pretrain or splits.mode == "published" else {"pretrain"}
@@ -211,14 +209,17 @@ def _check_folders(section: str, names: Iterable[str]) -> None:
             )
 
 
-def _check_patch(tasks: Tasks, finetune: FinetuneParams) -> None:
-    """Raise ValueError when nothing learns from the patches that are asked for."""
+def _check_finetune(tasks: Tasks, finetune: FinetuneParams) -> None:
+    """Raise ValueError where initializations cannot be told apart on a disk, or when nothing learns
+    from the patches that are asked for."""
+    _check_folders("finetune.initializations", finetune.initializations)
     if finetune.patch and len(of_one_label(tasks)) == len(tasks):
         raise ValueError("finetune.patch: no effect, as no task is a segmentation. Remove it")
 
 
-def _check_task_columns(tasks: Tasks, ingest: IngestParams) -> None:
-    """Raise ValueError when a task needs a column that the cohort will not have."""
+def _check_tasks(tasks: Tasks, ingest: IngestParams) -> None:
+    """Raise ValueError when tasks cannot be told apart on a disk, or one needs a column that the
+    cohort will not have."""
     _check_folders("tasks", tasks)
     known = {*SCANS.columns, *ingest.columns}
     for name, task in tasks.items():
