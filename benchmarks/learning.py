@@ -1,13 +1,14 @@
 """Does pretraining pay? Every arm on one cohort of known truth, with the power to tell.
 
-    python benchmarks/learning.py FOLDER [--study first] [--seeds 3]
+    python benchmarks/learning.py FOLDER [--study second] [--seeds 3]
 
 Which comparisons are claimed, in which order and with which correction was written down before each
-of the two studies: claims-of-the-learning-study.md (in docs/decisions/) before the first, which
+of the three studies, in docs/decisions/: claims-of-the-learning-study.md before the first, which
 looked at five ways to pretrain, claims-of-the-second-study.md before the second, which asks whether
-what looked best holds for other persons and other pretrainings. Every step is cached in FOLDER: the
-same command continues, two of them share the work, and the last step writes FOLDER/report.json and
-FOLDER/report.md. --study toy is the second in two minutes, and says nothing.
+what looked best holds for other persons and other pretrainings, claims-of-the-third-study.md before
+the third, which pretrains four times as long and tests three times as many. Every step is cached in
+FOLDER: the same command continues, two of them share the work, and the last step writes
+FOLDER/report.json and FOLDER/report.md. --study toy is the third in two minutes, and says nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from learning_study.claims import report
+from learning_study.claims import Study, report
 from learning_study.cohort import Counts, paint
 
 from neurofoundry.contracts.encoder import read_plan
@@ -88,6 +89,12 @@ class Design:
     """Of the labels: few, some, all."""
     pretraining: Mapping[str, Any]
     tuning: Mapping[str, Any]
+    pretrained: Mapping[str, Any] = field(default_factory=dict)
+    """How the fine-tuning of pretrained encoders differs."""
+    simclr: str | None = None
+    """The arm that speaks for SimCLR; None: the one that validation chooses."""
+    frozen_claimed: bool = False
+    """Whether it is claimed that frozen features tell sex better than scratch, with few labels."""
 
 
 ENCODER = {"stem_stride": 2, "width": 0.25}
@@ -123,16 +130,29 @@ SECOND = replace(
     tuning={**FIRST.tuning, "augmentation": "light"},
 )
 
-TOY = replace(
+THIRD = replace(
     SECOND,
-    seeds=(21, 22),
+    arms=("mae", "simclr-mm", "simclr-mm-anatomy"),
+    seeds=(31, 32, 33),
+    phantoms=SECOND.phantoms.model_copy(update={"subjects": 15_000, "seed": 61729}),
+    counts=Counts(pretrain=1000, train=200, val=200, test=1440, ood=1170),
+    pretraining={**FIRST.pretraining, "epochs": 32},
+    # As many tries as scratch has, at rates that suit weights which are learned already.
+    pretrained={"head": "probe", "learning_rate": [1e-4, 1e-3]},
+    simclr="simclr-mm",
+    frozen_claimed=True,
+)
+
+TOY = replace(
+    THIRD,
+    seeds=(31, 32),
     counts=Counts(pretrain=12, train=24, val=12, test=24, ood=16),
     fractions=(0.25, 0.5, 1.0),
     pretraining={"encoder": {**ENCODER, "width": 0.125}, "epochs": 1, "batch_size": 6},
     tuning={"epochs": 1, "batch_size": 8, "learning_rate": [1e-3, 4e-3], "augmentation": "none"},
 )
 
-STUDIES = {"first": FIRST, "second": SECOND, "toy": TOY}
+STUDIES = {"first": FIRST, "second": SECOND, "third": THIRD, "toy": TOY}
 
 
 @dataclass(frozen=True)
@@ -171,7 +191,7 @@ def _models(root: Path, design: Design, seed: int, *, claimed: bool) -> Iterator
     learn = partial(_finetune, cohort=root / "cohort", encoders=encoders, design=design, seed=seed)
     few, some, everybody = design.fractions
     plain = {name: _tuned(encoder) for name, encoder in FROM_SCRATCH.items()}
-    whole = plain | {arm: _tuned(arm) for arm in design.arms}
+    whole = plain | {arm: _tuned(arm) | design.pretrained for arm in design.arms}
     wanted = [(everybody, plain, "alzheimers"), *((some, whole, task) for task in TASKS)]
     others = [(few, whole, task) for task in TASKS]
     others += [(everybody, plain, task) for task in TASKS if task != "alzheimers"]
@@ -255,7 +275,7 @@ def main() -> None:
     """Make what is missing, and report what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--study", choices=STUDIES, default="second")
+    parser.add_argument("--study", choices=STUDIES, default="third")
     parser.add_argument("--seeds", type=int, default=3, help="how many, of pretraining")
     parser.add_argument("--only-report", action="store_true", help="of what is done")
     given = parser.parse_args()
@@ -269,7 +289,16 @@ def main() -> None:
         if sum(step.done for step in planned) == before:
             time.sleep(10)  # another process makes what is next
     hours = sum(_seconds(step) for step in planned) / 3600
-    text, values = report(given.folder, design.counts, design.fractions, TASKS, design.arms)
+    study = Study(
+        root=given.folder,
+        train=design.counts.train,
+        fractions=design.fractions,
+        tasks=TASKS,
+        arms=design.arms,
+        simclr=design.simclr,
+        frozen_claimed=design.frozen_claimed,
+    )
+    text, values = report(study)
     values["cpu_hours"] = hours
     write_json(given.folder / "report.json", values)
     write_text(given.folder / "report.md", f"{text}\n{hours:.2f} CPU hours.\n")

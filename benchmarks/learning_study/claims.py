@@ -1,7 +1,7 @@
 """What `learning.py` found: a table of every arm, and of the claims that were written down before.
 
-The comparisons are those of docs/decisions/claims-of-the-learning-study.md, and of the second study
-the same of its arms.
+The comparisons are those of docs/decisions/claims-of-the-learning-study.md; the second study has
+the same of its arms, and the third one claim more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from learning_study.cohort import Counts
 from neurofoundry import morphometry
 from neurofoundry.contracts.models import run_folder
 from neurofoundry.contracts.volumes import Volumes
@@ -51,9 +50,16 @@ class Study:
     """What the steps have left."""
 
     root: Path
-    counts: Counts
+    train: int
+    """Labelled persons to learn from, of whom ``fractions`` are used."""
     fractions: tuple[float, ...]
     tasks: Mapping[str, Task]
+    arms: tuple[str, ...]
+    """Names of pretrained encoders."""
+    simclr: str | None
+    """The arm that speaks for SimCLR; None: the one that validation chooses."""
+    frozen_claimed: bool
+    """Whether it is claimed that frozen features tell sex better than scratch, with few labels."""
 
     @cached_property
     def volumes(self) -> Volumes:
@@ -73,7 +79,7 @@ class Study:
 
     def labels(self, fraction: float) -> int:
         """How many labelled persons a fraction is."""
-        return round(fraction * self.counts.train)
+        return round(fraction * self.train)
 
     def outputs(self, task: str, arm: str, fraction: float, split: str) -> list[pd.DataFrame]:
         """The predictions of each seed's model for first sessions of a split, by scan."""
@@ -137,9 +143,9 @@ class Pair:
     theirs: tuple[str, float]
 
 
-def chosen_arm(study: Study, arms: Sequence[str]) -> str:
+def chosen_arm(study: Study) -> str:
     """The SimCLR arm with the best mean rank on the validation persons, with some labels."""
-    names = [arm for arm in arms if arm.startswith("simclr")]
+    names = [arm for arm in study.arms if arm.startswith("simclr")]
     ranks = []
     for task, kind in study.tasks.items():
         sign = 1 if METRICS[kind.primary].higher_is_better else -1
@@ -150,8 +156,8 @@ def chosen_arm(study: Study, arms: Sequence[str]) -> str:
 
 
 def pairs(study: Study, arm: str) -> list[Pair]:
-    """All comparisons of claims a to d, in their order."""
-    _, some, everybody = study.fractions
+    """All comparisons of claims a to d and, if it is one, f, in their order."""
+    few, some, everybody = study.fractions
     cells = [(task, split) for task in study.tasks for split in SPLITS]
     found = [
         Pair("a", *cell, (arm, some), (other, some))
@@ -162,10 +168,16 @@ def pairs(study: Study, arm: str) -> list[Pair]:
     found += [
         Pair("c", "alzheimers", split, (arm, some), ("scratch", everybody)) for split in SPLITS
     ]
-    return found + [
+    found += [
         Pair("d", *cell, (f"{arm}-probe", everybody), (other, everybody))
         for cell in cells
         for other in ("untrained-probe", "morphometry")
+    ]
+    frozen = (few, some) if study.frozen_claimed else ()
+    return found + [
+        Pair("f", "sex", split, (f"{arm}-probe", fraction), ("scratch", fraction))
+        for fraction in frozen
+        for split in SPLITS
     ]
 
 
@@ -182,6 +194,7 @@ def unregistered(study: Study, arm: str) -> list[Pair]:
         Pair("frozen", *cell, (f"{arm}-probe", fraction), ("scratch", fraction))
         for fraction in (few, some)
         for cell in cells
+        if not (study.frozen_claimed and cell[0] == "sex")
     ]
 
 
@@ -228,10 +241,10 @@ def claims(study: Study, wanted: Iterable[Pair]) -> pd.DataFrame:
     return table
 
 
-def arms_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
+def arms_table(study: Study) -> pd.DataFrame:
     """A row for every arm, floor and ceiling of every task, labelled set and split."""
-    tuned = ["scratch", "sfcn", *arms]
-    probed = [f"{arm}-probe" for arm in ("untrained", *arms)]
+    tuned = ["scratch", "sfcn", *study.arms]
+    probed = [f"{arm}-probe" for arm in ("untrained", *study.arms)]
     rows = []
     for task, kind in study.tasks.items():
         for fraction in study.fractions:
@@ -249,13 +262,15 @@ def arms_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def features_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
+def features_table(study: Study) -> pd.DataFrame:
     """Claim e: the ICC of features of two scanners, and how well they tell the site, by seed."""
     rows = []
     for done in sorted((study.root / "models").glob("*/probes/cpu.json")):
         seed = int(done.relative_to(study.root / "models").parts[0])
         found = {n.replace("random", "untrained"): f for n, f in read_features(done.parent).items()}
-        features: dict[str, Features] = {n: found[n] for n in ("untrained", *arms) if n in found}
+        features: dict[str, Features] = {
+            n: found[n] for n in ("untrained", *study.arms) if n in found
+        }
         inputs = Inputs(study.volumes.scans, pd.DataFrame(), (), pd.DataFrame(), {})
         same = embeddings.measure(features, inputs, params=EvaluateParams(reference="scratch"))
         same = same[(same["sites"] == "two") & (same["metric"] == "icc_consistency")]
@@ -271,24 +286,18 @@ def features_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def report(
-    root: Path,
-    counts: Counts,
-    fractions: tuple[float, ...],
-    tasks: Mapping[str, Task],
-    arms: Sequence[str],
-) -> tuple[str, dict[str, Any]]:
+def report(study: Study) -> tuple[str, dict[str, Any]]:
     """The tables as text, and as plain values."""
-    study = Study(root, counts, fractions, tasks)
-    arm = chosen_arm(study, arms)
-    others = [each for each in arms if each.startswith("simclr") and each != arm]
+    arm = study.simclr or chosen_arm(study)
+    others = [each for each in study.arms if each.startswith("simclr") and each != arm]
     tables = {
-        "arms": arms_table(study, arms),
+        "arms": arms_table(study),
         "claims": claims(study, pairs(study, arm)),
-        "features": features_table(study, arms),
+        "features": features_table(study),
         "unregistered": claims(study, unregistered(study, arm)),
     }
-    text = [f"SimCLR is spoken for by `{arm}`, which validation chose.", ""]
+    by = "as registered" if study.simclr else "which validation chose"
+    text = [f"SimCLR is spoken for by `{arm}`, {by}.", ""]
     text += [*claims_in_markdown(study, tables["claims"]), "", *arms_in_markdown(tables["arms"])]
     text += [
         "",

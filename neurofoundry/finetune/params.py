@@ -50,7 +50,8 @@ class Initialization(Section):
     the stem and the fifth the last."""
     head: Literal["zeros", "probe"] = "zeros"
     """What the head starts from: zeros, or the linear model that is fitted to the frozen encoder
-    (LP-FT, Kumar et al. 2022, arXiv 2202.10054)."""
+    (LP-FT, Kumar et al. 2022, arXiv 2202.10054). That model stays as it is if no epoch has less
+    loss on 'val'."""
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Initialization:

@@ -56,7 +56,8 @@ def train(
     advance: Callable[[], None],
 ) -> pd.DataFrame:
     """Fit ``network`` to the scans ``learn``, keep the epoch of the least loss on ``val``, and
-    return the history, one row per epoch. A head that is not zero outputs the unit of the label.
+    return the history, one row per epoch. A head that is not zero outputs the unit of the label,
+    and is itself epoch 0: what training only makes worse stays as it was.
 
     Both tables have ``scan_id`` and ``target``. Losses are cross-entropies weighted for balanced
     classes, or squared errors over the variance of the targets. The network of a regression
@@ -67,6 +68,7 @@ def train(
     history = keep_best_epoch(
         network,
         lambda epoch: (trainer.run_epoch(epoch), trainer.loss_on(val)),
+        start=(trainer.loss_on(learn), trainer.loss_on(val)) if trainer.head_is_fitted else None,
         name=name,
         epochs=tuning.epochs,
         learning_rate=learning_rate,
@@ -84,15 +86,21 @@ def keep_best_epoch(
     epochs: int,
     learning_rate: float,
     advance: Callable[[], None],
+    start: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """Train for ``epochs``, keep the weights of the one with the least loss on 'val', and return
     the history, one row an epoch.
 
-    ``run_epoch`` trains for an epoch and returns the losses on 'train' and 'val'. Raises UsageError
-    if one is not a finite number.
+    ``run_epoch`` trains for an epoch and returns the losses on 'train' and 'val'; ``start`` are
+    those of a network that may stay as it is, as epoch 0. Raises UsageError if a loss of an epoch
+    is not a finite number.
     """
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
+    if start is not None:
+        best = {key: value.clone() for key, value in network.state_dict().items()}
+        losses = {"train_loss": start[0], "val_loss": start[1]}
+        history.append({"epoch": 0, "learning_rate": learning_rate, **losses})
     for epoch in range(epochs):
         train_loss, val_loss = run_epoch(epoch)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
@@ -148,6 +156,8 @@ class Trainer:
         for module in self.frozen:
             module.requires_grad_(False)
         self.centre, self.scale = task.standardization(learn["target"])
+        head = network.head
+        self.head_is_fitted = bool(head.weight.any() or head.bias.any())
         self._standardize()
         self.objective = task.loss(learn["target"].to_numpy(), self.device)
         self.scan_ids = learn["scan_id"].to_numpy()
@@ -184,7 +194,7 @@ class Trainer:
     def _standardize(self) -> None:
         """Let a head that outputs the unit of the label output targets; zeros stay zeros."""
         head = self.network.head
-        if head.weight.any() or head.bias.any():
+        if self.head_is_fitted:
             with torch.no_grad():
                 head.weight.div_(self.scale)
                 head.bias.sub_(self.centre).div_(self.scale)

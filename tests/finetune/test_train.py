@@ -202,6 +202,20 @@ def test_a_head_that_is_given_starts_as_it_is(volumes: Path, encoder: Path) -> N
     torch.testing.assert_close(network.head.bias, head["bias"])
 
 
+def test_a_head_that_training_only_makes_worse_stays_as_it_is(volumes: Path, encoder: Path) -> None:
+    scans = tiny.scans_table()
+    scans["age"] = 60.0 + np.arange(len(scans)) % 2
+    head = {"weight": torch.zeros(1, 64), "bias": torch.tensor([60.5])}
+    network, history, _ = fit(
+        volumes, encoder, AGE, scans=scans, epochs=2, learning_rate=3.0, head=head
+    )
+    assert list(history["epoch"]) == [0, 1, 2]
+    assert history["val_loss"][0] == history["val_loss"].min()
+    for name, values in encoders.load(encoder)[0].state_dict().items():
+        assert torch.equal(network.encoder.state_dict()[name], values), name
+    torch.testing.assert_close(network.head.state_dict(), head)
+
+
 def test_training_twice_gives_the_same_bits(volumes: Path, encoder: Path) -> None:
     networks = [fit(volumes, encoder, DIAGNOSIS, epochs=2)[0] for _ in range(2)]
     assert tiny.same_weights(*(network.state_dict() for network in networks))
