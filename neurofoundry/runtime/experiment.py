@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from neurofoundry.errors import UsageError
 from neurofoundry.params import Section, read_yaml
 from neurofoundry.runtime.files import hash_json, short
-
-if TYPE_CHECKING:
-    from neurofoundry.runtime.tracking import Tracker
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -91,16 +88,6 @@ def pipeline_run(*what: object) -> Iterator[None]:
         yield
     finally:
         del os.environ["NEUROFOUNDRY_RUN"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What W&B is told of a pipeline run as a whole, when its last stage is done."""
-
-    config: Mapping[str, Any]
-    """The parameters of all stages."""
-    record: Callable[[Tracker], None]
-    """Records headline numbers, charts and tables."""
 
 
 def switched() -> Mode | None:

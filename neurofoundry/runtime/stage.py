@@ -20,14 +20,14 @@ import neurofoundry
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import machine, tracking, verify
 from neurofoundry.runtime.code import deciding_code, git_commit
-from neurofoundry.runtime.experiment import Answer, Experiment, TrackingParams, switched
+from neurofoundry.runtime.experiment import Experiment, TrackingParams, switched
 from neurofoundry.runtime.files import hash_file, hash_json, read_json, to_plain, write_json
 from neurofoundry.runtime.guard import guard_manifest, guard_mount, guard_output
 from neurofoundry.runtime.links import check_links
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.runtime.output import Output, hand_over, hash_name, names_of, remove_temporaries
 from neurofoundry.runtime.store import circumstances_of, folder_of, outputs, recorded_key
-from neurofoundry.runtime.tracking import PIPELINE, Made, Tracker
+from neurofoundry.runtime.tracking import PIPELINE, Answer, Made, Tracker
 
 SCHEMA_VERSION = 2
 """Version of stage.json and of the contract files."""

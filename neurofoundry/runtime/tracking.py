@@ -223,6 +223,16 @@ class Tracker:
             _warn(f"{lost}: {_first_line(error)}. The stage goes on.")
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What W&B is told of a pipeline run as a whole, when its last stage is done."""
+
+    config: Mapping[str, Any]
+    """The parameters of all stages."""
+    record: Callable[[Tracker], None]
+    """Records headline numbers, charts and tables."""
+
+
 @contextmanager
 def run(
     params: TrackingParams,

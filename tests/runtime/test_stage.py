@@ -19,10 +19,9 @@ import torch
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.runtime import stage
 from neurofoundry.runtime.code import deciding_code
-from neurofoundry.runtime.experiment import Answer
 from neurofoundry.runtime.files import hash_file, hash_json
 from neurofoundry.runtime.store import read_circumstances
-from neurofoundry.runtime.tracking import Tracker
+from neurofoundry.runtime.tracking import Answer, Tracker
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,7 @@ from neurofoundry.evaluate.params import EvaluateParams
 from neurofoundry.evaluate.report import build, headline
 from neurofoundry.evaluate.report.figures import Figures
 from neurofoundry.evaluate.results import Results
-from neurofoundry.runtime.experiment import Answer
-from neurofoundry.runtime.tracking import ENCODER, Made, Tracker, encoder_artifact
+from neurofoundry.runtime.tracking import ENCODER, Answer, Made, Tracker, encoder_artifact
 from neurofoundry.tasks import Task
 
 REPORT = (*build.PAGES, "metrics.json", "promotion.json")
