@@ -14,6 +14,7 @@ import pandera.pandas as pa
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.cohort import SHA256
+from neurofoundry.contracts.nifti import open_image
 from neurofoundry.contracts.tables import read_table
 from neurofoundry.contracts.volumes import DAMAGED, Grid
 from neurofoundry.errors import DataError
@@ -112,7 +113,7 @@ def read_placed(file: Path) -> Placed:
 def _open(file: Path) -> tuple[Any, NDArray[np.float64], NDArray[np.float64]]:
     """Return an image as it is stored, how its axes turn to be nearest to RAS+, and its affine when
     they are."""
-    stored: Any = nib.load(file, mmap=False)  # a mapped file may be cut short: SIGBUS
+    stored = open_image(file)
     orientation = nib.io_orientation(stored.affine)
     turned = stored.affine @ nib.orientations.inv_ornt_aff(orientation, stored.shape[:3])
     return stored, orientation, turned

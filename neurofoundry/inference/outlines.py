@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import neurofoundry
+from neurofoundry.contracts.nifti import open_image
 from neurofoundry.contracts.volumes import VolumeFolder
 from neurofoundry.errors import DataError, UsageError
 from neurofoundry.finetune.segment import class_shares
@@ -69,7 +70,7 @@ class Outliner(Weights):
             raise DataError(
                 "The model gives probabilities that are not numbers. Its weights are damaged."
             )
-        stored: Any = nib.load(job.path, mmap=False)
+        stored = open_image(job.path)
         classes = to_scan(
             shares.transpose(0, 3, 2, 1),
             read_placement(volumes.folder, job.stem, params),

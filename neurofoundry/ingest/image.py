@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from neurofoundry.contracts.nifti import has_useless_sform, spans_space
 from neurofoundry.ingest.scan import UnusableError, as_reason
 
 SPACING_MM = (0.2, 8.0)
@@ -213,23 +213,22 @@ def _repair(header: nib.Nifti1Header) -> list[str]:
     if header["sform_code"] > 0 and header["qform_code"] > 0 and not turned @ turned <= _UNIT:
         notes.append("the qform has no valid rotation: the sform alone is used")
         header["qform_code"] = 0
+    if has_useless_sform(header):
+        notes.append("the sform places no voxels (zeros or NaN): the qform alone is used")
+        header["sform_code"] = 0
     return notes
-
-
-def _enclosed(mask: NDArray[np.bool_]) -> int:
-    """Count the voxels of a mask that no path within it joins to a face of the image."""
-    regions, _ = ndimage.label(mask)
-    faces = [regions.take(end, axis) for axis in range(3) for end in (0, -1)]
-    outside = np.unique(np.concatenate([face.ravel() for face in faces]))
-    return int(np.count_nonzero(mask & ~np.isin(regions, outside[outside > 0])))
 
 
 def _offset(header: nib.Nifti1Header) -> int:
     """Return where the voxels begin, in bytes."""
-    offset = float(header["vox_offset"])
-    if not 0 <= offset < 1 << 30:
-        raise UnusableError(f"not NIfTI: the header says that voxels begin at byte {offset:g}")
-    return max(int(offset), len(header.binaryblock))
+    offset, first = float(header["vox_offset"]), header.single_vox_offset
+    if not first <= offset < 1 << 30:
+        # Tools that read such a file begin at different bytes.
+        raise UnusableError(
+            f"not NIfTI: the header says that voxels begin at byte {offset:g}, expected {first} "
+            "or more. Correct vox_offset"
+        )
+    return int(offset)
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
@@ -283,8 +282,7 @@ def _check_geometry(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> No
     _check_spacing(stored)
     affine = _affine(header)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    volume = abs(np.linalg.det(affine[:3, :3]))
-    if volume < 0.1 * np.prod(spacing) or not volume:
+    if not spans_space(affine):
         raise UnusableError("singular affine: its axes do not span three dimensions")
     _check_spacing(spacing)
     if not np.allclose(np.log(spacing / stored), 0, atol=np.log(1.5)):
@@ -347,21 +345,18 @@ class _Content:
         self.digest = hashlib.sha256(repr(shape).encode())
         self._shape, self._scale = shape, (slope, intercept)
         self._ends = np.array([math.inf, -math.inf])
-        self._infinite = self._count = 0
-        self._nan: NDArray[np.bool_] | None = None
+        self._bad = self._count = 0
 
     def add(self, voxels: NDArray[Any]) -> None:
         """Add the next voxels."""
         slope, intercept = self._scale
         with np.errstate(invalid="ignore", over="ignore"):
             self.digest.update((voxels * slope + intercept).astype("<f4").tobytes())
-        begin, self._count = self._count, self._count + voxels.size
+        self._count += voxels.size
         if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
-            if self._nan is None:
-                self._nan = np.zeros(math.prod(self._shape), bool)
-            self._nan[begin : self._count] = np.isnan(voxels)
-            self._infinite += int(np.count_nonzero(np.isinf(voxels)))
-            voxels = voxels[np.isfinite(voxels)]
+            finite = np.isfinite(voxels)
+            self._bad += int(np.count_nonzero(~finite))
+            voxels = voxels[finite]
         if voxels.size:
             low, high = float(voxels.min()), float(voxels.max())
             self._ends = np.array([min(low, self._ends[0]), max(high, self._ends[1])])
@@ -369,20 +364,18 @@ class _Content:
     def check(self, may_be_empty: bool) -> list[str]:
         """Return what readers should know of the values.
 
-        NaN that can be reached from the faces of the image through NaN alone lies outside the head.
-        Raises UnusableError for NaN elsewhere, for infinite values, for values that show nothing
-        (unless the image ``may_be_empty``), and for those that float32 cannot hold.
+        Preprocess, which finds the brain, judges what of it NaN and infinite values hide. Raises
+        UnusableError where there is nothing else, for values that show nothing (unless the image
+        ``may_be_empty``), and for those that float32 cannot hold.
         """
         notes = []
-        if self._nan is not None:
-            inside = _enclosed(self._nan.reshape(self._shape[::-1]))
-            bad = self._infinite + int(np.count_nonzero(self._nan))
-            if self._infinite or inside or bad == self._count:
-                raise UnusableError(
-                    f"NaN or infinite values: {bad} of {self._count} voxels, {inside} of them "
-                    "inside the head. Convert the scan again from its source"
-                )
-            notes.append(f"NaN outside the head ({bad} voxels): read as the lowest value")
+        if self._bad == self._count:
+            raise UnusableError("NaN or infinite values: there are no others")
+        if self._bad:
+            notes.append(
+                f"NaN or infinite values ({self._bad} of {self._count} voxels): read as what lies "
+                "around them; preprocess refuses the scan if they hide some of the brain"
+            )
         low, high = self._ends
         if low == high and not may_be_empty:
             raise UnusableError(

@@ -8,9 +8,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
+from neurofoundry.contracts.nifti import open_image
 from neurofoundry.contracts.volumes import DAMAGED
-from neurofoundry.preprocess.resample import Image, Matrix
+from neurofoundry.preprocess.resample import Image, Mask, Matrix
 
 MIN_SLICES = 10
 VOXEL_MM = (0.2, 8.0)
@@ -19,6 +22,10 @@ VIEW_MM = (90.0, 420.0)
 
 FEWEST_FINITE = 0.05
 """Share of the voxels; a brain alone, with NaN around it, has more."""
+WILD, COMMON, SAMPLED = 10, (0.1, 99.9), 25
+"""How far beyond the range of common values, in such ranges, a voxel shows a fault and no tissue;
+the percentiles that are this range; and one of how many voxels it is taken from. The brightest of
+31 real images lies 2.7 ranges beyond."""
 
 
 class UnusableScanError(Exception):
@@ -31,8 +38,14 @@ def read_scan(path: Path) -> Image:
     Raises UnusableScanError when the file is damaged or cannot show a whole head, and OSError when
     the disk fails.
     """
+    return read_with_gaps(path)[0]
+
+
+def read_with_gaps(path: Path) -> tuple[Image, Mask | None]:
+    """Read an image as `read_scan` does, and which voxels within what it shows were filled, as
+    they held no intensity; None where all did."""
     try:
-        stored: Any = nib.load(path, mmap=False)  # a mapped file may be cut short: SIGBUS
+        stored = open_image(path)
         shape = stored.shape[:3]
         if len(shape) < 3 or np.prod(stored.shape) != np.prod(shape):
             raise UnusableScanError(f"not one volume: its shape is {stored.shape}")
@@ -47,24 +60,53 @@ def read_scan(path: Path) -> Image:
             raise
         # nibabel says so of a file that is cut short; a failing disk has an error number.
         raise UnusableScanError(f"the file cannot be read: {error}") from error
-    _fill_non_finite(values)
+    gaps = _fill(values, _known(values))
     orientation = nib.io_orientation(stored.affine)
-    return Image(
-        np.ascontiguousarray(nib.apply_orientation(values, orientation)),
-        stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape),
-    )
+
+    def to_ras(array: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(nib.apply_orientation(array, orientation))
+
+    affine = stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+    return Image(to_ras(values), affine), None if gaps is None else to_ras(gaps)
 
 
-def _fill_non_finite(values: NDArray[np.float32]) -> None:
-    """Give voxels that are NaN or infinite the lowest value of the others, in place."""
+def _known(values: NDArray[np.float32]) -> Mask:
+    """Return which voxels hold an intensity: finite, and not wildly beyond the others."""
     finite = np.isfinite(values)
     if finite.mean() < FEWEST_FINITE:
         raise UnusableScanError(
             f"not intensities: {1 - finite.mean():.0%} of the values are not finite"
         )
-    values[~finite] = values[finite].min()
-    if values.min() == values.max():
-        raise UnusableScanError(f"empty: every value is {values.min():g}")
+    some = values[finite]
+    if some.min() == some.max():
+        raise UnusableScanError(f"empty: every value is {some.min():g}")
+    low, high = np.percentile(some[::SAMPLED].astype(np.float64), COMMON)
+    reach = WILD * (high - low)
+    if not reach:
+        return finite
+    known: Mask = (values >= low - reach) & (values <= high + reach)  # NaN is neither
+    return known
+
+
+def _fill(values: NDArray[np.float32], known: Mask) -> Mask | None:
+    """Give voxels that are not ``known`` an intensity, in place; return those that lie within what
+    the image shows.
+
+    What can be reached through such voxels from the faces of the image lies around it, and becomes
+    as dark as the darkest of it; elsewhere the nearest voxel counts.
+    """
+    if known.all():
+        return None
+    regions, _ = ndimage.label(~known)
+    faces = [regions.take(end, axis) for axis in range(3) for end in (0, -1)]
+    outside = np.unique(np.concatenate([face.ravel() for face in faces]))
+    gaps: Mask = ~known & ~np.isin(regions, outside[outside > 0])
+    values[~known] = values[known].min()
+    if gaps.any():
+        rim = np.argwhere(known & ndimage.binary_dilation(gaps))
+        nearest = cKDTree(rim).query(np.argwhere(gaps))[1]
+        values[gaps] = values[tuple(rim[nearest].T)]
+    return gaps
 
 
 def _check_geometry(affine: Matrix, shape: tuple[int, ...]) -> None:

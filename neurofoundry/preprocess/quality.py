@@ -88,6 +88,9 @@ frequency, in steps of k-space, those lie that it is compared with; frequencies 
 head."""
 TINY = 1e-6
 """Instead of 0 where a share must not vanish."""
+MISSING_ML, LIT = 0.1, 0.5
+"""What of the brain may be missing, filled by what lies beside it; how bright, relative to the
+brain, that has to be to count: what lies in the dark was dark."""
 FEWEST_WHITE = 100
 """Voxels of white matter that a trend is fitted to."""
 CORTEX = 0.75
@@ -191,6 +194,28 @@ def rounded(measures: Mapping[str, float | np.floating]) -> dict[str, float]:
     """Return measures as they are kept: to four digits, without those that have no value."""
     numbers = {name: round(float(value), 4) for name, value in measures.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def check_gaps(
+    scan: Image, gaps: Mask | None, brain: Brain, to_brain: Matrix | None = None
+) -> None:
+    """Raise UnusableScanError where ``gaps``, voxels of ``scan`` that held no intensity, hide some
+    of the brain. ``to_brain`` maps mm of the scan to mm of the brain's, if that is another."""
+    if gaps is None or not gaps.any():
+        return
+    drawn = Image(brain.inside.astype(np.float32), brain.head.affine)
+    inside = resample(drawn, scan.affine, gaps.shape, transform=to_brain).values > 0.5
+    if not inside.any():
+        return
+    dark = scan.values.min()
+    bright = scan.values - dark > LIT * (np.median(scan.values[inside]) - dark)
+    voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    missing = float((gaps & inside & bright).sum() * voxel_ml)
+    if missing > MISSING_ML:
+        raise UnusableScanError(
+            f"NaN, infinite or wild values: they hide {missing:.2g} ml of the brain, expected at "
+            f"most {MISSING_ML:g}"
+        )
 
 
 def in_view(scan: Image, points: Array) -> Mask:

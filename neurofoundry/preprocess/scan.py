@@ -23,7 +23,7 @@ from neurofoundry.preprocess import bias, intensity, picture, quality
 from neurofoundry.preprocess.brain import Brain, find_brain
 from neurofoundry.preprocess.coregistration import coregister, shading_of
 from neurofoundry.preprocess.layout import Layout
-from neurofoundry.preprocess.load import UnusableScanError, read_scan
+from neurofoundry.preprocess.load import UnusableScanError, read_scan, read_with_gaps
 from neurofoundry.preprocess.params import PreprocessParams
 from neurofoundry.preprocess.placement import Placement, brain_mask, place
 from neurofoundry.preprocess.resample import Image, Mask, Matrix, antialias, interpolate
@@ -112,6 +112,8 @@ class _Opened:
     brain: Brain
     intensities: Image
     """The brain alone, 0..1."""
+    gaps: Mask | None
+    """Voxels that held no intensity."""
 
 
 @dataclass(frozen=True)
@@ -335,9 +337,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _open(path: Path, params: PreprocessParams) -> _Opened:
     with _reading(path):
-        image = read_scan(path)
+        image, gaps = read_with_gaps(path)
     brain = find_brain(image, params)
-    return _Opened(image, brain, brain.intensities())
+    return _Opened(image, brain, brain.intensities(), gaps)
 
 
 def _as_delivered(brain: Brain, params: PreprocessParams) -> Brain:
@@ -355,6 +357,7 @@ def _finish(
     template: Template,
     standard: Sequence[float],
 ) -> Result:
+    quality.check_gaps(scan.image, scan.gaps, brain)
     grid, brain = params.grid, _as_delivered(brain, params)
     resampled = _resample(scan.image, brain, placement, grid)
     measures = quality.measure(
@@ -404,9 +407,10 @@ def _finish_further(
     grid = params.grid
     try:
         with _reading(image.path):
-            scan = read_scan(image.path)
+            scan, gaps = read_with_gaps(image.path)
         device = torch.device(params.device)
         found = coregister(brain, scan, params.registration_spacing, device)
+        quality.check_gaps(scan, gaps, brain, np.linalg.inv(found.to_other))
         whole = placement.then(found.to_other)
         values, seen = _resample_further(scan, brain, found.to_other, whole, mask, params)
     except UnusableScanError as unusable:

@@ -118,8 +118,8 @@ class Segmentation(Labelled):
         Raises ValueError that tells what was found and expected.
         """
         present = np.unique(voxels)
-        if np.isnan(present).any():
-            raise ValueError("NaN, expected 0 as background. Set it to 0")
+        if not np.isfinite(present).all():
+            raise ValueError("NaN or infinite values, expected 0 as background. Set them to 0")
         if np.abs(present - np.rint(present)).max(initial=0) >= WHOLE:
             raise ValueError("values that are no whole numbers. Threshold the image")
         present = np.unique(np.rint(present))

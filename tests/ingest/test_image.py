@@ -9,12 +9,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from neurofoundry.ingest.image import ImageHashes, inspect_image
 from neurofoundry.ingest.scan import UnusableError
 from neurofoundry.preprocess.load import read_scan
-from tests.support.building import AFFINE, as_nobody, bids, head, run, write_scan
+from tests.support.building import AFFINE, Outcome, as_nobody, bids, head, run, write_scan
 
 
 def image(voxels: Any = None, affine: Any = AFFINE, **header: Any) -> bytes:
@@ -34,10 +35,10 @@ def rgb() -> bytes:
     return image(colours)
 
 
-def with_value(value: float) -> bytes:
-    voxels = head().astype(np.float32)
-    voxels[20, 20, 20:23] = value
-    return image(voxels)
+def with_value(value: float, voxels: Any) -> bytes:
+    changed = voxels.astype(np.float32)
+    changed[20, 20, 20:23] = value
+    return image(changed)
 
 
 def two_forms() -> bytes:
@@ -93,6 +94,11 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: image(vox_offset=np.nan),
         "not NIfTI: the header says that vox",
     ),
+    "voxels in the header": (
+        ".nii",
+        lambda: image(vox_offset=348),
+        "not NIfTI: the header says that voxels begin at byte 348, expected 352 or more",
+    ),
     "no dimensions": (
         ".nii",
         lambda: image(dim=[0] * 8),
@@ -125,8 +131,11 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: image(np.full((40, 40, 40), 7, np.uint8)),
         "constant: every voxel is 7",
     ),
-    "NaN": (".nii", lambda: with_value(np.nan), "NaN or infinite values: 3 of 64000 voxels"),
-    "Inf": (".nii", lambda: with_value(-np.inf), "NaN or infinite values: 3 of 64000 voxels"),
+    "NaN": (
+        ".nii",
+        lambda: image(np.full((40, 40, 40), np.nan, np.float32)),
+        "NaN or infinite values: there are no others",
+    ),
     "overflow": (".nii", lambda: image(scl_slope=1e38), "scaling overflow"),
     "infinite slope": (".nii", lambda: image(scl_slope=np.inf), "scaling overflow"),
     "NaN intercept": (
@@ -208,49 +217,71 @@ def test_a_bad_image_is_refused_with_its_reason(case: str, tmp_path: Path) -> No
     assert str(inspected).startswith(reason)
 
 
-def shell_of(value: float) -> bytes:
-    """An image whose air is NaN, as masking by division leaves it."""
-    voxels = head().astype(np.float32)
-    return image(np.where(voxels == 0, value, voxels))
+def shell_of(value: float, voxels: Any) -> bytes:
+    """An image whose air has one value, as masking by division leaves it."""
+    return image(np.where(voxels == 0, value, voxels.astype(np.float32)))
 
 
 PIXDIM = np.array([1, 4.5, 4.5, 4.5, 1, 1, 1, 1])
-ODD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "qfac 0": (lambda: image(pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1), "qfac"),
+NOWHERE = {f"srow_{axis}": [0] * 4 for axis in "xyz"}
+ODD: dict[str, tuple[Callable[[Any], bytes], str]] = {
+    "qfac 0": (lambda v: image(v, pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1), "qfac"),
     "qfac 0, no sform": (
-        lambda: image(pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1, sform_code=0),
+        lambda v: image(v, pixdim=PIXDIM * [0, 1, 1, 1, 1, 1, 1, 1], qform_code=1, sform_code=0),
         "qfac",
     ),
     "negative pixdim": (
-        lambda: image(pixdim=PIXDIM * [1, -1, 1, -1, 1, 1, 1, 1], qform_code=1),
+        lambda v: image(v, pixdim=PIXDIM * [1, -1, 1, -1, 1, 1, 1, 1], qform_code=1),
         "without their sign",
     ),
-    "bad quaternion": (lambda: image(qform_code=1, quatern_b=3), "the sform alone is used"),
-    "NaN quaternion": (lambda: image(qform_code=1, quatern_c=np.nan), "the sform alone is used"),
-    "NaN in the air": (lambda: shell_of(np.nan), "NaN outside the head"),
+    "bad quaternion": (lambda v: image(v, qform_code=1, quatern_b=3), "the sform alone is used"),
+    "NaN quaternion": (
+        lambda v: image(v, qform_code=1, quatern_c=np.nan),
+        "the sform alone is used",
+    ),
+    "zero sform": (lambda v: image(v, qform_code=1, **NOWHERE), "the qform alone is used"),
+    "NaN sform": (
+        lambda v: image(v, qform_code=1, srow_y=[0, 4.5, 0, np.nan]),
+        "the qform alone is used",
+    ),
+    "flat sform": (
+        lambda v: image(v, qform_code=1, srow_z=[4.5, 0, 0, 0]),
+        "the qform alone is used",
+    ),
+    "NaN in the air": (lambda v: shell_of(np.nan, v), "NaN or infinite values (4"),
+    "infinite air": (lambda v: shell_of(-np.inf, v), "NaN or infinite values (4"),
+    "infinite voxels": (
+        lambda v: with_value(np.inf, v),
+        "NaN or infinite values (3 of 64000 voxels)",
+    ),
 }
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """What other tools read, ingested: a folder of files, the cohort."""
+    root = tmp_path_factory.mktemp("odd")
+    ds = bids(root / "data" / "ds", 2, seed=50)
+    for number, (content, _) in enumerate(ODD.values()):
+        file = ds / f"sub-odd{number}" / "anat" / f"sub-odd{number}_T1w.nii"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content(head(number)))
+    return ds, run(root / "data", root / "out")
+
+
 @pytest.mark.parametrize("case", ODD)
-def test_a_header_that_other_tools_read_is_read_with_a_note(case: str, tmp_path: Path) -> None:
-    content, note = ODD[case]
-    ds = bids(tmp_path / "data" / "ds", 2)
-    (ds / "sub-03/anat").mkdir(parents=True)
-    file = ds / "sub-03/anat/sub-03_T1w.nii"
-    file.write_bytes(content())
-    outcome = run(tmp_path / "data", tmp_path / "out")
-    assert "ds_sub-03_ses-1" in outcome.scans.index
-    assert note in outcome.notes
-    read = read_scan(file)
+def test_a_header_that_other_tools_read_is_read_with_a_note(
+    case: str, odd: tuple[Path, Outcome]
+) -> None:
+    name = f"sub-odd{list(ODD).index(case)}"
+    (row,) = [row for row in odd[1].scans.itertuples() if row.subject == name]
+    assert isinstance(row.path, str)
+    notes = pd.read_csv(odd[1].folder / "notes.tsv", sep="\t")
+    (note,) = notes.loc[notes["path"] == row.path, "note"]
+    assert ODD[case][1] in note
+    read = read_scan(odd[0] / name / "anat" / f"{name}_T1w.nii")
     assert np.isfinite(read.values).all()
-    np.testing.assert_allclose(read.affine[:3, :3], AFFINE[:3, :3], atol=1e-5)
-
-
-@pytest.mark.parametrize("value", [np.inf, -np.inf])
-def test_infinite_air_is_refused(value: float, tmp_path: Path) -> None:
-    file = tmp_path / "scan.nii"
-    file.write_bytes(shell_of(value))
-    assert "NaN or infinite" in str(inspect_image(file))
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-4)
 
 
 def test_bad_images_are_excluded_and_the_cohort_goes_on(tmp_path: Path) -> None:

@@ -144,15 +144,15 @@ def test_a_scan_without_memory_for_it_says_so_and_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def read_scan(path: Path) -> Image:
+    def read_with_gaps(path: Path) -> tuple[Image, None]:
         raise MemoryError(f"Unable to allocate 4 GiB for {path}")
 
-    monkeypatch.setattr(scan, "read_scan", read_scan)
+    monkeypatch.setattr(scan, "read_with_gaps", read_with_gaps)
     job = Job(head_files[0], "a", hash_file(head_files[0]), "k")
     ((result,), _) = Worker(PARAMS, template).preprocess([job], tmp_path)
     assert (result.reason or "").startswith("too large: there is not enough memory for its voxels")
     assert list(tmp_path.iterdir()) == []
-    assert "in read_scan" in caplog.text
+    assert "in read_with_gaps" in caplog.text
     assert str(head_files[0]) not in caplog.text + (result.reason or "")
 
 

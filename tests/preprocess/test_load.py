@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neurofoundry.preprocess.load import UnusableScanError, read_scan
+from neurofoundry.preprocess.load import UnusableScanError, read_scan, read_with_gaps
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.integers(0, 1000, (40, 50, 30)).astype(np.int16)
@@ -46,6 +46,26 @@ def test_a_last_axis_of_one_is_no_fault_and_values_that_are_not_numbers_are_back
     image = read_scan(save(tmp_path / "a.nii", values))
     assert image.values.shape == (40, 30, 50)
     assert np.isfinite(image.values).all()
+
+
+def test_a_voxel_without_an_intensity_gets_that_of_its_neighbour_or_the_darkest_outside(
+    tmp_path: Path,
+) -> None:
+    values = np.broadcast_to(np.arange(100, 140)[:, None, None], VALUES.shape).astype(np.float32)
+    odd = values.copy()
+    for place, wrong in ((20, np.nan), (21, 1e9), (25, -1e9), (30, np.inf)):
+        odd[place, 20, 20] = wrong
+    odd[:3, :, 0] = np.nan  # reaches the faces
+    odd[39, 49, 29] = np.inf
+    image, gaps = read_with_gaps(save(tmp_path / "odd.nii", odd, np.diag([4, 4.0, 4, 1])))
+    assert gaps is not None
+    assert sorted(np.argwhere(gaps)[:, 0]) == [20, 21, 25, 30]
+    assert np.abs(image.values[gaps] - values[gaps]).max() <= 1
+    assert (image.values[:3, :, 0] == 100).all()
+    assert image.values[39, 49, 29] == 100
+    kept = np.isfinite(odd) & (np.abs(odd) < 1e9)
+    np.testing.assert_array_equal(image.values[kept], odd[kept])
+    assert read_with_gaps(save(tmp_path / "sound.nii"))[1] is None
 
 
 @pytest.mark.parametrize(
