@@ -17,6 +17,15 @@ _UNIT = re.compile("|".join(f"(?P<{unit}>{words})" for unit, words in _WORDS.ite
 _AGE = re.compile(r"(-?\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*\+?\s*([^\W\d_]*)\.?\s*(?:old)?\s*\+?")
 _BEFORE_BIRTH = re.compile(r"gestation|gestac|menstrual|conception|konzeption")
 """Ages that are not counted from birth."""
+_DERIVED = re.compile(
+    r"z[\s_-]?scor|standardi[sz]ed|normali[sz]ed|demeaned|mean[\s_-]?cent(?:er|re)d|decades?\b|decile|quartile|"
+    r"percentile|age[\s_-]?(?:groups?|bins?|bands?|categor)|\blog\b|squared"
+)
+"""Numbers that are made of ages and are none."""
+_SPAN = re.compile(
+    r"\d+\s*(?:-|–|to|bis|through)\s*\d+|[<>≥≤]\s*\d+|\d+\s*(?:\+|and (?:over|older))"
+)
+"""What stands for a code that means a range of ages."""
 _NOTHING = {"", "n/a", "na", "none", "null"}
 
 
@@ -45,7 +54,13 @@ def declared_unit(column: str, described: Any) -> tuple[str | None, str]:
     said = " ".join(map(str, units)) if isinstance(units, list) else str(units or "")
     if said.strip().casefold() not in _NOTHING:
         return unit(said), said
-    description = str(entry.get("description") or "")
+    description = " ".join(str(entry.get(name) or "") for name in ("longname", "description"))
+    levels = entry.get("levels")
+    means = map(str, levels.values()) if isinstance(levels, Mapping) else ()
+    # One code may stand for all above 89.
+    groups = sum(bool(_SPAN.search(each.casefold())) for each in means)
+    if _DERIVED.search(description.casefold()) or groups > 1:
+        return None, "groups or scores"
     if _BEFORE_BIRTH.search(description.casefold()):
         return None, "an age from before birth"
     match = re.search(r"(?:\bin |\()(\w{3,})", description.casefold())

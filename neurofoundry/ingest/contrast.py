@@ -17,7 +17,7 @@ def _vocabulary(words: str) -> frozenset[str]:
 
 _STEMS = (
     r"gado[a-z]*|gadav[a-z]*|gadb[a-z]*|gadt[a-z]*|gadp[a-z]*|gadd|gad|gd(?:dtpa|dota)?|"
-    r"gbca|contr?ast[a-z]*|kontrast[a-z]*|ferumoxytol|feraheme|"
+    r"gbca|contr?ast[a-z]*|kontras[a-z]*|ferumoxytol|feraheme|"
     r"dotarem|dotagraf|clariscan|magnevist|magnegita|prohance|multihance|omniscan|optimark|"
     r"eovist|primovist|ablavar|vasovist|elucirem|vueway|pixxoscan|artirem|cyclolux"
 )
@@ -27,12 +27,14 @@ _AGENT = re.compile(
 )
 _WITHOUT = _vocabulary(
     "no non not without wo ohne sans sin senza sem zonder utan uden uten bez kein keine keinen "
-    "aucun aucune nessun ningun geen ej un"
+    "aucun aucune nessun ningun geen ej un pas"
 )
-_BEFORE = _vocabulary("pre prae pra before avant vor antes prima voor innan prior")
-_AFTER = _vocabulary("post after apres nach dopo despues depois")
+_BEFORE = _vocabulary("pre prae pra before avant vor antes prima voor innan prior fore foer przed")
+_AFTER = _vocabulary("post after apres nach dopo despues depois efter etter po")
 _NATIVE = {"native", "nativ", "nativo", "natif", "nativa", "unenhanced", "nonenhanced", "plain"}
-_NEGATION_AFTERWARDS = {"none", "nein", "nil", "aucun", "ninguno", "nessuno", "not"}
+_NEGATION_AFTERWARDS = _vocabulary(
+    "none nein nil aucun ninguno nessuno not keines keins neg negative negativ minus"
+)
 _FILLERS = _vocabulary(
     "iv ev of the any de di del da la le il el l d agent agents medium media material given dye "
     "mittel administration administered gabe mezzo produit medio"
@@ -43,11 +45,14 @@ _OTHER_EVENT = re.compile(
     r"intervention|implant[a-z]*|dbs|biopsy|ect|tms|birth|natal|scan|sleep|task|crash|test|flight"
 )
 """What scans come before or after, besides an agent."""
-_OTHER_CONTRAST = _vocabulary("high low multi tissue image optimal soft fat dual same wm gm")
+_OTHER_CONTRAST = _vocabulary(
+    "high low multi tissue image optimal soft fat dual same wm gm phase normal magnetization "
+    "inversion"
+)
 _NUMBERED = _vocabulary("phase stage type part version study wave visit grade group class")
 _NOT_AN_AGENT = _vocabulary(
     "no non none nil n na a not nein nee nej given administered applicable used nothing "
-    "unknown unk unspecified false ml cc mg mmol kg"
+    "unknown unk unspecified false ml cc mg mmol kg oral nacl cl saline glucose dextrose water"
 ) | (_WITHOUT | _FILLERS | _NATIVE)
 _FIELDS = ("ContrastBolusAgent", "ContrastBolusIngredient", "ContrastBolusAgentSequence")
 _AMOUNTS = ("ContrastBolusVolume", "ContrastBolusTotalDose")
@@ -82,8 +87,11 @@ def in_names(names: Iterable[str]) -> bool | None:
 def is_agent(value: str) -> bool:
     """Return whether the value of a field for an agent, such as a BIDS ``ce-`` label, names one."""
     words = _words(value)
-    if not words:
-        return _amount(value)
+    if not words or _NUMBER.search(value):
+        if not _amount(value):
+            return False
+        if not words:
+            return True
     if words[0] in _WITHOUT | _BEFORE or words[-1] in _NEGATION_AFTERWARDS:
         return False
     return not (set(words) <= _NOT_AN_AGENT and not {"iv", "ev"} & set(words))
@@ -114,7 +122,7 @@ def _at(words: Sequence[str], place: int) -> bool | None:
         return True if is_alone and place else None
     if not _AGENT.fullmatch(word) or before in _OTHER_CONTRAST:
         return None
-    if after in _NEGATION_AFTERWARDS:
+    if after in _NEGATION_AFTERWARDS or (after in _WITHOUT and place + 2 == len(words)):
         return False
     while place and (words[place - 1] in _FILLERS or _AGENT.fullmatch(words[place - 1])):
         place -= 1
@@ -124,7 +132,7 @@ def _at(words: Sequence[str], place: int) -> bool | None:
 def _words(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents; compounds are taken apart."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z]|[A-Z]+(?![a-zA-Z]))", " ", text)  # mprageGd, axPOST
-    text = unicodedata.normalize("NFKD", text.casefold())
+    text = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     for pattern, spelled in _SPELLINGS:
         text = pattern.sub(spelled, text)
@@ -133,12 +141,28 @@ def _words(text: str) -> list[str]:
 
 def _amount(text: str) -> bool:
     """Return whether a text has a number above zero."""
-    return any(float(number) > 0 for number in re.findall(r"\d+(?:\.\d+)?", text))
+    return any(float(number) > 0 for number in _NUMBER.findall(text))
 
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_LETTERS = str.maketrans({"ø": "oe", "æ": "ae", "ł": "l"})
+"""Letters that are no accented ones."""
 _SPELLINGS = [
-    (re.compile(pattern), spelled)
+    (re.compile(unicodedata.normalize("NFKD", pattern)), spelled)
     for pattern, spelled in [
+        # Without and with, where words have no Latin letters.
+        (
+            r"(?:без|до)[\s_]+контраст\w*|非造影|造影(?:前|なし)|単純|平[扫掃]|增[强強]前|조영[\s_]*전",
+            " native ",
+        ),
+        (r"контраст\w*|гадолин\w*|造影[後后]?|增[强強][後后]?|조영", " plusc "),
+        # kontrastfrei, contrastless, Kontrastmittelallergie
+        (
+            rf"(?<![a-z])(?:{_STEMS}|km)(?:mittel)?[\s_-]*(?:(?:los|frei|free|less|fri|loos)(?![a-z])|"
+            r"allerg[a-z]*)",
+            " native ",
+        ),
+        (r"(?<![a-z])(multi|pro|omni)[\s_-]+(hance|scan)(?![a-z])", r"\1\2"),
         (r"(?<![a-z0-9])w\s*[/.\\]\s*o(?:ut)?(?![a-z])", " without "),
         (r"(?<![a-z0-9])w[_\s]+o(?![a-z])", " without "),
         (r"(?<![a-z])t1w?", " t1 "),
@@ -150,7 +174,7 @@ _SPELLINGS = [
         # C+, C (+), +C, +K, and C- for none
         (r"(?<![a-z])(?:c|k|km|gd|ce)\s*\(?\s*\+", " plusc "),
         (r"\+\s*\(?\s*(?:c|k|km|gd|ce|gad)(?![a-z])", " plusc "),
-        (r"(?<![a-z])(?:c|k|km|gd|ce)\s*\(?\s*-(?!\s*[a-z0-9])", " native "),
+        (r"(?<![a-z])(?:c|k|km|gd|ce|gado?|inj)[\s_]*\(?\s*-(?!\s*[a-z0-9])", " native "),
         (r"(?<![a-z])-\s*c(?=\s*$|\))", " native "),
         # a lone C: T1C, t1_mprage_C; not C-spine or C2
         (

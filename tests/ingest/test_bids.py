@@ -366,6 +366,10 @@ def test_a_dictionary_of_a_subject_converts_the_ages_of_its_sessions(tmp_path: P
         ({"Units": "lustra"}, ["7", "14"], [None, None]),
         ({"Units": "weeks of gestation"}, ["40.3", "41"], [None, None]),
         ({"Description": "postmenstrual age in weeks"}, ["40", "41"], [None, None]),
+        ({"Description": "z-scored age"}, ["-0.3", "1.2"], [None, None]),
+        ({"LongName": "Age in decades"}, ["5.4", "6.1"], [None, None]),
+        ({"Levels": {"4": "40-49", "5": "50 to 59"}}, ["4", "5"], [None, None]),
+        ({"Levels": {"90": "90 or older: >89"}}, ["45", "90"], [45, 90]),
     ],
 )
 def test_units_of_ages_are_understood_or_the_ages_are_na(

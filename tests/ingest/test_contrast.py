@@ -14,7 +14,9 @@ WITHOUT = [
     "t1 ohne Kontrastmittel", "MPRAGE vor KM", "T1 sans injection", "T1 SIN CONTRASTE",
     "T1 senza mdc", "T1 zonder contrast", "T1 unenhanced", "precontrast", "mpragePrecontrast",
     "nocontrast", "avantinjection", "t1_vorKM", "T1 NON-CON", "T1 C-", "T1 KM nein", "T1 PREGAD",
-    "3D T1 nativ", "T1 prä KM",
+    "3D T1 nativ", "T1 prä KM", "T1 före kontrast", "T1 przed kontrastem", "T1 без контраста",
+    "T1 造影前", "T1 平扫", "T1 조영 전", "Kontrastmittel: keines", "T1 GADO -", "T1_km_neg",
+    "T1 kontrastfrei", "T1 bei Kontrastmittelallergie", "T1 KM ohne", "T1 pas de contraste",
 ]  # fmt: skip
 AFTER = [
     "T1 W CONTRAST", "T1 mit KM", "t1_mprage_km", "T1 nach KM", "T1 avec injection",
@@ -23,12 +25,15 @@ AFTER = [
     "T1 C(+) SAG", "3D T1 TFE C", "t1w_ce", "T1Gd", "T1wGd", "mprageGd", "mpragepost",
     "T1 post 5min", "postcontrast", "T1 POSTCON", "T1 contrast enhanced", "T1 IV contrast",
     "apresinjection", "t1_nachKM", "avecgado", "despuesinyeccion", "T1 PRE AND POST CONTRAST",
-    "T1 WITH AND WITHOUT CONTRAST", "T1 W/WO CONTRAST", "T1 GBCA",
+    "T1 WITH AND WITHOUT CONTRAST", "T1 W/WO CONTRAST", "T1 GBCA", "T1 po kontrascie",
+    "T1 с контрастом", "T1 造影後", "T1 增强", "T1 조영 후", "T1 MultiHance 10ml",
+    "T1 efter kontrast",
 ]  # fmt: skip
 SILENT = [
     "t1_mprage_sag", "T1w", "ax t1 posterior fossa", "T1 C-SPINE", "T1 C2", "T1 COR", "T1 CS",
     "t1_cervical", "MPRAGE post-op", "T1 pre/post surgery", "MPRAGE post-RT", "ADNI phase IV",
     "T1 high contrast", "3D T1 TFE", "sag t1 space", "ir-fspgr", "bravo", "",
+    "T1 inversion contrast",
 ]  # fmt: skip
 
 
@@ -48,7 +53,8 @@ def test_names_say_whether_an_agent_was_given(name: str, says: bool | None) -> N
 @pytest.mark.parametrize(
     "nothing",
     ["", "NONE", "none given", "No contrast", "NO", "0", "0 ml", "NIL", "-", "n/a", "NOT GIVEN",
-     "W/O", "ohne", "keine", "sans", "UNKNOWN", "Nativ"],
+     "W/O", "ohne", "keine", "sans", "UNKNOWN", "Nativ", "NaCl", "Gadovist 0 ml", "contrast: 0ml",
+     "pas de contraste", "saline 20 ml"],
 )  # fmt: skip
 def test_words_for_nothing_are_no_agent(nothing: str) -> None:
     assert not is_agent(nothing)
