@@ -196,15 +196,14 @@ def rounded(measures: Mapping[str, float | np.floating]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def check_gaps(
-    scan: Image, gaps: Mask | None, brain: Brain, to_brain: Matrix | None = None
-) -> None:
+def check_gaps(scan: Image, gaps: Mask | None, brain: Brain, to_scan: Matrix | None = None) -> None:
     """Raise UnusableScanError where ``gaps``, voxels of ``scan`` that held no intensity, hide some
-    of the brain. ``to_brain`` maps mm of the scan to mm of the brain's, if that is another."""
+    of the brain. ``to_scan`` maps mm of the brain's scan to mm of this one, if it is another."""
     if gaps is None or not gaps.any():
         return
-    drawn = Image(brain.inside.astype(np.float32), brain.head.affine)
-    inside = resample(drawn, scan.affine, gaps.shape, transform=to_brain).values > 0.5
+    placed = brain.head.affine if to_scan is None else to_scan @ brain.head.affine
+    drawn = Image(brain.inside.astype(np.float32), placed)
+    inside = resample(drawn, scan.affine, gaps.shape).values > 0.5
     if not inside.any():
         return
     dark = scan.values.min()

@@ -410,7 +410,7 @@ def _finish_further(
             scan, gaps = read_with_gaps(image.path)
         device = torch.device(params.device)
         found = coregister(brain, scan, params.registration_spacing, device)
-        quality.check_gaps(scan, gaps, brain, np.linalg.inv(found.to_other))
+        quality.check_gaps(scan, gaps, brain, found.to_other)
         whole = placement.then(found.to_other)
         values, seen = _resample_further(scan, brain, found.to_other, whole, mask, params)
     except UnusableScanError as unusable:

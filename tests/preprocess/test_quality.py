@@ -7,11 +7,14 @@ from pydantic import ValidationError
 from scipy import ndimage
 from scipy.stats import norm
 
+from neurofoundry.preprocess.brain import Brain
+from neurofoundry.preprocess.load import UnusableScanError
 from neurofoundry.preprocess.params import Bounds, PreprocessParams, QualityParams
 from neurofoundry.preprocess.quality import (
     BY_SYN,
     MEASURES,
     brighter_grey,
+    check_gaps,
     contrast_to_noise,
     ghosting,
     judge,
@@ -20,7 +23,7 @@ from neurofoundry.preprocess.quality import (
     shading,
     spike,
 )
-from neurofoundry.preprocess.resample import Image, look_up
+from neurofoundry.preprocess.resample import Image, Mask, look_up
 from neurofoundry.preprocess.template import Template
 from tests.support.preprocessing import GOOD_MEASURES
 
@@ -217,3 +220,26 @@ def test_the_margin_is_the_distance_to_the_nearest_face_of_the_scan() -> None:
     corners = middle + np.array([[-5.0, 0, 0], [5, 0, 0], [0, 0, 40]])
     assert margin(scan, corners) == pytest.approx(3 * 39.5 - 100)
     assert margin(scan, corners + np.array([21, 0, 0])) == pytest.approx(49.5 - 51)
+
+
+@pytest.mark.parametrize("moved", [None, [50, -20, 0]])
+def test_gaps_count_where_they_hide_what_is_bright_in_the_brain(moved: list[int] | None) -> None:
+    voxels, affine = np.ones((40, 40, 40), np.float32), np.diag([2.0, 2, 2, 1])
+    voxels[:20] = 0.2  # a ventricle, and beyond it nothing
+    inside = np.zeros(voxels.shape, bool)
+    inside[10:, 5:35, 5:35] = True
+    brain = Brain(Image(voxels, affine), inside, np.zeros((0, 3)), None, None)
+    to_scan = None if moved is None else from_matvec(np.eye(3), moved)
+    scan = Image(voxels, affine if to_scan is None else to_scan @ affine)
+
+    def hidden(*block: int) -> Mask:
+        gaps = np.zeros(voxels.shape, bool)
+        gaps[tuple(slice(start, start + 3) for start in block)] = True
+        return gaps
+
+    check_gaps(scan, None, brain, to_scan)
+    check_gaps(scan, hidden(12, 20, 20), brain, to_scan)  # dark
+    check_gaps(scan, hidden(25, 0, 20), brain, to_scan)  # no brain
+    check_gaps(scan, hidden(25, 20, 20) & hidden(27, 20, 22), brain, to_scan)  # 3 voxels
+    with pytest.raises(UnusableScanError, match=r"they hide 0\.22 ml of the brain"):
+        check_gaps(scan, hidden(25, 20, 20), brain, to_scan)
