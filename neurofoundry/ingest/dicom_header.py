@@ -100,6 +100,7 @@ class Header:
     image_type: frozenset[str]
     """The words of ImageType."""
     body: str
+    """The part of the body, or the words of the name that may say it; it stays in memory."""
     agent: bool | None
     """A contrast agent was given; None where nothing tells."""
     angiography: bool
@@ -217,7 +218,7 @@ def _header(content: pydicom.Dataset, left: int, key: bytes) -> Header:
         field_strength=_number(content, "MagneticFieldStrength"),
         modality=_text(content, "Modality").upper(),
         image_type=frozenset(_words(content, "ImageType")),
-        body=_text(content, "BodyPartExamined").upper(),
+        body=_body(content),
         agent=_agent(content),
         angiography=_text(content, "AngioFlag").upper() == "Y",
         sequence=_sequence(content),
@@ -248,6 +249,20 @@ def _agent(content: pydicom.Dataset) -> bool | None:
         str(agent.get("CodeMeaning") or "coded agent") for agent in coded
     )
     return contrast.told(fields)
+
+
+def _body(content: pydicom.Dataset) -> str:
+    """Return the body part, or what the name of the series has instead, in capitals.
+
+    Of names long words alone are told apart: HIP may be the hippocampus, ARM that of a trial.
+    """
+    named = re.findall(r"[^\W\d_]{4,}|\b[HBL]WS\b", _name(content).upper().replace("_", " "))
+    return _text(content, "BodyPartExamined").upper() or " ".join(named)
+
+
+def _name(content: pydicom.Dataset) -> str:
+    """Return the name of the series, else of the protocol, which may be of a whole examination."""
+    return _text(content, "SeriesDescription") or _text(content, "ProtocolName")
 
 
 def _sequence(content: pydicom.Dataset) -> frozenset[str]:
@@ -331,8 +346,7 @@ def _other_weighting(content: pydicom.Dataset) -> str:
     of_flight = _text(content, "TimeOfFlightContrast").upper() == "YES"
     if of_flight or any(_TOF_OPTION.search(option) for option in options):
         return "angiography"
-    # The protocol may be that of a whole examination: it counts where the series has no name.
-    name = (_text(content, "SeriesDescription") or _text(content, "ProtocolName")).casefold()
+    name = _name(content).casefold()
     if _T1_NAME.search(name):
         return ""
     found = (other for other, pattern in _OTHER_NAMES.items() if pattern.search(name))

@@ -176,6 +176,26 @@ def test_names_tell_what_technique_does_not(name: str, weighting: str, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("body", "name", "known"),
+    [
+        ("", "t1_knee_sag", "KNEE"),
+        ("", "t1 tse sag LWS", "LWS"),
+        ("", "T1 C-SPINE", "SPINE"),
+        ("", "t1_cor_HIP", ""),
+        ("HEAD", "t1 knee", "HEAD"),
+    ],
+)
+def test_a_name_stands_in_where_the_body_part_is_missing(
+    body: str, name: str, known: str, tmp_path: Path
+) -> None:
+    tags = MPRAGE | {"BodyPartExamined": body, "SeriesDescription": name}
+    (file,) = write_series(tmp_path, tags, slices=1)
+    header = read_header(file, tmp_path, b"k")
+    assert isinstance(header, Header)
+    assert header.body == known
+
+
+@pytest.mark.parametrize(
     ("tags", "weighting"),
     [
         ({"ScanOptions": ["FC", "SP"]}, "angiography or susceptibility"),
