@@ -120,7 +120,9 @@ def _at(words: Sequence[str], place: int) -> bool | None:
     if word == "iv":
         is_alone = before not in _NUMBERED | _WITHOUT | _FILLERS and not _AGENT.fullmatch(after)
         return True if is_alone and place else None
-    if not _AGENT.fullmatch(word) or before in _OTHER_CONTRAST:
+    if not _AGENT.fullmatch(word):
+        return None
+    if before in _OTHER_CONTRAST and word.startswith(("cont", "kont", "enhanc")):
         return None
     if after in _NEGATION_AFTERWARDS or (after in _WITHOUT and place + 2 == len(words)):
         return False
@@ -185,7 +187,7 @@ _SPELLINGS = [
         (r"(pre|post|non)[\s_-]*con(?![a-z])", r"\1 contrast "),
         # precontrast, postgd, noncontrast, nogad, apresinjection, mpragepost
         (
-            r"(?<![a-z])(pre|post|non?|without|wo|sans|sin|ohne|un|with|avec|mit|avant|apres|vor|nach|"
+            r"(?<![a-z])(pre|post|pos|non?|without|wo|sans|sin|ohne|un|with|avec|mit|avant|apres|vor|nach|"
             rf"antes|despues|depois|prima|dopo)(?=(?:{_STEMS}|km|(?:inj|inyec|iniez)[a-z]*)(?![a-z]))",
             r"\1 ",
         ),

@@ -27,7 +27,7 @@ AFTER = [
     "apresinjection", "t1_nachKM", "avecgado", "despuesinyeccion", "T1 PRE AND POST CONTRAST",
     "T1 WITH AND WITHOUT CONTRAST", "T1 W/WO CONTRAST", "T1 GBCA", "T1 po kontrascie",
     "T1 с контрастом", "T1 造影後", "T1 增强", "T1 조영 후", "T1 MultiHance 10ml",
-    "T1 efter kontrast",
+    "T1 efter kontrast", "T1 venous phase Gd", "T1 FAT GAD", "T1 POSCONTRASTE",
 ]  # fmt: skip
 SILENT = [
     "t1_mprage_sag", "T1w", "ax t1 posterior fossa", "T1 C-SPINE", "T1 C2", "T1 COR", "T1 CS",
