@@ -14,7 +14,7 @@ fresh seed is a fresh cohort. About 12 minutes of CPU.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from neurofoundry.contracts.tables import write_table
 from neurofoundry.contracts.volumes import (
     VOLUMES,
     Grid,
+    Volumes,
     VolumesRecord,
     write_record,
     write_volume,
@@ -75,19 +76,27 @@ def main() -> None:
             "label": {"suffix": "mask"},
         }
     )
-    both = _paint(root / "both", arguments.persons, arguments.seed, task)
+    both = paint(root / "both", arguments.persons, arguments.seed, task)
     alone = _t1w_alone(both, root / "t1w")
-    start = _start(root / "start")
+    start = write_start(root / "start")
     dice = {}
     for name, volumes in (("t1w", alone), ("both", both)):
         models = root / f"models-{name}"
-        _train(volumes, start, models, task, arguments.epochs, arguments.seeds)
-        dice[name] = _dice(models, volumes, len(task.classes), arguments.seeds)
+        train(volumes, start, models, task, arguments.epochs, arguments.seeds)
+        dice[name] = measure(models, volumes, len(task.classes), arguments.seeds)
     for number, name in enumerate((*task.classes, "as one")[: dice["t1w"].shape[1]]):
-        _report(name, dice["t1w"][:, number], dice["both"][:, number])
+        report(name, {"T1w": dice["t1w"][:, number], "T1w+FLAIR": dice["both"][:, number]})
 
 
-def _paint(folder: Path, persons: int, seed: int, task: Segmentation) -> Path:
+def paint(
+    folder: Path,
+    persons: int,
+    seed: int,
+    task: Segmentation,
+    *,
+    grid: Grid = GRID,
+    contrasts: Sequence[str] = BOTH,
+) -> Path:
     """Write a folder of volumes and label images, as preprocess does; what is there is kept."""
     if (folder / "scans.tsv").exists():
         return folder
@@ -100,29 +109,36 @@ def _paint(folder: Path, persons: int, seed: int, task: Segmentation) -> Path:
     with Progress("painting heads", len(ill), unit="persons") as progress:
         for number, subject in enumerate(ill):
             split = ("train", "test", "train", "val", "train", "test", "train", "test")[number % 8]
-            rows.append(_scan(folder, split, subject, atlas, task))
+            rows.append(_scan(folder, split, subject, atlas, task, grid, contrasts))
             progress.advance()
     scans, labels = (pd.DataFrame(each) for each in zip(*rows, strict=True))
-    write_record(folder, VolumesRecord(grid=GRID.describe(), contrasts=BOTH, params={}))
+    more = {"contrasts": tuple(contrasts)} if len(contrasts) > 1 else {}
+    write_record(folder, VolumesRecord(grid=grid.describe(), params={}, **more))
     write_table(labels[list(CARRIED.columns)], folder / TABLE, CARRIED)
     write_table(scans, folder / "scans.tsv", VOLUMES)
     return folder
 
 
 def _scan(
-    folder: Path, split: str, subject: Subject, atlas: Atlas, task: Segmentation
+    folder: Path,
+    split: str,
+    subject: Subject,
+    atlas: Atlas,
+    task: Segmentation,
+    grid: Grid,
+    contrasts: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Paint a person in both contrasts; return the rows of scans.tsv and of labels.tsv."""
+    """Paint a person in every contrast; return the rows of scans.tsv and of labels.tsv."""
     site, scan_id = SITES[subject.site], subject.participant
-    files = {contrast: folder / f"{scan_id}_{contrast}.nii" for contrast in BOTH}
+    files = {contrast: folder / f"{scan_id}_{contrast}.nii" for contrast in contrasts}
     for contrast, path in files.items():
-        head = head_on_grid(subject, "1", site, atlas, GRID.affine, GRID.shape, contrast)
-        write_volume(path, zscore(head.image, head.brain), head.brain, GRID)
+        head = head_on_grid(subject, "1", site, atlas, grid.affine, grid.shape, contrast)
+        write_volume(path, zscore(head.image, head.brain), head.brain, grid)
     classes = np.zeros(head.brain.shape, np.uint8)
     for number, name in reversed([*enumerate(task.classes, 1)]):
         classes[CLASSES[name](head)] = number
     label = folder / FILE.format(scan_id=scan_id, task="lesions")
-    write_classes(label, classes, GRID.affine)
+    write_classes(label, classes, grid.affine)
     shows = task.shows(classes)
     row = {
         "scan_id": scan_id,
@@ -144,10 +160,11 @@ def _scan(
         "reason": None,
         "volume": files["T1w"].name,
         "volume_sha256": hash_file(files["T1w"]),
-        "volume_FLAIR": files["FLAIR"].name,
-        "volume_sha256_FLAIR": hash_file(files["FLAIR"]),
     }
-    ml = float((classes > 0).sum() * GRID.spacing**3 / 1000)
+    for contrast in contrasts[1:]:
+        row[f"volume_{contrast}"] = files[contrast].name
+        row[f"volume_sha256_{contrast}"] = hash_file(files[contrast])
+    ml = float((classes > 0).sum() * grid.spacing**3 / 1000)
     outlined = {
         "task": "lesions",
         "scan_id": scan_id,
@@ -158,7 +175,7 @@ def _scan(
         "ml": ml,
         "label_sha256": hash_file(label),
         "grid_ml": ml,
-        "voxel_ml": GRID.spacing**3 / 1000,
+        "voxel_ml": grid.spacing**3 / 1000,
         "reason": None,
     }
     return row, outlined
@@ -178,7 +195,7 @@ def _t1w_alone(both: Path, folder: Path) -> Path:
     return folder
 
 
-def _start(folder: Path) -> Path:
+def write_start(folder: Path, grid: Grid = GRID) -> Path:
     """Write an untrained encoder, whose network those that start from nothing have, too."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder = encoders.build(NETWORK, seed=0)
@@ -186,7 +203,7 @@ def _start(folder: Path) -> Path:
         name="start",
         encoder=NETWORK,
         features=encoder.features,
-        grid=GRID.describe(),
+        grid=grid.describe(),
         method="random",
         licence="none",
     )
@@ -195,8 +212,14 @@ def _start(folder: Path) -> Path:
     return folder
 
 
-def _train(
-    volumes: Path, start: Path, out: Path, task: Segmentation, epochs: int, seeds: int
+def train(
+    volumes: Path,
+    start: Path,
+    out: Path,
+    task: Segmentation,
+    epochs: int,
+    seeds: int,
+    patch: int | None = None,
 ) -> None:
     """Train from nothing, by the stage; models that are there already are kept."""
     out.mkdir(parents=True, exist_ok=True)
@@ -207,6 +230,7 @@ def _train(
         "batch_size": 8,
         "learning_rate": 5e-3,
         "augmentation": "none",
+        "patch": patch,
     }
     quiet = TrackingParams(mode="disabled")
     with tracking.run(quiet, stage="finetune", key="0" * 16, group="g", config={}) as tracker:
@@ -220,19 +244,20 @@ def _train(
         )
 
 
-def _dice(models: Path, volumes: Path, classes: int, seeds: int) -> NDArray[np.float64]:
+def measure(models: Path, volumes: Path, classes: int, seeds: int) -> NDArray[np.float64]:
     """Return the Dice of each test person and class, the mean over seeds, (persons, classes), and
     of several classes as one, in a further column.
 
     NaN where a person has none of a class.
     """
     scans = pd.read_csv(volumes / "scans.tsv", sep="\t")
+    grid = Volumes(volumes).grid
     test = scans.loc[scans["split"] == "test", "scan_id"].tolist()
     found = np.full((seeds, len(test), classes + (classes > 1)), np.nan)
     for seed in range(seeds):
-        outlined = open_masks(models / f"lesions/scratch/1.0/{seed}" / MASKS, GRID)
+        outlined = open_masks(models / f"lesions/scratch/1.0/{seed}" / MASKS, grid)
         for person, scan_id in enumerate(test):
-            truth = open_classes(volumes / FILE.format(scan_id=scan_id, task="lesions"), GRID)
+            truth = open_classes(volumes / FILE.format(scan_id=scan_id, task="lesions"), grid)
             guess = outlined(scan_id)
             pairs = [(truth == number, guess == number) for number in range(1, classes + 1)]
             for number, (a, b) in enumerate([*pairs, (truth > 0, guess > 0)][: found.shape[2]]):
@@ -242,19 +267,20 @@ def _dice(models: Path, volumes: Path, classes: int, seeds: int) -> NDArray[np.f
     return mean
 
 
-def _report(name: str, alone: NDArray[np.float64], both: NDArray[np.float64]) -> None:
-    there = np.isfinite(alone)
-    alone, both = alone[there], both[there]
-    drawn = np.random.default_rng(0).integers(len(alone), size=(5000, len(alone)))
+def report(name: str, dice: Mapping[str, NDArray[np.float64]]) -> None:
+    """Print the Dice of both ways, and what the second has more than the first, by person."""
+    first, second = dice.values()
+    there = np.isfinite(first)
+    drawn = np.random.default_rng(0).integers(there.sum(), size=(5000, there.sum()))
 
     def interval(values: NDArray[np.float64]) -> Sequence[float]:
         low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
         return values.mean(), low, high
 
-    rows = {"T1w": alone, "T1w+FLAIR": both, "difference": both - alone}
-    print(f"{name}: {len(alone)} test persons")
+    rows = {**dice, "difference": second - first}
+    print(f"{name}: {there.sum()} test persons")
     for what, values in rows.items():
-        print("  {:12} {:.3f} ({:.3f} to {:.3f})".format(what, *interval(values)))
+        print("  {:12} {:.3f} ({:.3f} to {:.3f})".format(what, *interval(values[there])))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,13 @@ def report(volumes: Path, models: Path) -> str:
 
 def _measured(task: str, runs: pd.DataFrame, volumes: Path, models: Path) -> Outlines:
     return outlines.measure(
-        {task: TASKS[task]}, runs, Volumes(volumes), models, reference="scratch", fewest=2
+        {task: TASKS[task]},
+        runs,
+        Volumes(volumes),
+        models,
+        reference="scratch",
+        fewest=2,
+        fewest_in_group=20,
     )
 
 

@@ -66,6 +66,7 @@ def _outlines(
         models,
         reference=params.reference,
         fewest=params.min_subjects,
+        fewest_in_group=params.min_subgroup,
     )
     for line in outlines.describe(measured):
         LOGGER.info("%s", line)

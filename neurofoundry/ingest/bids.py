@@ -57,7 +57,7 @@ LABEL = re.compile(r"sub-[^,^]+")
 but for those between the names of a person, as in a list or a DICOM header."""
 
 IMAGE = (".nii", ".nii.gz")
-_OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
+OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
 
 _OF_LETTERS = re.compile(r"sub-[^\W\d_]{5,}")
 """A label that may be a name. Nobody can tell from it alone; pseudonyms mostly have digits."""
@@ -269,7 +269,7 @@ class _Reader:
         session = replace(session, sidecars=[*session.sidecars, *self._sidecars(anat)])
         scans: list[Scan] = []
         for file in _files(anat):
-            if not file.name.lower().endswith((*IMAGE, *_OTHER_FORMATS)):
+            if not file.name.lower().endswith((*IMAGE, *OTHER_FORMATS)):
                 continue
             row = rows.get(f"anat/{_name(file)}")
             scan = attempt(partial(self._scan, session=session.with_row(row)), file)

@@ -35,7 +35,7 @@ from neurofoundry.contracts.labels import (
     geometry,
     read_placed,
 )
-from neurofoundry.ingest.bids import IMAGE
+from neurofoundry.ingest.bids import IMAGE, OTHER_FORMATS
 from neurofoundry.ingest.image import inspect_image
 from neurofoundry.ingest.labels import cell
 from neurofoundry.ingest.params import Dataset
@@ -47,10 +47,10 @@ from neurofoundry.ingest.scan import (
     map_in_threads,
     printable,
 )
-from neurofoundry.runtime.files import spelled
+from neurofoundry.runtime.files import hash_file, spelled
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled, Segmentation, segmentations
-from neurofoundry.tasks.segmentation import EMPTY, JOINT, LabelImage
+from neurofoundry.tasks.segmentation import ANY, EMPTY, JOINT, LabelImage
 
 _OFF_GRID = 0.1
 """How far, in voxels, a corner of a label image may lie from that of its scan."""
@@ -188,7 +188,7 @@ def _log_absent(found: pd.DataFrame, task: Segmentation) -> None:
     """Warn of classes that no label image shows: their values may be others."""
     shown = {name for cell in found["shows"] for name in cell.split(JOINT)}
     for name, values in task.label.values.items():
-        if len(found) and name not in shown:
+        if len(found) and name not in shown and values != ANY:
             LOGGER.warning(
                 "task '%s': no label image shows %s. Are its values %s in label.values right?",
                 task.column,
@@ -253,7 +253,8 @@ def _by_name(sought: _Sought, images: _Images) -> Path | None:
     if unfit and not near:
         raise UnusableError(unfit)
     best = near[min(near)] if near else []
-    if len(best) > 1:
+    best = [file for file in best if file.name.endswith(IMAGE)] or best
+    if len(best) > 1 and not _are_copies(best):
         names = " and ".join(_shown(file) for file in best[:2])
         raise UnusableError(
             f"{len(best)} images fit alike: {names}. Name more entities in tasks.{sought.name}."
@@ -262,7 +263,15 @@ def _by_name(sought: _Sought, images: _Images) -> Path | None:
     for file in best:
         root = next(root for root in sought.roots if file.is_relative_to(root))
         check_location(file, root)
-    return best[0] if best else None
+    return _nifti(best[0]) if best else None
+
+
+def _are_copies(files: Sequence[Path]) -> bool:
+    """Return whether files have the same bytes: beside the scan and in derivatives/, too."""
+    try:
+        return len({hash_file(file) for file in files}) == 1
+    except OSError:
+        return False
 
 
 def _places(sought: _Sought) -> Iterator[Path]:
@@ -343,8 +352,10 @@ def _nifti(file: Path) -> Path:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    """Return the images in a folder."""
-    return tuple(sorted(file for file in folder.glob("*.nii*") if file.name.endswith(IMAGE)))
+    """Return the images in a folder; of those that are not NIfTI one of each name."""
+    files = sorted(folder.glob("*.*"))
+    others = {_stem(file): file for file in files if file.name.lower().endswith(OTHER_FORMATS)}
+    return (*(file for file in files if file.name.endswith(IMAGE)), *others.values())
 
 
 def _entities(file: Path) -> dict[str, str]:
@@ -354,7 +365,9 @@ def _entities(file: Path) -> dict[str, str]:
 
 
 def _stem(file: Path) -> str:
-    return unicodedata.normalize("NFC", file.name).removesuffix(".gz").removesuffix(".nii")
+    name = unicodedata.normalize("NFC", file.name)
+    ends = (end for end in (*IMAGE, *OTHER_FORMATS) if name.lower().endswith(end))
+    return name.removesuffix(name[len(name) - len(next(ends, "")) :])
 
 
 def _shown(file: Path) -> str:

@@ -29,6 +29,9 @@ SMOOTH = 1.0
 MOST = 255
 """Classes: masks are bytes, and 0 is the background."""
 
+ANY = "any"
+"""The values of a class that has all that no other class has: lesions that are numbered."""
+
 JOINT = "+"
 """Between the classes that a label image shows."""
 
@@ -53,9 +56,10 @@ class LabelImage(Section):
     rec: str | None = None
     column: str | None = None
     """The column of the datasets' tables that holds the path, relative to the dataset."""
-    values: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """The values of each class, such as {ventricles: [4, 43]}; others are background. By default
-    the k-th class has the value k; a single class may have any one value."""
+    values: dict[str, tuple[int, ...] | Literal["any"]] = Field(default_factory=dict)
+    """The values of each class, such as {ventricles: [4, 43]}; others are background. {lesion: any}
+    is where lesions are numbered: every value but 0. By default the k-th class has the value k; a
+    single class may have any one value."""
 
     @property
     def entities(self) -> dict[str, str]:
@@ -105,6 +109,8 @@ class Segmentation(Labelled):
                 f"label.values: found {', '.join(self.label.values)}, expected the classes "
                 f"{', '.join(self.classes)}"
             )
+        if list(self.label.values.values()).count(ANY) > 1:
+            raise ValueError(f"label.values: '{ANY}' twice, expected once at most")
         return self
 
     @property
@@ -123,16 +129,24 @@ class Segmentation(Labelled):
         if np.abs(present - np.rint(present)).max(initial=0) >= WHOLE:
             raise ValueError("values that are no whole numbers. Threshold the image")
         present = np.unique(np.rint(present))
-        if self.label.values:
-            return tuple(self.label.values[name] for name in self.classes)
         others = tuple(int(value) for value in present[present != 0])
+        if self.label.values:
+            return self._declared(others)
         if len(self.classes) == 1 and len(others) <= 1 and min(others, default=1) > 0:
             return (others,)
         if set(others) <= set(range(1, len(self.classes) + 1)):
             return tuple((number,) for number in range(1, len(self.classes) + 1))
         meant = "0 and one other" if len(self.classes) == 1 else f"0 to {len(self.classes)}"
         shown = ", ".join(map(str, others[:8])) + (" …" if len(others) > 8 else "")
-        raise ValueError(f"values {shown}, expected {meant}. Name them in label.values")
+        fix = f", or '{ANY}' where lesions are numbered" if len(self.classes) == 1 else ""
+        raise ValueError(f"values {shown}, expected {meant}. Name them in label.values{fix}")
+
+    def _declared(self, others: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Return the values of each class by label.values, of an image that has ``others``."""
+        declared = [self.label.values[name] for name in self.classes]
+        taken = {value for values in declared if values != ANY for value in values}
+        rest = tuple(value for value in others if value not in taken)
+        return tuple(rest if values == ANY else tuple(map(int, values)) for values in declared)
 
     def shows(self, classes: NDArray[np.uint8]) -> str:
         """Return what a label image shows, as the column of scans.tsv says it."""

@@ -219,8 +219,8 @@ def test_values_that_no_label_image_has_are_told(
 
 def test_two_that_fit_alike_are_none(tmp_path: Path) -> None:
     bids(tmp_path / "data/ds", 2)
-    for place in ("derivatives", "pipeline"):
-        write_scan(tmp_path / "data" / PLACES[place].format("sub-01"), mask())
+    for place, voxels in (("derivatives", mask()), ("pipeline", mask(2))):
+        write_scan(tmp_path / "data" / PLACES[place].format("sub-01"), voxels)
     outcome = ingested(tmp_path, BY_NAME)
     assert of(outcome).empty
     assert "2 images fit alike" in outcome.notes
@@ -228,6 +228,41 @@ def test_two_that_fit_alike_are_none(tmp_path: Path) -> None:
     write_scan(tmp_path / "data" / better.format("sub-01"), mask())
     found = of(ingested(tmp_path, {**BY_NAME, "desc": "corrected"}))
     assert found["path"].tolist() == [better.format("sub-01")]
+
+
+def test_copies_of_one_label_image_are_one(tmp_path: Path) -> None:
+    """Beside the scan and in derivatives/, as data sets are handed on."""
+    bids(tmp_path / "data/ds", 2)
+    beside = write_scan(tmp_path / "data" / PLACES["beside"].format("sub-01"), mask())
+    copy = tmp_path / "data" / PLACES["pipeline"].format("sub-01")
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(beside.read_bytes())
+    assert of(ingested(tmp_path, BY_NAME))["shows"].tolist() == ["lesion"]
+
+
+def test_one_that_is_not_nifti_is_told_unless_there_is_one_that_is(tmp_path: Path) -> None:
+    bids(tmp_path / "data/ds", 2)
+    for number in (1, 2):
+        path = tmp_path / "data" / PLACES["derivatives"].format(f"sub-0{number}")
+        path.parent.mkdir(parents=True)
+        for ending in (".hdr", ".img"):
+            path.with_name(path.name.replace(".nii.gz", ending)).touch()
+    write_scan(tmp_path / "data" / PLACES["pipeline"].format("sub-02"), mask())
+    outcome = ingested(tmp_path, BY_NAME)
+    assert of(outcome).index.tolist() == ["ds_sub-02_ses-1"]
+    assert outcome.notes.count("not NIfTI: expected .nii or .nii.gz. Convert it") == 1
+
+
+def test_numbered_lesions_are_one_class(tmp_path: Path) -> None:
+    bids(tmp_path / "data/ds", 2)
+    voxels = sum(np.roll(mask(2, value=9 * n), 3 * n, axis=0) for n in range(1, 6)) + mask(1, 4)
+    write_scan(tmp_path / "data" / PLACES["beside"].format("sub-01"), voxels)
+    assert "or 'any' where lesions are numbered" in ingested(tmp_path, BY_NAME).notes
+    found = of(ingested(tmp_path, {**BY_NAME, "values": {"lesion": "any"}}))
+    assert found[["shows", "values"]].values.tolist() == [["lesion", "4,9,18,27,36,45"]]
+    label = {**BY_NAME, "values": {"lesion": "any", "core": [4]}}
+    found = of(ingested(tmp_path, label, classes=["core", "lesion"]))
+    assert found[["shows", "values"]].values.tolist() == [["core+lesion", "4;9,18,27,36,45"]]
 
 
 def test_several_classes_have_the_values_that_are_declared(tmp_path: Path) -> None:

@@ -78,5 +78,11 @@ def measure(volumes: Path, models: Path, inits: tuple[str, ...] = tuple(OFF)) ->
         columns=["task", "init", "fraction", "seed", "status"],
     )
     return outlines.measure(
-        {"hole": TASK}, runs, Volumes(volumes), models, reference="shifted", fewest=3
+        {"hole": TASK},
+        runs,
+        Volumes(volumes),
+        models,
+        reference="shifted",
+        fewest=3,
+        fewest_in_group=5,
     )

@@ -37,6 +37,7 @@ def test_the_column_has_the_name_of_the_task() -> None:
         ({"label": {"column": "c", "desc": "x"}}, "desc: no effect with column"),
         ({"label": {"suffix": "mask", "desc": "a-b"}}, "desc: 'a-b' is not letters and digits"),
         ({"label": {"suffix": "mask", "values": {"core": [1]}}}, "label.values: found core"),
+        ({"label": {"suffix": "mask", "values": dict.fromkeys(TWO["classes"], "any")}}, "twice"),
         ({"label": {"suffix": "mask", "dsc": "x"}}, "dsc"),
     ],
 )

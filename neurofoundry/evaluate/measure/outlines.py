@@ -37,6 +37,8 @@ from neurofoundry.contracts.models import (
 )
 from neurofoundry.contracts.tables import read_table, write_table
 from neurofoundry.contracts.volumes import Grid, Volumes
+from neurofoundry.evaluate.measure.subgroups import groups
+from neurofoundry.evaluate.rows import table_of
 from neurofoundry.stats import intervals
 from neurofoundry.stats.comparisons import t_test
 from neurofoundry.stats.outlines import OUTLINE_METRICS, compare
@@ -63,6 +65,13 @@ OUTLINE_VOLUMES = (
 """Columns of tables/outline_volumes.tsv: the outlined less the true volume in ml, its mean with
 the interval, and the limits that 95 % of scans lie within (Bland and Altman, Lancet 1986); the
 correlation of the two over persons."""
+
+OUTLINE_SUBGROUPS = (
+    *("task", "class", "init", "split", "variable", "group", "metric", "value", "low", "high"),
+    *("persons", "reason"),
+)
+"""Columns of tables/outline_subgroups.tsv: Dice in groups of people, of floors and of models of all
+labels."""
 
 ML = ("true_ml", "found_ml")
 """Volumes in the size of the scan."""
@@ -109,6 +118,8 @@ class Outlines:
     """``OUTLINE_DIFFERENCES``."""
     volumes: pd.DataFrame
     """``OUTLINE_VOLUMES``."""
+    subgroups: pd.DataFrame
+    """``OUTLINE_SUBGROUPS``."""
     scans: pd.DataFrame
     """``SCANS``."""
     chosen: Mapping[str, str]
@@ -125,10 +136,12 @@ def measure(
     *,
     reference: str,
     fewest: int,
+    fewest_in_group: int,
 ) -> Outlines:
     """Measure every model and floor of every segmentation.
 
-    Splits with fewer than ``fewest`` persons for a metric get a reason instead of a number.
+    Splits with fewer than ``fewest`` persons for a metric get a reason instead of a number, groups
+    of people with fewer than ``fewest_in_group`` not even their count.
     """
     studies = [_Study(name, task, volumes, models) for name, task in tasks.items()]
     rows = [row for each in studies for row in each.scans(_done(runs, each.name))]
@@ -147,6 +160,9 @@ def measure(
             _differences(scans, reference, fewest, widening), columns=list(OUTLINE_DIFFERENCES)
         ),
         volumes=pd.DataFrame(_agreement(scans, fewest), columns=list(OUTLINE_VOLUMES)),
+        subgroups=table_of(
+            list(_subgroups(scans, volumes.scans, fewest_in_group, widening)), OUTLINE_SUBGROUPS
+        ),
         scans=scans,
         chosen=chosen,
         examples=tuple(
@@ -163,11 +179,12 @@ def _done(runs: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def write(folder: Path, measured: Outlines) -> None:
-    """Write tables/outlines.tsv, tables/outline_differences.tsv and tables/outline_volumes.tsv."""
+    """Write tables/outlines.tsv and its siblings: differences, volumes and subgroups."""
     (folder / "tables").mkdir(exist_ok=True)
     write_table(measured.measures, folder / "tables/outlines.tsv")
     write_table(measured.differences, folder / "tables/outline_differences.tsv")
     write_table(measured.volumes, folder / "tables/outline_volumes.tsv")
+    write_table(measured.subgroups, folder / "tables/outline_subgroups.tsv")
 
 
 def describe(measured: Outlines) -> Iterator[str]:
@@ -404,6 +421,28 @@ def _agreement(scans: pd.DataFrame, fewest: int) -> Iterator[tuple[object, ...]]
             *counted,
             None,
         )
+
+
+def _subgroups(
+    scans: pd.DataFrame, persons: pd.DataFrame, fewest: int, widening: float
+) -> Iterator[dict[str, object]]:
+    """Yield the rows of ``OUTLINE_SUBGROUPS``; ``persons`` is the table of all volumes."""
+    known = persons[["scan_id", "sex", "age", "site", "scanner"]]
+    largest = scans.groupby(["task", "init"])["fraction"].transform("max")
+    judged = scans[scans["fraction"] == largest].dropna(subset="dice").merge(known, on="scan_id")
+    keys = ["task", "class", "init", "split"]
+    for key, rows in judged.groupby(keys, sort=False):
+        for variable, group, inside in groups(rows, np.ones(len(rows), bool)):
+            value, low, high, _ = _estimated(rows[inside], "dice", fewest, widening)
+            head = dict(zip(keys, key, strict=True)) | {"variable": variable, "group": group}
+            count = rows["person"][inside].nunique()
+            few = count < fewest  # their number could point to somebody
+            yield {
+                **head,
+                **{"metric": "dice", "value": value, "low": low, "high": high},
+                "persons": np.nan if few else count,
+                "reason": f"fewer than {fewest} persons" if few else None,
+            }
 
 
 def _correlation(volumes: pd.DataFrame) -> tuple[float | None, float | None, float | None]:

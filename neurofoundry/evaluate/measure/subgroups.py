@@ -37,16 +37,19 @@ def measure(tasks: Sequence[Evidence], *, params: EvaluateParams) -> pd.DataFram
     rows: list[dict[str, object]] = []
     for evidence in tasks:
         for split in evidence.splits:
-            for variable, group, inside in _groups(evidence, split):
+            among = (evidence.scans, evidence.inside(split))
+            for variable, group, inside in groups(*among, told_apart=evidence.task.column):
                 head = {"task": evidence.name, "split": split, "variable": variable}
                 head |= {"group": group, "metric": evidence.task.primary}
                 rows += [{**head, **row} for row in _rows(evidence, inside, params)]
     return table_of(rows, SUBGROUPS)
 
 
-def _groups(evidence: Evidence, split: str) -> Iterator[tuple[str, str, Mask]]:
-    """Yield the name of a variable, the name of a group, and which scans belong to it."""
-    scans, whole = evidence.scans, evidence.inside(split)
+def groups(
+    scans: pd.DataFrame, whole: Mask, *, told_apart: str | None = None
+) -> Iterator[tuple[str, str, Mask]]:
+    """Yield the name of a variable, the name of a group, and which scans among the ``whole`` belong
+    to it. What a task tells apart is no group of it: nothing within could be told apart."""
     bands = pd.cut(
         scans["age"],
         AGE_BANDS,
@@ -55,8 +58,8 @@ def _groups(evidence: Evidence, split: str) -> Iterator[tuple[str, str, Mask]]:
     )
     variables = {"sex": scans["sex"], "age": bands.astype("string"), "site": scans["site"]}
     for variable, values in (variables | {"scanner": scans["scanner"]}).items():
-        if variable == evidence.task.column and variable != "age":
-            continue  # one class only: a group within which nothing can be told apart
+        if variable == told_apart and variable != "age":
+            continue
         present = values[whole].dropna()
         # A single group is everybody, who is in the main table.
         for group in sorted(set(present)) if present.nunique() > 1 else []:

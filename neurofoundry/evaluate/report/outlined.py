@@ -92,6 +92,7 @@ def _describe(outlines: Outlines, task: str, name: str) -> dict[str, Any]:
         "persons": {split: _persons(whole, split) for split in splits},
         "rows": [_row(whole, versus, each, init, outlines.reference, splits) for each in names],
         "shares": _shares(measures, names),
+        "groups": _groups(_of(outlines.subgroups, task, name), init, outlines.reference),
         "headline": _headline(whole, versus, init, outlines.reference, name),
         "sentences": list(_sentences(whole, versus, agreement, init, outlines.reference)),
         "pictures": [
@@ -158,6 +159,28 @@ def _shares(measures: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
         if name not in FLOORS
     ]
     return {"shares": shares, "rows": rows if len(shares) > 1 else []}
+
+
+def _groups(subgroups: pd.DataFrame, init: str | None, reference: str) -> dict[str, Any]:
+    """Return the Dice of the chosen initialization and of the reference in groups of people."""
+    names = [name for name in dict.fromkeys([init, reference]) if name in set(subgroups["init"])]
+    own = subgroups[subgroups["init"] == init]
+    shown = own[own["value"].notna()]
+    rows = [
+        {
+            "split": split,
+            "group": f"{variable} {group}",
+            "persons": int(persons),
+            "cells": [
+                find_row(subgroups, init=name, split=split, variable=variable, group=group)
+                for name in names
+            ],
+        }
+        for split, variable, group, persons in shown[
+            ["split", "variable", "group", "persons"]
+        ].itertuples(index=False)
+    ]
+    return {"names": names, "rows": rows, "hidden": len(own) - len(shown)}
 
 
 def _cell(

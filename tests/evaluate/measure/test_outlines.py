@@ -104,6 +104,23 @@ def test_volumes_agree_as_bland_and_altman_have_it(measured: Outlines) -> None:
     assert cell(measured.volumes, init="perfect", split="ood")["correlation"] == pytest.approx(1)
 
 
+def test_groups_of_people_have_their_own_dice(
+    measured: Outlines, folders: tuple[Path, Path]
+) -> None:
+    """The oracle is the table of single scans; groups of fewer than five keep even their count."""
+    age = Volumes(folders[0]).scans.set_index("scan_id")["age"]
+    table = measured.subgroups
+    scans = measured.scans.query("init == 'shifted' and split == 'test'")
+    part = scans[age[scans["scan_id"]].between(60, 79).to_numpy()]
+    row = cell(table, init="shifted", split="test", variable="age", group="60–79")
+    assert row["value"] == pytest.approx(part["dice"].mean())
+    assert row["low"] < row["value"] < row["high"]
+    assert row["persons"] == part["person"].nunique()
+    few = table[table["reason"].notna()]
+    assert set(few["reason"]) == {"fewer than 5 persons"}
+    assert few[["value", "low", "high", "persons"]].isna().all(axis=None)
+
+
 def test_examples_are_of_the_model_that_validation_chose(measured: Outlines) -> None:
     assert measured.chosen == {"hole": "perfect"}
     assert [each.place for each in measured.examples] == ["best", "median", "worst"]

@@ -78,6 +78,18 @@ def test_words_and_tables_hold_what_was_measured(measured: Outlines, page: str) 
     assert "These are synthetic heads." in read.text
 
 
+def test_groups_of_people_are_shown_and_small_ones_counted(measured: Outlines, page: str) -> None:
+    text = Words(page).text
+    own = measured.subgroups.query("init == 'perfect'")
+    for row in own.dropna(subset="value").to_dict("records"):
+        where = {key: row[key] for key in ("split", "variable", "group")}
+        cells = (find_row(measured.subgroups, init=init, **where) for init in support.OFF)
+        versus, chosen = (outlined.number(cell, "dice") for cell in cells)
+        shown = f"{row['variable']} {row['group']} {row['persons']:.0f} {chosen} {versus}"
+        assert shown in text
+    assert f"Not shown: {own['value'].isna().sum()} of too few people" in text
+
+
 def test_it_shows_best_median_and_worst_and_a_dot_a_scan(measured: Outlines, page: str) -> None:
     for place, each in zip(("Best", "Median", "Worst"), measured.examples, strict=True):
         volumes = f"true {each.true_ml:.1f} ml, outlined {each.found_ml:.1f} ml"
