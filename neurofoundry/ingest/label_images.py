@@ -16,7 +16,6 @@ called like one and is of another session, image or space.
 from __future__ import annotations
 
 import itertools
-import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +46,8 @@ from neurofoundry.ingest.scan import (
     map_in_threads,
     printable,
 )
-from neurofoundry.runtime.files import hash_file, spelled
+from neurofoundry.ingest.table import locate
+from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.log import LOGGER
 from neurofoundry.tasks import Labelled, Segmentation, segmentations
 from neurofoundry.tasks.segmentation import ANY, EMPTY, JOINT, LabelImage
@@ -73,6 +73,8 @@ class _Sought:
     scan: Scan
     roots: tuple[Path, ...]
     """The folders of the datasets in which the scan lies, the innermost first."""
+    data: Path
+    """The root of all data."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,13 @@ def find(
     folders = [findings.data / dataset.path for dataset in datasets]
     folders = sorted({each.parent if each.is_file() else each for each in folders}, reverse=True)
     sought = [
-        _Sought(name, task, scan, tuple(f for f in folders if scan.file.is_relative_to(f)))
+        _Sought(
+            name,
+            task,
+            scan,
+            tuple(f for f in folders if scan.file.is_relative_to(f)),
+            findings.data,
+        )
         for name, task in segmentations(tasks).items()
         for scan in scans
     ]
@@ -227,11 +235,10 @@ def _in_table(sought: _Sought) -> Path | None:
     named = cell(sought.scan, [column])
     if named is None:
         return None
-    inside = posixpath.normpath(named)
     for root in sought.roots:
-        file = spelled(root, inside)
-        if not inside.startswith(("..", "/")) and file.exists():
-            check_location(file, root)
+        file, inside = locate(named, root, sought.data)
+        if file.exists():
+            check_location(file, inside)
             return _nifti(file)
     raise UnusableError(f"the column {column} names no file of the dataset")
 

@@ -233,8 +233,8 @@ def _scan(
     """
     if row.problem:
         raise UnusableError(row.problem)
-    of_t1w, beside = _locate(row.cells["path"], root, data)
-    file, root = (of_t1w, beside) if path is None else _locate(path, root, data)
+    of_t1w, beside = locate(row.cells["path"], root, data)
+    file, root = (of_t1w, beside) if path is None else locate(path, root, data)
     if not file.name.endswith(IMAGE):
         raise UnusableError(
             f"not NIfTI: expected .nii or .nii.gz, found '{file.suffix}'. Convert it"
@@ -273,8 +273,8 @@ def _other_contrast(name: str, contrast: str) -> str | None:
     return other[1] if other else None
 
 
-def _locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
-    """Return the file that a cell names, and the folder in which it must lie.
+def locate(cell: str, folder: Path, data: Path) -> tuple[Path, Path]:
+    """Return the file that a cell of a table names, and the folder in which it must lie.
 
     That is the table's own ``folder``; of an absolute path, the root of the ``data``. Raises
     UnusableError.

@@ -66,12 +66,19 @@ def test_it_is_found_by_its_name(tmp_path: Path, place: str) -> None:
 
 
 def test_it_is_found_in_a_table(tmp_path: Path) -> None:
-    table = "participant_id\toutline\nsub-01\tmasks/one.nii\nsub-02\tn/a\nsub-03\tgone.nii\n"
-    bids(tmp_path / "data/ds", 4, table=table + "sub-04\t../../etc/passwd\n")
-    write_scan(tmp_path / "data/ds/masks/one.nii", mask(value=255))
+    """As a path of any system, which does not lead elsewhere."""
+    one, two, three = (f"masks/{name}.nii" for name in ("one", "two", "three"))
+    for size, name in enumerate((one, two, three), 1):
+        write_scan(tmp_path / "data/ds" / name, mask(size, value=255))
+    cells = [one, "n/a", "gone.nii", "../../etc/passwd", r"masks\two.nii"]
+    cells.append(str(tmp_path / "data/ds" / three))
+    rows = [f"sub-{number:02d}\t{cell}\n" for number, cell in enumerate(cells, 1)]
+    bids(tmp_path / "data/ds", len(rows), table="participant_id\toutline\n" + "".join(rows))
     outcome = ingested(tmp_path, {"column": "outline"})
-    assert of(outcome)[["shows", "values"]].values.tolist() == [["lesion", "255"]]
-    assert outcome.notes.count("the column outline names no file of the dataset") == 2
+    assert of(outcome)["path"].tolist() == [f"ds/{name}" for name in (one, two, three)]
+    assert of(outcome)["values"].tolist() == ["255"] * 3
+    assert outcome.notes.count("the column outline names no file of the dataset") == 1
+    assert outcome.notes.count("leads outside the dataset: the path leaves") == 1
 
 
 def test_a_label_of_another_image_of_the_session_is_none(tmp_path: Path) -> None:
