@@ -9,9 +9,9 @@ those of other sessions of the person, and with those of up to ``--others`` othe
 and moved by 15 mm, noise, a fifth and a twentieth of the brain out of view, the T1w image itself.
 With ``--ants`` its own is also registered by antspyx (Rigid), which the project does not need.
 
-Printed are, a line a pair, mutual information before and after, edges, how far the head has moved,
-and how far from where the unchanged image, or antspyx, puts it the brain's voxels are; then what
-pairs of a kind have in common. About 2 s of CPU a pair, antspyx 20 s.
+Printed are, a line a pair, mutual information before and after, edges and their peak, how far the
+head has moved, and how far from where the unchanged image, or antspyx, puts it the brain's voxels
+are; then what pairs of a kind have in common. About 2 s of CPU a pair, antspyx 20 s.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Pair:
 
     kind: str
     edges: float
+    peak: float
     reason: str | None
     away_mm: float
 
@@ -76,11 +77,11 @@ def main() -> None:
             pairs += _pairs_of(path, others, arguments, params, prepared)
     for kind in dict.fromkeys(pair.kind for pair in pairs):
         found = [pair for pair in pairs if pair.kind == kind]
-        edges = [pair.edges for pair in found]
+        edges, peaks = ([getattr(pair, name) for pair in found] for name in ("edges", "peak"))
         away = [pair.away_mm for pair in found if np.isfinite(pair.away_mm)]
         print(
             f"{kind}: {sum(pair.reason is None for pair in found)} of {len(found)} kept; edges "
-            f"{min(edges):.3f} to {max(edges):.3f}"
+            f"{min(edges):.3f} to {max(edges):.3f}, peak {min(peaks):.2f} to {max(peaks):.2f}"
             + (f"; {np.median(away):.2f} mm away, at most {max(away):.2f}" if away else "")
         )
 
@@ -122,7 +123,9 @@ def _pairs_of(
             away = _away(brain, to_other, theirs)
             fit = measure(brain, scaled(image, None), theirs)
             print(f"  antspyx: {away:.2f} mm away, {cost:.1f} times our CPU, {_words(fit)}")
-            pairs.append(Pair("antspyx", fit["edges"], judge(fit, params.coregistration), away))
+            pairs.append(
+                Pair("antspyx", fit["edges"], fit["peak"], judge(fit, params.coregistration), away)
+            )
         if kind == OWN and arguments.changes:
             for name, change in CHANGES.items():
                 changed, moved = change(image, brain, to_other)
@@ -155,13 +158,14 @@ def _pair(
         + (reason or "kept"),
         flush=True,
     )
-    return found.to_other, Pair(kind, found.measures["edges"], reason, away)
+    return found.to_other, Pair(kind, found.measures["edges"], found.measures["peak"], reason, away)
 
 
 def _words(measures: dict[str, float]) -> str:
     return (
-        f"{measures['nmi']:.3f} edges {measures['edges']:.3f} {measures['moved_mm']:.1f} mm "
-        f"{measures['turned_deg']:.1f} deg likeness {measures['likeness']:.2f}"
+        f"{measures['nmi']:.3f} edges {measures['edges']:.3f} peak {measures['peak']:.2f} "
+        f"{measures['moved_mm']:.1f} mm {measures['turned_deg']:.1f} deg "
+        f"likeness {measures['likeness']:.2f}"
     )
 
 

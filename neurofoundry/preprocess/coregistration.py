@@ -46,6 +46,8 @@ ROUGH_MM, CLOSE_MM = (16.0, 8.0), 4.0
 the one at which they are compared."""
 SEEN_MM = 3.0
 """Spacing at which edges are compared, whatever the parameters: gyri show, noise hardly."""
+ASIDE = 2
+"""Voxels of that spacing by which an image is moved aside: about the width of a gyrus."""
 MOST_STARTS = 64
 """Places that a head may have turned to, followed at the coarsest level; the best eighth of them is
 at each of the next."""
@@ -55,6 +57,7 @@ TINY = 1e-12
 MEASURES = {
     "coverage": "brain within its field of view",
     "edges": "how parallel its edges are to those of the T1w image",
+    "peak": "how much more parallel its edges are to those of the T1w image than 6 mm aside",
     "likeness": "correlation with the T1w image",
     "nmi": "normalized mutual information with the T1w image",
     "moved_mm": "how far the brain has moved since the T1w image, mm",
@@ -63,7 +66,8 @@ MEASURES = {
 """Columns of volumes/scans.tsv, each with _CONTRAST, and what they hold in words."""
 CATCHES = {
     "coverage": "cut off",
-    "edges": "not the head of the T1w image",
+    "peak": "not the head of the T1w image",
+    "edges": "not the head of the T1w image, or too noisy",
     "likeness": "the contrast of the T1w image",
 }
 """What a bound is there to set aside, by its measure."""
@@ -132,10 +136,10 @@ def _climb(
 
 
 def _fits(brain: Brain, other: Image, to_other: Matrix) -> bool:
-    """Return whether edges say that both show one head, by the bound that preprocess has if nobody
-    changes it: else the head may have turned further than starts reach."""
+    """Return whether the peak of edges says that both show one head, by the bound that preprocess
+    has if nobody changes it: else the head may have turned further than starts reach."""
     try:
-        return "edges" not in quality.out_of_bounds(measure(brain, other, to_other), LIKELY)
+        return "peak" not in quality.out_of_bounds(measure(brain, other, to_other), LIKELY)
     except UnusableScanError:
         return False
 
@@ -144,7 +148,9 @@ def measure(brain: Brain, other: Image, to_other: Matrix) -> dict[str, float]:
     """Return every one of ``MEASURES`` of a contrast of the same head that lies at ``to_other``.
 
     ``edges`` is the mean of cos² of the angle between the gradients of both images, weighted by how
-    strong these are: normalized gradient fields (Haber and Modersitzki, MICCAI 2006).
+    strong these are: normalized gradient fields (Haber and Modersitzki, MICCAI 2006). Noise and
+    thick slices lower it as the head of another person does. ``peak`` is its ratio to the mean of
+    what it is where the image is moved aside in six directions, which they lower, too.
     """
     fixed = coarsen(brain.uncut(), SEEN_MM)
     inside = _at(brain.inside, brain.head, fixed)
@@ -163,11 +169,13 @@ def measure(brain: Brain, other: Image, to_other: Matrix) -> dict[str, float]:
         torch.from_numpy(fixed.values[seen]), torch.from_numpy(shown[seen])[None]
     )
     first, second, both = (float(entropy) for entropy in entropies(joint))
+    edges = _edges(fixed.values, np.nan_to_num(shown), core)
     turned = np.clip((np.trace(to_other[:3, :3]) - 1) / 2, -1, 1)
     centre = brain.centroid()
     measures = {
         "coverage": seen.sum() / inside.sum(),
-        "edges": _edges(fixed.values, np.nan_to_num(shown), core),
+        "edges": edges,
+        "peak": edges / _aside(fixed.values, shown, inside),
         "likeness": np.corrcoef(fixed.values[core], shown[core])[0, 1],
         "nmi": (first + second) / both,
         "moved_mm": np.linalg.norm(apply_affine(to_other, centre) - centre),
@@ -199,6 +207,17 @@ def _edges(first: NDArray[np.float32], second: NDArray[np.float32], inside: Mask
     weak = [np.median(square) for square in (a_square, b_square)]
     parallel = (a * b).sum(axis=0) ** 2 / ((a_square + weak[0]) * (b_square + weak[1]) + TINY)
     return float(parallel.mean())
+
+
+def _aside(fixed: NDArray[np.float32], shown: NDArray[np.float32], inside: Mask) -> float:
+    """Return the mean of `_edges` where ``shown`` is moved by ``ASIDE`` voxels along each axis."""
+    found = []
+    for way in (*np.eye(3), *-np.eye(3)):
+        moved = ndimage.shift(shown, ASIDE * way, order=0, cval=np.nan, prefilter=False)
+        core = ndimage.binary_erosion(inside & np.isfinite(moved))
+        if core.any():
+            found.append(_edges(fixed, np.nan_to_num(moved), core))
+    return float(np.mean(found or [np.nan]))
 
 
 def _at(inside: Mask, head: Image, coarse: Image) -> Mask:

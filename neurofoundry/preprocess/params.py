@@ -87,9 +87,12 @@ class CoregistrationParams(Section):
 
     coverage: Bounds = Bounds(min=0.9)
     """Share of the brain that lies within its field of view."""
-    edges: Bounds = Bounds(min=0.16)
-    """How parallel its edges are to those of the T1w image, within the brain, 0 to 1: 0.18 and more
-    where both are of one person, 0.157 with strong noise, at most 0.13 where they are of two."""
+    peak: Bounds = Bounds(min=1.4)
+    """How much more parallel its edges are to those of the T1w image, within the brain, than 6 mm
+    aside, as a ratio: 1.5 and more where both are of one person, also with strong noise or slices
+    of 5 mm, at most 1.3 where they are of two."""
+    edges: Bounds = Bounds(min=0.1)
+    """How parallel they are, 0 to 1. Strong noise lowers it as far as another head does: 0.12."""
     likeness: Bounds = Bounds(max=0.95)
     """Correlation of its intensities with those of the T1w image: it is no other contrast where
     they are the same."""

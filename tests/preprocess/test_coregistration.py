@@ -125,6 +125,33 @@ def test_another_persons_image_is_told_by_its_edges(
     assert str(judge(others.measures, BOUNDS)).startswith("not the head of the T1w image: ")
 
 
+def test_noise_lowers_edges_as_another_head_does_and_not_their_peak(
+    brain: Brain, own: Coregistration, flairs: list[Head]
+) -> None:
+    """Noise of 9 % of the brightest, more than clinics have."""
+    image = image_of(flairs[0])
+    top = np.percentile(image.values, 99.5)
+    noise = np.random.default_rng(4).normal(0, 0.09 * top, (2, *image.values.shape))
+    noisy = Image(np.hypot(image.values + noise[0], noise[1]).astype(np.float32), image.affine)
+    measures = measure(brain, noisy, own.to_other)
+    assert measures["edges"] < 0.95 * own.measures["edges"]
+    assert judge(measures, BOUNDS) is None
+
+
+def test_the_peak_is_against_edges_of_the_image_moved_aside(
+    brain: Brain, own: Coregistration, flairs: list[Head]
+) -> None:
+    """The oracle moves the map to the image, not the image on its grid."""
+    image = image_of(flairs[0])
+    aside = [
+        measure(brain, image, own.to_other @ from_matvec(np.eye(3), 6 * way))["edges"]
+        for way in (*np.eye(3), *-np.eye(3))
+    ]
+    expected = own.measures["edges"] / np.mean(aside)
+    assert measure(brain, image, own.to_other)["peak"] == pytest.approx(expected, rel=0.02)
+    assert measure(brain, image, own.to_other @ from_matvec(np.eye(3), [9, 0, 0]))["peak"] < 1.2
+
+
 def test_edges_are_those_of_a_loop(brain: Brain, flairs: list[Head], own: Coregistration) -> None:
     """cos² of the angle between gradients; those of the median strength count half."""
     from scipy import ndimage
@@ -169,10 +196,10 @@ def test_edges_are_those_of_a_loop(brain: Brain, flairs: list[Head], own: Coregi
 
 def test_the_t1w_image_itself_is_no_other_contrast(brain: Brain, heads: list[Head]) -> None:
     measures = measure(brain, image_of(heads[0]), np.eye(4))
-    assert measures["edges"] > BOUNDS.edges.min  # type: ignore[operator]
+    assert measures["peak"] > BOUNDS.peak.min  # type: ignore[operator]
     assert str(judge(measures, BOUNDS)).startswith("the contrast of the T1w image")
-    lacking = str(judge({**measures, "edges": float("nan"), "likeness": 0.5}, BOUNDS))
-    assert lacking.endswith("nan, expected at least 0.16")
+    lacking = str(judge({**measures, "peak": float("nan"), "likeness": 0.5}, BOUNDS))
+    assert lacking.endswith("nan, expected at least 1.4")
 
 
 class TestScan:

@@ -82,7 +82,7 @@ def test_every_contrast_of_a_session_is_shown_or_said_to_be_missing(tmp_path: Pa
         assert reasons == ["", "" if there else "the session has none"]
         assert card["values"][-len(coregistration.MEASURES)] == (0.2 if there else None)
     assert "<b>edges_FLAIR</b>: FLAIR: how parallel" in page
-    assert f"bound: at least {PreprocessParams().coregistration.edges.min:g}" in page
+    assert f"bound: at least {PreprocessParams().coregistration.peak.min:g}" in page
     assert "Over FLAIR, red are the edges of the T1w image" in page
 
 

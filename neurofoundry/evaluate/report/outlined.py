@@ -36,7 +36,7 @@ LESIONS = {
 }
 
 FLOORS = {
-    ATLAS: "the same outline for everybody, from the training scans",
+    ATLAS: "the same outline for everybody (from the training scans)",
     OTSU: "one side of a threshold of brightness (Otsu)",
 }
 
@@ -240,14 +240,19 @@ def _sentences(
         yield _of_volumes(row)
     found = {size: _cell(own, "test", f"sensitivity_{size}") for size in SIZES}
     shares = [
-        f"{cell['value']:.0%} of the {size}"
+        f"{_percent(cell['value'])} of the {size}"
         for size, cell in found.items()
         if cell and cell["value"] is not None
     ]
     if shares:
         yield f"Of lesions at familiar sites it finds {', '.join(shares)} ones."
     if (empty := _cell(own, "test", "nothing_found")) and empty["value"] is not None:
-        yield f"Of {empty['scans']} scans with nothing to outline {empty['value']:.0%} stay empty."
+        share = _percent(empty["value"])
+        yield f"Of {empty['scans']} scans with nothing to outline {share} stay empty."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _against_floors(measures: pd.DataFrame, own: pd.DataFrame) -> Iterator[str]:
@@ -259,7 +264,7 @@ def _against_floors(measures: pd.DataFrame, own: pd.DataFrame) -> Iterator[str]:
             continue
         behind = cell["low"] is None or dice["low"] is None or dice["low"] <= cell["high"]
         note = ": the model is not clearly above it" if behind else ""
-        yield f"{words[0].upper()}{words[1:]}, reaches {number(cell, 'dice')}{note}."
+        yield f"{words[0].upper()}{words[1:]} reaches {number(cell, 'dice')}{note}."
 
 
 def _of_volumes(row: Mapping[str, Any]) -> str:
@@ -267,9 +272,9 @@ def _of_volumes(row: Mapping[str, Any]) -> str:
     sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
     way = "too much" if row["bias"] > 0 else "too little"
     mean = {"value": row["bias"], "low": row["low"], "high": row["high"]}
-    text = f"On average it outlines {number(mean, '_ml', signed=True)} ml "
-    text += f"{way if sure else 'more than is there, which may be chance'}; for single scans "
-    text += f"anything from {row['limit_low']:+.1f} to {row['limit_high']:+.1f} ml must be expected"
+    text = f"Outlined less true volume is {number(mean, '_ml', signed=True)} ml on average, "
+    text += f"{way if sure else 'which may be chance'}; for single scans anything from "
+    text += f"{row['limit_low']:+.1f} to {row['limit_high']:+.1f} ml must be expected"
     if row["correlation"] is not None:
         low, high = row["correlation_low"], row["correlation_high"]
         text += f" (correlation {row['correlation']:.2f}, {low:.2f} to {high:.2f})"

@@ -142,7 +142,12 @@ def decision_curve(points: pd.DataFrame, colour: str, title: str) -> str:
 
 
 def predicted_against_true(
-    points: pd.DataFrame, limits: tuple[float, float], unit: str, title: str
+    points: pd.DataFrame,
+    limits: tuple[float, float],
+    unit: str,
+    title: str,
+    *,
+    found: str = "Predicted",
 ) -> str:
     """Plot the outputs of an initialization, mean over seeds, against the truth, within
     ``limits``."""
@@ -164,7 +169,7 @@ def predicted_against_true(
                 rasterized=len(points) > 1000,
             )
         axes.set(xlim=ends, ylim=ends, aspect="equal")
-        axes.set(xlabel=f"True{unit}", ylabel=f"Predicted{unit}")
+        axes.set(xlabel=f"True{unit}", ylabel=f"{found}{unit}")
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_locator(MaxNLocator(3))
 
@@ -328,7 +333,7 @@ def volumes(points: pd.DataFrame, title: str) -> str:
     """Plot outlined against true volumes, ml."""
     limits = (0.0, float(points[["true_ml", "found_ml"]].max().max()))
     shown = points.rename(columns={"true_ml": "true", "found_ml": "predicted"})
-    return predicted_against_true(shown, limits, ", ml", title)
+    return predicted_against_true(shown, limits, ", ml", title, found="Outlined")
 
 
 def bland_altman(points: pd.DataFrame, agreement: Mapping[str, Any] | None, title: str) -> str:
