@@ -109,7 +109,7 @@ class Segmentation(Labelled):
                 f"label.values: found {', '.join(self.label.values)}, expected the classes "
                 f"{', '.join(self.classes)}"
             )
-        if list(self.label.values.values()).count(ANY) > 1:
+        if sum(values == ANY for values in self.label.values.values()) > 1:
             raise ValueError(f"label.values: '{ANY}' twice, expected once at most")
         return self
 
