@@ -20,6 +20,21 @@ def test_the_brain_of_synthetic_heads_is_found(heads: list[Head]) -> None:
         assert dice > 0.85
 
 
+def test_what_splines_leave_below_the_air_changes_no_brain(heads: list[Head]) -> None:
+    air = image_of(heads[0])
+    lowest = np.float32(np.percentile(air.values, 5))
+    clean = Image(np.maximum(air.values, lowest), air.affine)
+    values = clean.values.copy()
+    rng = np.random.default_rng(0)
+    below = (values == lowest) & (rng.random(values.shape) < 0.05)
+    values[below] -= np.float32(0.2 * values.max())
+    assert 0 < below.mean() < 0.01
+    found = brain.find_brain(Image(values, air.affine), PARAMS)
+    expected = brain.find_brain(clean, PARAMS)
+    np.testing.assert_allclose(found.surface, expected.surface)
+    assert found.zero == expected.zero
+
+
 def layers() -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, Mask]]:
     """A ball of brain in fluid, skull and fat at 2 mm; depth within a template's edge at 50 mm."""
     place = 2.0 * (np.indices((80, 80, 80)) - 40)
