@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofoundry.ingest import ages, delimited
+from neurofoundry.ingest.columns import Cells
 from neurofoundry.ingest.listing import read_json
 from neurofoundry.ingest.matching import match, meant
 from neurofoundry.ingest.params import Column, Dataset
@@ -302,10 +303,10 @@ def _prefixed(label: str, prefix: str) -> str:
 
 
 def _translated(
-    cells: delimited.Cells,
+    cells: Cells,
     units: Mapping[str, str | None],
     words: Mapping[str, Mapping[str, str]],
-) -> delimited.Cells:
+) -> Cells:
     """Return cells with ages in years and words for codes.
 
     ``units`` has the unit of every column of ages, ``words`` the words for codes by column.

@@ -24,7 +24,8 @@ import pandas as pd
 
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import ages, numbers
-from neurofoundry.ingest.delimited import Columns, is_missing
+from neurofoundry.ingest.columns import Columns
+from neurofoundry.ingest.delimited import is_missing
 from neurofoundry.ingest.matching import meant
 from neurofoundry.ingest.params import DESCRIBED, Column
 from neurofoundry.ingest.scan import Findings, Scan, natural_key

@@ -12,17 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from neurofoundry.contracts.cohort import T1W
 from neurofoundry.errors import NeurofoundryError, is_of_machine
+from neurofoundry.ingest.columns import Cells
 from neurofoundry.runtime.files import hash_file
 from neurofoundry.runtime.links import CONTENT_STORE
 from neurofoundry.runtime.log import log_defect
 from neurofoundry.runtime.progress import Progress
-
-if TYPE_CHECKING:
-    from neurofoundry.ingest.delimited import Cells
 
 
 class UnusableError(Exception):
