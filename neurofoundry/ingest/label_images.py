@@ -275,10 +275,7 @@ def _by_name(sought: _Sought, images: _Images) -> Path | None:
 
 def _are_copies(files: Sequence[Path]) -> bool:
     """Return whether files have the same bytes: beside the scan and in derivatives/, too."""
-    try:
-        return len({hash_file(file) for file in files}) == 1
-    except OSError:
-        return False
+    return len({hash_file(file) for file in files}) == 1
 
 
 def _places(sought: _Sought) -> Iterator[Path]:
