@@ -193,7 +193,9 @@ def _models(root: Path, design: Design, seed: int, *, claimed: bool) -> Iterator
     plain = {name: _tuned(encoder) for name, encoder in FROM_SCRATCH.items()}
     whole = plain | {arm: _tuned(arm) | design.pretrained for arm in design.arms}
     wanted = [(everybody, plain, "alzheimers"), *((some, whole, task) for task in TASKS)]
-    others = [(few, whole, task) for task in TASKS]
+    frozen = ["sex"] if design.frozen_claimed else []
+    wanted += [(few, whole, task) for task in frozen]
+    others = [(few, whole, task) for task in TASKS if task not in frozen]
     others += [(everybody, plain, task) for task in TASKS if task != "alzheimers"]
     if claimed:
         probes = {f"{arm}-probe": _probe(arm) for arm in design.arms}
