@@ -97,21 +97,23 @@ def keep_best_epoch(
     """
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
+
+    def judge(epoch: int, train_loss: float, val_loss: float) -> None:
+        if not history or val_loss < min(row["val_loss"] for row in history):
+            best.update({key: value.clone() for key, value in network.state_dict().items()})
+        losses = {"train_loss": train_loss, "val_loss": val_loss}
+        history.append({"epoch": epoch, "learning_rate": learning_rate, **losses})
+
     if start is not None:
-        best = {key: value.clone() for key, value in network.state_dict().items()}
-        losses = {"train_loss": start[0], "val_loss": start[1]}
-        history.append({"epoch": 0, "learning_rate": learning_rate, **losses})
-    for epoch in range(epochs):
-        train_loss, val_loss = run_epoch(epoch)
+        judge(0, *start)
+    for epoch in range(1, epochs + 1):
+        train_loss, val_loss = run_epoch(epoch - 1)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise UsageError(
-                f"{name}: in epoch {epoch + 1} the loss is {train_loss:g} on train and "
+                f"{name}: in epoch {epoch} the loss is {train_loss:g} on train and "
                 f"{val_loss:g} on val. Set finetune.learning_rate below {learning_rate:g}."
             )
-        if not history or val_loss < min(row["val_loss"] for row in history):
-            best = {key: value.clone() for key, value in network.state_dict().items()}
-        losses = {"train_loss": train_loss, "val_loss": val_loss}
-        history.append({"epoch": epoch + 1, "learning_rate": learning_rate, **losses})
+        judge(epoch, train_loss, val_loss)
         advance()
     network.load_state_dict(best)
     return pd.DataFrame(history)
