@@ -1,14 +1,16 @@
 """Does pretraining pay? Every arm on one cohort of known truth, with the power to tell.
 
-    python benchmarks/learning.py FOLDER [--study second] [--seeds 3]
+    python benchmarks/learning.py FOLDER [--study third] [--seeds 3]
 
 Which comparisons are claimed, in which order and with which correction was written down before each
-of the three studies, in docs/decisions/: claims-of-the-learning-study.md before the first, which
+of the four studies, in docs/decisions/: claims-of-the-learning-study.md before the first, which
 looked at five ways to pretrain, claims-of-the-second-study.md before the second, which asks whether
 what looked best holds for other persons and other pretrainings, claims-of-the-third-study.md before
-the third, which pretrains four times as long and tests three times as many. Every step is cached in
-FOLDER: the same command continues, two of them share the work, and the last step writes
-FOLDER/report.json and FOLDER/report.md. --study toy is the third in two minutes, and says nothing.
+the third, which pretrains four times as long and tests three times as many, and
+claims-of-the-fourth-study.md before the fourth, in which every network is fine-tuned at the same
+rates. Every step is cached in FOLDER: the same command continues, two of them share the work, and
+the last step writes FOLDER/report.json and FOLDER/report.md. --study toy is the fourth in two
+minutes, and says nothing.
 """
 
 from __future__ import annotations
@@ -143,16 +145,24 @@ THIRD = replace(
     frozen_claimed=True,
 )
 
-TOY = replace(
+FOURTH = replace(
     THIRD,
-    seeds=(31, 32),
+    arms=("mae", "simclr-mm"),
+    seeds=(41, 42, 43),
+    phantoms=THIRD.phantoms.model_copy(update={"seed": 480_211}),
+    pretrained={"head": "probe"},
+)
+
+TOY = replace(
+    FOURTH,
+    seeds=(41, 42),
     counts=Counts(pretrain=12, train=24, val=12, test=24, ood=16),
     fractions=(0.25, 0.5, 1.0),
     pretraining={"encoder": {**ENCODER, "width": 0.125}, "epochs": 1, "batch_size": 6},
     tuning={"epochs": 1, "batch_size": 8, "learning_rate": [1e-3, 4e-3], "augmentation": "none"},
 )
 
-STUDIES = {"first": FIRST, "second": SECOND, "third": THIRD, "toy": TOY}
+STUDIES = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "toy": TOY}
 
 
 @dataclass(frozen=True)
@@ -277,7 +287,7 @@ def main() -> None:
     """Make what is missing, and report what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--study", choices=STUDIES, default="third")
+    parser.add_argument("--study", choices=STUDIES, default="fourth")
     parser.add_argument("--seeds", type=int, default=3, help="how many, of pretraining")
     parser.add_argument("--only-report", action="store_true", help="of what is done")
     given = parser.parse_args()
