@@ -23,7 +23,8 @@ CELL_MM = 6
 LENGTH = 256
 COPY = 0.94
 """Least correlation of an image and its copy: re-exported, rescaled or noisy copies of real heads
-have 0.954 to 0.993; another scan of the same person at most 0.77, and of a phantom 0.95."""
+have 0.954 to 0.993; another scan of the same person at most 0.80, but 0.95 on the same scanner,
+and of a phantom."""
 SAME_PERSON = 0.65
 """Least correlation that two scans of one person are likely to have: real rescans have 0.71 to
 0.77 and defaced copies 0.90; other persons at most 0.37, and phantoms 0.60."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from neurofoundry.contracts.sketches import COPY, REMEDY, SAME_PERSON, detail, pairs, unit_rows
 from neurofoundry.contracts.volumes import Grid, open_volume
+from neurofoundry.errors import counted
 
 _MARGIN = 0.1
 """How far sketches may underestimate likely scans of one person: three standard errors."""
@@ -54,8 +55,9 @@ def refuse_copies(table: pd.DataFrame, similar: pd.DataFrame) -> pd.DataFrame:
     others = dict(zip(copied["other"], copied["scan_id"], strict=True))
     others |= dict(zip(copied["scan_id"], copied["other"], strict=True))
     reasons = [
-        f"duplicate: the same image as {others[scan_id]}, of another person (correlation of at "
-        f"least {COPY:g}). Only one of them can be right: remove the other, or keep it by hand"
+        f"duplicate: the same image as {others[scan_id]}, of another person, or a rescan on the "
+        f"same scanner (correlation of at least {COPY:g}). Only one name can be right: remove the "
+        "other, give both scans one subject, or keep it by hand"
         if scan_id in others and usable and decision != "keep"
         else reason
         for scan_id, usable, decision, reason in zip(
@@ -71,10 +73,12 @@ def describe(similar: pd.DataFrame) -> Sequence[str]:
     copies = int((similar["correlation"] >= COPY).sum())
     lines = []
     if copies:
-        lines.append(f"{copies} pairs of scans are copies under two names; they are set aside")
+        lines.append(
+            f"{counted(copies, 'pair')} of scans: copies under two names, which are set aside"
+        )
     if rest := len(similar) - copies:
         lines.append(
-            f"{rest} pairs of scans under two names are likely to show one person, who may then be "
-            f"learned from and tested: {REMEDY}"
+            f"{counted(rest, 'pair')} of scans under two names: each is likely to show one person, "
+            f"who may then be learned from and tested: {REMEDY}"
         )
     return [f"{line}. See similar.tsv" for line in lines]
