@@ -142,9 +142,10 @@ class FinetuneParams(Section):
     weight_decay: float = Field(default=0.01, ge=0, le=10)
     """Weight decay of AdamW, on weights but not on biases and norms."""
     patch: int | None = Field(default=None, ge=24, le=512)
-    """Segmentation: the edge, in voxels, of the cubes that a model learns from, one of each scan,
-    every other around a voxel that is outlined, and by which it outlines a scan. For GPUs that are
-    too small for whole volumes, which models learn from by default."""
+    """Segmentation: the edge, in voxels, of the cubes that a model learns from, every other around
+    a voxel that is outlined, and by which it outlines a scan. An epoch has as many of each scan as
+    hold the voxels of a volume, each in another step. For GPUs that are too small for whole
+    volumes, which models learn from by default."""
 
     explain: ExplainParams | None = None
     """Which models to explain; none by default. It changes no model."""

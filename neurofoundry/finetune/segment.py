@@ -163,7 +163,8 @@ class Trainer:
             module.requires_grad_(False)
         self.scan_ids = of.learn["scan_id"].to_numpy()
         network.head.expect(self._shares())
-        self.steps = math.ceil((of.rows["split"] == "train").sum() / of.params.batch_size)
+        shown = (of.rows["split"] == "train").sum() * _patches_per_scan(of)
+        self.steps = math.ceil(shown / of.params.batch_size)
         """Steps per epoch, as many for a fraction of the labels as for all."""
         order = seeds.generator(of.seed, "order")
         self.batches = batches(len(of.learn), of.params.batch_size, order)
@@ -275,16 +276,27 @@ def _light_view(
     return augment.apply(volumes, draws), shown[:, 0].round().to(torch.uint8)
 
 
+def _patches_per_scan(of: Outline) -> int:
+    """Return how many patches have as many voxels as a volume, which an epoch shows of each scan.
+
+    One patch of each scan of a batch, in more steps: a step needs no more memory.
+    """
+    shape = of.volumes.grid.shape
+    patch = patch_of(shape, of.params.patch) if of.params.patch else shape
+    return math.ceil(math.prod(shape) / math.prod(patch))
+
+
 def _patches(
     volumes: Tensor, classes: Tensor, scan_ids: list[str], *, edge: int, of: tuple[object, ...]
 ) -> tuple[Tensor, Tensor]:
     """Return a random patch of each volume, as likely around a voxel of a class as around another,
-    and its classes; the draw depends on ``of`` and the scan."""
+    and its classes; the draw depends on ``of``, the scan, and its place in the batch, in which a
+    scan may come twice."""
     names = ("volume", "classes")
     crop = RandCropByPosNegLabeld(names, "classes", patch_of(volumes.shape[2:], edge))
     found: list[dict[Any, Any]] = []
-    for volume, shown, scan_id in zip(volumes, classes, scan_ids, strict=True):
-        draw = int(seeds.generator(*of, scan_id, "patch").integers(2**32))
+    for place, (volume, shown, scan_id) in enumerate(zip(volumes, classes, scan_ids, strict=True)):
+        draw = int(seeds.generator(*of, place, scan_id, "patch").integers(2**32))
         found.append(crop.set_random_state(draw)({"volume": volume, "classes": shown[None]})[0])
     patches, shown = (torch.stack([each[name].as_tensor() for each in found]) for name in names)
     return patches, shown[:, 0]

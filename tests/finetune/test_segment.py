@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,8 @@ def test_views_and_patches_move_outlines_with_the_volume(
     tmp_path: Path,
     patch: int | None,
 ) -> None:
-    """In both, as in the volume, what is outlined is dark, and nothing else of the brain is."""
+    """In both, as in the volume, what is outlined is dark, and nothing else of the brain is. An
+    epoch shows as many voxels either way, by steps that hold no more scans."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def spy(network: Segmenter, volumes: torch.Tensor) -> torch.Tensor:
@@ -234,8 +236,12 @@ def test_views_and_patches_move_outlines_with_the_volume(
     models = tiny.run(tmp_path / "views", labelled, encoder, params, {"hole": TASK})
     assert read_model_plan(models / "hole/scratch/1.0/0").patch == patch
     views = [pair for pair in seen if pair[1].numel()]
-    assert views
+    scans = Volumes(labelled).scans
+    to_learn_from = (scans["hole"].notna() & (scans["split"] == "train")).sum()
+    # A cube of 24 holds 13,824 of the 25,600 voxels of a volume, so there are two of each scan.
+    assert len(views) == math.ceil(to_learn_from * (2 if patch else 1) / PARAMS["batch_size"])
     for volumes, classes in views:
+        assert len(volumes) == PARAMS["batch_size"]
         assert volumes.shape[2:] == ((patch,) * 3 if patch else GRID.shape[::-1])
         brain = volumes[:, 0] != 0
         inside, outside = (
