@@ -42,6 +42,12 @@ def unit(text: str) -> str | None:
     return None
 
 
+def is_unit(text: str) -> bool:
+    """Return whether a cell is the name of a unit, such as [months], and nothing else."""
+    word = text.strip(" ()[].").casefold()
+    return len(word) > 1 and _UNIT.fullmatch(word) is not None
+
+
 def declared_unit(column: str, described: Any) -> tuple[str | None, str]:
     """Return the unit of a column of a data dictionary, and the words that say so.
 
@@ -66,9 +72,29 @@ def declared_unit(column: str, described: Any) -> tuple[str | None, str]:
     match = re.search(r"(?:\bin |\()(\w{3,})", description.casefold())
     if match and (found := unit(match[1])):
         return found, match[1]
-    last = re.split(r"[\W_]+", column.casefold())[-1]  # age_months, not age_at_day_1
-    named = unit(last) if last.endswith("s") else None
+    named = named_unit(column)
     return (named, column) if named else ("year", "")
+
+
+def named_unit(column: str) -> str | None:
+    """Return the unit that the name of a column says, if it does: age_months, Age [mo], not
+    age_at_day_1 or age_a."""
+    folded = column.casefold().strip()
+    if match := re.search(r"[(\[]\s*([^\W\d_]+)\.?\s*[)\]]$", folded):
+        return unit(match[1])
+    last = re.split(r"[\W_]+", folded)[-1]
+    return unit(last) if last.endswith("s") or last == "mo" else None
+
+
+def has_no_unit(text: str) -> bool:
+    """Return whether an age is a number alone."""
+    match = _AGE.fullmatch(text.strip().casefold())
+    return match is not None and not match[2]
+
+
+def with_unit(text: str, unit: str) -> str:
+    """Return an age with the unit that it is in, where it has none of its own."""
+    return f"{text.strip().rstrip('+')} {unit}" if has_no_unit(text) else text
 
 
 def in_years(text: str, default: str = "year") -> float | None:
@@ -80,4 +106,7 @@ def in_years(text: str, default: str = "year") -> float | None:
     if not match:
         return None
     own = unit(match[2]) if match[2] else default
-    return float(match[1].replace(",", ".")) / _PER_YEAR[own] if own else None
+    if own is None:
+        return None
+    age = float(match[1].replace(",", "."))
+    return age if own == "year" else round(age / _PER_YEAR[own], 2)

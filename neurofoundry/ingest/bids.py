@@ -59,6 +59,8 @@ but for those between the names of a person, as in a list or a DICOM header."""
 IMAGE = (".nii", ".nii.gz")
 OTHER_FORMATS = (".mgz", ".mgh", ".hdr", ".img", ".mnc", ".nrrd", ".mha", ".dcm", ".ima", ".zip")
 
+_TABLES = (".tsv", ".csv", ".xlsx", ".xls", ".ods", ".sav")
+
 _OF_LETTERS = re.compile(r"sub-[^\W\d_]{5,}")
 """A label that may be a name. Nobody can tell from it alone; pseudonyms mostly have digits."""
 
@@ -155,6 +157,7 @@ class _Reader:
                 progress.advance()
         scans = self.findings.scans[before:]
         self._note_missing(participants, subjects, any(scan.rows for scan in scans))
+        self._note_unread(participants)
         for subject, row in participants.unmatched.items():
             shown = subject if LABEL.fullmatch(subject) else "a subject"
             missing = f"no image: {shown} is listed, but there is no such folder"
@@ -190,7 +193,7 @@ class _Reader:
         """Record that subjects have no row; ``others`` says that other tables tell something."""
         lost = "what other tables do not say is n/a" if others else "age, sex and labels are n/a"
         if not participants.path.exists():
-            alike = sorted(self.root.glob("[Pp]articipants*.*"))
+            alike = (file for file in _files(self.root) if "participants" in file.name.casefold())
             named = [file.name for file in alike if file.suffix != ".json"]
             hint = f" ({named[0]} is not read; save it as participants.tsv)" if named else ""
             self._note(participants.path, f"there is no such table{hint}: {lost}")
@@ -200,6 +203,17 @@ class _Reader:
         if without:
             names = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             self._note(participants.path, f"{len(without)} subjects have no row; {lost}: {names}")
+
+    def _note_unread(self, participants: People) -> None:
+        """Record tables that a person would expect to be read."""
+        read = {participants.path.name, "sessions.tsv", "samples.tsv", "qc_overrides.tsv"}
+        for file in _files(self.root):
+            if file.suffix.casefold() in _TABLES and file.name not in read:
+                self._note(
+                    file,
+                    "none of the tables that have labels: if it has, put its columns into "
+                    "participants.tsv, or the table, with participant_id, into phenotype/",
+                )
 
     def _read_subject(
         self, folder: Path, subject: str, people: Sequence[People], sidecars: Sidecars
@@ -277,6 +291,7 @@ class _Reader:
                 self._exclude(file, scan)
             else:
                 scans.append(scan)
+        self._note_unmet(rows, session)
         several = Counter(scan.contrast for scan in scans)
         self.findings.scans += [
             replace(scan, rank=_with_edge(scan.rank, scan.file))
@@ -284,6 +299,17 @@ class _Reader:
             else scan
             for scan in scans
         ]
+
+    def _note_unmet(self, rows: Mapping[str, delimited.Row], session: _Session) -> None:
+        """Record rows of a scans.tsv that name no image."""
+        images = {f"anat/{_name(file)}" for file in _files(session.folder / "anat")}
+        unmet = [name for name in rows if _suffix(name) in self.contrasts and name not in images]
+        if unmet:
+            self._note(
+                session.folder / f"{session.prefix}scans.tsv",
+                f"{len(unmet)} rows name no image, and are not used: expected "
+                f"anat/{session.prefix}…, as the file is called",
+            )
 
     def _scan(self, file: Path, session: _Session) -> Scan:
         """Return the scan in a file of an ``anat`` folder. Raises UnusableError."""
@@ -460,4 +486,4 @@ def _files(folder: Path) -> list[Path]:
     """Return visible files, links included, in a fixed order."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in folder.iterdir() if not file.name.startswith((".", "~$")))

@@ -12,14 +12,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from neurofoundry.ingest import ages, delimited
-from neurofoundry.ingest.columns import Cells
-from neurofoundry.ingest.listing import read_json
+from neurofoundry.ingest.columns import NO_CELLS, Cells
+from neurofoundry.ingest.listing import read_json, visible
 from neurofoundry.ingest.matching import match, meant
 from neurofoundry.ingest.params import Column, Dataset
 from neurofoundry.ingest.scan import Findings, UnusableError
@@ -40,6 +40,26 @@ class People:
     """Of a table with one row a session: by subject, then as the table calls the session."""
     unmatched: Mapping[str, delimited.Row] = field(default_factory=dict)
     """Rows of subjects that have no folder."""
+
+    def each(self) -> Iterator[tuple[str, str, delimited.Row]]:
+        """Yield subject, session ('' for all) and row."""
+        yield from ((subject, "", row) for subject, row in self.rows.items())
+        for subject, visits in self.visits.items():
+            yield from ((subject, session, row) for session, row in visits.items())
+
+    def without(self, cells: Container[tuple[str, str, str]]) -> People:
+        """Return the table with n/a in ``cells``: subject, session, column in lower case."""
+
+        def emptied(subject: str, session: str, row: delimited.Row) -> delimited.Row:
+            names = (name for name in row.cells if (subject, session, name.casefold()) in cells)
+            return replace(row, cells=row.cells.change(dict.fromkeys(names, "n/a")))
+
+        rows = {subject: emptied(subject, "", row) for subject, row in self.rows.items()}
+        visits = {
+            subject: {session: emptied(subject, session, row) for session, row in of_one.items()}
+            for subject, of_one in self.visits.items()
+        }
+        return replace(self, rows=rows, visits=visits)
 
 
 @dataclass(frozen=True)
@@ -63,18 +83,25 @@ class Tables:
 
     def participants_file(self) -> Path:
         """Return participants.tsv, or what stands in its place."""
-        expected = self.root / "participants.tsv"
-        others = (self.root / name for name in ("participants.csv", "Participants.tsv"))
-        return next((file for file in (expected, *others) if _is_there(file)), expected)
+        return participants_file(self.root)
 
     def participants(self, subjects: Sequence[str]) -> People:
         """Return what participants.tsv says. Raises UnusableError where it cannot be read."""
         return self._people(self.participants_file(), subjects)
 
     def others(self, subjects: Sequence[str]) -> list[People]:
-        """Return what sessions.tsv at the root says, and phenotype/*.tsv; the former first."""
+        """Return what phenotype/*.tsv says, and sessions.tsv at the root; the latter last."""
+        phenotype = visible(self.root / "phenotype")
+        found = self._others([file for file in phenotype if _is_text_table(file)], subjects)
+        self._drop_contradictions(found)
+        for file in phenotype:
+            if not _is_text_table(file) and file.suffix != ".json":
+                self.note(file, "not read: expected a .tsv or .csv. Save it as one")
+        return found + self._others([self.root / "sessions.tsv"], subjects)
+
+    def _others(self, paths: Iterable[Path], subjects: Sequence[str]) -> list[People]:
         found = []
-        for path in (self.root / "sessions.tsv", *sorted((self.root / "phenotype").glob("*.tsv"))):
+        for path in paths:
             if not _is_there(path):
                 continue
             try:
@@ -91,6 +118,31 @@ class Tables:
                 self.note(path, f"{len(people.unmatched)} subjects have no folder: not used")
         return found
 
+    def _drop_contradictions(self, tables: list[People]) -> None:
+        """Set to n/a what tables of one rank say differently of one session, or of one subject.
+
+        Two tables may each be about a visit, and not say so; which comes last by name is chance.
+        """
+        used = {name.casefold() for column in self.columns.values() for name in column.from_}
+        said: dict[tuple[str, str, str], dict[Path, str]] = {}
+        for table in tables:
+            for subject, session, row in table.each():
+                for column in used & row.cells.columns.folded.keys():
+                    if not delimited.is_missing(value := row.cells.find(column)):
+                        said.setdefault((subject, session, column), {})[table.path] = value
+        doubtful = {key for key, values in said.items() if len(set(values.values())) > 1}
+        for column in sorted({column for _, _, column in doubtful}):
+            keys = [key for key in doubtful if key[2] == column]
+            first, *others = sorted({path for key in keys for path in said[key]})
+            self.note(
+                first,
+                f"'{column}' of {len(keys)} subjects or sessions is another in "
+                f"{', '.join(other.name for other in others)}: set to n/a. If each table is about "
+                "one session, give them a column session_id",
+            )
+        for place, table in enumerate(tables if doubtful else ()):
+            tables[place] = table.without(doubtful)
+
     def sessions(self, folder: Path, labels: Sequence[str]) -> dict[str, delimited.Row]:
         """Return the rows of a subject's sessions.tsv by session. Raises UnusableError."""
         path = spelled(folder, f"{folder.name}_sessions.tsv")
@@ -101,7 +153,9 @@ class Tables:
 
     def scans(self, path: Path) -> dict[str, delimited.Row]:
         """Return the rows of a scans.tsv by file name. Raises UnusableError."""
-        return self._table(path, "filename")
+        dictionaries = (self.root / "scans.json", path.with_suffix(".json"))
+        rows = self._table(path, "filename")
+        return self._understood(rows, self.root / "participants.json", *dictionaries)
 
     def matched(
         self, rows: Mapping[str, delimited.Row], labels: Sequence[str], table: Path
@@ -139,7 +193,13 @@ class Tables:
         """Return what a JSON object holds; nothing, with a note, where it cannot be read."""
         content = read_json(file)
         if content is None:
-            self.note(file, "not valid JSON, or not readable: not used")
+            absent = file.is_symlink() and not file.exists()
+            why = (
+                "a link to nothing: fetch it (`datalad get`)"
+                if absent
+                else "not valid JSON, or not readable"
+            )
+            self.note(file, f"{why}: not used")
             return {}
         self.findings.remember(file)
         return content if isinstance(content, dict) else {}
@@ -155,6 +215,9 @@ class Tables:
         self.findings.remember(path)
         session = _session_column(table)
         rows, notes = table.index_by("participant_id")
+        for nobody in [key for key in rows if delimited.is_missing(key)]:
+            del rows[nobody]
+            self.note(path, "lines without a participant_id are not used")
         for note in (*table.notes, *(notes if session is None else ())):
             self.note(path, note)
         keys = match(subjects, rows, "sub-")
@@ -163,14 +226,14 @@ class Tables:
         own = {subject: rows[key] for subject, key in keys.items()}
         left = {_prefixed(key, "sub-"): rows[key] for key in rows.keys() - keys.values()}
         if session is None:
-            return People(path, self._understood(own, *dictionaries), {}, left)
+            return People(path, self._understood(own, *dictionaries, units=table.units), {}, left)
         whole, by_session = self._visits(table, session, path)
         visits = {
-            subject: self._understood(by_session.get(key, {}), *dictionaries)
+            subject: self._understood(by_session.get(key, {}), *dictionaries, units=table.units)
             for subject, key in keys.items()
         }
         own = {subject: whole[key] for subject, key in keys.items() if key in whole}
-        return People(path, self._understood(own, *dictionaries), visits, left)
+        return People(path, self._understood(own, *dictionaries, units=table.units), visits, left)
 
     def _visits(
         self, table: delimited.Table, session: str, path: Path
@@ -216,29 +279,29 @@ class Tables:
         return rows
 
     def _understood(
-        self, rows: Mapping[str, delimited.Row], *inherited: Path
+        self, rows: Mapping[str, delimited.Row], *inherited: Path, units: Cells = NO_CELLS
     ) -> dict[str, delimited.Row]:
         """Return rows with ages in years and codes in words, where data dictionaries say so.
 
-        The last of the ``inherited`` dictionaries is the most specific. An age in a unit that is
-        not understood becomes n/a.
+        The last of the ``inherited`` dictionaries is the most specific; ``units`` is a line of the
+        table that says them. An age in a unit that is not understood becomes n/a.
         """
         described: dict[str, tuple[Path, Any]] = {}
         for dictionary in dict.fromkeys(inherited):
-            if rows and dictionary.exists():
+            if rows and _is_there(dictionary):
                 entries = self.json(dictionary).items()
                 described |= {name.casefold(): (dictionary, entry) for name, entry in entries}
         tables = {row.cells.columns for row in rows.values()}
         columns = {column for table in tables for column in table.places}
-        units, words = {}, {}
+        stated, words = {}, {}
         for column in sorted(columns, key=str.casefold):
             file, entry = described.get(column.casefold(), (self.root, None))
             if column.casefold() in self.ages:
-                units[column] = self._unit(column, entry, file)
+                stated[column] = self._unit(column, entry or {"Units": units.find(column)}, file)
             elif isinstance(entry, Mapping) and (coded := self._words(column, entry, file)):
                 words[column] = coded
         return {
-            key: replace(row, cells=_translated(row.cells, units, words))
+            key: replace(row, cells=_translated(row.cells, stated, words))
             for key, row in rows.items()
         }
 
@@ -247,7 +310,7 @@ class Tables:
         unit, said = ages.declared_unit(column, entry)
         if unit is None:
             self.note(file, f"'{column}' is in {said}, no known unit: set to n/a")
-        elif unit != "year":
+        elif unit != "year" and unit != ages.named_unit(column):  # else its reader says it
             self.note(file, f"'{column}' is in {said}: converted to years")
         return unit
 
@@ -294,6 +357,17 @@ def _session_column(table: delimited.Table) -> str | None:
     return found if len(set(subjects)) < len(subjects) else None
 
 
+def participants_file(root: Path) -> Path:
+    """Return participants.tsv, in any case, or participants.csv in its place."""
+    names = {file.name.casefold(): file for file in reversed(visible(root))}
+    found = (names.get(name) for name in ("participants.tsv", "participants.csv"))
+    return next(filter(None, found), root / "participants.tsv")
+
+
+def _is_text_table(file: Path) -> bool:
+    return file.suffix.casefold() in (".tsv", ".csv")
+
+
 def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
@@ -316,8 +390,8 @@ def _translated(
         unit = units[column]
         if unit is None:
             changed[column] = "n/a"
-        elif unit != "year" and (years := ages.in_years(cells[column], unit)) is not None:
-            changed[column] = f"{years:.2f}"
+        elif unit != (ages.named_unit(column) or "year"):
+            changed[column] = ages.with_unit(cells[column], unit)
     for column in words.keys() & cells.keys():
         code = cells[column].removesuffix(".0")
         changed[column] = words[column].get(code, cells[column])

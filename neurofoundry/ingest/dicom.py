@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from neurofoundry.ingest import delimited
+from neurofoundry.ingest.bids_tables import participants_file
 from neurofoundry.ingest.conversion import convert
 from neurofoundry.ingest.dicom_header import read_header
 from neurofoundry.ingest.dicom_series import Series, contrast_of
@@ -58,7 +59,7 @@ def read(
     pseudonyms.
     """
     reader = _Reader(dataset, findings, tuple(contrasts), read_key(dataset.name), workers)
-    table = reader.root / "participants.tsv"
+    table = participants_file(reader.root)
     try:
         labels = reader.labels(table)
     except UnusableError:
@@ -107,7 +108,7 @@ class _Reader:
         rows = {id(row): row for row in labels.values()}
         met = {id(labels[subject]) for subject in subjects & labels.keys()}
         name, without = self.dataset.name, len(subjects - labels.keys())
-        table = self.root / "participants.tsv"
+        table = participants_file(self.root)
         if unmet := len(rows.keys() - met):
             self.findings.note(
                 name,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurofoundry.contracts.nifti import has_useless_sform, spans_space
-from neurofoundry.ingest.scan import UnusableError, as_reason
+from neurofoundry.ingest.scan import UnusableError, as_reason, check_fetched
 
 SPACING_MM = (0.2, 8.0)
 EXTENT_MM = (90.0, 420.0)
@@ -123,10 +123,7 @@ def _voxels(
 def _is_packed(start: bytes, name: str) -> bool:
     """Return whether the file is gzip-compressed; its name must say the same."""
     packed = start.startswith(b"\x1f\x8b")
-    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start[:200]:
-        raise UnusableError(
-            "a pointer: the image itself was not fetched (`git lfs pull`, `datalad get`)"
-        )
+    check_fetched(start, "image")
     if packed and not name.lower().endswith(".gz"):
         raise UnusableError("misnamed: gzip-compressed, though called .nii. Rename it to .nii.gz")
     if name.lower().endswith(".gz") and not packed:

@@ -2,8 +2,8 @@
 
 - A value that `ingest.columns` does not name becomes n/a; the scan stays, for pretraining and for
   other tasks, and notes.tsv says what was found.
-- **Sex that contradicts itself** between the sessions of a person becomes n/a in all of them: there
-  is no telling which is right.
+- **Sex that contradicts itself** between the sessions of a person, or between tables, becomes n/a
+  in all of them: there is no telling which is right.
 - **Age that goes backwards** from one numbered session to the next becomes n/a in all sessions of
   that subject, for the same reason.
 - Ages are years from 0 to 120, '18 months' too; '90+' counts as 90. Field strengths are tesla up to
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -86,7 +86,7 @@ def tabulate(
             reader = _Reader(name, column, numeric=name in numeric, scans=scans)
             labelled[name] = [reader.value(scan) for scan in scans]
             reader.note_unknown(findings)
-            if name in numeric and name not in DESCRIBED:
+            if name in numeric and name != "field_strength":
                 _note_strays(name, scans, labelled[name], findings)
     _note_misnamed(scans, columns, findings)
     labelled["site"] = [
@@ -113,12 +113,19 @@ def cell(scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()) ->
     ``sources`` are names of columns in order of preference, in any case. A word for nothing, such
     as 'none', is a value if it is ``meaningful``.
     """
+    return next((value for _, value in _cells(scan, sources, meaningful)), None)
+
+
+def _cells(
+    scan: Scan, sources: Sequence[str], meaningful: Container[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Yield what each table says, and the column, as `cell` does."""
     for row in scan.rows:
         for source in sources:
             value = row.find(source)
             if value in meaningful or not is_missing(value):
-                return value
-    return None
+                yield source, value
+                break
 
 
 def _note_misnamed(
@@ -157,22 +164,32 @@ class _Reader:
         self.meanings = {theirs: ours for ours, many in column.values.items() for theirs in many}
         self.unknown: Counter[tuple[str, str]] = Counter()
         """Dataset, what was found there: how often."""
+        self.contradictory: Counter[str] = Counter()
+        """Dataset: scans of which its tables say different sexes."""
+        self.converted: dict[tuple[str, str], str] = {}
+        """Dataset and column: the unit of ages that are not in years."""
         self._by_folded: dict[str, set[str]] = {}
         for theirs, ours in self.meanings.items():
             self._by_folded.setdefault(theirs.casefold(), set()).add(ours)
         self._commas = self._read_commas(scans) if numeric and name != "age" else {}
+        self._mujeres = self._of_mujeres(scans) if name == "sex" else set()
 
     def value(self, scan: Scan) -> str | float | None:
         """Return the value of a scan; None where there is none, or one that is not understood."""
+        if self.name == "sex" and self._contradicts(scan):
+            self.contradictory[scan.dataset] += 1
+            return None
         value = scan.header.get(self.name)
         if value is not None and (not isinstance(value, float) or self._in_range(value)):
             return value
-        text = cell(scan, self.sources, self.meanings)
+        column, text = next(_cells(scan, self.sources, self.meanings), ("", None))
         if text is None or self._is_missing(text):
             return None
         if not (self.numeric or self.meanings):
             return text
-        value = self._number(text, scan.dataset) if self.numeric else self._class(text)
+        value = self._number(text, column, scan.dataset) if self.numeric else self._class(text)
+        if text.casefold() == "m" and scan.dataset in self._mujeres:
+            value, text = None, f"{text}, or mujer, as others are H"
         if value is None:
             # Tables of patients are not quoted: a cell may hold what belongs in another column.
             hidden = self.numeric or scan.source == "dicom"
@@ -182,16 +199,48 @@ class _Reader:
     def note_unknown(self, findings: Findings) -> None:
         """Record the values that were not understood."""
         expected = "a number" if self.numeric else f"one of {', '.join(self.classes)}"
+        fix = (
+            f". If it means one of them: ingest.columns.{self.name}.values" if self.classes else ""
+        )
         if math.isfinite(self.high - self.low):
             expected = f"{self.low:g} to {self.high:g}"
-        elif any(",999" in shown for _, shown in self.unknown):
-            expected += " that cannot be another (1,234 may be 1.234: write it without the comma)"
+        elif any(re.search(r"\d[.,]999\b", shown) for _, shown in self.unknown):
+            expected += (
+                " that cannot be another (1,234 may be 1.234, or 1234: write it without comma)"
+            )
         for (dataset, shown), count in self.unknown.items():
             findings.note(
                 dataset,
                 dataset,
-                f"{self.name} is {shown} in {count} scans, expected {expected}: set to n/a",
+                f"{self.name} is {shown} in {count} scans, expected {expected}: set to n/a{fix}",
             )
+        for dataset, count in self.contradictory.items():
+            findings.note(
+                dataset,
+                dataset,
+                f"{self.name} of {count} scans is F in one table and M in another: set to n/a",
+            )
+        for (dataset, column), unit in self.converted.items():
+            findings.note(dataset, dataset, f"'{column}' is read as {unit}s: converted to years")
+
+    def _contradicts(self, scan: Scan) -> bool:
+        """Return whether the header of a scan and the tables say both sexes of it."""
+        said = {self._class(text) for _, text in _cells(scan, self.sources, self.meanings)}
+        return len((said | {scan.header.get(self.name)}) - {None}) > 1
+
+    def _of_mujeres(self, scans: Sequence[Scan]) -> set[str]:
+        """Return the datasets in which M may be mujer, as others are H, hombre, and nobody is F."""
+        said: dict[str, set[str]] = {}
+        for scan in scans:
+            of_scan = (text.casefold() for _, text in _cells(scan, self.sources, self.meanings))
+            said.setdefault(scan.dataset, set()).update(of_scan)
+        return {
+            dataset
+            for dataset, words in said.items()
+            if "h" in words
+            and not self._class("h")
+            and not any(self._class(word) == "F" for word in words)
+        }
 
     def _read_commas(self, scans: Sequence[Scan]) -> dict[str, numbers.Comma | None]:
         """Return what commas stand for in the column, by dataset."""
@@ -209,15 +258,17 @@ class _Reader:
             number is not None and number in self.missing_numbers
         )
 
-    def _number(self, text: str, dataset: str) -> float | None:
+    def _number(self, text: str, column: str, dataset: str) -> float | None:
         """Read a number as tables have it: 45, 45.5, 45,5; ages also with a unit, and 90+."""
         if self.name == "age":
-            readings = {ages.in_years(text)}
+            unit = ages.named_unit(column) or "year"
+            age = ages.in_years(text, unit)
+            readings = set() if age is None else {age}
+            if unit != "year" and ages.has_no_unit(text):
+                self.converted[dataset, column] = unit
         else:
-            known = self._commas.get(dataset)
-            commas = (known,) if known else numbers.COMMAS
-            readings = {numbers.read(text, comma) for comma in commas}
-        possible = [each for each in readings if each is not None and self._in_range(each)]
+            readings = numbers.readings(text, self._commas.get(dataset))
+        possible = [number for number in readings if self._in_range(number)]
         return possible[0] if len(possible) == 1 else None
 
     def _class(self, text: str) -> str | None:

@@ -34,6 +34,15 @@ def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path
                 yield Path(parent, name)
 
 
+def visible(folder: Path) -> list[Path]:
+    """Return what lies in a folder, but for what systems and spreadsheets hide there; nothing where
+    it cannot be opened, or goes while it is searched."""
+    try:
+        return sorted(file for file in folder.iterdir() if not file.name.startswith((".", "~$")))
+    except (PermissionError, FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def is_dicom(file: Path) -> bool:
     """Return whether a file begins as DICOM does."""
     try:

@@ -11,11 +11,17 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
+_ID = r" ?(?:id|label|code|name|number|no|nr|key|nummer)?"
 _SUBJECT = (
-    r"(?:the ?)?(?:subjects?|subj|sub|participants?|patients?|person|proband) ?"
-    r"(?:id|label|code|name|number|no|nr|key)?"
+    r"(?:the |src )?(?:subjects?|subj|sub|participants?|patient(?:s|en)?|pat|person|"
+    rf"proband(?:en)?|sujeto?|paciente|paziente){_ID}|"
+    r"record ?id|usubjid|ptid|rid|eid|mrn|pscid|candid|ixi ?id"
 )
-_SESSION = r"(?:mri? |scan ?)?(?:sessions?|sess?) ?(?:id|label|code|name|number|no|nr|key)?"
+"""With what REDCap, CDISC, ADNI, UK Biobank, hospitals, LORIS and IXI call it."""
+_SESSION = (
+    rf"(?:mri? |scan ?)?(?:sessions?|sess?|visits?|time ?points?|waves?){_ID}|"
+    r"viscode2?|redcap event name"
+)
 _IMAGE = r"(?:image|scan|nifti|nii|file|full|t1w?|mri)? ?(?:path|file ?name|file|location)s?"
 _MEANT = {
     "participant_id": re.compile(_SUBJECT + "|id"),
@@ -52,6 +58,14 @@ def meant(name: str, columns: Iterable[str]) -> str | None:
     return spelled[close[0]] if close else None
 
 
+def meaning(label: str, prefix: str) -> str:
+    """Return a label without its prefix, case, padding, and signs beside letters."""
+    text = unicodedata.normalize("NFC", label).casefold().strip()
+    text = re.sub(rf"^(?:{prefix.rstrip('-')}[\W_]*)+(?=\w)", "", text).removesuffix(".0")
+    text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
+    return re.sub(r"(?<=[^\W\d_])[\W_]+|[\W_]+(?=[^\W\d_])", "", text)
+
+
 def match(labels: Sequence[str], keys: Collection[str], prefix: str) -> dict[str, str]:
     """Return the key of each of the ``labels`` that has one: its own, or one that means the same.
 
@@ -62,11 +76,12 @@ def match(labels: Sequence[str], keys: Collection[str], prefix: str) -> dict[str
     """
     own = {key if key.startswith(prefix) else prefix + key: key for key in keys}
     matched = {label: own[label] for label in labels if label in own}
-    left = _by_meaning((key for key in keys if key not in matched.values()), prefix)
+    taken = set(matched.values())
+    left = _by_meaning((key for key in keys if key not in taken), prefix)
     meanings = _by_meaning(labels, prefix)
     for label in labels:
-        alike = left.get(_meaning(label, prefix), [])
-        if label not in matched and len(alike) == 1 == len(meanings[_meaning(label, prefix)]):
+        alike = left.get(meaning(label, prefix), [])
+        if label not in matched and len(alike) == 1 == len(meanings[meaning(label, prefix)]):
             matched[label] = alike[0]
     return matched
 
@@ -74,16 +89,8 @@ def match(labels: Sequence[str], keys: Collection[str], prefix: str) -> dict[str
 def _by_meaning(labels: Iterable[str], prefix: str) -> dict[str, list[str]]:
     grouped: dict[str, list[str]] = {}
     for label in labels:
-        grouped.setdefault(_meaning(label, prefix), []).append(label)
+        grouped.setdefault(meaning(label, prefix), []).append(label)
     return grouped
-
-
-def _meaning(label: str, prefix: str) -> str:
-    """Return a label without its prefix, case, padding, and signs beside letters."""
-    text = unicodedata.normalize("NFC", label).casefold().strip()
-    text = re.sub(rf"^(?:{prefix.rstrip('-')}[\W_]*)+(?=\w)", "", text).removesuffix(".0")
-    text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
-    return re.sub(r"(?<=[^\W\d_])[\W_]+|[\W_]+(?=[^\W\d_])", "", text)
 
 
 def _words(name: str) -> str:

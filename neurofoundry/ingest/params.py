@@ -16,9 +16,16 @@ from neurofoundry.contracts.volumes import VOLUMES
 from neurofoundry.params import Section
 
 _SEX = {
-    "F": ("F", "f", "female", "Female", "FEMALE"),
-    "M": ("M", "m", "male", "Male", "MALE"),
+    "F": (
+        *("F", "female", "woman", "girl", "W", "weiblich", "frau", "femme", "féminin", "femenino"),
+        *("mujer", "femminile", "donna", "vrouw", "feminino"),
+    ),
+    "M": (
+        *("M", "male", "man", "boy", "männlich", "mann", "homme", "masculin", "masculino"),
+        *("hombre", "maschile", "uomo"),
+    ),
 }
+"""Words in any case; not H, nor D."""
 Text = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """What stands in a table, too, in the Unicode form in which tables are read."""
 DESCRIBED = ("age", "sex", "site", "scanner", "field_strength")

@@ -136,7 +136,7 @@ def read_dataset(
     if dataset.kind == "bids":
         bids.read(dataset, findings, columns=columns, contrasts=contrasts)
     elif dataset.kind == "table":
-        table.read(dataset, findings, contrasts=contrasts)
+        table.read(dataset, findings, columns=columns, contrasts=contrasts)
     else:
         others = {findings.data / other.path for other in datasets if other is not dataset}
         skip = {path.parent if path.is_file() else path for path in others}

@@ -27,6 +27,19 @@ class UnusableError(Exception):
     """Why a file cannot be used: 'CATEGORY: what was found, what was expected'."""
 
 
+class NotFetchedError(UnusableError):
+    """A file is a link or a pointer to content that is elsewhere."""
+
+
+def check_fetched(start: bytes, what: str) -> None:
+    """Raise NotFetchedError where a file, which begins so, stands for ``what`` Git has not
+    fetched."""
+    if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start[:200]:
+        raise NotFetchedError(
+            f"a pointer: the {what} itself was not fetched (`git lfs pull`, `datalad get`)"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Scan:
     """A file that a dataset offers as a scan."""

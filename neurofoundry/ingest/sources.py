@@ -64,7 +64,7 @@ def find(
         raise DataError(
             f"No dataset found in the data folder '{data.name}', which holds: {_listing(data)}. "
             f"Expected {_EXPECTED}. Put a dataset there (`dvc pull` fetches one that is under "
-            f"version control), or name it in ingest.datasets.{_skipped(data)}{why}"
+            f"version control), or name it in ingest.datasets.{_skipped(data)}{_packed(data)}{why}"
         )
     return datasets
 
@@ -74,6 +74,15 @@ def _skipped(data: Path) -> str:
     names = sorted(child.name for child in data.iterdir() if is_ignored(child.name))
     shown = [name for name in names if not name.startswith(".")]
     return f" Not searched, as it holds no raw scans: {', '.join(shown)}." if shown else ""
+
+
+def _packed(data: Path) -> str:
+    """Say that there are tables that are not read, where there are."""
+    kinds = {vocabulary.suffix(child.name) for child in data.iterdir() if child.is_file()}
+    unread = sorted(kinds & {".txt", ".xlsx", ".xls", ".gz", ".zip"})
+    return (
+        f" A table is not read from {', '.join(unread)}: save it as .tsv or .csv." if unread else ""
+    )
 
 
 def _among_derivatives(data: Path) -> bool:
@@ -184,7 +193,7 @@ def _below(folder: Path, data: Path, findings: Findings, depth: int) -> Iterator
             for dataset in _below(child, data, findings, depth - 1)
         ]
         yield from below
-        for file, why in table.misnamed(folder) if not below else ():
+        for file, why in table.meant_as(folder) if not below else ():
             findings.exclude(name, file, why)
 
 

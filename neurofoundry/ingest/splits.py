@@ -18,10 +18,14 @@ from neurofoundry.contracts.cohort import SPLITS
 from neurofoundry.contracts.splits import Splits
 from neurofoundry.errors import UsageError
 from neurofoundry.ingest import labels, published, stratified
+from neurofoundry.ingest.matching import meaning
 from neurofoundry.ingest.params import IngestParams
 from neurofoundry.ingest.scan import Findings, Scan
 from neurofoundry.tasks import Labelled
 from neurofoundry.tasks.base import JUDGED
+
+_ALIKE = 5
+"""Groups of labels that a note shows."""
 
 
 def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list[Scan]:
@@ -37,19 +41,26 @@ def name_persons(scans: Iterable[Scan], shared: Sequence[Sequence[str]]) -> list
 
 
 def note_alike(findings: Findings) -> None:
-    """Record persons whose labels differ in case alone, which BIDS forbids: they may be one."""
-    alike: dict[str, dict[str, Scan]] = {}
+    """Record persons whose labels are nearly alike, as P01 and p-1: they may be one."""
+    alike: dict[tuple[str, str], dict[str, Scan]] = {}
     for scan in findings.scans:
-        alike.setdefault(scan.person.casefold(), {}).setdefault(scan.person, scan)
+        of = scan.person.removesuffix(scan.subject)
+        key = of, meaning(scan.subject, "sub-")
+        alike.setdefault(key, {}).setdefault(scan.person, scan)
+    groups: dict[str, list[list[str]]] = {}
     for persons in alike.values():
         if len(persons) > 1:
             dataset = next(iter(persons.values())).dataset
-            findings.note(
-                dataset,
-                dataset,
-                f"{' and '.join(sorted(persons))} differ in case alone and count as "
-                f"{len(persons)} persons: if they are one, call them alike",
-            )
+            groups.setdefault(dataset, []).append(sorted(persons))
+    for dataset, several in groups.items():
+        shown = "; ".join(" and ".join(persons) for persons in several[:_ALIKE])
+        findings.note(
+            dataset,
+            dataset,
+            f"{shown}{' …' if len(several) > _ALIKE else ''}: the labels are nearly alike, and "
+            f"count as {sum(map(len, several))} persons, who may be in train and in test. Call "
+            "those alike who are one",
+        )
 
 
 def check_names(params: IngestParams, scans: Sequence[Scan], datasets: set[str]) -> None:

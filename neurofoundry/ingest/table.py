@@ -15,19 +15,27 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from neurofoundry.contracts.cohort import T1W, further
 from neurofoundry.errors import DataError
+from neurofoundry.ingest import ages, delimited, labels
 from neurofoundry.ingest import contrast as agents
-from neurofoundry.ingest import delimited
 from neurofoundry.ingest.bids import IMAGE
+from neurofoundry.ingest.listing import visible
 from neurofoundry.ingest.matching import meant
-from neurofoundry.ingest.params import Dataset
-from neurofoundry.ingest.scan import Findings, Scan, UnusableError, attempt, check_location
+from neurofoundry.ingest.params import Column, Dataset
+from neurofoundry.ingest.scan import (
+    Findings,
+    NotFetchedError,
+    Scan,
+    UnusableError,
+    attempt,
+    check_location,
+)
 from neurofoundry.runtime.files import spelled
 from neurofoundry.runtime.progress import Progress
 
@@ -39,6 +47,12 @@ _NOT_ABOUT_AGENTS = re.compile(
     r"(?:sub|ses|task|site)-[^_.]+|(?<![a-z0-9])post(?![a-z])|\.nii(?:\.gz)?$", re.IGNORECASE
 )
 """Parts of a name; 'post' alone is most often a time point."""
+_TELLING = (
+    delimited.MisnamedColumnError,
+    delimited.BrokenTableError,
+    NotFetchedError,
+)
+"""Errors of tables that are meant to be read."""
 _OWN = ("path", "subject", "session", "dataset")
 """Columns that say what a row is about."""
 _T1W = re.compile(r"(?<![a-z0-9])(t1|t1w|mprage|mp2rage|spgr|bravo)(?![a-z0-9])")
@@ -62,14 +76,17 @@ def find(folder: Path) -> list[Path]:
     return [file for file, why in _candidates(folder) if why is None]
 
 
-def misnamed(folder: Path) -> list[tuple[Path, str]]:
-    """Return the tables in ``folder`` that have a column that is nearly ``path``, and the error."""
-    return [(file, str(why)) for file, why in _candidates(folder) if _is_misnamed(why)]
+def meant_as(folder: Path) -> list[tuple[Path, str]]:
+    """Return the files in ``folder`` that are meant to be such tables, most likely, and why they
+    cannot be read."""
+    return [(file, str(why)) for file, why in _candidates(folder) if isinstance(why, _TELLING)]
 
 
 def _candidates(folder: Path) -> Iterator[tuple[Path, UnusableError | None]]:
     """Yield the text tables in ``folder``, and why each cannot be read."""
-    for file in sorted(folder.glob("*.[tc]sv")):
+    for file in visible(folder):
+        if file.suffix.casefold() not in (".tsv", ".csv"):
+            continue
         try:
             delimited.read(file, key="path")
             yield file, None
@@ -77,12 +94,15 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, UnusableError | None]]:
             yield file, why
 
 
-def _is_misnamed(why: UnusableError | None) -> bool:
-    return isinstance(why, delimited.MisnamedColumnError)
-
-
-def read(dataset: Dataset, findings: Findings, *, contrasts: Sequence[str]) -> None:
-    """Add the scans of the table ``dataset.path``, in these ``contrasts``, to ``findings``."""
+def read(
+    dataset: Dataset,
+    findings: Findings,
+    *,
+    columns: Mapping[str, Column],
+    contrasts: Sequence[str],
+) -> None:
+    """Add the scans of the table ``dataset.path``, in these ``contrasts``, to ``findings``;
+    ``columns`` are those of the cohort."""
     file = findings.data / dataset.path
     try:
         table = delimited.read(file, key="path")
@@ -93,7 +113,9 @@ def read(dataset: Dataset, findings: Findings, *, contrasts: Sequence[str]) -> N
     for note in table.notes:
         findings.note(dataset.name, file, note)
     _check_columns(table, dataset, findings)
-    listed = _listed(table.rows, file, dataset, findings, contrasts)
+    rows = _with_units(table, columns.get("age"), file, dataset, findings)
+    listed = _listed(rows, file, dataset, findings, contrasts)
+    _note_contradictions(listed.values(), columns, file, dataset, findings)
     owners: dict[str, set[str]] = {}
     for scan in listed.values():
         owners.setdefault(scan.path, set()).add(f"{scan.dataset}/{scan.subject}")
@@ -172,7 +194,7 @@ def _check_columns(table: delimited.Table, dataset: Dataset, findings: Findings)
     for name in ("subject", "session", "dataset"):
         others = (column for column in table.columns if column.casefold() not in _OWN)
         alike = meant(name, others) if name not in names else None
-        if alike:
+        if alike and (name != "session" or len({row.cells.get(alike) for row in table.rows}) > 1):
             raise DataError(
                 f"{findings.name(file)}: no column '{name}': did you mean '{alike}'? Rename it to "
                 f"'{name}', or to something else if it does not say so."
@@ -183,6 +205,61 @@ def _check_columns(table: delimited.Table, dataset: Dataset, findings: Findings)
             file,
             "there is no column 'subject': persons are known by sub-LABEL in the path; without it "
             "every file counts as one person",
+        )
+    elif nobody := sum(not row.problem and not _cell(row, "subject") for row in table.rows):
+        findings.note(
+            dataset.name,
+            file,
+            f"{nobody} lines have no subject: each counts as sub-LABEL in its path, or else as a "
+            "person of its own, who may be one of the others",
+        )
+
+
+def _with_units(
+    table: delimited.Table, age: Column | None, file: Path, dataset: Dataset, findings: Findings
+) -> list[delimited.Row]:
+    """Return the rows with the units of ages that a line below the header says."""
+    named = {name: unit for name, unit in table.units.items() if age and age.names(name)}
+    units = {name: unit.strip(" ()[].") for name, unit in named.items() if ages.is_unit(unit)}
+    for name, unit in units.items():
+        findings.note(dataset.name, file, f"'{name}' is in {unit}, by the line below the header")
+    return [
+        replace(
+            row,
+            cells=row.cells.change(
+                {name: ages.with_unit(row.cells[name], unit) for name, unit in units.items()}
+            ),
+        )
+        if units and not row.problem
+        else row
+        for row in table.rows
+    ]
+
+
+def _note_contradictions(
+    scans: Iterable[Scan],
+    columns: Mapping[str, Column],
+    file: Path,
+    dataset: Dataset,
+    findings: Findings,
+) -> None:
+    """Record where images of one session have different ages or sexes: they may be of two."""
+    sessions: dict[tuple[str, str, str], list[Scan]] = {}
+    for scan in scans:
+        sessions.setdefault((scan.dataset, scan.subject, scan.session), []).append(scan)
+    facts = [columns[name].from_ for name in ("age", "sex") if name in columns]
+    doubtful = [
+        f"{subject} {session}"
+        for (_, subject, session), of_one in sessions.items()
+        if any(len({labels.cell(scan, names) for scan in of_one} - {None}) > 1 for names in facts)
+    ]
+    if doubtful:
+        findings.note(
+            dataset.name,
+            file,
+            f"images of one session have different ages or sexes: {', '.join(doubtful[:5])}"
+            f"{' …' if len(doubtful) > 5 else ''}. Two visits need a column 'session', people of "
+            "two sites who are called alike a column 'dataset'",
         )
 
 
@@ -202,7 +279,8 @@ def _listed(
         return _scan(row, file.parent, dataset, findings.data, contrast=contrast)
 
     lines: dict[tuple[str, ...], int] = {}
-    scans = {}
+    images: dict[tuple[str, ...], str] = {}
+    scans: dict[str, Scan] = {}
     with Progress(f"reading {dataset.name}", len(rows), unit="rows") as progress:
         for row in rows:
             progress.advance()
@@ -215,8 +293,28 @@ def _listed(
             if first != row.line:
                 findings.exclude(scan.dataset, origin, f"duplicate row: it repeats line {first}")
                 continue
+            image = scan.path, scan.dataset, scan.subject, scan.session, scan.contrast
+            if (known := images.setdefault(image, origin)) != origin:
+                scans[known], differing = _agreed(scans[known], scan)
+                findings.exclude(
+                    scan.dataset,
+                    origin,
+                    f"duplicate row: it lists the same image as {known}"
+                    + (f", and says otherwise in {differing}: n/a" if differing else ""),
+                )
+                continue
             scans[origin] = scan
     return scans
+
+
+def _agreed(scan: Scan, again: Scan) -> tuple[Scan, str]:
+    """Return a scan without what another row about its image contradicts, and the columns."""
+    (cells,), (others,) = scan.rows, again.rows
+    differing = [
+        name for name in cells if name.casefold() not in _OWN and cells[name] != others[name]
+    ]
+    changed = cells.change(dict.fromkeys(differing, "n/a"))
+    return replace(scan, rows=(changed,)), ", ".join(differing)
 
 
 def _scan(
@@ -304,7 +402,7 @@ def _cell(row: delimited.Row, column: str) -> str:
 
 def _label(row: delimited.Row, column: str, prefix: str, path: str) -> str:
     """Return the label in a row, else the one in the path, else an empty string."""
-    if cell := _cell(row, column):
+    if cell := re.sub(r"^(\d+)\.0$", r"\1", _cell(row, column)):  # as numbers are saved
         return cell if cell.startswith(prefix) else prefix + cell
     match = re.search(rf"(?:^|[/_])({prefix}[^/_.]+)", path)
     return match[1] if match else ""

@@ -497,10 +497,59 @@ def test_the_note_on_a_missing_table_tells_what_other_tables_say(tmp_path: Path)
     assert "there is no such table: what other tables do not say is n/a" in outcome.notes
 
 
-def test_a_table_saved_as_csv_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["participants.csv", "PARTICIPANTS.TSV"])
+def test_a_table_saved_under_another_name_is_read_and_another_table_noted(
+    name: str, tmp_path: Path
+) -> None:
     ds = bids(tmp_path / "data" / "ds", 2, None)
-    (ds / "participants.csv").write_text("participant_id,age\nsub-01,20\nsub-02,30\n")
-    assert run(tmp_path / "data", tmp_path / "out").scans["age"].tolist() == [20, 30]
+    (ds / name).write_text("participant_id,age\nsub-01,20\nsub-02,30\n")
+    for hidden in ("~$clinic.xlsx", "._clinic.csv", ".~lock.clinic.csv#"):
+        (ds / hidden).touch()
+    (ds / "clinic.csv").touch()
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist() == [20, 30]
+    assert outcome.notes.count("none of the tables that have labels") == 1
+
+
+def test_what_tables_of_one_rank_contradict_is_na(tmp_path: Path) -> None:
+    ds = bids(
+        tmp_path / "data" / "ds", 2, "participant_id\tage\tsex\nsub-01\t60\tF\nsub-02\t61\tF\n"
+    )
+    (ds / "phenotype").mkdir()
+    for name, diagnosis, sex in (("bl", "CN", "F"), ("m12", "AD", "M")):
+        (ds / f"phenotype/{name}.tsv").write_text(
+            f"participant_id\tdiagnosis\tsex\nsub-01\t{diagnosis}\tF\nsub-02\tAD\t{sex}\n"
+        )
+    (ds / "sub-01/sub-01_sessions.tsv").write_text("session_id\tsex\n1\tM\n")
+    outcome = run(tmp_path / "data", tmp_path / "out", columns={"diagnosis": DIAGNOSIS})
+    assert outcome.scans["diagnosis"].fillna("n/a").tolist() == ["n/a", "AD"]
+    assert outcome.scans["sex"].fillna("n/a").tolist() == ["n/a", "F"]
+    assert "'diagnosis' of 1 subjects or sessions is another in m12.tsv" in outcome.notes
+    assert "sex of 1 scans is F in one table and M in another" in outcome.notes
+
+
+def test_a_table_of_scans_has_units_too_and_its_rows_meet_images_or_are_noted(
+    tmp_path: Path,
+) -> None:
+    ds = bids(tmp_path / "data" / "ds", 2, None)
+    (ds / "scans.json").write_text(json.dumps({"age": {"Units": "months"}}))
+    for number, folder in ((1, "anat/"), (2, "")):
+        (ds / f"sub-0{number}/sub-0{number}_scans.tsv").write_text(
+            f"filename\tage\n{folder}sub-0{number}_T1w.nii.gz\t36\nfunc/x_bold.nii.gz\t36\n"
+        )
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert outcome.scans["age"].tolist()[0] == 3
+    assert "sub-02_scans.tsv\t1 rows name no image" in outcome.notes
+
+
+def test_tables_and_dictionaries_that_were_not_fetched_are_told(tmp_path: Path) -> None:
+    ds = bids(tmp_path / "data" / "ds", 3)
+    for name in ("participants.json", "sub-01/sub-01_sessions.tsv"):
+        (ds / name).symlink_to(".git/annex/objects/x/y/KEY/KEY")
+    outcome = run(tmp_path / "data", tmp_path / "out")
+    assert "participants.json\ta link to nothing: fetch it" in outcome.notes
+    (why,) = outcome.excluded.values()
+    assert why.startswith("broken link: the table itself is not there. Fetch it")
 
 
 def test_a_visit_without_a_row_does_not_get_that_of_another(tmp_path: Path) -> None:

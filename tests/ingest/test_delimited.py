@@ -28,7 +28,14 @@ def read(folder: Path, content: bytes | str, name: str = "participants.tsv") -> 
         (CLEAN.replace("Zürich", '"Zürich"'), "participants.tsv", None),
         (CLEAN.replace("participant_id", "Participant_ID"), "participants.tsv", None),
         (CLEAN.encode("utf-16"), "participants.tsv", "not UTF-8: read as UTF-16"),
-        (CLEAN.encode("latin-1"), "participants.tsv", "not UTF-8: read as Latin-1"),
+        (CLEAN.encode("utf-16-le"), "participants.tsv", "not UTF-8: read as UTF-16"),
+        (b"\xef\xbb\xbf" + CLEAN.encode("cp1252"), "participants.tsv", "read as Windows-1252"),
+        (f"A study, in 2024\t\t\n\n{CLEAN}", "participants.tsv", "the header is line 3"),
+        (CLEAN + CLEAN.split("\n")[0], "participants.tsv", "lines that repeat the header"),
+        (CLEAN + "\t\t\n", "participants.tsv", None),
+        (CLEAN.replace("sub-01", '="sub-01"'), "participants.tsv", None),
+        (CLEAN.replace("city", "\u00a0city"), "participants.tsv", None),
+        (CLEAN.encode("latin-1"), "participants.tsv", "not UTF-8: read as Windows-1252"),
         (CLEAN.replace("\t", ","), "participants.csv", None),
         (CLEAN.replace("\t", ","), "participants.tsv", "separated by commas, expected tabs"),
         (CLEAN.replace("\t", ";"), "participants.tsv", "separated by semicolons, expected tabs"),
@@ -59,8 +66,13 @@ def test_a_table_is_understood_however_it_was_saved(
         ("id\tage\nsub-01\t3\n", "unreadable table: no column 'participant_id', found 'id', 'age'"),
         (b"PK\x03\x04\0\0\0\0", "unreadable table: not text (a spreadsheet?"),
         (b"\xff\xfeabc", "unreadable table: damaged UTF-16"),
-        ("participant_id\tage\tage\nsub-01\t3\t4\n", "unreadable table: duplicate column 'age'"),
+        ("participant_id\tparticipant_id\nsub-01\t3\n", "unreadable table: duplicate column"),
         ("participant_id\tage\nsub-01 3\nsub-02 4\n", "unreadable table: the header has 2 fields"),
+        (
+            "participant_id\tage\tmmse\nsub-01\t60\t29\nparticipant_id\tmmse\tage\nsub-02\t29\t60\n",
+            "unreadable table: line 3 is a header, too, with other columns than line 1",
+        ),
+        ("version https://git-lfs.github.com/spec/v1\n", "a pointer: the table itself"),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_refused(
@@ -84,9 +96,34 @@ def test_a_quotation_mark_in_a_tab_separated_table_swallows_nothing(tmp_path: Pa
     assert [row.cells["note"] for row in rows] == ['5" tube', "x"]
 
 
-def test_quoted_fields_of_a_csv_may_hold_its_separator(tmp_path: Path) -> None:
-    rows = read(tmp_path, 'participant_id,note\nsub-01,"a, b"\n', "participants.csv").rows
-    assert rows[0].cells["note"] == "a, b"
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_quoted_fields_may_hold_separators_and_lines(separator: str, tmp_path: Path) -> None:
+    lines = (
+        'participant_id,"note\n(free)",age',
+        'sub-01,"one\n\ntwo",60',
+        'sub-02,5" tube,61',
+        'sub-03,"6 feet,62',
+        'sub-04,"a "",b"",\nc",63' if separator == "," else "sub-04,a b c,63",
+    )
+    text = "\n".join(lines) if separator == "," else "\n".join(lines).replace(",", "\t")
+    rows = read(tmp_path, text, "participants.csv").rows
+    assert [row.cells["age"] for row in rows] == ["60", "61", "62", "63"]
+    assert rows[0].cells["note (free)"] == "one two"
+
+
+def test_columns_of_one_name_are_one_where_they_agree(tmp_path: Path) -> None:
+    text = "participant_id\tage\tage \nsub-01\t60\t60\nsub-02\tn/a\t61\nsub-03\t62\t63\n"
+    table = read(tmp_path, text)
+    assert [row.cells["age"] for row in table.rows] == ["60", "61", "n/a"]
+    assert table.notes == (
+        "columns of one name ('age') are read as one, and n/a in 1 cells where they differ",
+    )
+
+
+@pytest.mark.parametrize("word", ["", "N/A", "#NV", "#DIV/0!", "#WERT!", "-", ".", "####"])
+def test_words_for_nothing_are_nothing(word: str) -> None:
+    assert delimited.is_missing(word)
+    assert not delimited.is_missing(f"{word}1")
 
 
 def test_rows_that_repeat_a_key_agree_or_lose_what_differs(tmp_path: Path) -> None:

@@ -42,10 +42,33 @@ def test_ages_with_a_unit_of_their_own_are_converted(tmp_path: Path) -> None:
 
 
 def test_sexes_are_read_as_people_write_them(tmp_path: Path) -> None:
-    cells = ["F", "m", "female", "MALE", "Female", "2", "other", "NaN"]
+    cells = ["F", "m", "female", "MALE", "Weiblich", "2", "other", "NaN"]
     outcome = with_column(tmp_path, "sex", cells)
     assert same(values(outcome, "sex"), ["F", "M", "F", "M", "F", None, None, None])
     assert "sex is 'other' in 1 scans, expected one of F, M: set to n/a" in outcome.notes
+
+
+def test_m_beside_h_may_be_mujer(tmp_path: Path) -> None:
+    outcome = with_column(tmp_path, "sex", ["H", "M", "M"])
+    assert outcome.scans["sex"].isna().all()
+    assert "sex is 'M, or mujer, as others are H' in 2 scans" in outcome.notes
+
+
+@pytest.mark.parametrize("name", ["age_months", "Age [mo]"])
+def test_the_name_of_a_column_says_the_unit_of_its_ages(name: str, tmp_path: Path) -> None:
+    columns = {"age": {"from": [name]}}
+    outcome = with_column(tmp_path, name, ["36", "3 years", "37,5", "n/a"], columns=columns)
+    assert same(values(outcome, "age"), [3, 3, 3.12, None])
+    assert f"'{name}' is read as months: converted to years" in outcome.notes
+    declared = tmp_path / "data/ds/participants.json"
+    declared.write_text(f'{{"{name}": {{"Units": "years"}}}}')
+    outcome = run(tmp_path / "data", tmp_path / "again", columns=columns)
+    assert same(values(outcome, "age"), [36, 3, 37.5, None])
+
+
+def test_ages_that_lie_apart_are_noted(tmp_path: Path) -> None:
+    outcome = with_column(tmp_path, "age", ["24", "25", "26", "27", "28", "99"])
+    assert "age is far from all other values in 1 scans: 99 (1)" in outcome.notes
 
 
 def test_labels_outside_the_declared_values_become_na_and_the_scans_stay(tmp_path: Path) -> None:

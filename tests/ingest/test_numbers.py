@@ -23,6 +23,9 @@ from neurofoundry.ingest import numbers
         ("1,234", None),
         ("1,23,456", None),
         ("1.234.567", None),
+        ("1\u202f234,5", 1234.5),
+        ("1'234'567", 1234567),
+        ("−4", -4),
         ("1e999", None),
         ("abc", None),
         ("", None),
@@ -37,6 +40,14 @@ def test_cells_that_disagree_about_commas_say_nothing() -> None:
     assert numbers.comma(["1,234", "1,5"]) == "decimal"
     assert numbers.comma(["1,234", "1,234.5"]) == "thousands"
     assert numbers.comma(["1,5", "1,234.5"]) is None
+
+
+def test_dots_between_thousands_are_known_by_a_cell_that_can_be_nothing_else() -> None:
+    assert numbers.comma(["1.234,5", "1.198", "987,5"]) == "dots"
+    assert numbers.comma(["1.234.567", "987.500"]) == "dots"
+    assert numbers.comma(["1.234", "2.345"]) is None
+    assert numbers.read("1.234,5", "dots") == 1234.5
+    assert numbers.readings("987,5", "dots") == {987.5}
 
 
 def test_codes_lie_apart_and_long_tails_do_not() -> None:

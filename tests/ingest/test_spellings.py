@@ -85,8 +85,8 @@ def test_rows_that_look_alike_and_disagree_are_not_believed(tmp_path: Path) -> N
     assert "participants.tsv" in out.notes
 
 
-def test_persons_that_differ_in_case_alone_are_noted(tmp_path: Path) -> None:
-    out = run(bids(tmp_path / "data", ["a1", "A1", "b1"]), tmp_path / "out")
+def test_persons_whose_labels_are_nearly_alike_are_noted(tmp_path: Path) -> None:
+    out = run(bids(tmp_path / "data", ["a1", "A-01", "b1"]), tmp_path / "out")
     assert out.scans["person"].nunique() == 3
-    assert "data/sub-A1 and data/sub-a1 differ in case alone" in out.notes
+    assert "data/sub-A-01 and data/sub-a1: the labels are nearly alike, and count as 2" in out.notes
     assert "b1" not in out.notes

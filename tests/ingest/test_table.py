@@ -2,10 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from neurofoundry.errors import DataError, UsageError
 from tests.support.building import DIAGNOSIS, head, run, write_scan
+
+
+def rows(cells: str, images: int = 4) -> str:
+    """Return lines with the path of each image and ``cells`` about it."""
+    return "".join(f"images/{n}.nii.gz\t{cells.format(n)}\n" for n in range(images))
 
 
 def table(folder: Path, text: str, images: int = 4, name: str = "cohort.tsv") -> Path:
@@ -194,6 +200,33 @@ def test_paths_as_windows_writes_them_are_used_and_lead_nowhere_else(tmp_path: P
     outcome = run(table(tmp_path / "data", f"path\tsubject\n{lines}"), tmp_path / "out")
     assert outcome.scans["path"].tolist() == ["images/0.nii.gz", "images/1.nii.gz"]
     assert sum("leads outside" in reason for reason in outcome.excluded.values()) == 2
+
+
+def test_ages_of_a_table_have_the_unit_of_the_line_below_the_header(tmp_path: Path) -> None:
+    data = table(tmp_path / "data", "path\tsubject\tage\n\t\tmonths\n" + rows("{0}\t3{0}"))
+    out = run(data, tmp_path / "out")
+    assert out.scans["age"].tolist() == [2.5, 2.58, 2.67, 2.75]
+    assert "'age' is in months, by the line below the header" in out.notes
+
+
+def test_one_who_may_be_counted_twice_is_noted(tmp_path: Path) -> None:
+    text = "path\tsubject\tsession\n"
+    for number, label in enumerate(["001", "1", "7.0", ""]):
+        text += f"images/{number}.nii.gz\t{label}\t{number}\n"
+    out = run(table(tmp_path / "data", text), tmp_path / "out")
+    assert set(out.scans["subject"]) == {"sub-001", "sub-1", "sub-7", "sub-images-3"}
+    assert "data/sub-001 and data/sub-1: the labels are nearly alike" in out.notes
+    assert "1 lines have no subject" in out.notes
+
+
+def test_rows_about_one_image_or_session_that_disagree_are_told(tmp_path: Path) -> None:
+    text = "path\tsubject\tage\tsite\n" + rows("{0}\t4{0}\tX")
+    text += "images/0.nii.gz\t0\t50\tX\nimages/4.nii.gz\t1\t60\tX\n"
+    out = run(table(tmp_path / "data", text, images=5), tmp_path / "out")
+    assert np.isnan(out.scans["age"].iloc[0])
+    assert out.scans["site"].iloc[0] == "X"
+    assert out.excluded["cohort.tsv, line 6"].endswith("and says otherwise in age: n/a")
+    assert "have different ages or sexes: sub-1 ses-1." in out.notes
 
 
 def test_a_column_that_is_nearly_a_label_is_noted(tmp_path: Path) -> None:
