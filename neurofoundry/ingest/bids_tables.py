@@ -130,7 +130,9 @@ class Tables:
                 for column in used & row.cells.columns.folded.keys():
                     if not delimited.is_missing(value := row.cells.find(column)):
                         said.setdefault((subject, session, column), {})[table.path] = value
-        doubtful = {key for key, values in said.items() if len(set(values.values())) > 1}
+        doubtful = {
+            key for key, values in said.items() if len(set(map(_same, values.values()))) > 1
+        }
         for column in sorted({column for _, _, column in doubtful}):
             keys = [key for key in doubtful if key[2] == column]
             first, *others = sorted({path for key in keys for path in said[key]})
@@ -362,6 +364,11 @@ def participants_file(root: Path) -> Path:
     names = {file.name.casefold(): file for file in reversed(visible(root))}
     found = (names.get(name) for name in ("participants.tsv", "participants.csv"))
     return next(filter(None, found), root / "participants.tsv")
+
+
+def _same(value: str) -> str:
+    """Return what is the same in values that a program or a person spells otherwise: 1 and 1.0."""
+    return value.casefold().removesuffix(".0")
 
 
 def _is_text_table(file: Path) -> bool:

@@ -36,6 +36,9 @@ _ERROR = re.compile(r"#n/?a|#[^\W\d_]+(?:/0)?[!?]|[-–—]+|#{2,}")
 """What a spreadsheet shows where a formula fails, in any language, or a number is too wide."""
 
 
+_UNITS = re.compile(r"[\[(]?(?:units?|einheit(?:en)?|unités?|unidad(?:es)?)[\])]?:?", re.IGNORECASE)
+
+
 class MisnamedColumnError(UnusableError):
     """A table lacks the column that it is read by, and has one that most likely is meant."""
 
@@ -133,7 +136,7 @@ def read(path: Path, *, key: str) -> Table:
     rows, units = _without_units(rows, columns, key)
     rows, twice = _merged(rows, columns)
     if units:
-        more.append(f"the line below the header has no {key}: it is read as units")
+        more.append("the line below the header says units, and is nobody")
     if rows and all(row.problem for row in rows):
         raise BrokenTableError(
             f"unreadable table: the header has {len(columns)} fields, no other line has as many"
@@ -313,9 +316,10 @@ def _without_headers(
 
 
 def _without_units(rows: list[Row], columns: Sequence[str], key: str) -> tuple[list[Row], Cells]:
-    """Take off the line of units, which has no key."""
+    """Take off the line of units, which has no key, or is called so."""
     cells = rows[0].cells if rows else NO_CELLS
-    if is_missing(cells.get(key, key)) and any(map(ages.is_unit, cells.values())):
+    name = cells.get(key, key)
+    if (is_missing(name) or _UNITS.fullmatch(name)) and any(map(ages.is_unit, cells.values())):
         return rows[1:], cells
     return rows, NO_CELLS
 

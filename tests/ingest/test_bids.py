@@ -516,9 +516,9 @@ def test_what_tables_of_one_rank_contradict_is_na(tmp_path: Path) -> None:
         tmp_path / "data" / "ds", 2, "participant_id\tage\tsex\nsub-01\t60\tF\nsub-02\t61\tF\n"
     )
     (ds / "phenotype").mkdir()
-    for name, diagnosis, sex in (("bl", "CN", "F"), ("m12", "AD", "M")):
+    for name, diagnosis, ad, sex in (("bl", "CN", "AD", "F"), ("m12", "AD", "ad", "M")):
         (ds / f"phenotype/{name}.tsv").write_text(
-            f"participant_id\tdiagnosis\tsex\nsub-01\t{diagnosis}\tF\nsub-02\tAD\t{sex}\n"
+            f"participant_id\tdiagnosis\tsex\nsub-01\t{diagnosis}\tF\nsub-02\t{ad}\t{sex}\n"
         )
     (ds / "sub-01/sub-01_sessions.tsv").write_text("session_id\tsex\n1\tM\n")
     outcome = run(tmp_path / "data", tmp_path / "out", columns={"diagnosis": DIAGNOSIS})

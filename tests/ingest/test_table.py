@@ -203,7 +203,7 @@ def test_paths_as_windows_writes_them_are_used_and_lead_nowhere_else(tmp_path: P
 
 
 def test_ages_of_a_table_have_the_unit_of_the_line_below_the_header(tmp_path: Path) -> None:
-    data = table(tmp_path / "data", "path\tsubject\tage\n\t\tmonths\n" + rows("{0}\t3{0}"))
+    data = table(tmp_path / "data", "path\tsubject\tage\nUnits:\t\tmonths\n" + rows("{0}\t3{0}"))
     out = run(data, tmp_path / "out")
     assert out.scans["age"].tolist() == [2.5, 2.58, 2.67, 2.75]
     assert "'age' is in months, by the line below the header" in out.notes
