@@ -39,7 +39,7 @@ from neurofoundry.ingest import contrast, delimited, vocabulary
 from neurofoundry.ingest.bids_tables import People, Tables
 from neurofoundry.ingest.delimited import MisnamedColumnError
 from neurofoundry.ingest.derivatives import derived_entity, why_derivative
-from neurofoundry.ingest.listing import holds_dicom
+from neurofoundry.ingest.listing import holds_dicom, is_visible
 from neurofoundry.ingest.params import Column, Dataset
 from neurofoundry.ingest.scan import (
     Findings,
@@ -134,7 +134,7 @@ class _Reader:
         return self.tables.findings
 
     def read(self) -> None:
-        table = self.tables.participants_file()
+        table = self.tables.participants_file
         folders = [(_name(folder), folder) for folder in self._subjects()]
         subjects = list(dict(folders))
         try:
@@ -282,7 +282,8 @@ class _Reader:
         anat = session.folder / "anat"
         session = replace(session, sidecars=[*session.sidecars, *self._sidecars(anat)])
         scans: list[Scan] = []
-        for file in _files(anat):
+        files = _files(anat)
+        for file in files:
             if not file.name.lower().endswith((*IMAGE, *OTHER_FORMATS)):
                 continue
             row = rows.get(f"anat/{_name(file)}")
@@ -291,7 +292,7 @@ class _Reader:
                 self._exclude(file, scan)
             else:
                 scans.append(scan)
-        self._note_unmet(rows, session)
+        self._note_unmet(rows, files, session)
         several = Counter(scan.contrast for scan in scans)
         self.findings.scans += [
             replace(scan, rank=_with_edge(scan.rank, scan.file))
@@ -300,9 +301,11 @@ class _Reader:
             for scan in scans
         ]
 
-    def _note_unmet(self, rows: Mapping[str, delimited.Row], session: _Session) -> None:
-        """Record rows of a scans.tsv that name no image."""
-        images = {f"anat/{_name(file)}" for file in _files(session.folder / "anat")}
+    def _note_unmet(
+        self, rows: Mapping[str, delimited.Row], files: Sequence[Path], session: _Session
+    ) -> None:
+        """Record rows of a scans.tsv that name none of the ``files`` of its session."""
+        images = {f"anat/{_name(file)}" for file in files}
         unmet = [name for name in rows if _suffix(name) in self.contrasts and name not in images]
         if unmet:
             self._note(
@@ -486,4 +489,4 @@ def _files(folder: Path) -> list[Path]:
     """Return visible files, links included, in a fixed order."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if not file.name.startswith((".", "~$")))
+    return sorted(filter(is_visible, folder.iterdir()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,22 @@ class Tables:
         age = self.columns.get("age")
         return {source.casefold() for source in age.from_} if age else set()
 
+    @cached_property
     def participants_file(self) -> Path:
-        """Return participants.tsv, or what stands in its place."""
+        """What `participants_file` finds, which lists the root: once, not for every session."""
         return participants_file(self.root)
 
     def participants(self, subjects: Sequence[str]) -> People:
         """Return what participants.tsv says. Raises UnusableError where it cannot be read."""
-        return self._people(self.participants_file(), subjects)
+        return self._people(self.participants_file, subjects)
 
     def others(self, subjects: Sequence[str]) -> list[People]:
         """Return what phenotype/*.tsv says, and sessions.tsv at the root; the latter last."""
         phenotype = visible(self.root / "phenotype")
-        found = self._others([file for file in phenotype if _is_text_table(file)], subjects)
+        found = self._others([file for file in phenotype if delimited.is_table(file)], subjects)
         self._drop_contradictions(found)
         for file in phenotype:
-            if not _is_text_table(file) and file.suffix != ".json":
+            if not delimited.is_table(file) and file.suffix != ".json":
                 self.note(file, "not read: expected a .tsv or .csv. Save it as one")
         return found + self._others([self.root / "sessions.tsv"], subjects)
 
@@ -182,7 +184,7 @@ class Tables:
         aged = {name for row in rows for name in self._aged(row)}
         if aged and not any(self._aged(row) for row in own if row):
             self.note(
-                self.participants_file(),
+                self.participants_file,
                 "the age of a subject is used for the first session alone: later ones need a row "
                 "in sessions.tsv, or are n/a",
             )
@@ -369,10 +371,6 @@ def participants_file(root: Path) -> Path:
 def _same(value: str) -> str:
     """Return what is the same in values that a program or a person spells otherwise: 1 and 1.0."""
     return value.casefold().removesuffix(".0")
-
-
-def _is_text_table(file: Path) -> bool:
-    return file.suffix.casefold() in (".tsv", ".csv")
 
 
 def _is_there(path: Path) -> bool:

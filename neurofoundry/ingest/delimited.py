@@ -29,14 +29,11 @@ _MEMORY = 10
 """Bytes of memory that a byte of a table takes: 5 to 10 were measured for 1,000 columns."""
 _EXPECTED = {".tsv": "\t", ".csv": ","}
 """The separator that the name of a file promises."""
-
-
 _NOTHING = {"", "n/a", "na", "nan", "null", "none", ".", "?", "#nv", "#n/d", "#nd"}
 _ERROR = re.compile(r"#n/?a|#[^\W\d_]+(?:/0)?[!?]|[-–—]+|#{2,}")
 """What a spreadsheet shows where a formula fails, in any language, or a number is too wide."""
-
-
 _UNITS = re.compile(r"[\[(]?(?:units?|einheit(?:en)?|unités?|unidad(?:es)?)[\])]?:?", re.IGNORECASE)
+"""What a line of units is called."""
 
 
 class MisnamedColumnError(UnusableError):
@@ -142,6 +139,11 @@ def read(path: Path, *, key: str) -> Table:
             f"unreadable table: the header has {len(columns)} fields, no other line has as many"
         )
     return Table(_told_apart(columns), tuple(rows), (*notes, *more, *twice), units)
+
+
+def is_table(file: Path) -> bool:
+    """Return whether the name of a file says that it is a text table."""
+    return file.suffix.casefold() in _EXPECTED
 
 
 def _check_size(size: int) -> None:

@@ -72,7 +72,7 @@ def read(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         series = reader.series(skip)
-    reader.note_unmatched(labels, series)
+    reader.note_unmatched(table, labels, series)
     out.mkdir(exist_ok=True)
     findings.scans += reader.convert(reader.candidates(series, labels, out))
 
@@ -102,13 +102,14 @@ class _Reader:
             self.findings.note(self.dataset.name, table, note)
         return {f"sub-{pseudonym(self.key, label)}": row for label, row in rows.items()} | rows
 
-    def note_unmatched(self, labels: dict[str, delimited.Row], all_series: list[Series]) -> None:
+    def note_unmatched(
+        self, table: Path, labels: dict[str, delimited.Row], all_series: list[Series]
+    ) -> None:
         """Record how many rows meet no patient, and patients no row, without saying whose."""
         subjects = {series.header.subject for series in all_series} - {""}
         rows = {id(row): row for row in labels.values()}
         met = {id(labels[subject]) for subject in subjects & labels.keys()}
         name, without = self.dataset.name, len(subjects - labels.keys())
-        table = participants_file(self.root)
         if unmet := len(rows.keys() - met):
             self.findings.note(
                 name,

@@ -34,11 +34,16 @@ def files(folder: Path, *, skip: set[Path], closed: list[Path]) -> Iterator[Path
                 yield Path(parent, name)
 
 
+def is_visible(file: Path) -> bool:
+    """Return whether neither systems nor spreadsheets hide a file of this name."""
+    return not file.name.startswith((".", "~$"))
+
+
 def visible(folder: Path) -> list[Path]:
-    """Return what lies in a folder, but for what systems and spreadsheets hide there; nothing where
-    it cannot be opened, or goes while it is searched."""
+    """Return what is visible in a folder; nothing where it cannot be opened, or goes while it is
+    searched."""
     try:
-        return sorted(file for file in folder.iterdir() if not file.name.startswith((".", "~$")))
+        return sorted(filter(is_visible, folder.iterdir()))
     except (PermissionError, FileNotFoundError, NotADirectoryError):
         return []
 

@@ -85,7 +85,7 @@ def meant_as(folder: Path) -> list[tuple[Path, str]]:
 def _candidates(folder: Path) -> Iterator[tuple[Path, UnusableError | None]]:
     """Yield the text tables in ``folder``, and why each cannot be read."""
     for file in visible(folder):
-        if file.suffix.casefold() not in (".tsv", ".csv"):
+        if not delimited.is_table(file):
             continue
         try:
             delimited.read(file, key="path")
